@@ -1,0 +1,139 @@
+"""What the service answers: a job, its measurements, its files."""
+
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.contract.recipe import Recipe
+
+
+class State(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Stage(StrEnum):
+    """The stages of a job, in the order in which they run."""
+
+    INSPECT = "inspect"
+    CALIBRATE = "calibrate"
+    PLAN = "plan"
+    COMPRESS = "compress"
+    EVALUATE = "evaluate"
+    PACKAGE = "package"
+    VERIFY = "verify"
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Source(Answer):
+    """The model as it was found when the job was posted."""
+
+    reference: str = Field(description="as posted")
+    revision: str | None = Field(None, description="commit of a hub model; null for a local one")
+    model_type: str
+    parameters: int = Field(description="stored parameters, each distinct tensor counted once")
+
+
+class Metrics(Answer):
+    """One model, measured."""
+
+    parameters: int = Field(description="stored parameters, each distinct tensor counted once")
+    bytes: int = Field(description="bytes of those tensors")
+    perplexity: dict[str, float] = Field(description="per evaluation dataset")
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    sample: str = Field(description="a greedy continuation of a fixed prompt")
+
+
+class Comparison(Answer):
+    before: Metrics
+    after: Metrics
+
+
+class Failure(Answer):
+    code: str = Field(description="stable, lower_case")
+    message: str
+    stage: Stage | None = None
+    retryable: bool = Field(description="whether posting the same recipe again can help")
+    attempt: int
+
+
+class Resumed(Answer):
+    """Where an attempt went on from the durable results of the ones before it."""
+
+    stage: Stage
+    block: int | None = Field(None, description="first block that still had to be computed, inside `compress`")
+
+
+class Attempt(Answer):
+    number: int
+    worker: str
+    started_at: datetime
+    ended_at: datetime | None = None
+    outcome: str | None = Field(None, description="succeeded, failed, lost, released or cancelled")
+    resumed: Resumed | None = None
+
+
+class Timestamps(Answer):
+    """When the job last entered each state; null where it never did."""
+
+    queued: datetime
+    running: datetime | None = None
+    cancelling: datetime | None = None
+    succeeded: datetime | None = None
+    failed: datetime | None = None
+    cancelled: datetime | None = None
+
+
+class Job(Answer):
+    id: str
+    state: State
+    stage: Stage | None = None
+    progress: float = Field(0.0, ge=0, le=1, description="of the whole job")
+    detail: str | None = Field(None, description="what the stage is doing, such as 'block 12 of 30'")
+    seconds_left: float | None = Field(None, description="an estimate, from the pace so far")
+    attempt: int = Field(description="0 while no worker has claimed the job")
+    attempts: tuple[Attempt, ...] = ()
+    timestamps: Timestamps
+    recipe: Recipe
+    source: Source
+    achieved_ratio: float | None = None
+    metrics: Comparison | None = None
+    error: Failure | None = None
+    links: dict[str, str]
+
+
+class JobPage(Answer):
+    jobs: tuple[Job, ...]
+    next: str | None = Field(None, description="send as ?after= for the next page; null on the last one")
+
+
+class Artifact(Answer):
+    name: str
+    bytes: int
+    sha256: str
+    media_type: str
+    href: str
+
+
+class ArtifactList(Answer):
+    artifacts: tuple[Artifact, ...]
+
+
+class Problem(BaseModel):
+    """A problem document (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str | None = None
+    errors: list[dict[str, str]] | None = Field(None, description="one entry a field: 'field' and 'message'")

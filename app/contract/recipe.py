@@ -1,0 +1,88 @@
+"""The recipe of a job: what a client asks for, as it travels over the wire and lies in the database."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+Method = Literal["kronecker", "svd"]
+
+HUB_MODEL = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?$")
+LOCAL_NAME = re.compile(r"^local:[^/].*$")
+DATASET = re.compile(r"^(builtin:[\w-]+|local:[^/].*|hub:[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.-]+){1,2})$")
+
+
+def check_model(reference: str) -> str:
+    if HUB_MODEL.match(reference) or LOCAL_NAME.match(reference):
+        return reference
+    raise ValueError("send 'org/name', 'org/name@revision' or 'local:NAME'")
+
+
+def check_dataset(reference: str) -> str:
+    if DATASET.match(reference):
+        return reference
+    raise ValueError("send 'builtin:NAME', 'local:NAME' or 'hub:org/name/config/split'")
+
+
+Dataset = Annotated[str, AfterValidator(check_dataset)]
+
+
+class Options(BaseModel):
+    """Unknown fields are refused: a misspelt option must not be ignored in silence."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Calibration(Options):
+    """Text on which the original's activations are measured."""
+
+    dataset: Dataset = Field("builtin:python-docs", description="where the text comes from")
+    sequences: int = Field(32, ge=1, le=4096, description="number of sequences")
+    length: int = Field(1024, ge=16, le=32768, description="tokens per sequence")
+
+
+class Evaluation(Options):
+    """Text on which original and result are compared; never text of the calibration."""
+
+    datasets: tuple[Dataset, ...] = Field(("builtin:python-docs-test",), min_length=1, max_length=8)
+    window: int = Field(1024, ge=16, le=32768, description="tokens per window; windows do not overlap")
+    max_tokens: int = Field(20_480, ge=16, le=10_000_000, description="at most this many tokens of each dataset")
+
+
+class Recipe(Options):
+    """The body of `POST /jobs`. Only `model` and `target_ratio` are required."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={"examples": [{"model": "local:smollm2-135m-instruct.gguf", "target_ratio": 1.31}]},
+    )
+
+    model: Annotated[str, AfterValidator(check_model)] = Field(
+        description="'org/name[@revision]' on the hub, or 'local:NAME' under MODELPRESS_MODEL_ROOTS"
+    )
+    target_ratio: float = Field(
+        description="stored parameters before / after, each distinct tensor counted once; 1.5 means 1.5 times smaller",
+        allow_inf_nan=False,
+    )
+    method: Method = Field("kronecker", description="how the weights are made smaller")
+    calibration: Calibration = Calibration()
+    evaluation: Evaluation = Evaluation()
+    seed: int = Field(0, ge=0, lt=2**63)
+    metadata: dict[str, str] = Field(default_factory=dict, max_length=16, description="yours; kept and returned as sent")
+
+    @field_validator("target_ratio")
+    @classmethod
+    def check_ratio(cls, ratio: float) -> float:
+        if ratio > 1:
+            return ratio
+        hint = f"send {1 / ratio:.3g}" if 0 < ratio < 1 else "send a number above 1, such as 1.5"
+        raise ValueError(f"must be above 1, since it is stored parameters before / after; {hint}")
+
+    @field_validator("metadata")
+    @classmethod
+    def check_metadata(cls, metadata: dict[str, str]) -> dict[str, str]:
+        for key, value in metadata.items():
+            if len(key) > 64 or len(value) > 512:
+                raise ValueError("keys are at most 64 characters long, values 512")
+        return metadata
