@@ -1,0 +1,69 @@
+"""Every setting of the service, read once from the environment into a frozen object.
+
+Nothing else reads the environment. Each field is MODELPRESS_<FIELD> in capitals; lists of directories are separated by
+`:` as in PATH. Secrets are `SecretStr`, so that no log, repr or traceback shows them.
+"""
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def split_paths(value: Any) -> Any:
+    return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+
+def absolute(paths: tuple[Path, ...]) -> tuple[Path, ...]:
+    return tuple(path.expanduser().resolve() for path in paths)
+
+
+Roots = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split_paths), AfterValidator(absolute)]
+Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="MODELPRESS_", frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    data_dir: Directory = Field(Path(".modelpress"), validate_default=True, description="everything the service writes")
+    database_url: SecretStr | None = Field(None, description="postgresql://…; unset: an embedded PostgreSQL is started")
+    redis_url: SecretStr | None = Field(None, description="redis://… or rediss://…; unset: an embedded Valkey is started")
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+
+    model_roots: Roots = Field((), description="directories that `local:` models may lie under")
+    data_roots: Roots = Field((), description="directories that `local:` text may lie under")
+    hub_endpoint: str = Field("https://huggingface.co", description="model hub, or a mirror of it")
+    hub_token: SecretStr | None = Field(None, description="for gated and private models; never stored with a job")
+    hub_enabled: bool = Field(True, description="false: only local models and text")
+
+    queue: str = Field("modelpress", description="name of the Celery queue that this API rings and this worker hears")
+    lease_seconds: float = Field(30.0, gt=0, description="a worker silent for this long has lost its job")
+    max_attempts: int = Field(3, ge=1, description="claims of one job before it fails as worker_lost")
+    retry_delay_seconds: float = Field(5.0, ge=0, description="wait before a lost job is tried again, doubled each time")
+    ring_again_seconds: float = Field(15.0, gt=0, description="a queued job that nobody claimed is rung again after this")
+    sweep_seconds: float = Field(5.0, gt=0, description="pause between two rounds of the sweeper")
+    stop_grace_seconds: float = Field(5.0, ge=0, description="from SIGTERM to SIGKILL for a computing child")
+    job_timeout_seconds: float = Field(24 * 3600.0, gt=0, description="an attempt that computes for longer is failed")
+    keep_work_seconds: float = Field(24 * 3600.0, ge=0, description="age at which work files of ended jobs are deleted")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    threads: int | None = Field(None, ge=1, description="CPU threads of the computing child; unset: all cores")
+
+    @cached_property
+    def artifacts_dir(self) -> Path:
+        """Finished checkpoints, served to clients."""
+        return self.data_dir / "artifacts"
+
+    @cached_property
+    def work_dir(self) -> Path:
+        """Durable results of the stages of running jobs."""
+        return self.data_dir / "work"
+
+    @cached_property
+    def sources_dir(self) -> Path:
+        """Models and text fetched from the hub."""
+        return self.data_dir / "sources"
