@@ -1,0 +1,77 @@
+"""Rings the workers: one Celery message that carries a job id and nothing else.
+
+The message is only a hint. It may be lost, doubled or late: a worker claims the job in Postgres or drops the message, and
+the sweeper rings again for a job that nobody claimed.
+"""
+
+import logging
+from typing import Any, Protocol
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from pydantic import SecretStr
+
+from app.settings import Settings
+
+TASK = "modelpress.run_job"
+VISIBILITY_TIMEOUT_SECONDS = 7 * 24 * 3600
+SOCKET_TIMEOUT_SECONDS = 5
+
+log = logging.getLogger(__name__)
+
+
+class Rings(Protocol):
+    def ring(self, job_id: str) -> bool: ...
+
+
+class Doorbell:
+    """The sending side of the queue."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.queue = settings.queue
+        self.celery = make_celery(settings)
+
+    def ring(self, job_id: str) -> bool:
+        """Returns False when the broker does not answer; that loses nothing but time."""
+        try:
+            self.celery.send_task(TASK, args=(job_id,), queue=self.queue, retry=False)
+        except OperationalError:
+            log.warning("doorbell_not_rung", extra={"job_id": job_id})
+            return False
+        return True
+
+
+def make_celery(settings: Settings) -> Celery:
+    """Celery as doorbell and process shell: JSON only, no results, late acknowledgement, one message at a time.
+
+    The visibility timeout lies far above any job, since a redelivered message would find nothing to claim anyway;
+    recovery comes from the lease in the database.
+    """
+    assert isinstance(settings.redis_url, SecretStr)  # noqa: S101 - filled in by the embedded servers at the latest
+    celery = Celery("modelpress", broker=settings.redis_url.get_secret_value(), set_as_current=False)
+    celery.conf.update(celery_options(settings))
+    return celery
+
+
+def celery_options(settings: Settings) -> dict[str, Any]:
+    return {
+        "task_default_queue": settings.queue,
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "task_ignore_result": True,
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": False,
+        "worker_prefetch_multiplier": 1,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+        "worker_soft_shutdown_timeout": settings.stop_grace_seconds + 5,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_timeout": SOCKET_TIMEOUT_SECONDS,
+        "visibility_timeout": VISIBILITY_TIMEOUT_SECONDS,
+        "redis_socket_connect_timeout": SOCKET_TIMEOUT_SECONDS,
+        "broker_transport_options": {
+            "visibility_timeout": VISIBILITY_TIMEOUT_SECONDS,
+            "socket_connect_timeout": SOCKET_TIMEOUT_SECONDS,
+        },
+    }

@@ -1,0 +1,66 @@
+"""The tables, as objects. Every statement on them is in `store.py`."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, DateTime, ForeignKey, Text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    type_annotation_map = {str: Text, datetime: DateTime(timezone=True), dict[str, Any]: JSONB}  # noqa: RUF012
+
+
+class JobRow(Base):
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    stage: Mapped[str | None]
+    progress: Mapped[float]
+    detail: Mapped[str | None]
+    seconds_left: Mapped[float | None]
+    attempt: Mapped[int]
+    """Number of the newest claim. It fences: a worker's statements carry the number it claimed with."""
+    attempts_left: Mapped[int]
+    worker: Mapped[str | None]
+    version: Mapped[int]
+    lease_until: Mapped[datetime | None]
+    run_after: Mapped[datetime]
+    rung_at: Mapped[datetime]
+    recipe: Mapped[dict[str, Any]]
+    source: Mapped[dict[str, Any]]
+    achieved_ratio: Mapped[float | None]
+    metrics: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    created_at: Mapped[datetime]
+    queued_at: Mapped[datetime]
+    running_at: Mapped[datetime | None]
+    cancelling_at: Mapped[datetime | None]
+    succeeded_at: Mapped[datetime | None]
+    failed_at: Mapped[datetime | None]
+    cancelled_at: Mapped[datetime | None]
+
+
+class AttemptRow(Base):
+    __tablename__ = "attempts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    worker: Mapped[str]
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None]
+    resumed: Mapped[dict[str, Any] | None]
+
+
+class ArtifactRow(Base):
+    __tablename__ = "artifacts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    attempt: Mapped[int]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str]
+    media_type: Mapped[str]

@@ -1,0 +1,195 @@
+"""What can be done with a job from outside: submit, look, cancel.
+
+Each method commits before it returns, so an answer that a client has seen is never lost.
+"""
+
+import base64
+import binascii
+import logging
+import secrets
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from workers.compression.architectures import Inventory
+
+from app.contract.job import Attempt, Comparison, Failure, Job, JobPage, Resumed, Source, Stage, State, Timestamps
+from app.contract.recipe import Recipe
+from app.db import Sessions
+from app.errors import JobEnded, JobNotFound, RatioOutOfRange, Refused
+from app.jobs import store
+from app.jobs.doorbell import Rings
+from app.jobs.models import AttemptRow, JobRow
+from app.jobs.states import ENDED
+from app.settings import Settings
+from app.sources.models import ModelSources
+from app.sources.text import TextSources
+from app.storage import StoredFile
+from workers.compression.accounting import feasible_range
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StoredArtifact:
+    """A file of a job's result, and the attempt under whose name it is stored."""
+
+    file: StoredFile
+    attempt: int
+
+
+class JobService:
+    def __init__(
+        self, settings: Settings, sessions: Sessions, models: ModelSources, texts: TextSources, doorbell: Rings
+    ) -> None:
+        self.settings = settings
+        self.sessions = sessions
+        self.models = models
+        self.texts = texts
+        self.doorbell = doorbell
+
+    def submit(self, recipe: Recipe) -> Job:
+        """Check all that can be checked without opening a weight, keep the job, ring.
+
+        Raises:
+            Refused: the recipe is wrong; the error names the field. Nothing was kept.
+            HubUnavailable: the hub could not be asked.
+        """
+        self.check_texts(recipe)
+        model = self.models.resolve(recipe.model)
+        check_ratio(recipe, model.inventory)
+        source = Source(
+            reference=recipe.model,
+            revision=model.revision,
+            model_type=model.inventory.model_type,
+            parameters=model.inventory.total_parameters,
+        )
+        job_id = f"job_{secrets.token_hex(12)}"
+        with self.sessions.begin() as session:
+            store.submit(session, job_id, recipe, source, self.settings.max_attempts)
+        log.info("job_submitted", extra={"job_id": job_id})
+        self.doorbell.ring(job_id)
+        return self.get(job_id)
+
+    def get(self, job_id: str) -> Job:
+        with self.sessions() as session:
+            row = store.get(session, job_id)
+            if row is None:
+                raise JobNotFound(f"no job has the id {job_id!r}")
+            return as_job(row, store.attempts(session, [job_id]))
+
+    def page(self, after: str | None, limit: int, state: State | None) -> JobPage:
+        """Newest first. `after` is the `next` of the page before."""
+        start = None if after is None else read_cursor(after)
+        with self.sessions() as session:
+            rows = store.page(session, start, limit + 1, state)
+            shown = rows[:limit]
+            attempts = defaultdict(list)
+            for attempt in store.attempts(session, [row.id for row in shown]):
+                attempts[attempt.job_id].append(attempt)
+        return JobPage(
+            jobs=tuple(as_job(row, attempts[row.id]) for row in shown),
+            next=write_cursor(shown[-1]) if len(rows) > limit else None,
+        )
+
+    def cancel(self, job_id: str) -> Job:
+        """Idempotent: cancelling a cancelled job answers as the first time.
+
+        Raises:
+            JobNotFound: there is no such job.
+            JobEnded: it has succeeded or failed.
+        """
+        with self.sessions.begin() as session:
+            state = store.cancel(session, job_id)
+        job = self.get(job_id)
+        if state is None and job.state in ENDED:
+            raise JobEnded(f"the job has {job.state}, so there is nothing left to cancel")
+        return job
+
+    def artifacts(self, job_id: str) -> tuple[StoredArtifact, ...]:
+        """The files of the result; none while the job has not succeeded."""
+        with self.sessions() as session:
+            if store.get(session, job_id) is None:
+                raise JobNotFound(f"no job has the id {job_id!r}")
+            return tuple(
+                StoredArtifact(StoredFile(row.name, row.bytes, row.sha256, row.media_type), row.attempt)
+                for row in store.artifacts(session, job_id)
+            )
+
+    def check_texts(self, recipe: Recipe) -> None:
+        self.texts.check(recipe.calibration.dataset, "calibration.dataset")
+        for index, dataset in enumerate(recipe.evaluation.datasets):
+            field = f"evaluation.datasets.{index}"
+            if dataset == recipe.calibration.dataset:
+                raise Refused(field, f"{dataset!r} is also the text of the calibration; evaluate on other text")
+            self.texts.check(dataset, field)
+
+
+def check_ratio(recipe: Recipe, inventory: Inventory) -> None:
+    feasible = feasible_range(inventory, recipe.method)
+    if not feasible.lowest <= recipe.target_ratio <= feasible.highest:
+        raise RatioOutOfRange(
+            "target_ratio",
+            f"{recipe.target_ratio:g} cannot be reached for {recipe.model} with method {recipe.method!r}; "
+            f"send a number from {feasible.lowest:.3f} to {feasible.highest:.3f}",
+        )
+
+
+def as_job(row: JobRow, attempts: Sequence[AttemptRow]) -> Job:
+    here = f"/jobs/{row.id}"
+    links = {"self": here}
+    if row.state == State.SUCCEEDED:
+        links |= {"artifacts": f"{here}/artifacts", "checkpoint": f"{here}/checkpoint"}
+    elif row.state not in ENDED:
+        links |= {"cancel": f"{here}/cancel"}
+    return Job(
+        id=row.id,
+        state=State(row.state),
+        stage=None if row.stage is None else Stage(row.stage),
+        progress=row.progress,
+        detail=row.detail,
+        seconds_left=row.seconds_left,
+        attempt=row.attempt,
+        attempts=tuple(as_attempt(attempt) for attempt in attempts),
+        timestamps=Timestamps(
+            queued=row.queued_at,
+            running=row.running_at,
+            cancelling=row.cancelling_at,
+            succeeded=row.succeeded_at,
+            failed=row.failed_at,
+            cancelled=row.cancelled_at,
+        ),
+        recipe=Recipe.model_validate(row.recipe),
+        source=Source.model_validate(row.source),
+        achieved_ratio=row.achieved_ratio,
+        metrics=None if row.metrics is None else Comparison.model_validate(row.metrics),
+        error=None if row.error is None else Failure.model_validate(row.error),
+        links=links,
+    )
+
+
+def as_attempt(row: AttemptRow) -> Attempt:
+    return Attempt(
+        number=row.number,
+        worker=row.worker,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        outcome=row.outcome,
+        resumed=None if row.resumed is None else Resumed.model_validate(row.resumed),
+    )
+
+
+def write_cursor(row: JobRow) -> str:
+    return base64.urlsafe_b64encode(f"{row.created_at.isoformat()} {row.id}".encode()).decode()
+
+
+def read_cursor(cursor: str) -> tuple[datetime, str]:
+    try:
+        moment, job_id = base64.urlsafe_b64decode(cursor.encode()).decode().split(" ")
+        created_at = datetime.fromisoformat(moment)
+    except (ValueError, binascii.Error):
+        raise Refused("after", "send the 'next' of an earlier page, unchanged") from None
+    if created_at.tzinfo is None or "\0" in job_id:
+        raise Refused("after", "send the 'next' of an earlier page, unchanged")
+    return created_at, job_id

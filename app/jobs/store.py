@@ -1,0 +1,348 @@
+"""Every statement on jobs, attempts and artifacts.
+
+Each function takes a session and never commits: the caller owns the transaction. Each move of a job is one conditional
+UPDATE whose condition comes from the table in `states.py`; a worker's statement also names the attempt it claimed, so a
+worker that has lost its lease changes nothing. Only the database's clock counts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Interval, cast, func, literal, select, tuple_, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app.contract.job import Comparison, Failure, Resumed, Source, Stage, State
+from app.contract.recipe import Recipe
+from app.jobs.models import ArtifactRow, AttemptRow, JobRow
+from app.jobs.states import ENDED, LEASED, Event, destination, origins
+from app.storage import StoredFile
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to compute a job, until the lease ends."""
+
+    job_id: str
+    attempt: int
+    recipe: Recipe
+    source: Source
+
+
+@dataclass(frozen=True)
+class Progress:
+    stage: Stage
+    fraction: float
+    detail: str | None = None
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
+class Reaped:
+    job_id: str
+    state: State
+
+
+def clock() -> ColumnElement[datetime]:
+    """The database's clock; unlike now() it does not stand still inside a transaction."""
+    return func.clock_timestamp()
+
+
+def seconds(count: float) -> ColumnElement[Any]:
+    return cast(literal(f"{count} seconds"), Interval)
+
+
+def submit(session: Session, job_id: str, recipe: Recipe, source: Source, max_attempts: int) -> None:
+    session.execute(
+        insert(JobRow).values(
+            id=job_id,
+            state=State.QUEUED,
+            progress=0.0,
+            attempt=0,
+            attempts_left=max_attempts,
+            version=1,
+            run_after=clock(),
+            rung_at=clock(),
+            recipe=recipe.model_dump(mode="json"),
+            source=source.model_dump(mode="json"),
+            created_at=clock(),
+            queued_at=clock(),
+        )
+    )
+
+
+def get(session: Session, job_id: str) -> JobRow | None:
+    return session.get(JobRow, job_id)
+
+
+def page(session: Session, after: tuple[datetime, str] | None, limit: int, state: State | None) -> Sequence[JobRow]:
+    """Newest first, starting behind the job with this creation time and id."""
+    query = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit)
+    if after is not None:
+        query = query.where(tuple_(JobRow.created_at, JobRow.id) < tuple_(*map(literal, after)))
+    if state is not None:
+        query = query.where(JobRow.state == state)
+    return session.scalars(query).all()
+
+
+def attempts(session: Session, job_ids: Sequence[str]) -> Sequence[AttemptRow]:
+    query = select(AttemptRow).where(AttemptRow.job_id.in_(job_ids)).order_by(AttemptRow.job_id, AttemptRow.number)
+    return session.scalars(query).all()
+
+
+def artifacts(session: Session, job_id: str) -> Sequence[ArtifactRow]:
+    return session.scalars(select(ArtifactRow).where(ArtifactRow.job_id == job_id).order_by(ArtifactRow.name)).all()
+
+
+def claim(session: Session, job_id: str, worker: str, lease_seconds: float) -> Claim | None:
+    """Take a queued job that is due. Of any number of claimants exactly one gets it."""
+    row = session.execute(
+        moved(Event.CLAIM, job_id)
+        .where(JobRow.run_after <= clock())
+        .values(
+            state=State.RUNNING,
+            running_at=clock(),
+            attempt=JobRow.attempt + 1,
+            attempts_left=JobRow.attempts_left - 1,
+            worker=worker,
+            lease_until=clock() + seconds(lease_seconds),
+        )
+        .returning(JobRow.attempt, JobRow.recipe, JobRow.source)
+    ).one_or_none()
+    if row is None:
+        return None
+    session.execute(insert(AttemptRow).values(job_id=job_id, number=row.attempt, worker=worker, started_at=clock()))
+    return Claim(job_id, row.attempt, Recipe.model_validate(row.recipe), Source.model_validate(row.source))
+
+
+def beat(
+    session: Session, job_id: str, attempt: int, lease_seconds: float, progress: Progress | None = None
+) -> State | None:
+    """Renew the lease and report progress.
+
+    Returns the job's state, `cancelling` when the worker has to stop, or None when the lease is lost and the worker has
+    to stop without another word.
+    """
+    statement = (
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.attempt == attempt, JobRow.state.in_(LEASED))
+        .values(lease_until=clock() + seconds(lease_seconds))
+        .returning(JobRow.state)
+    )
+    if progress is not None:
+        statement = statement.values(
+            stage=progress.stage,
+            progress=progress.fraction,
+            detail=progress.detail,
+            seconds_left=progress.seconds_left,
+            version=JobRow.version + 1,
+        )
+    state = session.execute(statement).scalar_one_or_none()
+    return None if state is None else State(state)
+
+
+def note_resumed(session: Session, job_id: str, attempt: int, resumed: Resumed) -> None:
+    session.execute(
+        update(AttemptRow)
+        .where(AttemptRow.job_id == job_id, AttemptRow.number == attempt, AttemptRow.ended_at.is_(None))
+        .values(resumed=resumed.model_dump(mode="json"))
+    )
+
+
+def finish(
+    session: Session,
+    job_id: str,
+    attempt: int,
+    achieved_ratio: float,
+    metrics: Comparison,
+    files: Sequence[StoredFile],
+) -> bool:
+    """Make the result of this attempt the job's result. False when the attempt no longer holds the job."""
+    done = settle(
+        session,
+        Event.SUCCEED,
+        job_id,
+        attempt,
+        "succeeded",
+        progress=1.0,
+        detail=None,
+        seconds_left=None,
+        achieved_ratio=achieved_ratio,
+        metrics=metrics.model_dump(mode="json"),
+    )
+    if done:
+        rows = [
+            {
+                "job_id": job_id,
+                "attempt": attempt,
+                "name": file.name,
+                "bytes": file.bytes,
+                "sha256": file.sha256,
+                "media_type": file.media_type,
+            }
+            for file in files
+        ]
+        session.execute(insert(ArtifactRow), rows)
+    return done
+
+
+def fail(session: Session, job_id: str, attempt: int, failure: Failure) -> bool:
+    return settle(
+        session, Event.FAIL, job_id, attempt, "failed", seconds_left=None, error=failure.model_dump(mode="json")
+    )
+
+
+def retry_or_fail(session: Session, job_id: str, attempt: int, failure: Failure, delay_seconds: float) -> bool:
+    """After a passing fault: queue the job again while attempts are left, otherwise fail it."""
+    retried = settle(
+        session,
+        Event.RETRY,
+        job_id,
+        attempt,
+        "lost",
+        JobRow.attempts_left > 0,
+        run_after=clock() + seconds(delay_seconds),
+        seconds_left=None,
+    )
+    return retried or fail(session, job_id, attempt, failure)
+
+
+def release(session: Session, job_id: str, attempt: int) -> bool:
+    """Hand the job back unharmed; the attempt is not counted against it."""
+    return settle(
+        session,
+        Event.RELEASE,
+        job_id,
+        attempt,
+        "released",
+        attempts_left=JobRow.attempts_left + 1,
+        run_after=clock(),
+        seconds_left=None,
+    )
+
+
+def stop(session: Session, job_id: str, attempt: int) -> bool:
+    """The computation of a job that is being cancelled has ended."""
+    return settle(session, Event.STOP, job_id, attempt, "cancelled", seconds_left=None)
+
+
+def cancel(session: Session, job_id: str) -> State | None:
+    """Cancel a job that waits, or ask for the end of one that runs.
+
+    Returns the state that the job now has, or None when it does not exist or has ended otherwise.
+    """
+    waiting = session.execute(
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.state == State.QUEUED)
+        .values(state=State.CANCELLED, cancelled_at=clock(), version=JobRow.version + 1)
+        .returning(JobRow.state)
+    ).scalar_one_or_none()
+    if waiting is not None:
+        return State.CANCELLED
+    leased = session.execute(
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.state == State.RUNNING)
+        .values(state=State.CANCELLING, cancelling_at=clock(), version=JobRow.version + 1)
+        .returning(JobRow.state)
+    ).scalar_one_or_none()
+    if leased is not None:
+        return State.CANCELLING
+    state = session.scalar(select(JobRow.state).where(JobRow.id == job_id))
+    return State(state) if state in (State.CANCELLING, State.CANCELLED) else None
+
+
+def reap(session: Session, retry_delay_seconds: float, batch: int = 100) -> list[Reaped]:
+    """Take jobs from workers that fell silent: queue them again, or fail them when no attempt is left."""
+    silent = session.scalars(
+        select(JobRow)
+        .where(JobRow.state.in_(LEASED), JobRow.lease_until < clock())
+        .order_by(JobRow.lease_until)
+        .limit(batch)
+        .with_for_update(skip_locked=True)
+        .execution_options(populate_existing=True)
+    ).all()
+    reaped = []
+    for row in silent:
+        if row.state == State.CANCELLING:
+            stop(session, row.id, row.attempt)
+        else:
+            delay = retry_delay_seconds * 2 ** (row.attempt - 1)
+            retry_or_fail(session, row.id, row.attempt, worker_lost(row), delay)
+        session.refresh(row)
+        reaped.append(Reaped(row.id, State(row.state)))
+    return reaped
+
+
+def due_to_ring(session: Session, older_than_seconds: float, batch: int = 1000) -> list[str]:
+    """Queued jobs that are due and whose doorbell was last rung long ago; marks them as rung now."""
+    unheard = (
+        select(JobRow.id)
+        .where(
+            JobRow.state == State.QUEUED,
+            JobRow.run_after <= clock(),
+            func.greatest(JobRow.rung_at, JobRow.queued_at) < clock() - seconds(older_than_seconds),
+        )
+        .limit(batch)
+        .with_for_update(skip_locked=True)
+    )
+    rung = update(JobRow).where(JobRow.id.in_(unheard)).values(rung_at=clock()).returning(JobRow.id)
+    return list(session.scalars(rung))
+
+
+def ended_since(session: Session, job_ids: Sequence[str], age_seconds: float) -> set[str]:
+    """Those of the given jobs that ended at least so long ago, and those that do not exist."""
+    ended_at = func.coalesce(JobRow.succeeded_at, JobRow.failed_at, JobRow.cancelled_at)
+    kept = select(JobRow.id).where(
+        JobRow.id.in_(job_ids), JobRow.state.not_in(ENDED) | (ended_at > clock() - seconds(age_seconds))
+    )
+    return set(job_ids) - set(session.scalars(kept))
+
+
+def worker_lost(row: JobRow) -> Failure:
+    return Failure(
+        code="worker_lost",
+        message=f"{row.attempt} workers fell silent while they computed this job; the last one was {row.worker}",
+        stage=None if row.stage is None else Stage(row.stage),
+        retryable=True,
+        attempt=row.attempt,
+    )
+
+
+def moved(event: Event, job_id: str) -> Any:
+    """The UPDATE of one job by `event`, on the condition that the table of transitions allows it."""
+    return (
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.state.in_(origins(event)))
+        .values(version=JobRow.version + 1)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def settle(
+    session: Session,
+    event: Event,
+    job_id: str,
+    attempt: int,
+    outcome: str,
+    *conditions: ColumnElement[bool],
+    **values: Any,
+) -> bool:
+    """End an attempt by `event`: the job leaves its leased state, the attempt is recorded as ended."""
+    state = destination(event)
+    settled = session.execute(
+        moved(event, job_id)
+        .where(JobRow.attempt == attempt, *conditions)
+        .values(state=state, lease_until=None, **{f"{state}_at": clock()}, **values)
+        .returning(JobRow.id)
+    ).scalar_one_or_none()
+    if settled is None:
+        return False
+    session.execute(
+        update(AttemptRow)
+        .where(AttemptRow.job_id == job_id, AttemptRow.number == attempt)
+        .values(ended_at=clock(), outcome=outcome)
+        .execution_options(synchronize_session=False)
+    )
+    return True
