@@ -1,0 +1,148 @@
+"""Artifacts in a directory: `<root>/<job_id>/<attempt>/<name>`, beside a manifest that clients never see.
+
+The files of an attempt appear by one rename of their directory, after each has been written to disk and hashed; so what
+has its place there is complete, also after a crash at any moment.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import BinaryIO
+
+from app.errors import ArtifactNotFound
+from app.storage import InvalidName, StoredFile, check_name, media_type
+
+MANIFEST = ".manifest.json"
+CHUNK_BYTES = 1 << 20
+
+
+class ArtifactStore:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def publish(self, job_id: str, attempt: int, directory: Path) -> tuple[StoredFile, ...]:
+        """Hash the files of `directory` and move them into place; the directory is gone afterwards.
+
+        Idempotent: an attempt that has been published answers with what it published then, and one that was interrupted
+        goes on.
+
+        Raises:
+            InvalidName: a file's name is not plain, or is not a regular file's. Nothing was published.
+            FileNotFoundError: there is no such directory, and nothing was published under this attempt before.
+        """
+        place = self._place(job_id, attempt)
+        if not place.is_dir():
+            incoming = place.with_name(f".incoming-{attempt}")
+            bring(directory, incoming)
+            files = tuple(describe(incoming, name) for name in list_names(incoming))
+            write_manifest(incoming, files)
+            incoming.rename(place)
+            sync_directory(place.parent)
+        shutil.rmtree(directory, ignore_errors=True)
+        return read_manifest(place)
+
+    def path(self, job_id: str, attempt: int, name: str) -> Path:
+        """Raises ArtifactNotFound unless this is a published file."""
+        try:
+            path = self._place(job_id, attempt) / check_name(name)
+        except InvalidName:
+            raise ArtifactNotFound("no artifact can have this name") from None
+        if not path.is_file():
+            raise ArtifactNotFound(f"the file {name!r} of this job is no longer stored")
+        return path
+
+    def read(self, job_id: str, attempt: int, name: str, start: int, stop: int) -> Iterator[bytes]:
+        """The bytes from `start` up to, not including, `stop`, in chunks of at most a mebibyte.
+
+        The file is opened at once: what is discarded meanwhile can still be read to its end.
+        """
+        return read_range(self.path(job_id, attempt, name).open("rb"), start, stop)
+
+    def discard(self, job_id: str, attempt: int) -> None:
+        """Delete what the attempt has published or begun to. Idempotent."""
+        place = self._place(job_id, attempt)
+        discarded = place.with_name(f".discarded-{attempt}")
+        if place.exists():
+            place.rename(discarded)
+        for remains in (discarded, place.with_name(f".incoming-{attempt}")):
+            shutil.rmtree(remains, ignore_errors=True)
+        if place.parent.is_dir() and not any(place.parent.iterdir()):
+            place.parent.rmdir()
+
+    def _place(self, job_id: str, attempt: int) -> Path:
+        if "/" in check_name(job_id):
+            raise InvalidName("a job id has one part")
+        return self.root / job_id / str(int(attempt))
+
+
+def bring(directory: Path, incoming: Path) -> None:
+    """Move a directory to where it can be renamed from; across file systems by a copy.
+
+    When the directory is gone and `incoming` is there, an interrupted call had already moved it.
+    """
+    if not directory.is_dir() and incoming.is_dir():
+        return
+    incoming.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(incoming, ignore_errors=True)
+    try:
+        directory.rename(incoming)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copytree(directory, incoming, symlinks=True)
+
+
+def list_names(directory: Path) -> list[str]:
+    """The names of the regular files below `directory`, sorted. Anything else, such as a link, is refused."""
+    names = []
+    for path in directory.rglob("*"):
+        name = path.relative_to(directory).as_posix()
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise InvalidName(f"{name!r} is neither a regular file nor a directory")
+        if path.is_file() and name != MANIFEST:
+            names.append(check_name(name))
+    return sorted(names)
+
+
+def describe(directory: Path, name: str) -> StoredFile:
+    """Hash a file, and see to it that it is on the disk."""
+    with (directory / name).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+        size = os.fstat(file.fileno()).st_size
+    sync_directory((directory / name).parent)
+    return StoredFile(name, size, digest, media_type(name))
+
+
+def write_manifest(directory: Path, files: tuple[StoredFile, ...]) -> None:
+    with (directory / MANIFEST).open("w") as file:
+        json.dump({"files": [asdict(stored) for stored in files]}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_directory(directory)
+
+
+def read_manifest(directory: Path) -> tuple[StoredFile, ...]:
+    manifest = json.loads((directory / MANIFEST).read_text())
+    return tuple(StoredFile(**entry) for entry in manifest["files"])
+
+
+def sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_range(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
+    with file:
+        file.seek(start)
+        while start < stop and (chunk := file.read(min(CHUNK_BYTES, stop - start))):
+            start += len(chunk)
+            yield chunk
