@@ -1,0 +1,52 @@
+"""A worker: Celery as doorbell and process shell around the supervisor and the sweeper.
+
+The threads pool with one slot keeps Celery answering during a job and lets a task hear that the worker shuts down.
+"""
+
+import logging
+import os
+import socket
+import threading
+
+from celery.signals import worker_shutting_down
+
+from app.db import make_engine, make_sessions
+from app.jobs.doorbell import Doorbell, make_celery
+from app.settings import Settings
+from app.storage import ArtifactStore
+from workers.supervisor import Supervisor
+from workers.sweeper import Sweeper
+from workers.tasks import register
+
+log = logging.getLogger(__name__)
+
+
+def run_worker(settings: Settings) -> None:
+    """Hear the queue until SIGTERM or SIGINT. Needs `database_url` and `redis_url`."""
+    if settings.database_url is None:
+        raise ValueError("a worker needs MODELPRESS_DATABASE_URL")
+    engine = make_engine(settings.database_url)
+    sessions = make_sessions(engine)
+    stopping = threading.Event()
+    name = f"{socket.gethostname()}:{os.getpid()}"
+    supervisor = Supervisor(settings, sessions, ArtifactStore(settings.artifacts_dir), name, stopping)
+    sweeper = threading.Thread(
+        target=Sweeper(settings, sessions, Doorbell(settings)).run, args=(stopping,), name="sweeper", daemon=True
+    )
+    celery = make_celery(settings)
+    register(celery, supervisor)
+
+    def begin_to_stop(**_: object) -> None:
+        stopping.set()
+
+    worker_shutting_down.connect(begin_to_stop, weak=False)
+    sweeper.start()
+    try:
+        celery.worker_main(
+            ["worker", "--pool", "threads", "--concurrency", "1", "--queues", settings.queue]
+            + ["--hostname", f"{settings.queue}-{os.getpid()}@%h", "--loglevel", "WARNING", "--without-mingle"]
+        )
+    finally:
+        stopping.set()
+        sweeper.join(timeout=5)
+        engine.dispose()

@@ -1,0 +1,152 @@
+"""A child process that does one piece of work for the supervisor.
+
+It runs in a session of its own, so that it can be stopped together with everything it started. It is given its request as
+one line on its standard input, which stays open: when the supervisor dies the input ends and the child exits. It reports
+in JSON lines on its standard output. What it writes to its standard error is logged and its tail kept.
+"""
+
+import json
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+log = logging.getLogger(__name__)
+
+TAIL_LINES = 50
+INHERITED = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "SSL_CERT_FILE")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Child:
+    def __init__(self, module: str, request: str, home: Path, environment: Mapping[str, str]) -> None:
+        """Start `python -m module`.
+
+        Args:
+            request: one line, written to the child's standard input.
+            home: a directory that the child may write to; its HOME and TMPDIR.
+            environment: what the child gets besides the few harmless variables in INHERITED.
+        """
+        home.mkdir(parents=True, exist_ok=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            env=child_environment(home, environment),
+            cwd=home,
+        )
+        self.events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        stdin, stdout, stderr = self.pipes()
+        self.readers = [
+            threading.Thread(target=self.read_events, args=(stdout,), daemon=True),
+            threading.Thread(target=self.read_log, args=(stderr, module), daemon=True),
+        ]
+        for reader in self.readers:
+            reader.start()
+        try:
+            stdin.write(request + "\n")
+            stdin.flush()
+        except BrokenPipeError:
+            log.warning("child_died_at_start", extra={"module_name": module})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop(grace_seconds=0)
+
+    def pipes(self) -> tuple[IO[str], IO[str], IO[str]]:
+        process = self.process
+        if process.stdin is None or process.stdout is None or process.stderr is None:
+            raise RuntimeError("the child was started without pipes")
+        return process.stdin, process.stdout, process.stderr
+
+    def read_events(self, stdout: IO[str]) -> None:
+        with stdout:
+            for line in stdout:
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    event = None
+                if isinstance(event, dict):
+                    self.events.put(event)
+                else:
+                    log.warning("child_said_no_json", extra={"line": line[:200]})
+        self.events.put(None)
+
+    def read_log(self, stderr: IO[str], module: str) -> None:
+        with stderr:
+            for line in stderr:
+                self.tail.append(line.rstrip())
+                log.info("child_log", extra={"module_name": module, "line": line.rstrip()[:1000]})
+
+    def next_event(self, timeout_seconds: float) -> dict[str, Any] | None:
+        """The next report.
+
+        Raises:
+            queue.Empty: none came within the time.
+            EOFError: the child has closed its output; it will report no more.
+        """
+        event = self.events.get(timeout=timeout_seconds)
+        if event is None:
+            raise EOFError
+        return event
+
+    def wait(self) -> int:
+        """The exit status; negative when a signal ended the child."""
+        status = self.process.wait()
+        for reader in self.readers:
+            reader.join(timeout=5)
+        return status
+
+    def stop(self, grace_seconds: float) -> int:
+        """End the child and everything in its session: politely, then for certain."""
+        if self.process.poll() is None and grace_seconds > 0:
+            self.signal(signal.SIGTERM)
+            try:
+                self.process.wait(grace_seconds)
+            except subprocess.TimeoutExpired:
+                log.warning("child_ignores_sigterm", extra={"child": self.process.pid})
+        self.signal(signal.SIGKILL)
+        status = self.wait()
+        stdin = self.process.stdin
+        if stdin is not None and not stdin.closed:
+            stdin.close()
+        return status
+
+    def signal(self, number: signal.Signals) -> None:
+        try:
+            os.killpg(self.process.pid, number)
+        except ProcessLookupError:
+            return
+
+
+def child_environment(home: Path, extra: Mapping[str, str]) -> dict[str, str]:
+    """Built from an allow-list: no database, broker or hub secret can slip through."""
+    environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    environment |= {
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    return environment | dict(extra)

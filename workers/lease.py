@@ -1,0 +1,81 @@
+"""Keeps the lease of a claimed job alive while something else does the work."""
+
+import logging
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.contract.job import State
+from app.db import Sessions
+from app.jobs import store
+from app.jobs.store import Claim, Progress
+
+log = logging.getLogger(__name__)
+
+BEATS_PER_LEASE = 4
+
+
+class Lease:
+    """Beats in a thread of its own, so that no long call can let the lease run out.
+
+    Once `must_stop` is true the work has to end; then `cancelled` tells a client's wish from a lease that was lost.
+    """
+
+    def __init__(self, sessions: Sessions, claim: Claim, lease_seconds: float) -> None:
+        self.sessions = sessions
+        self.claim = claim
+        self.lease_seconds = lease_seconds
+        self.ended = threading.Event()
+        self.cancelled = False
+        self.progress: Progress | None = None
+        self.wake = threading.Event()
+        self.closing = False
+        self.renewed = time.monotonic()
+        self.thread = threading.Thread(target=self.keep, name=f"lease-{claim.job_id}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.closing = True
+        self.wake.set()
+        self.thread.join()
+
+    @property
+    def must_stop(self) -> bool:
+        return self.ended.is_set() or time.monotonic() - self.renewed > self.lease_seconds
+
+    def report(self, progress: Progress) -> None:
+        """Send progress with the next beat; at once when a new stage begins."""
+        entered = self.progress is None or self.progress.stage is not progress.stage
+        self.progress = progress
+        if entered:
+            self.wake.set()
+
+    def keep(self) -> None:
+        while not self.closing and not self.ended.is_set():
+            self.wake.clear()
+            self.beat()
+            self.wake.wait(min(self.lease_seconds / BEATS_PER_LEASE, 2.0))
+
+    def beat(self) -> None:
+        asked = time.monotonic()
+        try:
+            with self.sessions.begin() as session:
+                state = store.beat(session, self.claim.job_id, self.claim.attempt, self.lease_seconds, self.progress)
+        except SQLAlchemyError as error:
+            log.warning("lease_not_renewed", extra={"job_id": self.claim.job_id, "reason": type(error).__name__})
+            return
+        self.renewed = asked
+        if state is None:
+            log.warning("lease_lost", extra={"job_id": self.claim.job_id, "attempt": self.claim.attempt})
+            self.ended.set()
+        elif state is State.CANCELLING:
+            self.cancelled = True
+            self.ended.set()

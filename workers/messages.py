@@ -1,0 +1,59 @@
+"""What the supervisor and the computing child say to each other, as JSON lines."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from app.contract.job import Comparison, Stage
+from app.contract.recipe import Recipe
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Assignment(Message):
+    """One attempt at a job, with everything that the child may know."""
+
+    job_id: str
+    attempt: int
+    recipe: Recipe
+    model_path: Path = Field(description="a directory with safetensors, or a .gguf file")
+    texts: dict[str, Path] = Field(description="a UTF-8 file for each dataset of the recipe")
+    work_dir: Path = Field(description="of the job; each attempt writes below its own number")
+    device: str
+    threads: int | None
+
+
+class ProgressReport(Message):
+    event: Literal["progress"] = "progress"
+    stage: Stage
+    fraction: float = Field(ge=0, le=1, description="of the whole job")
+    detail: str | None = None
+    seconds_left: float | None = None
+
+
+class ResumedReport(Message):
+    event: Literal["resumed"] = "resumed"
+    stage: Stage
+    block: int | None = None
+
+
+class DoneReport(Message):
+    event: Literal["done"] = "done"
+    package: Path
+    achieved_ratio: float
+    metrics: Comparison
+
+
+class ErrorReport(Message):
+    event: Literal["error"] = "error"
+    code: str
+    message: str
+    stage: Stage | None = None
+    retryable: bool
+
+
+Report = Annotated[ProgressReport | ResumedReport | DoneReport | ErrorReport, Field(discriminator="event")]
+REPORT: TypeAdapter[Report] = TypeAdapter(Report)

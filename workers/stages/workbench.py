@@ -1,0 +1,121 @@
+"""Durable results of stages, so that an attempt goes on where the one before it was stopped.
+
+Each attempt writes below its own number and reads what any attempt has finished. A result counts once its record has been
+written by rename; the record names the fingerprint of the inputs and the SHA-256 of every file, so a result of other
+inputs, a half-written one or a damaged one is computed again.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+RECORD = "record.json"
+
+
+class Record(BaseModel):
+    """Written last: what was computed, from what, into which files."""
+
+    model_config = ConfigDict(frozen=True)
+
+    fingerprint: str
+    sha256: dict[str, str]
+
+
+class Workbench:
+    def __init__(self, root: Path, attempt: int, fingerprint: str) -> None:
+        """
+        Args:
+            root: the job's work directory.
+            fingerprint: of everything that the results depend on.
+        """
+        self.root = root
+        self.attempt = attempt
+        self.fingerprint = fingerprint
+
+    def finished(self, name: str) -> Path | None:
+        """The directory with the whole result of `name`, from the newest attempt that has one."""
+        for attempt in self.attempts():
+            directory = attempt / name
+            record = read_record(directory / RECORD)
+            if record is not None and self.holds(directory, record):
+                return directory
+        return None
+
+    def begin(self, name: str) -> Path:
+        """An empty directory for a result of this attempt."""
+        directory = self.root / str(self.attempt) / name
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+
+    def finish(self, name: str) -> Path:
+        """Make the result durable."""
+        directory = self.root / str(self.attempt) / name
+        files = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != RECORD]
+        self.record(directory / RECORD, directory, files)
+        return directory
+
+    def finished_part(self, name: str, part: str) -> Path | None:
+        """One part of a result that is made in parts: the path that was given to `finish_part`."""
+        for attempt in self.attempts():
+            path = attempt / name / part
+            record = read_record(path.with_name(f"{part}.{RECORD}"))
+            if record is not None and self.holds(path.parent, record):
+                return path
+        return None
+
+    def finish_part(self, path: Path) -> None:
+        self.record(path.with_name(f"{path.name}.{RECORD}"), path.parent, [path])
+
+    def attempts(self) -> Iterator[Path]:
+        numbers = [int(path.name) for path in self.root.iterdir() if path.name.isdecimal()] if self.root.exists() else []
+        return (self.root / str(number) for number in sorted(numbers, reverse=True))
+
+    def holds(self, directory: Path, record: Record) -> bool:
+        return record.fingerprint == self.fingerprint and all(
+            (directory / name).is_file() and file_sha256(directory / name) == digest
+            for name, digest in record.sha256.items()
+        )
+
+    def record(self, path: Path, directory: Path, files: list[Path]) -> None:
+        for file in files:
+            flush(file)
+        digests = {str(file.relative_to(directory)): file_sha256(file) for file in files}
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        unfinished.write_text(Record(fingerprint=self.fingerprint, sha256=digests).model_dump_json())
+        flush(unfinished)
+        unfinished.replace(path)
+        flush(directory)
+
+
+def read_record(path: Path) -> Record | None:
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fingerprint(inputs: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def directory_identity(path: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of each file: enough to notice that a local model was replaced."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]

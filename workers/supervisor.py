@@ -1,0 +1,252 @@
+"""Computes one job after another, each attempt in child processes of its own.
+
+This process talks to Postgres and the broker and never imports torch; the children compute and hold no secret of it. A
+child that hangs, leaks, runs out of memory or crashes therefore costs an attempt and nothing else.
+"""
+
+import logging
+import queue
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.contract.job import Failure, Resumed, Stage
+from app.db import Sessions
+from app.jobs import store
+from app.jobs.store import Claim, Progress
+from app.settings import Settings
+from app.storage import ArtifactStore
+from workers.child import Child
+from workers.fetch import FetchDone, FetchError, FetchProgress, fetch_environment, fetch_report, fetch_request
+from workers.lease import Lease
+from workers.messages import REPORT, Assignment, DoneReport, ErrorReport, ProgressReport, ResumedReport
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.2
+FETCH_SHARE = 0.03
+"""Part of the whole job's progress that fetching the model and the text is given."""
+
+
+class AttemptFailed(Exception):
+    """The attempt is over; `report` says why and whether another one can help."""
+
+    def __init__(self, report: ErrorReport) -> None:
+        super().__init__(report.message)
+        self.report = report
+
+
+class Interrupted(Exception):
+    """The attempt has to end early: cancelled, lease lost, or the worker is shutting down."""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """How an attempt ended, for the log and the caller."""
+
+    job_id: str
+    outcome: str
+
+
+class Supervisor:
+    def __init__(
+        self, settings: Settings, sessions: Sessions, artifacts: ArtifactStore, worker: str, stopping: threading.Event
+    ) -> None:
+        self.settings = settings
+        self.sessions = sessions
+        self.artifacts = artifacts
+        self.worker = worker
+        self.stopping = stopping
+
+    def run(self, job_id: str) -> Sentence | None:
+        """Claim the job and compute it to an end. None when there is nothing to claim."""
+        if self.stopping.is_set():
+            return None
+        with self.sessions.begin() as session:
+            claim = store.claim(session, job_id, self.worker, self.settings.lease_seconds)
+        if claim is None:
+            log.info("nothing_to_claim", extra={"job_id": job_id})
+            return None
+        log.info("job_claimed", extra={"job_id": job_id, "attempt": claim.attempt})
+        with Lease(self.sessions, claim, self.settings.lease_seconds) as lease:
+            outcome = self.attempt(claim, lease)
+        log.info("attempt_ended", extra={"job_id": job_id, "attempt": claim.attempt, "outcome": outcome})
+        return Sentence(job_id, outcome)
+
+    def attempt(self, claim: Claim, lease: Lease) -> str:
+        try:
+            done = self.compute(claim, lease)
+            files = self.artifacts.publish(claim.job_id, claim.attempt, done.package)
+        except Interrupted:
+            return self.interrupted(claim, lease)
+        except AttemptFailed as failed:
+            return self.failed(claim, failed.report)
+        except OSError as error:
+            # A full disk or a lost mount says nothing about the job.
+            log.exception("attempt_broken", extra={"job_id": claim.job_id})
+            report = ErrorReport(code="storage_error", message=error.strerror or "storage failed", retryable=True)
+            return self.failed(claim, report)
+        with self.sessions.begin() as session:
+            finished = store.finish(
+                session, claim.job_id, claim.attempt, done.achieved_ratio, done.metrics, files
+            )
+        if not finished:
+            self.artifacts.discard(claim.job_id, claim.attempt)
+            return self.interrupted(claim, lease)
+        self.discard_work(claim)
+        return "succeeded"
+
+    def compute(self, claim: Claim, lease: Lease) -> DoneReport:
+        """Fetch what the recipe names, then compute.
+
+        Raises:
+            Interrupted: the attempt has to end.
+            AttemptFailed: a child has failed.
+        """
+        deadline = time.monotonic() + self.settings.job_timeout_seconds
+        home = self.attempt_dir(claim) / "home"
+        fetched = self.fetch(claim, lease, home, deadline)
+        assignment = Assignment(
+            job_id=claim.job_id,
+            attempt=claim.attempt,
+            recipe=claim.recipe,
+            model_path=fetched.model_path,
+            texts=fetched.texts,
+            work_dir=self.settings.work_dir / claim.job_id,
+            device=self.settings.device,
+            threads=self.settings.threads,
+        )
+        results: list[DoneReport] = []
+
+        def hear(event: dict[str, Any]) -> None:
+            report = REPORT.validate_python(event)
+            match report:
+                case ProgressReport():
+                    lease.report(Progress(report.stage, report.fraction, report.detail, report.seconds_left))
+                case ResumedReport():
+                    with self.sessions.begin() as session:
+                        resumed = Resumed(stage=report.stage, block=report.block)
+                        store.note_resumed(session, claim.job_id, claim.attempt, resumed)
+                case DoneReport():
+                    results.append(report)
+                case ErrorReport():
+                    raise AttemptFailed(report)
+
+        environment = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        with Child("workers.runner", assignment.model_dump_json(), home, environment) as child:
+            self.follow(child, lease, deadline, hear)
+        if not results:
+            raise AttemptFailed(
+                ErrorReport(code="internal_error", message="the computing process ended without a result", retryable=False)
+            )
+        return results[0]
+
+    def fetch(self, claim: Claim, lease: Lease, home: Path, deadline: float) -> FetchDone:
+        results: list[FetchDone] = []
+
+        def hear(event: dict[str, Any]) -> None:
+            report = fetch_report(event)
+            match report:
+                case FetchProgress():
+                    lease.report(Progress(Stage.INSPECT, FETCH_SHARE * report.fraction, report.detail))
+                case FetchDone():
+                    results.append(report)
+                case FetchError():
+                    raise AttemptFailed(
+                        ErrorReport(
+                            code=report.code, message=report.message, stage=Stage.INSPECT, retryable=report.retryable
+                        )
+                    )
+
+        request = fetch_request(self.settings, claim.recipe, claim.source)
+        with Child("workers.fetch", request.model_dump_json(), home, fetch_environment(self.settings)) as child:
+            self.follow(child, lease, deadline, hear)
+        if not results:
+            raise AttemptFailed(
+                ErrorReport(code="internal_error", message="the fetching process ended without a result", retryable=False)
+            )
+        return results[0]
+
+    def follow(
+        self, child: Child, lease: Lease, deadline: float, hear: Callable[[dict[str, Any]], None]
+    ) -> None:
+        """Listen to a child until it ends; stop it when the attempt has to end."""
+        while True:
+            if lease.must_stop or self.stopping.is_set():
+                child.stop(self.settings.stop_grace_seconds)
+                raise Interrupted
+            if time.monotonic() > deadline:
+                child.stop(self.settings.stop_grace_seconds)
+                raise AttemptFailed(timed_out(self.settings.job_timeout_seconds))
+            try:
+                hear(child.next_event(POLL_SECONDS))
+            except queue.Empty:
+                continue
+            except EOFError:
+                break
+        status = child.wait()
+        if status != 0:
+            raise AttemptFailed(crashed(status, child))
+
+    def interrupted(self, claim: Claim, lease: Lease) -> str:
+        """End an attempt that was stopped from outside; what a lost lease leaves behind is the next attempt's to use."""
+        with self.sessions.begin() as session:
+            if store.stop(session, claim.job_id, claim.attempt):
+                outcome = "cancelled"
+            elif self.stopping.is_set() and store.release(session, claim.job_id, claim.attempt):
+                outcome = "released"
+            else:
+                outcome = "lost"
+        if outcome == "cancelled":
+            self.discard_work(claim)
+        return outcome
+
+    def failed(self, claim: Claim, report: ErrorReport) -> str:
+        failure = Failure(
+            code=report.code,
+            message=report.message,
+            stage=report.stage,
+            retryable=report.retryable,
+            attempt=claim.attempt,
+        )
+        delay = self.settings.retry_delay_seconds * 2 ** (claim.attempt - 1)
+        with self.sessions.begin() as session:
+            if store.stop(session, claim.job_id, claim.attempt):
+                return "cancelled"
+            if report.retryable:
+                ended = store.retry_or_fail(session, claim.job_id, claim.attempt, failure, delay)
+            else:
+                ended = store.fail(session, claim.job_id, claim.attempt, failure)
+        return "failed" if ended else "lost"
+
+    def attempt_dir(self, claim: Claim) -> Path:
+        return self.settings.work_dir / claim.job_id / str(claim.attempt)
+
+    def discard_work(self, claim: Claim) -> None:
+        shutil.rmtree(self.settings.work_dir / claim.job_id, ignore_errors=True)
+
+
+def timed_out(seconds: float) -> ErrorReport:
+    return ErrorReport(
+        code="timed_out",
+        message=f"the attempt computed for longer than the limit of {seconds:g} seconds (MODELPRESS_JOB_TIMEOUT_SECONDS)",
+        retryable=False,
+    )
+
+
+def crashed(status: int, child: Child) -> ErrorReport:
+    if status == -signal.SIGKILL:
+        return ErrorReport(
+            code="compute_killed",
+            message="the computing process was killed, as the kernel does when memory runs out",
+            retryable=True,
+        )
+    how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
+    last = child.tail[-1][:300] if child.tail else "it said nothing"
+    return ErrorReport(code="compute_crashed", message=f"the computing process ended {how}: {last}", retryable=True)

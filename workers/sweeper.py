@@ -1,0 +1,69 @@
+"""Repairs what crashes leave behind. Every worker runs it; a lock in Postgres lets one at a time do a round.
+
+It needs no message from the broker: with the broker down, jobs still return to the queue, and once it is back they are
+rung again.
+"""
+
+import logging
+import shutil
+import threading
+
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.db import Sessions
+from app.jobs import store
+from app.jobs.doorbell import Rings
+from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+SWEEP_LOCK = 0x6D6F6471  # any constant of ours
+
+
+class Sweeper:
+    def __init__(self, settings: Settings, sessions: Sessions, doorbell: Rings) -> None:
+        self.settings = settings
+        self.sessions = sessions
+        self.doorbell = doorbell
+
+    def run(self, stopping: threading.Event) -> None:
+        while not stopping.wait(self.settings.sweep_seconds):
+            try:
+                self.sweep()
+            except SQLAlchemyError as error:
+                log.warning("sweep_failed", extra={"reason": type(error).__name__})
+
+    def sweep(self) -> None:
+        with self.sessions.begin() as session:
+            if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": SWEEP_LOCK}):
+                return
+            self.reap()
+            self.ring_again()
+            self.collect_work()
+
+    def reap(self) -> None:
+        """Jobs whose worker fell silent go back to the queue, or fail when no attempt is left."""
+        with self.sessions.begin() as session:
+            reaped = store.reap(session, self.settings.retry_delay_seconds)
+        for job in reaped:
+            log.warning("job_reaped", extra={"job_id": job.job_id, "state": job.state})
+
+    def ring_again(self) -> None:
+        """Queued jobs that nobody has claimed: the message may be lost."""
+        with self.sessions.begin() as session:
+            unheard = store.due_to_ring(session, self.settings.ring_again_seconds)
+        for job_id in unheard:
+            self.doorbell.ring(job_id)
+
+    def collect_work(self) -> None:
+        """Work files of jobs that ended some time ago or never existed."""
+        work = self.settings.work_dir
+        names = [path.name for path in work.iterdir()] if work.exists() else []
+        if not names:
+            return
+        with self.sessions() as session:
+            ended = store.ended_since(session, names, self.settings.keep_work_seconds)
+        for name in ended:
+            shutil.rmtree(work / name, ignore_errors=True)
+            log.info("work_collected", extra={"job_id": name})

@@ -1,0 +1,16 @@
+"""The bell: a message with a job id arrives, the supervisor computes the job."""
+
+from celery import Celery
+from celery.exceptions import Reject
+
+from app.jobs.doorbell import TASK
+from workers.supervisor import Supervisor
+
+
+def register(celery: Celery, supervisor: Supervisor) -> None:
+    @celery.task(name=TASK)  # type: ignore[untyped-decorator]
+    def run_job(job_id: str) -> None:
+        sentence = supervisor.run(job_id)
+        if sentence is not None and sentence.outcome == "released":
+            # The message goes back at once, so that another worker need not wait for the sweeper.
+            raise Reject(reason="the worker is shutting down", requeue=True)
