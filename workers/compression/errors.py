@@ -1,0 +1,21 @@
+"""What the compression code refuses, each with a sentence that a user can act on."""
+
+
+class CompressionError(ValueError):
+    """The root of this package's errors."""
+
+
+class UnsupportedArchitecture(CompressionError):
+    """The model type has no row in the table of architectures."""
+
+
+class MalformedModel(CompressionError):
+    """The model's files contradict each other, the format or the architecture."""
+
+
+class MissingWeights(MalformedModel):
+    """The directory holds no safetensors weights."""
+
+
+class VerificationFailed(CompressionError):
+    """A written package does not load as it should or does not compute what was recorded."""
