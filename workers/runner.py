@@ -14,9 +14,6 @@ from pydantic import BaseModel
 
 from workers.messages import Assignment
 from workers.stages import walk
-from workers.stages.failures import describe
-
-log = logging.getLogger(__name__)
 
 
 def main() -> int:
@@ -29,13 +26,7 @@ def main() -> int:
         reports.write(message.model_dump_json() + "\n")
         reports.flush()
 
-    try:
-        walk(assignment, report)
-    except Exception as error:  # noqa: BLE001 - the last frame: every failure becomes a report with a code
-        log.exception("the attempt failed")
-        report(describe(error))
-        return 1
-    return 0
+    return 0 if walk(assignment, report) else 1
 
 
 def take_standard_output() -> IO[str]:

@@ -1,0 +1,72 @@
+"""Fixtures that start real things: one PostgreSQL and one Valkey for the whole run, a clean database for each test."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+
+from app.db import Sessions, make_engine, make_sessions, upgrade
+from app.embedded import embedded_servers
+from app.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Settings with the URLs of a running database and broker."""
+    base = tmp_path_factory.mktemp("servers")
+    with embedded_servers(Settings(data_dir=base, database_url=None, redis_url=None)) as settings:
+        yield settings
+
+
+@pytest.fixture(scope="session")
+def migrated(servers: Settings) -> Iterator[Engine]:
+    assert servers.database_url is not None
+    engine = make_engine(servers.database_url)
+    upgrade(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def engine(migrated: Engine) -> Engine:
+    with migrated.begin() as connection:
+        connection.execute(text("TRUNCATE jobs CASCADE"))
+    return migrated
+
+
+@pytest.fixture
+def sessions(engine: Engine) -> Sessions:
+    return make_sessions(engine)
+
+
+@pytest.fixture
+def model_root(tmp_path: Path) -> Path:
+    root = tmp_path / "models"
+    root.mkdir()
+    return root
+
+
+@pytest.fixture
+def data_root(tmp_path: Path) -> Path:
+    root = tmp_path / "texts"
+    root.mkdir()
+    return root
+
+
+@pytest.fixture
+def settings(servers: Settings, tmp_path: Path, model_root: Path, data_root: Path) -> Settings:
+    """Settings of a service with a data directory of its own, small leases and quick sweeps, and no hub."""
+    return servers.model_copy(
+        update={
+            "data_dir": tmp_path / "data",
+            "model_roots": (model_root,),
+            "data_roots": (data_root,),
+            "hub_enabled": False,
+            "queue": f"test-{tmp_path.name}",
+            "lease_seconds": 3.0,
+            "retry_delay_seconds": 0.1,
+            "ring_again_seconds": 1.0,
+            "sweep_seconds": 0.2,
+        }
+    )

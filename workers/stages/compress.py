@@ -1,0 +1,84 @@
+"""Compress the model part by part. Each finished part is durable, so a new attempt goes on behind the last one."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from app.contract.job import Stage
+from workers.compression.models import StreamedModel
+from workers.compression.sequential import CompressedPart, compress, part_count
+from workers.stages import calibrate, inspect
+from workers.stages.context import Context
+from workers.stages.plan import plan_of
+
+NAME = str(Stage.COMPRESS)
+
+
+def run(context: Context, directory: Path) -> None:
+    model = StreamedModel.open(inspect.model_dir(context), device=device(context))
+    count = part_count(model.inventory)
+    start = first_unfinished(context, count)
+    if start > 0:
+        context.resumed(block=start)
+    context.progress(start / count, f"block {start + 1} of {count}")
+    parts = compress(
+        model,
+        plan_of(context),
+        calibrate.calibration(context),
+        start=start,
+        finished=lambda index: read_part(part_path(context, index)),
+    )
+    for part in parts:
+        path = directory / file_name(part.index)
+        write_part(path, part)
+        context.bench.finish_part(path)
+        done = part.index + 1
+        context.progress(done / count, f"block {min(done + 1, count)} of {count}")
+
+
+def finished_parts(context: Context) -> Iterator[CompressedPart]:
+    """The parts of the whole compressed model, in order, each read when it is asked for."""
+    for index in range(part_count(inspect.model_inventory(context))):
+        yield read_part(part_path(context, index))
+
+
+def first_unfinished(context: Context, count: int) -> int:
+    return next((i for i in range(count) if context.bench.finished_part(NAME, file_name(i)) is None), count)
+
+
+def part_path(context: Context, index: int) -> Path:
+    path = context.bench.finished_part(NAME, file_name(index))
+    if path is None:
+        raise FileNotFoundError(f"part {index} of the compressed model is gone")
+    return path
+
+
+def file_name(index: int) -> str:
+    return f"part-{index:05d}.safetensors"
+
+
+def write_part(path: Path, part: CompressedPart) -> None:
+    described = {"name": part.name, "structures": part.structures, "errors": part.errors}
+    save_file(dict(part.tensors), path, metadata={"index": str(part.index), "part": json.dumps(described)})
+
+
+def read_part(path: Path) -> CompressedPart:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    described = json.loads(metadata["part"])
+    return CompressedPart(
+        int(metadata["index"]), described["name"], described["structures"], tensors, described["errors"]
+    )
+
+
+def device(context: Context) -> torch.device:
+    """The device of the assignment; `auto` takes a GPU where there is one."""
+    wanted = context.assignment.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)

@@ -1,0 +1,60 @@
+"""What a stage is given: the assignment, the results of the stages before it, and a way to report."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from app.contract.job import Stage
+from workers.messages import Assignment, ProgressReport, ResumedReport
+from workers.stages.workbench import Workbench
+
+FETCHED = 0.03
+"""Part of the whole that the supervisor has already reported for fetching."""
+
+SHARES = {
+    Stage.INSPECT: 0.03,
+    Stage.CALIBRATE: 0.02,
+    Stage.PLAN: 0.02,
+    Stage.COMPRESS: 0.70,
+    Stage.EVALUATE: 0.12,
+    Stage.PACKAGE: 0.03,
+    Stage.VERIFY: 0.05,
+}
+"""Part of the whole that each stage takes on a small model; only the progress bar leans on it."""
+
+PACE_NEEDS = 0.02
+"""Progress within this attempt before its pace is worth extrapolating."""
+
+
+@dataclass
+class Context:
+    assignment: Assignment
+    bench: Workbench
+    report: Callable[[BaseModel], None]
+    results: dict[Stage, Path] = field(default_factory=dict)
+    stage: Stage = Stage.INSPECT
+    started: float = field(default_factory=time.monotonic)
+    fraction_at_start: float | None = None
+
+    def progress(self, fraction: float, detail: str | None = None) -> None:
+        """Report how much of the running stage is done."""
+        before = FETCHED + sum(share for stage, share in SHARES.items() if stage in self.results)
+        whole = min(before + SHARES[self.stage] * fraction, 1.0)
+        if self.fraction_at_start is None:
+            self.fraction_at_start = whole
+        self.report(
+            ProgressReport(stage=self.stage, fraction=whole, detail=detail, seconds_left=self.seconds_left(whole))
+        )
+
+    def seconds_left(self, whole: float) -> float | None:
+        gained = whole - (self.fraction_at_start or 0.0)
+        if gained < PACE_NEEDS:
+            return None
+        return (time.monotonic() - self.started) / gained * (1.0 - whole)
+
+    def resumed(self, block: int | None = None) -> None:
+        """Say that this attempt goes on here with what earlier attempts have finished."""
+        self.report(ResumedReport(stage=self.stage, block=block))

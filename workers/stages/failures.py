@@ -1,0 +1,36 @@
+"""From an exception of the computing child to what the job says: a stable code, a sentence, whether trying again helps."""
+
+import errno
+
+import torch
+
+from app.contract.job import Stage
+from workers.compression.errors import CompressionError
+from workers.messages import ErrorReport
+
+
+class StageFailed(Exception):
+    """A stage that says itself what is wrong."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def describe(error: BaseException, stage: Stage | None = None) -> ErrorReport:
+    code, message, retryable = classify(error)
+    return ErrorReport(code=code, message=message, stage=stage, retryable=retryable)
+
+
+def classify(error: BaseException) -> tuple[str, str, bool]:
+    match error:
+        case StageFailed():
+            return error.code, str(error), False
+        case CompressionError():
+            return error.code, str(error), False
+        case MemoryError() | torch.OutOfMemoryError():
+            return "out_of_memory", "the memory of the worker does not suffice for this model and recipe", False
+        case OSError(errno=errno.ENOSPC):
+            return "disk_full", "the worker's disk is full", True
+        case _:
+            return "internal_error", f"{type(error).__name__}: {str(error)[:500]}", False

@@ -1,0 +1,47 @@
+"""Make sure that the model is what it says, and have it as a directory of safetensors and tokenizer."""
+
+import json
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from app.contract.job import Stage
+from workers.compression.architectures import Inventory, inventory, read_safetensors_headers
+from workers.compression.models import convert_gguf
+from workers.stages.context import Context
+from workers.stages.failures import StageFailed
+
+CONVERTED = "model"
+
+
+def run(context: Context, directory: Path) -> None:
+    path = context.assignment.model_path
+    if is_gguf(path):
+        context.progress(0.1, "opening the GGUF file")
+        convert_gguf(path, directory / CONVERTED)
+        path = directory / CONVERTED
+    try:
+        AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise StageFailed("no_tokenizer", "the model has no tokenizer that transformers can open") from error
+    found = inventory_of(path)
+    context.progress(1.0, f"{found.model_type}, {found.blocks} blocks, {found.total_parameters:,} parameters")
+
+
+def model_dir(context: Context) -> Path:
+    """The original as a directory of safetensors."""
+    path = context.assignment.model_path
+    return context.results[Stage.INSPECT] / CONVERTED if is_gguf(path) else path
+
+
+def model_inventory(context: Context) -> Inventory:
+    return inventory_of(model_dir(context))
+
+
+def inventory_of(directory: Path) -> Inventory:
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return inventory(config, read_safetensors_headers(directory))
+
+
+def is_gguf(path: Path) -> bool:
+    return path.suffix == ".gguf"
