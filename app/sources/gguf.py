@@ -1,0 +1,222 @@
+"""The header of a GGUF file of the Llama family, as the config and the tensor shapes that transformers makes of it.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The `gguf` package builds an object per token of the
+vocabulary, which takes seconds; this reads metadata and shapes only, and never the data.
+"""
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+MAGIC = b"GGUF"
+ALIGNMENT = 32
+VERSIONS = (2, 3)
+LARGEST_HEADER = 128 * 2**20
+MOST_ENTRIES = 100_000
+LONGEST_STRING = 2**20
+MOST_DIMENSIONS = 4
+
+SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+STRING = 8
+ARRAY = 9
+BLOCKS = {
+    0: (1, 4), 1: (1, 2), 30: (1, 2), 28: (1, 8),
+    2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 20: (32, 18),
+    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 23: (256, 136),
+}  # fmt: skip
+"""Type of a tensor's numbers -> how many of them a block holds, and the bytes of a block."""
+
+CONFIG_KEYS = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+}
+NEEDED = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+INNER = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_norm": "input_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_norm": "post_attention_layernorm",
+}
+DERIVED = {"rope_freqs.weight"}
+
+
+class MalformedGguf(ValueError):
+    """The file is not what its format promises. The message is a sentence."""
+
+
+class UnsupportedGguf(ValueError):
+    """A sound file of an architecture, or with a tensor, that is not read. The message is a sentence."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    shape: tuple[int, ...]
+    """Outermost dimension first, as torch counts."""
+    start: int
+    end: int  # bytes, counted from the beginning of the data
+
+
+@dataclass(frozen=True)
+class Gguf:
+    config: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+
+
+def read_gguf(path: Path) -> Gguf:
+    """Config in transformers' terms, and the shape of every weight under its transformers name.
+
+    Raises:
+        MalformedGguf: it is not a sound GGUF file.
+        UnsupportedGguf: it is one, of something other than ARCHITECTURES.
+    """
+    with path.open("rb") as file:
+        metadata, stored = Reader(file).header()
+        data_start = aligned(file.tell(), metadata.get("general.alignment", ALIGNMENT))
+    if path.stat().st_size < data_start + max((tensor.end for tensor in stored.values()), default=0):
+        raise MalformedGguf("The file is cut off: it is shorter than its header says.")
+    config = config_of(metadata)
+    shapes = {transformers_name(name): tensor.shape for name, tensor in stored.items() if name not in DERIVED}
+    config["tie_word_embeddings"] = "lm_head.weight" not in shapes
+    return Gguf(config, shapes)
+
+
+class Reader:
+    """Reads one value after the other; a length that the file cannot hold is refused before memory is asked for."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.read_bytes = 0
+
+    def header(self) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
+        """The metadata (of an array its length alone), and every tensor."""
+        if self.take(len(MAGIC)) != MAGIC:
+            raise MalformedGguf("The file does not begin like a GGUF file.")
+        if (version := self.scalar("<I")) not in VERSIONS:
+            raise MalformedGguf(f"The file has the GGUF version {version}; versions 2 and 3 are read.")
+        count, entries = self.count(MOST_ENTRIES), self.count(MOST_ENTRIES)
+        metadata = dict(self.entry() for _ in range(entries))
+        tensors = dict(self.tensor() for _ in range(count))
+        if len(tensors) != count:
+            raise MalformedGguf("The file names one tensor twice.")
+        return metadata, tensors
+
+    def entry(self) -> tuple[str, Any]:
+        return self.string(), self.value(self.scalar("<I"))
+
+    def tensor(self) -> tuple[str, StoredTensor]:
+        name = self.string()
+        dimensions = self.scalar("<I")
+        if not 1 <= dimensions <= MOST_DIMENSIONS:
+            raise MalformedGguf(f"The file gives '{name}' {dimensions} dimensions.")
+        shape = struct.unpack(f"<{dimensions}Q", self.take(8 * dimensions))
+        if not 0 < math.prod(shape) < 2**48:
+            raise MalformedGguf(f"The file gives '{name}' an impossible shape.")
+        kind, start = self.scalar("<I"), self.scalar("<Q")
+        if kind not in BLOCKS:
+            raise UnsupportedGguf(f"The file stores '{name}' in the GGML type {kind}, which is not read.")
+        numbers, block_bytes = BLOCKS[kind]
+        return name, StoredTensor(shape[::-1], start, start + math.prod(shape) // numbers * block_bytes)
+
+    def value(self, kind: int) -> Any:
+        if kind in SCALARS:
+            return self.scalar(SCALARS[kind])
+        if kind == STRING:
+            return self.string()
+        if kind == ARRAY:
+            return self.skip_array()
+        raise MalformedGguf(f"The file has a value of the unknown type {kind}.")
+
+    def skip_array(self) -> int:
+        """Its length; the elements are passed over."""
+        kind, length = self.scalar("<I"), self.count(LARGEST_HEADER)
+        if kind in SCALARS:
+            self.skip(length * struct.calcsize(SCALARS[kind]))
+        elif kind == STRING:
+            for _ in range(length):
+                self.skip(self.count(LONGEST_STRING))
+        else:
+            raise MalformedGguf(f"The file has an array of the unknown type {kind}.")
+        return length
+
+    def string(self) -> str:
+        return self.take(self.count(LONGEST_STRING)).decode("utf-8", errors="replace")
+
+    def count(self, most: int) -> int:
+        value: int = self.scalar("<Q")
+        if value > most:
+            raise MalformedGguf(f"The file claims a count of {value}.")
+        return value
+
+    def scalar(self, form: str) -> Any:
+        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+
+    def skip(self, count: int) -> None:
+        self.advance(count)
+        self.file.seek(count, 1)
+
+    def take(self, count: int) -> bytes:
+        self.advance(count)
+        content = self.file.read(count)
+        if len(content) < count:
+            raise MalformedGguf("The file ends inside its header.")
+        return content
+
+    def advance(self, count: int) -> None:
+        self.read_bytes += count
+        if self.read_bytes > LARGEST_HEADER:
+            raise MalformedGguf(f"The file has a header of more than {LARGEST_HEADER} bytes.")
+
+
+def aligned(position: int, alignment: object) -> int:
+    if type(alignment) is not int or alignment < 1:
+        raise MalformedGguf("The file gives an impossible alignment.")
+    return -(-position // alignment) * alignment
+
+
+def config_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    architecture = metadata.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise UnsupportedGguf(
+            f"The file is of the architecture '{architecture}'; of GGUF files these are read: {known}."
+        )
+    if f"{architecture}.expert_count" in metadata:
+        raise UnsupportedGguf("The file holds a mixture of experts, which is not read.")
+    own = {key.removeprefix(f"{architecture}."): value for key, value in metadata.items()}
+    config = {name: own[key] for key, name in CONFIG_KEYS.items() if key in own}
+    if missing := [name for name in NEEDED if type(config.get(name)) is not int]:
+        raise MalformedGguf(f"The file does not say its {missing[0]}.")
+    config.setdefault("num_key_value_heads", config["num_attention_heads"])
+    config["model_type"] = architecture
+    config["architectures"] = [ARCHITECTURES[architecture]]
+    config["vocab_size"] = own.get("vocab_size", metadata.get("tokenizer.ggml.tokens"))
+    return config
+
+
+def transformers_name(name: str) -> str:
+    """`blk.3.ffn_up.weight` is transformers' `model.layers.3.mlp.up_proj.weight`."""
+    match name.split("."):
+        case [outer, "weight"] if outer in OUTER:
+            return f"{OUTER[outer]}.weight"
+        case ["blk", block, inner, ("weight" | "bias") as parameter] if block.isdecimal() and inner in INNER:
+            return f"model.layers.{block}.{INNER[inner]}.{parameter}"
+    raise UnsupportedGguf(f"The file holds a tensor '{name}', which a model of its architecture does not have.")

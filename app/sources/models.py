@@ -1,0 +1,122 @@
+"""Which model a reference means, found out and checked when a job is posted: without torch, and without the weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from app.errors import InvalidModel, NoSafetensors, UnknownModel, UnsupportedModel
+from app.settings import Settings
+from app.sources.checkpoint import NeedsRemoteCode, read_checkpoint, read_remote_checkpoint
+from app.sources.gguf import MalformedGguf, UnsupportedGguf, read_gguf
+from app.sources.hub import Hub, NotOnHub, Repository
+from app.sources.local import locate
+from workers.compression.architectures import (
+    Inventory,
+    MalformedModel,
+    MissingWeights,
+    UnsupportedArchitecture,
+    inventory,
+)
+
+FIELD = "model"
+LOCAL = "local:"
+ROOTS_SETTING = "MODELPRESS_MODEL_ROOTS"
+HUB_TIMEOUT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    reference: str
+    """As the client sent it."""
+    kind: Literal["hub", "directory", "gguf"]
+    repository: str | None
+    """'org/name' of a hub model."""
+    revision: str | None
+    """The commit that a hub model is pinned to."""
+    path: Path | None
+    """Of a local model; for the service alone, never for a client."""
+    config: dict[str, Any]
+    inventory: Inventory
+
+
+class ModelSources:
+    def __init__(self, settings: Settings) -> None:
+        self.roots = settings.model_roots
+        self.hub_enabled = settings.hub_enabled
+        self.hub = Hub(settings.hub_endpoint, settings.hub_token, HUB_TIMEOUT_SECONDS)
+
+    def resolve(self, reference: str) -> ResolvedModel:
+        """Find the model of 'org/name[@revision]' or 'local:NAME' and read its headers.
+
+        Raises:
+            UnknownModel, OutsideRoots: there is nothing by that name that may be read.
+            NoSafetensors, InvalidModel, UnsupportedModel: there is, and it cannot be compressed here.
+            HubUnavailable: the hub gave no usable answer within seconds.
+        """
+        with explained(reference):
+            if reference.startswith(LOCAL):
+                return self.resolve_local(reference)
+            return self.resolve_hub(reference)
+
+    def resolve_local(self, reference: str) -> ResolvedModel:
+        name = reference.removeprefix(LOCAL)
+        path = locate(name, self.roots, field=FIELD, unknown=UnknownModel, setting=ROOTS_SETTING)
+        if path.is_dir():
+            root = next(root for root in self.roots if path.is_relative_to(root))
+            checkpoint = read_checkpoint(path, within=root)
+            return resolved_model(reference, "directory", checkpoint.config, checkpoint.shapes, path=path)
+        if path.suffix == ".gguf" and path.is_file():
+            gguf = read_gguf(path)
+            return resolved_model(reference, "gguf", gguf.config, gguf.shapes, path=path)
+        raise InvalidModel(
+            FIELD, f"'{reference}' is neither a directory with config.json and safetensors nor a .gguf file"
+        )
+
+    def resolve_hub(self, reference: str) -> ResolvedModel:
+        if not self.hub_enabled:
+            raise UnknownModel(FIELD, "this service does not use a model hub; send 'local:NAME' of a model it has")
+        name, at, revision = reference.partition("@")
+        if at and not revision:
+            raise UnknownModel(
+                FIELD, "there is nothing after the '@'; send a branch, a tag or a commit, or leave it out"
+            )
+        repository = self.hub.repository("model", name, revision or None)
+        checkpoint = read_remote_checkpoint(self.hub, repository)
+        return resolved_model(reference, "hub", checkpoint.config, checkpoint.shapes, repository=repository)
+
+
+def resolved_model(
+    reference: str,
+    kind: Literal["hub", "directory", "gguf"],
+    config: dict[str, Any],
+    shapes: dict[str, tuple[int, ...]],
+    *,
+    path: Path | None = None,
+    repository: Repository | None = None,
+) -> ResolvedModel:
+    return ResolvedModel(
+        reference=reference,
+        kind=kind,
+        repository=repository.name if repository else None,
+        revision=repository.revision if repository else None,
+        path=path,
+        config=config,
+        inventory=inventory(config, shapes),
+    )
+
+
+@contextmanager
+def explained(reference: str) -> Iterator[None]:
+    """Turn what is found wrong with a model into a refusal of the field that names it."""
+    try:
+        yield
+    except NotOnHub as error:
+        raise UnknownModel(FIELD, str(error)) from error
+    except (UnsupportedArchitecture, NeedsRemoteCode, UnsupportedGguf) as error:
+        raise UnsupportedModel(FIELD, f"'{reference}' cannot be used. {error}") from error
+    except MissingWeights as error:
+        raise NoSafetensors(FIELD, f"'{reference}' cannot be used. {error}") from error
+    except (MalformedModel, MalformedGguf) as error:
+        raise InvalidModel(FIELD, f"'{reference}' cannot be used. {error}") from error

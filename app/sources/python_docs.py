@@ -1,0 +1,48 @@
+"""Text that needs no network: the documentation that Python carries with it, in two parts that share no document.
+
+A document is a topic of `help()` or all docstrings of one module of the standard library. The text therefore belongs to
+one version of Python, which is part of its file name wherever it is kept.
+"""
+
+import ast
+import hashlib
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+
+TEST_EVERY = 4  # one document in so many is kept for the test text
+SHORTEST_DOCUMENT = 200
+
+
+def training_text() -> str:
+    """Three quarters of the documents, separated by blank lines: some 900,000 characters."""
+    return mixed(text for index, text in enumerate(documents()) if index % TEST_EVERY != 1)
+
+
+def test_text() -> str:
+    """The other quarter."""
+    return mixed(text for index, text in enumerate(documents()) if index % TEST_EVERY == 1)
+
+
+def mixed(texts: Iterable[str]) -> str:
+    """In the order of their digests, so that the beginning is a fair sample of the whole."""
+    return "\n\n".join(sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest()))
+
+
+def documents() -> list[str]:
+    """In an order of kind and length, so that taking every fourth gives two parts of the same mixture."""
+    return [
+        text.strip()
+        for kind in (topics.values(), module_documentation())
+        for text in sorted(kind, key=lambda text: (len(text), text), reverse=True)
+        if len(text) >= SHORTEST_DOCUMENT
+    ]
+
+
+def module_documentation() -> Iterator[str]:
+    """The docstrings of each public top-level module, read from its source without importing it."""
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("[!_]*.py")):
+        tree = ast.parse(path.read_text("utf-8"))
+        nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef))
+        yield "\n\n".join(text for node in nodes if (text := ast.get_docstring(node)))

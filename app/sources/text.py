@@ -1,0 +1,129 @@
+"""Which text a dataset reference means, checked when a job is posted: `builtin:`, `local:` or `hub:`."""
+
+import codecs
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from app.errors import UnknownDataset
+from app.settings import Settings
+from app.sources.hub import Hub, NotOnHub, RemoteFile, Repository
+from app.sources.local import locate
+
+BUILTIN = ("python-docs", "python-docs-test")
+ROOTS_SETTING = "MODELPRESS_DATA_ROOTS"
+HUB_TIMEOUT_SECONDS = 5.0
+FIRST_READ = 64 * 1024
+HUB_NAME = re.compile(
+    r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<config>[\w.-]+))?/(?P<split>[\w.-]+)", re.ASCII
+)
+
+
+@dataclass(frozen=True)
+class ResolvedText:
+    reference: str
+    kind: Literal["builtin", "local", "hub"]
+    path: Path | None = None
+    """Of local text; for the service alone, never for a client."""
+    revision: str | None = None
+    """The commit that a hub dataset is at."""
+    repository: Repository | None = None
+    files: tuple[RemoteFile, ...] = ()
+    """The parquet files of the split, in order."""
+
+
+class TextSources:
+    def __init__(self, settings: Settings) -> None:
+        self.roots = settings.data_roots
+        self.hub_enabled = settings.hub_enabled
+        self.hub = Hub(settings.hub_endpoint, settings.hub_token, HUB_TIMEOUT_SECONDS)
+
+    def check(self, reference: str, field: str) -> ResolvedText:
+        """Find the text of a reference; `field` is where in the recipe it stands.
+
+        Raises:
+            UnknownDataset, OutsideRoots: there is no such text, or it is not text.
+            HubUnavailable: the hub gave no usable answer within seconds.
+        """
+        scheme, _, name = reference.partition(":")
+        match scheme:
+            case "builtin":
+                return self.check_builtin(reference, name, field)
+            case "local":
+                return self.check_local(reference, name, field)
+            case "hub":
+                return self.check_hub(reference, name, field, revision=None)
+        raise UnknownDataset(field, "send 'builtin:NAME', 'local:NAME' or 'hub:org/name/config/split'")
+
+    def check_builtin(self, reference: str, name: str, field: str) -> ResolvedText:
+        if name not in BUILTIN:
+            raise UnknownDataset(field, f"there is no builtin text of that name; there are: {', '.join(BUILTIN)}")
+        return ResolvedText(reference, "builtin")
+
+    def check_local(self, reference: str, name: str, field: str) -> ResolvedText:
+        path = locate(name, self.roots, field=field, unknown=UnknownDataset, setting=ROOTS_SETTING)
+        if path.suffix not in (".txt", ".jsonl") or not path.is_file():
+            raise UnknownDataset(field, f"'{reference}' is not a .txt or .jsonl file")
+        if complaint := complaint_about(path):
+            raise UnknownDataset(field, f"'{reference}' {complaint}")
+        return ResolvedText(reference, "local", path=path)
+
+    def check_hub(self, reference: str, name: str, field: str, revision: str | None) -> ResolvedText:
+        """As `check`, at a commit where one is given."""
+        if not self.hub_enabled:
+            raise UnknownDataset(field, "this service does not use a hub; send 'builtin:NAME' or 'local:NAME'")
+        parts = HUB_NAME.fullmatch(name)
+        if parts is None:
+            raise UnknownDataset(field, "send 'hub:org/name/config/split' or 'hub:org/name/split'")
+        try:
+            repository = self.hub.repository("dataset", parts["repository"], revision)
+        except NotOnHub as error:
+            raise UnknownDataset(field, str(error)) from error
+        files = parquet_files(repository, parts["config"], parts["split"])
+        if not files:
+            raise UnknownDataset(
+                field,
+                f"'{parts['repository']}' has no parquet files of that configuration and split; look at its file list",
+            )
+        return ResolvedText(reference, "hub", revision=repository.revision, repository=repository, files=files)
+
+
+def parquet_files(repository: Repository, config: str | None, split: str) -> tuple[RemoteFile, ...]:
+    """`CONFIG/SPLIT-*.parquet` or `CONFIG/SPLIT/*.parquet`; without a configuration `data/SPLIT-*.parquet`."""
+    folder, split = re.escape(config or "data"), re.escape(split)
+    pattern = re.compile(rf"{folder}/{split}(-[\w.-]+|/[\w.-]+)?\.parquet", re.ASCII)
+    return tuple(
+        sorted((file for file in repository.files if pattern.fullmatch(file.name)), key=lambda file: file.name)
+    )
+
+
+def complaint_about(path: Path) -> str | None:
+    """What is wrong with the beginning of a text file; the message completes 'the file …'."""
+    with path.open("rb") as file:
+        beginning = file.read(FIRST_READ)
+    if not beginning.strip():
+        return "is empty"
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(beginning)
+    except UnicodeDecodeError:
+        return "is not UTF-8 text"
+    if path.suffix == ".jsonl":
+        try:
+            with path.open(encoding="utf-8") as lines:
+                document_of(lines.readline(16 * 2**20))
+        except ValueError as error:
+            return f"{error} in its first line"
+    return None
+
+
+def document_of(line: str) -> str:
+    """The text of one line of a .jsonl file. Raises ValueError, which completes 'the file …'."""
+    try:
+        match json.loads(line):
+            case {"text": str(text)}:
+                return text
+    except (ValueError, RecursionError):
+        raise ValueError("has no JSON") from None
+    raise ValueError('has no "text"')
