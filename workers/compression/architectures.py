@@ -1,4 +1,4 @@
-"""The architectures that can be compressed, and what a checkpoint of one of them holds. Free of torch: the API reads it.
+"""The architectures that can be compressed, and what a checkpoint of one of them holds. Torch-free, for the API.
 
 Promise: an `Inventory` is only returned for tensors that agree with the config. `inventory(config, tensors)` raises
 UnsupportedArchitecture or MalformedModel; `read_safetensors_headers(directory, within=None)` supplies `tensors`.
@@ -231,7 +231,7 @@ def _count_blocks(architecture: Architecture, shapes: Mapping[str, Shape]) -> in
 
 
 def _stated_size(config: Mapping[str, Any], *fields: str) -> int | None:
-    """The first of these fields that the config states. One left out means the library's default, which the weights show."""
+    """The first of these fields that the config states. One left out has the library's default, as the weights show."""
     for field in fields:
         value = config.get(field)
         if value is None:

@@ -1,8 +1,8 @@
 """Which tensors a directory of safetensors files holds, read from the headers alone: no torch, no tensor data.
 
 Promise: whatever is returned lies inside the directory, in regular files whose headers describe each of their bytes
-exactly once. The rules are those of the safetensors format: eight bytes of little-endian length, a JSON object, then the
-tensors without holes.
+exactly once. The rules are those of the safetensors format: eight bytes of little-endian length, a JSON object, then
+the tensors without holes.
 """
 
 import json
