@@ -1,0 +1,48 @@
+"""A job from the posting of its recipe to its checkpoint on this disk."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from app.cli.progress import DownloadProgress, progress_display, show_job
+from app.cli.tables import comparison_table, failure_line
+from app.cli.terminal import STDOUT
+from app.client import Client
+from app.contract.job import Job, State
+from app.errors import ModelpressError
+
+
+class JobNotSucceeded(ModelpressError):
+    code = "job_not_succeeded"
+    title = "The job did not succeed"
+
+
+def follow(client: Client, job_id: str, check: Callable[[], None]) -> Job:
+    """Shows the job's progress until it has succeeded, and calls `check` at every look.
+
+    Raises JobNotSucceeded where it ends otherwise.
+    """
+    with progress_display(STDOUT) as display:
+        for job in client.wait(job_id):
+            check()
+            show_job(display, job)
+    if job.state is State.FAILED:
+        raise JobNotSucceeded(f"Job {job.id} failed. {failure_line(job)}")
+    if job.state is State.CANCELLED:
+        raise JobNotSucceeded(f"Job {job.id} was cancelled.")
+    return job
+
+
+def download(client: Client, job_id: str, directory: Path) -> None:
+    """Fetches the checkpoint and says where it is."""
+    artifacts = client.artifacts(job_id)
+    if not artifacts:
+        raise JobNotSucceeded(f"Job {job_id} has no checkpoint: it is {client.get(job_id).state}.")
+    with progress_display(STDOUT) as display:
+        client.download(job_id, directory, DownloadProgress(display, sum(artifact.bytes for artifact in artifacts)))
+
+
+def print_comparison(job: Job) -> None:
+    if job.metrics:
+        STDOUT.print(comparison_table(job.metrics))
+    if job.achieved_ratio:
+        STDOUT.print(f"ratio: {job.recipe.target_ratio:g} asked, {job.achieved_ratio:.4g} reached")

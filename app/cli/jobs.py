@@ -1,0 +1,129 @@
+"""Commands of the client: compress, jobs, show, cancel, download."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.cli.compress import compress_here, compress_there
+from app.cli.follow import download as fetch
+from app.cli.follow import print_comparison
+from app.cli.recipes import local_model, make_recipe
+from app.cli.tables import job_details, job_table
+from app.cli.terminal import STDOUT
+from app.client import Client
+from app.contract.job import State
+from app.contract.recipe import Method
+from app.errors import Refused
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+Url = Annotated[
+    str | None, typer.Option("--url", envvar="MODELPRESS_URL", help="The service.", show_default=DEFAULT_URL)
+]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory for the checkpoint.")]
+
+
+def register(application: typer.Typer) -> None:
+    for name, command in (("compress", compress), ("jobs", jobs), ("show", show), ("cancel", cancel)):
+        application.command(name, rich_help_panel="Client")(command)
+    application.command("download", rich_help_panel="Client")(download)
+
+
+def compress(
+    model: Annotated[
+        str, typer.Argument(help="'org/name[@revision]', 'local:NAME', or a path to a directory or .gguf file.")
+    ],
+    ratio: Annotated[float, typer.Option(help="Stored parameters before / after: 1.5 means 1.5 times smaller.")],
+    out: Out,
+    method: Annotated[Method | None, typer.Option(help="How the weights are made smaller.")] = None,
+    calibration: Annotated[str | None, typer.Option(metavar="DATASET", help="Text to fit the result to.")] = None,
+    sequences: Annotated[int | None, typer.Option(help="Number of calibration sequences.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens per calibration sequence.")] = None,
+    evaluation: Annotated[
+        list[str] | None, typer.Option(metavar="DATASET", help="Text to measure on; may be given more than once.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens to measure on, at most, of each dataset.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Two runs with one seed do the same.")] = None,
+    url: Url = None,
+) -> None:
+    """Compress a model and download the result.
+
+    The service at --url does it, or the one at the default address. Where none answers there, one is started here for
+    as long as this takes.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Refused("--out", f"{out} exists and is not empty; name another directory")
+    path = local_model(model)
+    recipe = make_recipe(
+        given(
+            model=path.reference if path else model,
+            target_ratio=ratio,
+            method=method,
+            calibration=given(dataset=calibration, sequences=sequences, length=length),
+            evaluation=given(datasets=evaluation, max_tokens=max_tokens),
+            seed=seed,
+        )
+    )
+    address = url or running_service_address()
+    if address is None:
+        compress_here(recipe, out, path)
+    elif path is None:
+        compress_there(address, recipe, out)
+    else:
+        raise Refused(
+            "model",
+            f"{path.path} is a path on this machine, and the service at {address} opens models under its own "
+            "MODELPRESS_MODEL_ROOTS; send 'local:NAME' for one of those",
+        )
+
+
+def jobs(
+    url: Url = None,
+    limit: Annotated[int, typer.Option(help="At most so many, the newest.")] = 20,
+    state: Annotated[State | None, typer.Option(help="Only jobs in this state.")] = None,
+) -> None:
+    """List jobs, newest first."""
+    with connect(url) as client:
+        page = client.page(limit=limit, state=state)
+    if page.jobs:
+        STDOUT.print(job_table(page.jobs))
+    else:
+        STDOUT.print("There are no such jobs.")
+
+
+def show(job_id: JobId, url: Url = None) -> None:
+    """Show one job, with its measurements once it has succeeded."""
+    with connect(url) as client:
+        job = client.get(job_id)
+    STDOUT.print(job_details(job))
+    print_comparison(job)
+
+
+def cancel(job_id: JobId, url: Url = None) -> None:
+    """Cancel a job that has not ended."""
+    with connect(url) as client:
+        job = client.cancel(job_id)
+    STDOUT.print(f"Job {job.id} is {job.state}.", markup=False)
+
+
+def download(job_id: JobId, out: Out, url: Url = None) -> None:
+    """Download the checkpoint of a job, or the rest of it where a download broke off."""
+    with connect(url) as client:
+        fetch(client, job_id, out)
+    STDOUT.print(f"The checkpoint is in {out.resolve()}", markup=False)
+
+
+def connect(url: str | None) -> Client:
+    return Client(url or DEFAULT_URL, patience_seconds=5.0)
+
+
+def running_service_address() -> str | None:
+    with Client(DEFAULT_URL) as client:
+        return DEFAULT_URL if client.is_alive() else None
+
+
+def given(**fields: Any) -> dict[str, Any]:
+    """The fields that were given; the service knows the defaults of all others."""
+    return {name: value for name, value in fields.items() if value not in (None, {}, [])}

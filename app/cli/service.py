@@ -1,0 +1,91 @@
+"""Commands that run the service. What they need beyond the client is imported when they run."""
+
+import socket
+from importlib import import_module
+from typing import Annotated
+
+import typer
+
+from app.cli.extras import require
+from app.cli.terminal import STDERR, STDOUT
+from app.settings import Settings
+
+DRAIN_SECONDS = 5
+ORPHAN_GRACE_SECONDS = 15.0
+
+Lifeline = Annotated[int | None, typer.Option(hidden=True, help="pipe that ends when the parent does")]
+
+
+def register(application: typer.Typer) -> None:
+    for command in (serve, api, worker, migrate):
+        application.command(rich_help_panel="Service")(command)
+
+
+def serve() -> None:
+    """Run all of it here: embedded servers where none are given, the API, one worker. Ctrl-C ends all of it.
+
+    Settings come from the environment: MODELPRESS_PORT, MODELPRESS_DATA_DIR, MODELPRESS_MODEL_ROOTS and so on.
+    """
+    settings = Settings()
+    require("serve", *extras_for(settings))
+    from app.serve import running_service
+
+    with running_service(settings) as service:
+        STDOUT.print(f"Modelpress listens on {service.address}, and is documented at {service.address}/docs")
+        STDOUT.print("Ctrl-C ends it.")
+        try:
+            service.wait()
+        except KeyboardInterrupt:
+            STDERR.print("Ending worker, API and servers. Ctrl-C again does not wait for them.")
+
+
+def api(
+    lifeline: Lifeline = None,
+    socket_descriptor: Annotated[int | None, typer.Option("--socket", hidden=True, help="a listening socket")] = None,
+) -> None:
+    """Run the API alone, on MODELPRESS_HOST and MODELPRESS_PORT. Needs a database and a Redis by URL."""
+    require("api", "server")
+    settings = Settings()
+    import uvicorn
+
+    from app.lifeline import end_with_parent
+    from app.main import create_app
+    from app.serve import address_of, listen
+
+    if lifeline is not None:
+        end_with_parent(lifeline, grace_seconds=ORPHAN_GRACE_SECONDS)
+    inherited = socket_descriptor is not None
+    listener = socket.socket(fileno=socket_descriptor) if inherited else listen(settings.host, settings.port)
+    if not inherited:
+        STDOUT.print(f"The API listens on {address_of(listener)}")
+    config = uvicorn.Config(
+        create_app(settings), log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def worker(lifeline: Lifeline = None) -> None:
+    """Run one worker, which computes one job at a time. Needs a database and a Redis by URL."""
+    require("worker", "server", "worker")
+    settings = Settings()
+    from app.lifeline import end_with_parent
+
+    if lifeline is not None:
+        end_with_parent(lifeline, grace_seconds=ORPHAN_GRACE_SECONDS)
+    # By name: the packages meet on the command line alone, and nothing else in `app` may know the workers.
+    import_module("workers.celery_app").run_worker(settings)
+
+
+def migrate() -> None:
+    """Bring the schema of MODELPRESS_DATABASE_URL to the newest migration."""
+    require("migrate", "server")
+    from app.serve import migrate as bring_to_head
+
+    bring_to_head(Settings())
+    STDOUT.print("The database is at the newest migration.")
+
+
+def extras_for(settings: Settings) -> list[str]:
+    """The extras that running everything on this machine takes."""
+    embedded = settings.database_url is None or settings.redis_url is None
+    return ["server", "worker", *(["embedded"] if embedded else [])]

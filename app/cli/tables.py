@@ -1,0 +1,111 @@
+"""Jobs as tables and paragraphs for people."""
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from rich.console import RenderableType
+from rich.filesize import decimal
+from rich.table import Table
+
+from app.contract.job import Comparison, Job
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """The model before and after, and what became of each figure."""
+    before, after = comparison.before, comparison.after
+    table = Table("", "before", "after", "change")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.add_row(
+        "stored parameters",
+        f"{before.parameters:,}",
+        f"{after.parameters:,}",
+        f"{before.parameters / after.parameters:.3f} times smaller",
+    )
+    table.add_row(
+        "bytes", decimal(before.bytes), decimal(after.bytes), f"{before.bytes / after.bytes:.3f} times smaller"
+    )
+    for dataset, perplexity in before.perplexity.items():
+        reached = after.perplexity.get(dataset)
+        if reached is not None:
+            table.add_row(
+                f"perplexity, {dataset}", f"{perplexity:.2f}", f"{reached:.2f}", f"{reached / perplexity:.2f} times"
+            )
+    for name, field in (("reading", "prefill_tokens_per_second"), ("writing", "decode_tokens_per_second")):
+        slow, fast = getattr(before, field), getattr(after, field)
+        table.add_row(f"tokens/s, {name}", f"{slow:,.1f}", f"{fast:,.1f}", f"{fast / slow:.2f} times")
+    return table
+
+
+def job_table(jobs: Iterable[Job]) -> Table:
+    table = Table("job", "state", "progress", "model", "ratio", "method", "queued")
+    for job in jobs:
+        table.add_row(
+            job.id,
+            job.state,
+            f"{job.progress:.0%}",
+            job.recipe.model,
+            f"{job.recipe.target_ratio:g}",
+            job.recipe.method,
+            moment(job.timestamps.queued),
+        )
+    return table
+
+
+def job_details(job: Job) -> RenderableType:
+    """Everything about one job but its measurements, a name and a value a line."""
+    grid = Table.grid(padding=(0, 2))
+    for name, value in job_facts(job):
+        grid.add_row(name, value)
+    return grid
+
+
+def job_facts(job: Job) -> Iterable[tuple[str, str]]:
+    yield "job", job.id
+    yield "state", job.state
+    if job.stage:
+        yield "stage", f"{job.stage}, {job.progress:.0%}" + (f", {job.detail}" if job.detail else "")
+    if job.seconds_left is not None:
+        yield "left", duration(job.seconds_left)
+    yield "model", job.recipe.model + (f", at commit {job.source.revision}" if job.source.revision else "")
+    yield "parameters", f"{job.source.parameters:,} ({job.source.model_type})"
+    yield "method", job.recipe.method
+    yield (
+        "ratio",
+        f"{job.recipe.target_ratio:g} asked" + (f", {job.achieved_ratio:.4g} reached" if job.achieved_ratio else ""),
+    )
+    for name, at in job.timestamps:
+        if at is not None:
+            yield name, moment(at)
+    for attempt in job.attempts:
+        resumed = attempt.resumed
+        block = f", block {resumed.block}" if resumed and resumed.block is not None else ""
+        went_on = f", went on from {resumed.stage}{block}" if resumed else ""
+        yield f"attempt {attempt.number}", f"{attempt.outcome or 'under way'} on {attempt.worker}{went_on}"
+    if job.error:
+        yield "error", failure_line(job)
+
+
+def failure_line(job: Job) -> str:
+    """What ended a failed job, where, and whether trying again can help."""
+    if job.error is None:
+        return f"the job is {job.state}"
+    where = f" in {job.error.stage}" if job.error.stage else ""
+    advice = (
+        "Posting the same recipe again can help."
+        if job.error.retryable
+        else "Posting the same recipe again will not help."
+    )
+    return f"{job.error.code}{where}: {job.error.message}. {advice}".replace("..", ".")
+
+
+def duration(seconds: float) -> str:
+    """Rounded to what a waiting person wants to know: '40 s', '12 min', '3 h 20 min'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def moment(at: datetime) -> str:
+    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")

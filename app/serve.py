@@ -1,0 +1,222 @@
+"""The whole service on one machine: embedded servers where none are given, migrations, one API and one worker.
+
+API and worker are processes of their own, each the leader of its own session, so a Ctrl-C at the terminal reaches only
+this process, which ends them in order: worker, API, servers. Nothing is restarted: when one of them ends unasked,
+`ServiceFailed` says so and everything ends, because whoever supervises this process can restart all of it. A killed
+parent takes its children along (`app.lifeline`).
+"""
+
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from pydantic import SecretStr
+
+from app.client import Client
+from app.db import make_engine, upgrade
+from app.embedded import embedded_servers
+from app.errors import ModelpressError
+from app.lifeline import Lifeline
+from app.settings import Settings
+
+START_SECONDS = 60.0
+STOP_SECONDS = 10.0
+POLL_SECONDS = 0.2
+
+
+class ServiceFailed(ModelpressError):
+    code = "service_failed"
+    title = "The service cannot run"
+
+
+@dataclass(frozen=True)
+class Child:
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path | None
+
+    def kill(self) -> None:
+        """Ends the whole session of the child at once."""
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def stop(self, grace_seconds: float) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(grace_seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self.process.wait()
+
+
+class Service:
+    """A running service: where it listens, and whether all of it is alive."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.children: list[Child] = []
+
+    def check(self) -> None:
+        """Raises ServiceFailed when the API or the worker has ended."""
+        for child in self.children:
+            status = child.process.poll()
+            if status is not None:
+                where = f" Its last words are in {child.log}." if child.log else ""
+                raise ServiceFailed(f"The {child.name} ended unasked with status {status}.{where}")
+
+    def wait(self) -> None:
+        """Blocks for as long as everything is alive, then raises ServiceFailed."""
+        while True:
+            self.check()
+            time.sleep(POLL_SECONDS)
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        with Client(self.address) as client:
+            while lack := client.readiness():
+                self.check()
+                if time.monotonic() > deadline:
+                    raise ServiceFailed(f"The API was not ready after {START_SECONDS:.0f} s: {lack}")
+                time.sleep(POLL_SECONDS)
+
+    def kill(self) -> None:
+        for child in self.children:
+            child.kill()
+
+
+@contextmanager
+def running_service(settings: Settings, *, log_dir: Path | None = None) -> Iterator[Service]:
+    """Runs everything for the length of a `with` block, which begins once the API takes jobs.
+
+    The first Ctrl-C or SIGTERM raises KeyboardInterrupt in the block, so that it ends in order; a further one kills
+    API and worker at once. Children write to `log_dir`, or to this process's stderr where it is None.
+    """
+    with ExitStack() as stack:
+        listener = stack.enter_context(listen(settings.host, settings.port))
+        service = Service(address_of(listener))
+        stack.enter_context(interruptible(service))
+        settings = stack.enter_context(embedded_servers(settings))
+        migrate(settings)
+        lifeline = Lifeline()
+        stack.callback(lifeline.close)
+        for name, socket_fd in (("api", listener.fileno()), ("worker", None)):
+            child = start(name, settings, lifeline, socket_fd, log_dir)
+            service.children.append(child)
+            stack.callback(child.stop, settings.stop_grace_seconds + STOP_SECONDS)
+        listener.close()
+        service.wait_until_ready()
+        yield service
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ServiceFailed, with the way out, where that is not possible."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ServiceFailed(
+                f"Port {port} on {host} is taken. Stop what listens there, or set MODELPRESS_PORT to another port "
+                "(0 takes any free one)."
+            ) from error
+        raise ServiceFailed(
+            f"Cannot listen on {host}, port {port}: {error.strerror}. Set MODELPRESS_HOST and MODELPRESS_PORT."
+        ) from error
+
+
+def address_of(listener: socket.socket) -> str:
+    """The URL under which this machine reaches the socket."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextmanager
+def interruptible(service: Service) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM raises KeyboardInterrupt, every further one kills what is left."""
+
+    def force(signum: int, frame: FrameType | None) -> None:
+        service.kill()
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        for number in before:
+            signal.signal(number, force)
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def start(name: str, settings: Settings, lifeline: Lifeline, socket_fd: int | None, log_dir: Path | None) -> Child:
+    """Starts `modelpress NAME`, which learns its settings by environment: arguments are visible to every user."""
+    command = [sys.executable, "-m", "app.cli", name, "--lifeline", str(lifeline.reading_end)]
+    descriptors = [lifeline.reading_end]
+    if socket_fd is not None:
+        command += ["--socket", str(socket_fd)]
+        descriptors.append(socket_fd)
+    with ExitStack() as stack:
+        log = log_dir / f"{name}.log" if log_dir else None
+        process = subprocess.Popen(
+            command,
+            env=environment(settings),
+            stdin=subprocess.DEVNULL,
+            stdout=stack.enter_context(open_log(log)) if log else None,
+            stderr=subprocess.STDOUT if log else None,
+            start_new_session=True,
+            pass_fds=descriptors,
+        )
+    return Child(name, process, log)
+
+
+def open_log(log: Path) -> IO[bytes]:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return log.open("ab")
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """This process's environment, with every setting as it is here, and caches and scratch files in the data directory."""
+    scratch = settings.data_dir / "tmp"
+    scratch.mkdir(parents=True, exist_ok=True)
+    prefix = Settings.model_config["env_prefix"]
+    values = {name: getattr(settings, name) for name in Settings.model_fields}
+    return (
+        os.environ
+        | {f"{prefix}{name.upper()}": as_text(value) for name, value in values.items() if value is not None}
+        | {"TMPDIR": str(scratch), "HF_HOME": str(settings.data_dir / "huggingface")}
+    )
+
+
+def as_text(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, tuple):
+        return os.pathsep.join(str(part) for part in value)
+    return str(value)
+
+
+def migrate(settings: Settings) -> None:
+    """Brings the database's schema to the newest migration. Raises ServiceFailed where no database is given."""
+    if settings.database_url is None:
+        raise ServiceFailed("Set MODELPRESS_DATABASE_URL. The embedded database is migrated by `modelpress serve`.")
+    engine = make_engine(settings.database_url)
+    try:
+        upgrade(engine)
+    finally:
+        engine.dispose()
