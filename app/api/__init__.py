@@ -1,0 +1,1 @@
+"""The service's HTTP face: one thin module per resource. What a request means is decided in `app.jobs`."""

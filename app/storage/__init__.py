@@ -43,13 +43,17 @@ class Store(Protocol):
         """Take the files of `directory` over. Publishing again answers as the first time."""
 
     def read(self, job_id: str, attempt: int, name: str, start: int, stop: int) -> Iterator[bytes]:
-        """The bytes from `start` up to, not including, `stop`. Raises ArtifactNotFound at once, not on the first step."""
+        """The bytes from `start` up to, not including, `stop`.
+
+        Raises:
+            ArtifactNotFound: on the call itself, not on the first step of the iterator.
+        """
 
     def discard(self, job_id: str, attempt: int) -> None:
         """Delete what the attempt has published, if anything."""
 
 
-class InvalidName(ValueError):
+class InvalidNameError(ValueError):
     """A name that no published file may have."""
 
 
@@ -57,7 +61,7 @@ def check_name(name: str) -> str:
     """Names are plain and relative, so that none leads out of its directory on any system: no `..`, no hidden part."""
     parts = name.split("/")
     if len(name) > NAME_LIMIT or not all(NAME_PART.fullmatch(part) for part in parts):
-        raise InvalidName(f"{name[:NAME_LIMIT]!r} is not a plain relative file name")
+        raise InvalidNameError(f"{name[:NAME_LIMIT]!r} is not a plain relative file name")
     return name
 
 

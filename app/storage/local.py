@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from app.errors import ArtifactNotFound
-from app.storage import InvalidName, StoredFile, check_name, media_type
+from app.storage import InvalidNameError, StoredFile, check_name, media_type
 
 MANIFEST = ".manifest.json"
 CHUNK_BYTES = 1 << 20
@@ -32,7 +32,7 @@ class ArtifactStore:
         goes on.
 
         Raises:
-            InvalidName: a file's name is not plain, or is not a regular file's. Nothing was published.
+            InvalidNameError: a file's name is not plain, or is not a regular file's. Nothing was published.
             FileNotFoundError: there is no such directory, and nothing was published under this attempt before.
         """
         place = self._place(job_id, attempt)
@@ -50,7 +50,7 @@ class ArtifactStore:
         """Raises ArtifactNotFound unless this is a published file."""
         try:
             path = self._place(job_id, attempt) / check_name(name)
-        except InvalidName:
+        except InvalidNameError:
             raise ArtifactNotFound("no artifact can have this name") from None
         if not path.is_file():
             raise ArtifactNotFound(f"the file {name!r} of this job is no longer stored")
@@ -67,16 +67,17 @@ class ArtifactStore:
         """Delete what the attempt has published or begun to. Idempotent."""
         place = self._place(job_id, attempt)
         discarded = place.with_name(f".discarded-{attempt}")
-        if place.exists():
-            place.rename(discarded)
         for remains in (discarded, place.with_name(f".incoming-{attempt}")):
             shutil.rmtree(remains, ignore_errors=True)
+        if place.exists():
+            place.rename(discarded)
+            shutil.rmtree(discarded, ignore_errors=True)
         if place.parent.is_dir() and not any(place.parent.iterdir()):
             place.parent.rmdir()
 
     def _place(self, job_id: str, attempt: int) -> Path:
         if "/" in check_name(job_id):
-            raise InvalidName("a job id has one part")
+            raise InvalidNameError("a job id has one part")
         return self.root / job_id / str(int(attempt))
 
 
@@ -103,7 +104,7 @@ def list_names(directory: Path) -> list[str]:
     for path in directory.rglob("*"):
         name = path.relative_to(directory).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise InvalidName(f"{name!r} is neither a regular file nor a directory")
+            raise InvalidNameError(f"{name!r} is neither a regular file nor a directory")
         if path.is_file() and name != MANIFEST:
             names.append(check_name(name))
     return sorted(names)

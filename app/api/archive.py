@@ -1,0 +1,75 @@
+"""A job's files as one tar, made while it is sent.
+
+The layout of an uncompressed tar follows from names and sizes alone. So its length and its entity tag are known before
+a byte is read, nothing is kept in memory or in a temporary file, and the download can be resumed at any position.
+"""
+
+import hashlib
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import accumulate
+
+from app.storage import StoredFile
+
+Read = Callable[[str, int, int], Iterator[bytes]]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of bytes of the archive: bytes that are at hand, or a file."""
+
+    size: int
+    content: bytes | str
+
+
+class Archive:
+    def __init__(self, folder: str, files: Sequence[StoredFile], modified: datetime, read: Read) -> None:
+        """`folder` is what the archive unpacks to; `read(name, start, stop)` gives a range of a file's bytes."""
+        self._read = read
+        self._segments = lay_out(folder, files, int(modified.timestamp()))
+        self._starts = list(accumulate((segment.size for segment in self._segments), initial=0))
+        self.size = self._starts[-1]
+        self.etag = f'"tar-{identity(self._segments, files)}"'
+
+    def read(self, start: int, stop: int) -> Iterator[bytes]:
+        """The bytes from `start` up to, not including, `stop`."""
+        for begin, segment in zip(self._starts, self._segments, strict=False):
+            first, last = max(start - begin, 0), min(stop - begin, segment.size)
+            if first >= last:
+                continue
+            if isinstance(segment.content, bytes):
+                yield segment.content[first:last]
+            else:
+                yield from self._read(segment.content, first, last)
+
+
+def lay_out(folder: str, files: Sequence[StoredFile], modified: int) -> list[Segment]:
+    segments = []
+    for file in files:
+        header = member_header(f"{folder}/{file.name}", file.bytes, modified)
+        padding = bytes(-file.bytes % tarfile.BLOCKSIZE)
+        segments += [Segment(len(header), header), Segment(file.bytes, file.name), Segment(len(padding), padding)]
+    used = sum(segment.size for segment in segments)
+    end = 2 * tarfile.BLOCKSIZE
+    end += -(used + end) % tarfile.RECORDSIZE
+    return [*segments, Segment(end, bytes(end))]
+
+
+def member_header(name: str, size: int, modified: int) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    member.mtime = modified
+    return member.tobuf(tarfile.PAX_FORMAT)
+
+
+def identity(segments: Sequence[Segment], files: Sequence[StoredFile]) -> str:
+    """A hash of everything that determines the archive's bytes."""
+    digest = hashlib.sha256()
+    for segment in segments:
+        if isinstance(segment.content, bytes):
+            digest.update(segment.content)
+    for file in files:
+        digest.update(bytes.fromhex(file.sha256))
+    return digest.hexdigest()

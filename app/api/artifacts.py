@@ -1,0 +1,85 @@
+"""The files of a job's result: listed, downloaded one by one, or all in one archive."""
+
+from functools import partial
+from pathlib import PurePosixPath
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request, Response
+
+from app.api.archive import Archive
+from app.api.deps import Artifacts, JobId, Service
+from app.api.documentation import BYTES, refusals
+from app.api.download import Download, respond
+from app.contract.job import Artifact, ArtifactList
+from app.errors import ArtifactNotFound
+from app.jobs.service import JobService, StoredArtifact
+
+router = APIRouter(tags=["artifacts"])
+
+
+@router.get("/jobs/{job_id}/artifacts", operation_id="list_artifacts", responses=refusals(404))
+def list_artifacts(job_id: JobId, service: Service) -> ArtifactList:
+    """The files of the result; none while the job has not succeeded."""
+    return ArtifactList(artifacts=tuple(as_artifact(job_id, stored) for stored in service.artifacts(job_id)))
+
+
+@router.head("/jobs/{job_id}/artifacts/{name:path}", include_in_schema=False)
+@router.get(
+    "/jobs/{job_id}/artifacts/{name:path}",
+    operation_id="download_artifact",
+    response_class=Response,
+    responses=BYTES | refusals(404, 416),
+)
+def download_artifact(job_id: JobId, name: str, request: Request, service: Service, artifacts: Artifacts) -> Response:
+    """One file, bit for bit as it was packaged. Resume with `Range` and `If-Range`; check with `Repr-Digest`."""
+    stored = find(service, job_id, name)
+    artifacts.path(job_id, stored.attempt, name)
+    download = Download(
+        filename=PurePosixPath(name).name,
+        size=stored.file.bytes,
+        etag=f'"sha256-{stored.file.sha256}"',
+        media_type=stored.file.media_type,
+        read=partial(artifacts.read, job_id, stored.attempt, name),
+        sha256=stored.file.sha256,
+    )
+    return respond(request, download)
+
+
+@router.head("/jobs/{job_id}/checkpoint", include_in_schema=False)
+@router.get(
+    "/jobs/{job_id}/checkpoint",
+    operation_id="download_checkpoint",
+    response_class=Response,
+    responses=BYTES | refusals(404, 416),
+)
+def download_checkpoint(job_id: JobId, request: Request, service: Service, artifacts: Artifacts) -> Response:
+    """The whole checkpoint as one uncompressed tar that unpacks to a folder named after the job. Resumable, too."""
+    stored = service.artifacts(job_id)
+    job = service.get(job_id)
+    if not stored or job.timestamps.succeeded is None:
+        raise ArtifactNotFound(f"the job is {job.state}; only a succeeded job has a checkpoint")
+    attempt = stored[0].attempt
+    for entry in stored:
+        artifacts.path(job_id, attempt, entry.file.name)
+    files = [entry.file for entry in stored]
+    archive = Archive(job_id, files, job.timestamps.succeeded, partial(artifacts.read, job_id, attempt))
+    download = Download(f"{job_id}.tar", archive.size, archive.etag, "application/x-tar", archive.read)
+    return respond(request, download)
+
+
+def find(service: JobService, job_id: str, name: str) -> StoredArtifact:
+    for stored in service.artifacts(job_id):
+        if stored.file.name == name:
+            return stored
+    raise ArtifactNotFound(f"the job has no artifact of this name; /jobs/{job_id}/artifacts lists those it has")
+
+
+def as_artifact(job_id: str, stored: StoredArtifact) -> Artifact:
+    file = stored.file
+    return Artifact(
+        name=file.name,
+        bytes=file.bytes,
+        sha256=file.sha256,
+        media_type=file.media_type,
+        href=f"/jobs/{job_id}/artifacts/{quote(file.name)}",
+    )

@@ -1,0 +1,48 @@
+"""What the endpoints are given."""
+
+import re
+from typing import Annotated
+
+from fastapi import Depends, Path, Request
+from sqlalchemy import Engine
+
+from app.errors import JobNotFound
+from app.jobs.doorbell import Doorbell
+from app.jobs.service import JobService
+from app.storage.local import ArtifactStore
+
+JOB_ID = re.compile(r"job_[A-Za-z0-9]{1,64}")
+
+
+async def get_engine(request: Request) -> Engine:
+    engine: Engine = request.app.state.engine
+    return engine
+
+
+async def get_doorbell(request: Request) -> Doorbell:
+    doorbell: Doorbell = request.app.state.doorbell
+    return doorbell
+
+
+async def get_service(request: Request) -> JobService:
+    service: JobService = request.app.state.service
+    return service
+
+
+async def get_artifacts(request: Request) -> ArtifactStore:
+    artifacts: ArtifactStore = request.app.state.artifacts
+    return artifacts
+
+
+async def get_job_id(job_id: Annotated[str, Path(examples=["job_5f0c8a2e9b1d4c7f60a3e812"])]) -> str:
+    """What cannot be an id is not looked up: the database refuses some strings, such as those with a NUL."""
+    if JOB_ID.fullmatch(job_id):
+        return job_id
+    raise JobNotFound(f"no job has the id {job_id!r}")
+
+
+Database = Annotated[Engine, Depends(get_engine)]
+Bell = Annotated[Doorbell, Depends(get_doorbell)]
+Service = Annotated[JobService, Depends(get_service)]
+Artifacts = Annotated[ArtifactStore, Depends(get_artifacts)]
+JobId = Annotated[str, Depends(get_job_id)]

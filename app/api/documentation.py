@@ -1,0 +1,91 @@
+"""What OpenAPI says beyond the types: examples, problem documents, downloads. And `/docs` without a network."""
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from app.contract.job import Problem
+
+PROBLEM_TYPE = "application/problem+json"
+
+Responses = dict[int | str, dict[str, Any]]
+
+REASONS = {
+    400: "The request cannot be read",
+    404: "There is no such thing",
+    409: "The job has already ended",
+    413: "The body is too large",
+    415: "The body is not JSON",
+    416: "The range lies outside the file",
+    422: "The request is refused; each wrong field is named",
+    503: "Something that is needed does not answer; try again later",
+}
+
+DESCRIPTION = """
+Makes transformer language models smaller: post a model and a target ratio, poll the job, download a checkpoint that
+loads.
+
+Every error is a problem document (RFC 9457); its `type` is an address on this service that explains it.
+"""
+
+JOB_EXAMPLE: dict[str, Any] = {
+    "id": "job_5f0c8a2e9b1d4c7f60a3e812",
+    "state": "running",
+    "stage": "compress",
+    "progress": 0.46,
+    "detail": "block 12 of 30",
+    "seconds_left": 170.0,
+    "attempt": 1,
+    "attempts": [{"number": 1, "worker": "gpu-3/41", "started_at": "2026-11-21T09:30:02Z"}],
+    "timestamps": {"queued": "2026-11-21T09:30:00Z", "running": "2026-11-21T09:30:02Z"},
+    "recipe": {"model": "openai-community/gpt2", "target_ratio": 1.5, "method": "kronecker", "seed": 0},
+    "source": {
+        "reference": "openai-community/gpt2",
+        "revision": "607a30d783dfa663caf39e06633721c8d4cfcd7e",
+        "model_type": "gpt2",
+        "parameters": 124439808,
+    },
+    "links": {"self": "/jobs/job_5f0c8a2e9b1d4c7f60a3e812", "cancel": "/jobs/job_5f0c8a2e9b1d4c7f60a3e812/cancel"},
+}
+
+PROBLEM_EXAMPLE: dict[str, Any] = {
+    "type": "/problems/invalid_request",
+    "title": "The request is not valid",
+    "status": 422,
+    "detail": "target_ratio: must be above 1, since it is stored parameters before / after; send 1.25",
+    "instance": "/jobs",
+    "errors": [
+        {"field": "target_ratio", "message": "must be above 1, since it is stored parameters before / after; send 1.25"}
+    ],
+}
+
+NOT_MODIFIED: Responses = {304: {"description": "The job is as `If-None-Match` says"}}
+BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+BYTES: Responses = {
+    200: {"description": "All bytes", "content": BINARY},
+    206: {"description": "The range of bytes that was asked for", "content": BINARY},
+    304: {"description": "The bytes are as `If-None-Match` says"},
+}
+
+
+def job_at(code: int) -> Responses:
+    return {code: {"description": "The job", "content": {"application/json": {"example": JOB_EXAMPLE}}}}
+
+
+def refusals(*codes: int) -> Responses:
+    """The problem documents that an endpoint is known to answer with, and room for those that any may."""
+    named: Responses = {code: {"model": Problem, "description": REASONS[code]} for code in codes}
+    return named | {"default": {"model": Problem, "description": "Any other problem"}}
+
+
+def install(app: FastAPI) -> None:
+    """Give problem documents their media type, where the framework knows one type for all answers."""
+    document = app.openapi()
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for code, response in operation["responses"].items():
+                if code == "default" or int(code) >= 400:
+                    schema = response["content"].pop("application/json")
+                    if code == "422":
+                        schema["example"] = PROBLEM_EXAMPLE
+                    response["content"] = {PROBLEM_TYPE: schema}

@@ -1,0 +1,54 @@
+"""Bytes for a client that may be cut off and come back: ranges, strong entity tags, digests."""
+
+import base64
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from fastapi import Request, Response, status
+from fastapi.responses import StreamingResponse
+
+from app.api.conditional import requested_range, unchanged
+
+
+@dataclass(frozen=True)
+class Download:
+    """A representation whose size and identity are known before its first byte is read."""
+
+    filename: str
+    size: int
+    etag: str
+    media_type: str
+    read: Callable[[int, int], Iterator[bytes]]
+    sha256: str | None = None
+    """In hexadecimal; None when knowing it would mean reading everything first."""
+
+
+def respond(request: Request, download: Download) -> Response:
+    """Answer GET and HEAD: 200, 206, 304, or 416 as an exception.
+
+    `no-cache` lets a client keep the bytes and makes it ask each time, which costs one 304.
+    """
+    headers = {
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, no-cache",
+        "Content-Disposition": f'attachment; filename="{download.filename}"',
+        "ETag": download.etag,
+        "X-Content-Type-Options": "nosniff",
+    }
+    if download.sha256 is not None:
+        digest = base64.b64encode(bytes.fromhex(download.sha256)).decode()
+        headers["Repr-Digest"] = f"sha-256=:{digest}:"
+    if unchanged(request, download.etag):
+        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)
+    code = status.HTTP_200_OK
+    positions = requested_range(request, download.size, download.etag)
+    if positions is None:
+        positions = range(download.size)
+    else:
+        code = status.HTTP_206_PARTIAL_CONTENT
+        headers["Content-Range"] = f"bytes {positions[0]}-{positions[-1]}/{download.size}"
+    headers["Content-Length"] = str(len(positions))
+    if request.method == "HEAD":
+        return Response(status_code=code, headers=headers, media_type=download.media_type)
+    content = download.read(positions.start, positions.stop)
+    return StreamingResponse(content, status_code=code, headers=headers, media_type=download.media_type)

@@ -1,0 +1,79 @@
+"""Jobs: post, look, list, cancel."""
+
+import hashlib
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response, status
+
+from app.api.conditional import unchanged
+from app.api.deps import JobId, Service
+from app.api.documentation import NOT_MODIFIED, job_at, refusals
+from app.api.validation import refuse_unstorable
+from app.contract.job import Job, JobPage, State
+from app.contract.recipe import Recipe
+
+LIVE = frozenset({State.QUEUED, State.RUNNING, State.CANCELLING})
+LOOKS_PER_JOB = 20
+SHORTEST_PAUSE_SECONDS = 1
+LONGEST_PAUSE_SECONDS = 30
+
+router = APIRouter(tags=["jobs"])
+
+
+@router.post(
+    "/jobs",
+    status_code=status.HTTP_202_ACCEPTED,
+    operation_id="submit_job",
+    responses=job_at(202) | refusals(400, 413, 415, 422, 503),
+)
+def submit_job(recipe: Recipe, service: Service, response: Response) -> Job:
+    """Post a model and a target ratio. Once this has answered 202, the job survives any crash."""
+    refuse_unstorable(recipe)
+    job = service.submit(recipe)
+    response.headers["Location"] = f"/jobs/{job.id}"
+    response.headers["Retry-After"] = retry_after(job)
+    return job
+
+
+@router.get("/jobs", operation_id="list_jobs", responses=refusals(422))
+def list_jobs(
+    service: Service,
+    after: Annotated[str | None, Query(max_length=256, description="`next` of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    state: Annotated[State | None, Query(description="only jobs in this state")] = None,
+) -> JobPage:
+    """Newest first."""
+    return service.page(after, limit, state)
+
+
+@router.get(
+    "/jobs/{job_id}",
+    response_model=Job,
+    operation_id="get_job",
+    responses=job_at(200) | NOT_MODIFIED | refusals(404),
+)
+def get_job(job_id: JobId, request: Request, service: Service) -> Response:
+    """State, stage, progress, and in the end the measurements. Poll it at the pace that `Retry-After` asks for."""
+    job = service.get(job_id)
+    body = job.model_dump_json().encode()
+    headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "Cache-Control": "private, no-cache"}
+    if job.state in LIVE:
+        headers["Retry-After"] = retry_after(job)
+    if unchanged(request, headers["ETag"]):
+        return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)
+    return Response(body, headers=headers, media_type="application/json")
+
+
+@router.post("/jobs/{job_id}/cancel", operation_id="cancel_job", responses=job_at(200) | refusals(404, 409))
+def cancel_job(job_id: JobId, service: Service, response: Response) -> Job:
+    """A waiting job is cancelled at once; a running one is `cancelling` until its computation has stopped."""
+    job = service.cancel(job_id)
+    if job.state in LIVE:
+        response.headers["Retry-After"] = retry_after(job)
+    return job
+
+
+def retry_after(job: Job) -> str:
+    """A pause after which there may be something new to see: some looks over what is left of the job."""
+    pause = (job.seconds_left or 0) / LOOKS_PER_JOB
+    return str(round(min(max(pause, SHORTEST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)))

@@ -1,0 +1,203 @@
+"""The one place where errors become HTTP: problem documents as in RFC 9457, for the framework's errors, too."""
+
+import html
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote
+
+from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from starlette.exceptions import HTTPException as FrameworkError
+from starlette.routing import Match
+
+from app.api.documentation import PROBLEM_TYPE
+from app.api.validation import field_errors
+from app.contract.job import Problem
+from app.errors import (
+    ArtifactNotFound,
+    DatabaseUnavailable,
+    HubUnavailable,
+    JobEnded,
+    JobNotFound,
+    ModelpressError,
+    NotMigrated,
+    Refused,
+)
+
+RETRY_AFTER_SECONDS = 5
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+
+STATUS: Final[Mapping[type[ModelpressError], int]] = {
+    Refused: 422,
+    JobNotFound: 404,
+    ArtifactNotFound: 404,
+    JobEnded: 409,
+    HubUnavailable: 503,
+    DatabaseUnavailable: 503,
+    NotMigrated: 503,
+}
+
+log = logging.getLogger(__name__)
+router = APIRouter(include_in_schema=False)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of problem; `/problems/<code>` explains it."""
+
+    code: str
+    title: str
+    status: int
+    explanation: str = ""
+
+
+BAD_REQUEST = Kind("bad_request", "The request cannot be read", 400)
+MALFORMED_JSON = Kind("malformed_json", "The body is not valid JSON", 400, "The detail says where reading stopped.")
+NOT_FOUND = Kind("not_found", "There is nothing at this address", 404, "The addresses there are: see /docs.")
+METHOD_NOT_ALLOWED = Kind(
+    "method_not_allowed", "The address does not know this method", 405, "The header Allow names those that it knows."
+)
+TOO_LARGE = Kind("body_too_large", "The body is too large", 413)
+NOT_JSON = Kind("not_json", "The body is not JSON", 415, "Send the header Content-Type: application/json.")
+OUT_OF_RANGE = Kind(
+    "range_not_satisfiable",
+    "The range lies outside the file",
+    416,
+    "The header Content-Range tells the size of the file. A client that already has all of it gets this answer, too.",
+)
+INVALID = Kind(
+    "invalid_request", "The request is not valid", 422, "Each entry of errors names a field and says what to send."
+)
+INTERNAL = Kind(
+    "internal_error",
+    "The service has failed",
+    500,
+    "The fault lies with the service. Its log tells more, under the request id that the header X-Request-Id carries.",
+)
+
+FRAMEWORK: Final = (
+    BAD_REQUEST,
+    MALFORMED_JSON,
+    NOT_FOUND,
+    METHOD_NOT_ALLOWED,
+    TOO_LARGE,
+    NOT_JSON,
+    OUT_OF_RANGE,
+    INVALID,
+    INTERNAL,
+)
+OF_STATUS: Final = {kind.status: kind for kind in reversed(FRAMEWORK)}
+
+
+def install(app: FastAPI) -> None:
+    """Let every error of `app` be answered from here."""
+    app.add_exception_handler(ModelpressError, answer_domain_error)
+    app.add_exception_handler(RequestValidationError, answer_invalid_request)
+    app.add_exception_handler(FrameworkError, answer_framework_error)
+    for error in (OperationalError, InterfaceError, PoolTimeoutError):
+        app.add_exception_handler(error, answer_database_error)
+    app.include_router(router)
+
+
+def answer(
+    request: Request,
+    kind: Kind,
+    detail: str,
+    errors: list[dict[str, str]] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    problem = Problem(
+        type=f"/problems/{kind.code}",
+        title=kind.title,
+        status=kind.status,
+        detail=detail,
+        instance=quote(request.scope["path"]),
+        errors=errors,
+    )
+    headers = dict(headers or {})
+    if kind.status == 503:
+        headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))
+    return Response(
+        problem.model_dump_json(exclude_none=True), status_code=kind.status, headers=headers, media_type=PROBLEM_TYPE
+    )
+
+
+async def answer_domain_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ModelpressError)  # noqa: S101 - registered for these only
+    errors = [{"field": error.field, "message": error.message}] if isinstance(error, Refused) else None
+    return answer(request, kind_of(type(error)), error.message, errors)
+
+
+async def answer_database_error(request: Request, error: Exception) -> Response:
+    log.error("database_unavailable", exc_info=error)
+    return answer(request, kind_of(DatabaseUnavailable), "the database does not answer; try again in a moment")
+
+
+async def answer_invalid_request(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for these only
+    if isinstance(error.body, bytes):
+        return answer(request, NOT_JSON, "send the body as JSON, with the header Content-Type: application/json")
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return answer(request, MALFORMED_JSON, f"{first['ctx']['error']} at character {first['loc'][-1]}")
+    errors = field_errors(error.errors())
+    return answer(request, INVALID, "; ".join(f"{entry['field']}: {entry['message']}" for entry in errors), errors)
+
+
+async def answer_framework_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, FrameworkError)  # noqa: S101 - registered for these only
+    headers = dict(error.headers or {})
+    kind = OF_STATUS.get(error.status_code) or Kind("error", "The request has failed", error.status_code)
+    if kind is METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(allowed_methods(request))
+        return answer(request, kind, f"send one of {headers['Allow']}", headers=headers)
+    return answer(request, kind, error.detail, headers=headers)
+
+
+def answer_unexpected_error(request: Request, request_id: str) -> Response:
+    """Tells nothing but the request id: what went wrong is for the log."""
+    return answer(request, INTERNAL, f"this is the service's fault; its log tells more under request id {request_id}")
+
+
+def answer_too_large(request: Request, limit: int) -> Response:
+    return answer(request, TOO_LARGE, f"a body has at most {limit} bytes", headers={"Connection": "close"})
+
+
+def allowed_methods(request: Request) -> Iterator[str]:
+    """Starlette names the methods of the first route at this address only, where several may share it."""
+    for method in METHODS:
+        scope = {"type": "http", "method": method, "path": request.scope["path"], "root_path": ""}
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
+            yield method
+
+
+def kind_of(error: type[ModelpressError]) -> Kind:
+    status = next((STATUS[base] for base in error.__mro__ if base in STATUS), 500)
+    return Kind(error.code, error.title, status, " ".join((error.__dict__.get("__doc__") or "").split()))
+
+
+def all_kinds() -> dict[str, Kind]:
+    kinds = [*FRAMEWORK, *map(kind_of, descendants(ModelpressError))]
+    return {kind.code: kind for kind in kinds}
+
+
+def descendants(base: type[ModelpressError]) -> Iterator[type[ModelpressError]]:
+    for child in base.__subclasses__():
+        yield child
+        yield from descendants(child)
+
+
+@router.get("/problems/{code}")
+async def explain_problem(code: str) -> HTMLResponse:
+    """The page that the `type` of a problem document leads to."""
+    kind = all_kinds().get(code)
+    if kind is None:
+        raise HTTPException(404, "there is no problem of this code")
+    title, explanation = html.escape(kind.title), html.escape(kind.explanation)
+    page = f"<h1>{title}</h1><p>{explanation}</p><p>Code <code>{kind.code}</code>, status {kind.status}.</p>"
+    return HTMLResponse(f'<!doctype html><html lang="en"><title>{title}</title>{page}</html>')

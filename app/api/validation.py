@@ -1,0 +1,81 @@
+"""What is wrong with a request, field by field, in words for the person who sent it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel
+
+from app.contract.recipe import Recipe
+from app.errors import Refused
+
+LONGEST_NAME = 64
+MOST_ERRORS = 20
+
+Location = Sequence[str | int]
+
+
+def field_errors(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Pydantic's errors as a problem document lists them: at most 20, and never with the value that was sent."""
+    return [{"field": field_name(error["loc"]), "message": message(error)} for error in errors[:MOST_ERRORS]]
+
+
+def field_name(location: Location) -> str:
+    """`("body", "calibration", "length")` is the field `calibration.length`; the body itself is `body`."""
+    return ".".join(printable(part) for part in location[1:]) or printable(location[0])
+
+
+def printable(part: str | int) -> str:
+    """A name out of a hostile body, cut to a sensible length and without lone surrogates."""
+    return str(part)[:LONGEST_NAME].encode("utf-8", "backslashreplace").decode()
+
+
+def message(error: Mapping[str, Any]) -> str:
+    if error["type"] == "extra_forbidden":
+        return unknown_field(error["loc"][1:])
+    if error["type"] == "missing" and len(error["loc"]) == 1:
+        return "send a JSON object"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def unknown_field(location: Location) -> str:
+    """Names the field that was probably meant."""
+    known = fields_at(Recipe, location[:-1])
+    close = get_close_matches(str(location[-1])[:LONGEST_NAME], known, n=1)
+    if close:
+        return f"there is no such field; did you mean {close[0]!r}?"
+    return f"there is no such field; there are {', '.join(known)}" if known else "there is no such field"
+
+
+def fields_at(model: type[BaseModel], location: Location) -> tuple[str, ...]:
+    """The fields that the recipe has where `location` points to."""
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+            return ()
+        model = field.annotation
+    return tuple(model.model_fields)
+
+
+def refuse_unstorable(recipe: Recipe) -> None:
+    """PostgreSQL keeps no NUL character, and no name or text has use for one.
+
+    Raises:
+        Refused: naming the field.
+    """
+    for field, text in texts(recipe.model_dump(mode="json")):
+        if "\0" in text:
+            raise Refused(field.removeprefix("."), "must not contain the NUL character")
+
+
+def texts(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
+    """Every string in a JSON value, keys included, with the dotted name of its place."""
+    if isinstance(value, str):
+        yield field, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield field, key
+            yield from texts(item, f"{field}.{printable(key)}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from texts(item, f"{field}.{index}")

@@ -1,0 +1,65 @@
+"""The application factory: what the API is put together from."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+
+from app.api import artifacts, documentation, health, jobs, problems
+from app.api.requests import RequestFrame
+from app.db import make_engine, make_sessions
+from app.errors import DatabaseUnavailable
+from app.jobs.doorbell import Doorbell
+from app.jobs.service import JobService
+from app.settings import Settings
+from app.sources.models import ModelSources
+from app.sources.text import TextSources
+from app.storage.local import ArtifactStore
+
+MAX_BODY_BYTES = 1 << 20
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The API as an ASGI application. It connects to the database when it is first needed, not before.
+
+    Args:
+        settings: with `database_url` and `redis_url` filled in.
+    """
+    app = FastAPIOffline(
+        title="Modelpress",
+        version=version("modelpress"),
+        description=documentation.DESCRIPTION,
+        redoc_url=None,
+        redirect_slashes=False,
+        max_body_size=MAX_BODY_BYTES,
+        lifespan=lifespan,
+    )
+    app.state.settings = settings
+    app.add_middleware(RequestFrame, max_body_bytes=MAX_BODY_BYTES)
+    problems.install(app)
+    for resource in (jobs, artifacts, health):
+        app.include_router(resource.router)
+    documentation.install(app)
+    return app
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    if settings.database_url is None:
+        raise DatabaseUnavailable("set MODELPRESS_DATABASE_URL, or start the service with 'modelpress serve'")
+    engine = make_engine(settings.database_url)
+    doorbell = Doorbell(settings)
+    app.state.engine = engine
+    app.state.doorbell = doorbell
+    app.state.artifacts = ArtifactStore(settings.artifacts_dir)
+    app.state.service = JobService(
+        settings, make_sessions(engine), ModelSources(settings), TextSources(settings), doorbell
+    )
+    try:
+        yield
+    finally:
+        doorbell.celery.close()
+        engine.dispose()
