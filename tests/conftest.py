@@ -1,14 +1,20 @@
 """Fixtures that start real things: one PostgreSQL and one Valkey for the whole run, a clean database for each test."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
 
 from app.db import Sessions, make_engine, make_sessions, upgrade
 from app.embedded import embedded_servers
+from app.jobs.service import JobService
 from app.settings import Settings
+from app.sources.models import ModelSources
+from app.sources.text import TextSources
+from tests.tiny import write_text, write_tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -70,3 +76,44 @@ def settings(servers: Settings, tmp_path: Path, model_root: Path, data_root: Pat
             "sweep_seconds": 0.2,
         }
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that compresses within seconds."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def tiny(tiny_model: Path, model_root: Path, data_root: Path) -> dict[str, Any]:
+    """The body of a POST for the tiny model, which the service finds under its roots."""
+    shutil.copytree(tiny_model, model_root / "tiny")
+    write_text(data_root / "calibration.txt", 600)
+    write_text(data_root / "evaluation.txt", 300, offset=4)
+    return {
+        "model": "local:tiny",
+        "target_ratio": 1.3,
+        "calibration": {"dataset": "local:calibration.txt", "sequences": 8, "length": 64},
+        "evaluation": {"datasets": ["local:evaluation.txt"], "window": 64, "max_tokens": 512},
+    }
+
+
+class SilentDoorbell:
+    """Remembers whom it was asked to ring, and rings nobody."""
+
+    def __init__(self) -> None:
+        self.rung: list[str] = []
+
+    def ring(self, job_id: str) -> bool:
+        self.rung.append(job_id)
+        return True
+
+
+@pytest.fixture
+def doorbell() -> SilentDoorbell:
+    return SilentDoorbell()
+
+
+@pytest.fixture
+def service(settings: Settings, sessions: Sessions, doorbell: SilentDoorbell) -> JobService:
+    return JobService(settings, sessions, ModelSources(settings), TextSources(settings), doorbell)

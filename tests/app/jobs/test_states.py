@@ -32,7 +32,7 @@ def test_a_job_that_is_being_cancelled_can_only_be_cancelled() -> None:
     assert ends == {State.CANCELLING, State.CANCELLED}
 
 
-@pytest.mark.parametrize(("state", "event"), itertools.product(State, Event))
+@pytest.mark.parametrize(("state", "event"), list(itertools.product(State, Event)))
 def test_origins_and_destination_say_what_the_table_says(state: State, event: Event) -> None:
     assert (state in origins(event)) == ((state, event) in TRANSITIONS)
     if state in origins(event) and event is not Event.CANCEL:

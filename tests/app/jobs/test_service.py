@@ -1,0 +1,100 @@
+"""What can be done with a job from outside, against a real database and real files."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.contract.job import State
+from app.contract.recipe import Recipe
+from app.db import Sessions
+from app.errors import JobEnded, JobNotFound, RatioOutOfRange, Refused, UnknownDataset, UnknownModel
+from app.jobs import store
+from app.jobs.service import JobService
+from tests.conftest import SilentDoorbell
+
+
+def recipe(tiny: dict[str, Any], **changes: Any) -> Recipe:
+    return Recipe.model_validate({**tiny, **changes})
+
+
+def test_a_submitted_job_is_queued_and_rung(service: JobService, doorbell: SilentDoorbell, tiny: dict[str, Any]) -> None:
+    job = service.submit(recipe(tiny, metadata={"team": "search"}))
+    assert (job.state, job.attempt, job.recipe.metadata) == (State.QUEUED, 0, {"team": "search"})
+    assert job.source.model_type == "llama"
+    assert doorbell.rung == [job.id]
+    assert service.get(job.id) == job
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "error"),
+    [
+        ({"model": "local:nowhere"}, "model", UnknownModel),
+        ({"target_ratio": 1000.0}, "target_ratio", RatioOutOfRange),
+        ({"calibration": {"dataset": "local:nowhere.txt"}}, "calibration.dataset", UnknownDataset),
+        ({"evaluation": {"datasets": ["builtin:nothing"]}}, "evaluation.datasets.0", UnknownDataset),
+        ({"evaluation": {"datasets": ["local:calibration.txt"]}}, "evaluation.datasets.0", Refused),
+    ],
+)
+def test_a_wrong_recipe_is_refused_by_field_and_nothing_is_kept(
+    service: JobService,
+    doorbell: SilentDoorbell,
+    tiny: dict[str, Any],
+    changes: dict[str, Any],
+    field: str,
+    error: type[Refused],
+) -> None:
+    with pytest.raises(error) as refused:
+        service.submit(recipe(tiny, **changes))
+    assert refused.value.field == field
+    assert service.page(None, 10, None).jobs == ()
+    assert doorbell.rung == []
+
+
+def test_an_unreachable_ratio_is_answered_with_the_range(service: JobService, tiny: dict[str, Any]) -> None:
+    with pytest.raises(RatioOutOfRange, match=r"send a number from 1\.\d+ to \d+\.\d+"):
+        service.submit(recipe(tiny, target_ratio=1000.0))
+
+
+def test_pages_follow_each_other_by_cursor(service: JobService, tiny: dict[str, Any]) -> None:
+    ids = [service.submit(recipe(tiny)).id for _ in range(3)]
+    first = service.page(None, 2, None)
+    second = service.page(first.next, 2, None)
+    assert [job.id for job in first.jobs + second.jobs] == ids[::-1]
+    assert second.next is None
+
+
+def test_pages_can_be_of_one_state(service: JobService, tiny: dict[str, Any]) -> None:
+    waiting, cancelled = service.submit(recipe(tiny)), service.submit(recipe(tiny))
+    service.cancel(cancelled.id)
+    assert [job.id for job in service.page(None, 10, State.QUEUED).jobs] == [waiting.id]
+
+
+@pytest.mark.parametrize("cursor", ["", "nonsense", "ZGVhZGJlZWY=", "MjAyNi0wMS0wMSBq"])
+def test_a_cursor_that_is_not_ours_is_refused(service: JobService, cursor: str) -> None:
+    with pytest.raises(Refused) as refused:
+        service.page(cursor, 10, None)
+    assert refused.value.field == "after"
+
+
+def test_what_does_not_exist_is_not_found(service: JobService) -> None:
+    for call in (service.get, service.cancel, service.artifacts):
+        with pytest.raises(JobNotFound):
+            call("job_unknown")
+
+
+def test_cancelling_an_ended_job_says_how_it_ended(
+    service: JobService, sessions: Sessions, tiny: dict[str, Any]
+) -> None:
+    job = service.submit(recipe(tiny))
+    with sessions.begin() as session:
+        store.claim(session, job.id, "worker", 60.0)
+        failure = store.worker_lost(store.get(session, job.id))  # type: ignore[arg-type]
+        store.fail(session, job.id, 1, failure)
+    with pytest.raises(JobEnded, match="has failed"):
+        service.cancel(job.id)
+
+
+def test_no_path_of_the_server_is_in_an_answer(service: JobService, tiny: dict[str, Any], model_root: Path) -> None:
+    job = service.submit(recipe(tiny))
+    assert str(model_root.parent) not in job.model_dump_json()
