@@ -1,0 +1,134 @@
+"""The fits: each against the closed-form optimum, a planted solution or brute force."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from workers.compression.accounting import Kronecker, LowRank, Pivoted, Structure, to_dict
+from workers.compression.fitting import (
+    PIVOT_BOUND,
+    Moments,
+    Problem,
+    fit,
+    low_rank,
+    pivoted,
+    problem,
+    rearranged_fit,
+    spectrum,
+)
+from workers.compression.structures import build
+
+SHAPES = [(24, 40), (40, 24), (24, 24)]
+
+
+def inputs(features: int, tokens: int = 500, seed: int = 1) -> Tensor:
+    """Correlated, with a decaying spectrum, as activations are."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(features, features, generator=generator)
+    return torch.randn(tokens, features, generator=generator) / torch.arange(1, features + 1) @ mixing
+
+
+def a_problem(shape: tuple[int, int], outputs: bool = False, seed: int = 0) -> Problem:
+    generator = torch.Generator().manual_seed(seed)
+    moments = Moments.empty(shape[1])
+    x = inputs(shape[1])
+    moments.add(x, x)
+    weight = torch.randn(*shape, generator=generator)
+    root = torch.randn(shape[0], shape[0], generator=generator).double() if outputs else None
+    return problem(weight, moments, damping=1e-4, outputs=root)
+
+
+def dense(structure: Structure, site: Problem) -> Tensor:
+    out_features, in_features = site.target.shape
+    module = build(to_dict(structure), in_features, out_features, bias=False, dtype=torch.float64)
+    module.load_state_dict(fit(structure, site))
+    return module.dense()
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_low_rank_leaves_exactly_the_singular_values_cut_off(shape: tuple[int, int], outputs: bool) -> None:
+    site = a_problem(shape, outputs)
+    values = torch.linalg.svdvals(site.weigh(site.target)).square()
+    assert torch.allclose(spectrum(site), values)
+    for rank in (1, 7, 20):
+        second, first = low_rank(site, rank)
+        assert site.error(second @ first) == pytest.approx(float(values[rank:].sum() / values.sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_pivoting_loses_nothing(shape: tuple[int, int]) -> None:
+    site = a_problem(shape)
+    assert torch.allclose(dense(Pivoted(9), site), dense(LowRank(9), site), atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_entry_of_the_mixing_matrix_is_large(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    second, first = (torch.randn(*size, generator=generator) for size in ((shape[0], 11), (11, shape[1])))
+    assert float(pivoted(second, first)["mixing"].abs().max()) <= PIVOT_BOUND
+
+
+def test_full_compensation_is_the_least_squares_map_to_the_originals_outputs() -> None:
+    x = inputs(16)
+    drifted = x @ torch.linalg.qr(torch.eye(16) + 0.1 * torch.randn(16, 16)).Q + 0.05 * torch.randn_like(x)
+    moments = Moments.empty(16)
+    moments.add(x, drifted)
+    weight = torch.randn(8, 16)
+    best = torch.linalg.lstsq(drifted.double(), x.double() @ weight.T.double()).solution.T
+    assert torch.allclose(problem(weight, moments, 1e-12, compensation=1.0).target, best, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("compensation", [0.0, 0.5, 1.0])
+def test_equal_streams_leave_nothing_to_compensate(compensation: float) -> None:
+    x = inputs(16)
+    moments = Moments.empty(16)
+    moments.add(x, x)
+    weight = torch.randn(8, 16)
+    assert torch.allclose(problem(weight, moments, 0.05, compensation).target, weight.double(), atol=1e-6)
+
+
+def test_moments_do_not_depend_on_the_batches() -> None:
+    x, y = inputs(8), inputs(8, seed=2)
+    whole, halves = Moments.empty(8), Moments.empty(8)
+    whole.add(x, y)
+    for part in (slice(0, 100), slice(100, None)):
+        halves.add(x[part], y[part])
+    assert torch.allclose(whole.cross, halves.cross, rtol=1e-4, atol=1e-3) and whole.tokens == halves.tokens
+
+
+def test_a_planted_kronecker_sum_is_found() -> None:
+    generator = torch.Generator().manual_seed(0)
+    terms = [(torch.randn(4, 10, generator=generator), torch.randn(6, 4, generator=generator)) for _ in range(3)]
+    weight = sum((torch.kron(left, right) for left, right in terms), torch.zeros(24, 40))
+    site = problem(weight, _moments(40), damping=1e-3)
+    assert site.error(dense(Kronecker(3, (4, 6), (10, 4)), site)) < 1e-10
+
+
+@pytest.mark.parametrize("shapes", [((12, 2), (20, 2)), ((4, 6), (10, 4)), ((2, 12), (4, 10))])
+def test_the_weighted_kronecker_fit_beats_the_papers(shapes: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    site = a_problem((24, 40))
+    structure = Kronecker(2, *shapes)
+    left, right = rearranged_fit(structure, site.target)
+    papers = sum(torch.kron(a, b) for a, b in zip(left, right, strict=True))
+    assert site.error(dense(structure, site)) < 0.98 * site.error(torch.as_tensor(papers))
+
+
+def test_the_alternating_fit_reaches_a_point_that_no_small_step_improves() -> None:
+    site = a_problem((6, 8))
+    structure = Kronecker(1, (3, 2), (4, 2))
+    factors = fit(structure, site)
+    best = site.error(torch.kron(factors["left"][0], factors["right"][0]))
+    for name, step in itertools.product(("left", "right"), (-0.05, 0.05)):
+        for index in range(factors[name].numel()):
+            moved = {key: value.clone() for key, value in factors.items()}
+            moved[name].view(-1)[index] += step
+            assert site.error(torch.kron(moved["left"][0], moved["right"][0])) >= best - 1e-4
+
+
+def _moments(features: int) -> Moments:
+    moments = Moments.empty(features)
+    moments.add(inputs(features), inputs(features))
+    return moments

@@ -1,0 +1,51 @@
+"""The methods by name, and what sets them apart. Free of torch: the service lists and checks them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from workers.compression.errors import CompressionError
+
+
+class UnknownMethod(CompressionError):
+    """No method goes by this name; the message lists those that exist."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of making weights smaller. `compensation` is the default of `accounting.Plan`."""
+
+    name: str
+    description: str
+    pivoted: bool
+    factors_embedding: bool
+    compensation: float
+
+
+_ALL = (
+    Method(
+        "kronecker",
+        "for each matrix the best of the factored family, pivoted low rank or a Kronecker sum, "
+        "fitted block by block to the original's activations",
+        pivoted=True,
+        factors_embedding=True,
+        compensation=0.5,
+    ),
+    Method(
+        "svd",
+        "whitened low rank alone: two full factors for each matrix, the same budget everywhere",
+        pivoted=False,
+        factors_embedding=False,
+        compensation=0.0,
+    ),
+)
+
+METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ALL})
+
+
+def method(name: str) -> Method:
+    """The method of this name. Raises UnknownMethod."""
+    try:
+        return METHODS[name]
+    except KeyError:
+        raise UnknownMethod(f"unknown method {name!r}; send one of {', '.join(METHODS)}") from None
