@@ -67,6 +67,13 @@ class HubUnavailable(ModelpressError):
     title = "The model hub does not answer"
 
 
+class DownloadCorrupted(ModelpressError):
+    """What arrived is not what the hub promised. It was thrown away, so trying again later can help."""
+
+    code = "download_corrupted"
+    title = "A download is not what the hub promised"
+
+
 class JobNotFound(ModelpressError):
     code = "job_not_found"
     title = "There is no such job"
@@ -85,3 +92,10 @@ class JobEnded(ModelpressError):
 class DatabaseUnavailable(ModelpressError):
     code = "database_unavailable"
     title = "The database does not answer"
+
+
+class NotMigrated(ModelpressError):
+    """The database lacks migrations that this version needs. `modelpress migrate` applies them."""
+
+    code = "not_migrated"
+    title = "The database is not up to date"
