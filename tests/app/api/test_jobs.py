@@ -1,0 +1,153 @@
+"""Post, look, list, cancel, as a client sees it."""
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import text
+
+from app.api.jobs import retry_after
+from app.contract.job import Job
+from app.db import Sessions
+from app.jobs import store
+from app.jobs.store import Progress, Stage
+from tests.app.api.conftest import BODY, Finished
+
+
+def post(client: TestClient) -> Job:
+    response = client.post("/jobs", json=BODY)
+    assert response.status_code == 202, response.text
+    return Job.model_validate_json(response.text)
+
+
+def test_a_posted_job_is_accepted_and_can_be_found(client: TestClient) -> None:
+    response = client.post("/jobs", json=BODY)
+
+    assert response.status_code == 202
+    assert response.headers["Location"] == f"/jobs/{response.json()['id']}"
+    assert int(response.headers["Retry-After"]) >= 1
+    assert client.get(response.headers["Location"]).json() == response.json()
+
+
+def test_a_posted_job_tells_its_recipe_as_resolved(client: TestClient) -> None:
+    job = post(client)
+
+    assert (job.state, job.attempt, job.recipe.seed) == ("queued", 0, 0)
+    assert (job.source.model_type, job.source.reference) == ("llama", "local:tiny")
+
+
+def test_a_refused_job_is_not_kept(client: TestClient) -> None:
+    assert client.post("/jobs", json=BODY | {"target_ratio": 900}).status_code == 422
+
+    assert client.get("/jobs").json()["jobs"] == []
+
+
+def test_an_unchanged_job_is_not_sent_again(client: TestClient) -> None:
+    address = f"/jobs/{post(client).id}"
+    etag = client.get(address).headers["ETag"]
+
+    response = client.get(address, headers={"If-None-Match": f'"other", W/{etag}'})
+
+    assert (response.status_code, response.content) == (304, b"")
+
+
+def test_a_changed_job_is_sent_again(client: TestClient, sessions: Sessions) -> None:
+    job = post(client)
+    etag = client.get(f"/jobs/{job.id}").headers["ETag"]
+    with sessions.begin() as session:
+        assert store.claim(session, job.id, "worker", 60)
+
+    response = client.get(f"/jobs/{job.id}", headers={"If-None-Match": etag})
+
+    assert (response.status_code, response.json()["state"]) == (200, "running")
+
+
+def test_only_a_live_job_asks_to_come_again(client: TestClient, finished: Finished) -> None:
+    assert "Retry-After" in client.get(f"/jobs/{post(client).id}").headers
+    assert "Retry-After" not in client.get(f"/jobs/{finished.id}").headers
+
+
+def test_the_pause_between_two_looks_grows_with_what_is_left(client: TestClient, sessions: Sessions) -> None:
+    job = post(client)
+    with sessions.begin() as session:
+        store.claim(session, job.id, "worker", 60)
+        store.beat(session, job.id, 1, 60, Progress(Stage.COMPRESS, 0.1, seconds_left=200.0))
+    assert client.get(f"/jobs/{job.id}").headers["Retry-After"] == "10"
+
+    assert retry_after(job.model_copy(update={"seconds_left": 90_000.0})) == "30"
+
+
+def test_jobs_are_listed_newest_first(client: TestClient) -> None:
+    ids = [post(client).id for _ in range(3)]
+
+    assert [job["id"] for job in client.get("/jobs").json()["jobs"]] == ids[::-1]
+
+
+def test_pages_show_every_job_once(client: TestClient) -> None:
+    ids = [post(client).id for _ in range(5)]
+    seen, after = [], None
+    while True:
+        page = client.get("/jobs", params={"limit": 2} | ({"after": after} if after else {})).json()
+        seen += [job["id"] for job in page["jobs"]]
+        after = page["next"]
+        if after is None:
+            break
+
+    assert seen == ids[::-1]
+
+
+def test_the_list_can_be_cut_to_one_state(client: TestClient, finished: Finished) -> None:
+    queued = post(client).id
+
+    assert [job["id"] for job in client.get("/jobs?state=queued").json()["jobs"]] == [queued]
+    assert [job["id"] for job in client.get("/jobs?state=succeeded").json()["jobs"]] == [finished.id]
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=101", "limit=x", "state=lost", "after=%00", "after=e30=", "after=é"]
+)
+def test_a_wrong_query_is_refused_with_its_field(client: TestClient, query: str) -> None:
+    response = client.get(f"/jobs?{query}")
+
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"] == query.partition("=")[0]
+
+
+def test_cancelling_a_waiting_job_ends_it_and_can_be_repeated(client: TestClient) -> None:
+    address = f"/jobs/{post(client).id}/cancel"
+
+    first, second = client.post(address), client.post(address)
+
+    assert (first.status_code, first.json()["state"]) == (200, "cancelled")
+    assert second.json() == first.json()
+
+
+def test_cancelling_a_running_job_asks_for_patience(client: TestClient, sessions: Sessions) -> None:
+    job = post(client)
+    with sessions.begin() as session:
+        store.claim(session, job.id, "worker", 60)
+
+    response = client.post(f"/jobs/{job.id}/cancel")
+
+    assert response.json()["state"] == "cancelling"
+    assert "Retry-After" in response.headers
+
+
+def test_cancelling_a_succeeded_job_is_a_conflict(client: TestClient, finished: Finished) -> None:
+    response = client.post(f"/jobs/{finished.id}/cancel")
+
+    assert (response.status_code, response.json()["type"]) == (409, "/problems/job_ended")
+
+
+@pytest.mark.parametrize("job_id", ["job_unknown", "job_%00", "job_%F0%9F%92%A5", "..%2f..", "x" * 5000])
+def test_an_unknown_job_is_not_found(client: TestClient, job_id: str) -> None:
+    for response in (client.get(f"/jobs/{job_id}"), client.post(f"/jobs/{job_id}/cancel")):
+        assert response.status_code == 404
+        assert response.headers["Content-Type"] == "application/problem+json"
+
+
+def test_a_job_is_accepted_while_the_broker_is_down(client: TestClient, sessions: Sessions) -> None:
+    client.app.state.doorbell.celery.conf.broker_url = "redis://127.0.0.1:1/0"  # type: ignore[attr-defined]
+
+    job = post(client)
+
+    with sessions() as session:
+        assert session.scalar(text("SELECT state FROM jobs WHERE id = :id"), {"id": job.id}) == "queued"
