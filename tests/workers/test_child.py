@@ -1,0 +1,111 @@
+"""A child process: how it is fed, heard, stopped, and what it does not know."""
+
+import json
+import os
+import queue
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workers import child as child_module
+from workers.child import Child
+
+PROGRAMS = {
+    "echo": "print(json.dumps({'request': sys.stdin.readline()}))",
+    "environment": "print(json.dumps(dict(os.environ)))",
+    "chatty": "sys.stderr.write('x' * 5_000_000 + '\\nlast words\\n'); print(json.dumps({'done': True})); sys.exit(3)",
+    "stubborn": "signal.signal(signal.SIGTERM, signal.SIG_IGN); print(json.dumps({'pid': os.getpid()})); time.sleep(600)",
+    "parent": (
+        "grandchild = subprocess.Popen(['sleep', '600']); print(json.dumps({'pid': grandchild.pid})); time.sleep(600)"
+    ),
+    "nonsense": "print('not json'); print(json.dumps({'after': True}))",
+}
+
+
+@pytest.fixture(autouse=True)
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules that a child can run, on the path that children are given."""
+    for name, body in PROGRAMS.items():
+        source = f"import json, os, signal, subprocess, sys, time\n{body}\nsys.stdout.flush()\n"
+        (tmp_path / f"program_{name}.py").write_text(source)
+    monkeypatch.setattr(child_module, "ROOT", tmp_path)
+
+
+def start(name: str, tmp_path: Path, request: str = "{}", **environment: str) -> Child:
+    return Child(f"program_{name}", request, tmp_path / "home", {"PYTHONUNBUFFERED": "1", **environment})
+
+
+@pytest.fixture
+def secrets(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    for name in ("MODELPRESS_DATABASE_URL", "MODELPRESS_REDIS_URL", "MODELPRESS_HUB_TOKEN", "HF_TOKEN"):
+        monkeypatch.setenv(name, "a-secret")
+    yield "a-secret"
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; one that has ended and only waits to be collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def first(child: Child) -> dict[str, Any]:
+    event = child.next_event(20)
+    assert event is not None
+    return event
+
+
+def test_a_child_is_given_its_request_and_heard(tmp_path: Path) -> None:
+    with start("echo", tmp_path, json.dumps({"job": 1})) as child:
+        assert json.loads(first(child)["request"]) == {"job": 1}
+        with pytest.raises(EOFError):
+            child.next_event(20)
+        assert child.wait() == 0
+
+
+def test_a_child_knows_no_secret_of_its_parent(tmp_path: Path, secrets: str) -> None:
+    with start("environment", tmp_path, ALLOWED="yes") as child:
+        environment = first(child)
+    assert environment["ALLOWED"] == "yes"
+    assert secrets not in environment.values()
+    assert environment["HOME"] == environment["TMPDIR"] == str(tmp_path / "home")
+
+
+def test_a_chatty_child_neither_blocks_nor_fills_memory(tmp_path: Path) -> None:
+    with start("chatty", tmp_path) as child:
+        assert first(child) == {"done": True}
+        with pytest.raises(EOFError):
+            child.next_event(20)
+        assert child.wait() == 3
+        assert child.tail[-1] == "last words"
+
+
+def test_what_is_not_json_is_passed_over(tmp_path: Path) -> None:
+    with start("nonsense", tmp_path) as child:
+        assert first(child) == {"after": True}
+
+
+def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    with start("stubborn", tmp_path) as child:
+        pid = first(child)["pid"]
+        assert child.stop(grace_seconds=0.2) == -signal.SIGKILL
+        assert not is_alive(pid)
+
+
+def test_what_a_child_started_ends_with_it(tmp_path: Path) -> None:
+    with start("parent", tmp_path) as child:
+        pid = first(child)["pid"]
+        assert is_alive(pid)
+        child.stop(grace_seconds=5)
+        assert not is_alive(pid)
+
+
+def test_waiting_for_a_silent_child_comes_back_in_time(tmp_path: Path) -> None:
+    with start("stubborn", tmp_path) as child:
+        first(child)
+        with pytest.raises(queue.Empty):
+            child.next_event(0.05)
