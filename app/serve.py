@@ -21,10 +21,11 @@ from types import FrameType
 from typing import IO
 
 from pydantic import SecretStr
+from sqlalchemy.exc import ArgumentError, OperationalError
 
 from app.client import Client
 from app.db import make_engine, upgrade
-from app.embedded import embedded_servers
+from app.embedded import EmbeddedServerError, embedded_servers
 from app.errors import ModelpressError
 from app.lifeline import Lifeline
 from app.settings import Settings
@@ -106,7 +107,7 @@ def running_service(settings: Settings, *, log_dir: Path | None = None) -> Itera
         listener = stack.enter_context(listen(settings.host, settings.port))
         service = Service(address_of(listener))
         stack.enter_context(interruptible(service))
-        settings = stack.enter_context(embedded_servers(settings))
+        settings = stack.enter_context(servers(settings))
         migrate(settings)
         lifeline = Lifeline()
         stack.callback(lifeline.close)
@@ -117,6 +118,17 @@ def running_service(settings: Settings, *, log_dir: Path | None = None) -> Itera
         listener.close()
         service.wait_until_ready()
         yield service
+
+
+@contextmanager
+def servers(settings: Settings) -> Iterator[Settings]:
+    """Settings with a database and a broker. Raises ServiceFailed where those that come along cannot be started."""
+    with ExitStack() as stack:
+        try:
+            settings = stack.enter_context(embedded_servers(settings))
+        except EmbeddedServerError as error:
+            raise ServiceFailed(str(error)) from error
+        yield settings
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -211,12 +223,23 @@ def as_text(value: object) -> str:
     return str(value)
 
 
+def require_urls(settings: Settings) -> None:
+    """Raises ServiceFailed unless database and broker are given: API and worker on their own start none."""
+    if settings.database_url is None or settings.redis_url is None:
+        raise ServiceFailed("Set MODELPRESS_DATABASE_URL and MODELPRESS_REDIS_URL, or run `modelpress serve`.")
+
+
 def migrate(settings: Settings) -> None:
-    """Brings the database's schema to the newest migration. Raises ServiceFailed where no database is given."""
+    """Brings the database's schema to the newest migration. Raises ServiceFailed where there is no such database."""
     if settings.database_url is None:
         raise ServiceFailed("Set MODELPRESS_DATABASE_URL. The embedded database is migrated by `modelpress serve`.")
-    engine = make_engine(settings.database_url)
+    try:
+        engine = make_engine(settings.database_url)
+    except ArgumentError as error:
+        raise ServiceFailed("MODELPRESS_DATABASE_URL is not a URL such as postgresql://user@host/database.") from error
     try:
         upgrade(engine)
+    except OperationalError as error:
+        raise ServiceFailed(f"The database at MODELPRESS_DATABASE_URL does not answer: {error.orig}") from error
     finally:
         engine.dispose()

@@ -49,9 +49,12 @@ def api(
     import uvicorn
 
     from app.lifeline import end_with_parent
+    from app.logs import configure_logs
     from app.main import create_app
-    from app.serve import address_of, listen
+    from app.serve import address_of, listen, require_urls
 
+    require_urls(settings)
+    configure_logs()
     if lifeline is not None:
         end_with_parent(lifeline, grace_seconds=ORPHAN_GRACE_SECONDS)
     inherited = socket_descriptor is not None
@@ -59,7 +62,11 @@ def api(
     if not inherited:
         STDOUT.print(f"The API listens on {address_of(listener)}")
     config = uvicorn.Config(
-        create_app(settings), log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_SECONDS
+        create_app(settings),
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
     )
     uvicorn.Server(config).run(sockets=[listener])
 
@@ -69,7 +76,11 @@ def worker(lifeline: Lifeline = None) -> None:
     require("worker", "server", "worker")
     settings = Settings()
     from app.lifeline import end_with_parent
+    from app.logs import configure_logs
+    from app.serve import require_urls
 
+    require_urls(settings)
+    configure_logs()
     if lifeline is not None:
         end_with_parent(lifeline, grace_seconds=ORPHAN_GRACE_SECONDS)
     # By name: the packages meet on the command line alone, and nothing else in `app` may know the workers.

@@ -88,7 +88,8 @@ def fetch(http: httpx2.Client, artifact: Artifact, part: Path, report: ByteRepor
             raise refusal(answer)
         resumed = answer.status_code == httpx2.codes.PARTIAL_CONTENT
         with part.open("ab" if resumed else "wb") as file:
-            for chunk in answer.iter_raw(1 << 20):
+            # Without a chunk size: larger chunks would be lost half filled when the connection breaks.
+            for chunk in answer.iter_raw():
                 file.write(chunk)
                 if report:
                     report(artifact.name, file.tell())

@@ -1,0 +1,23 @@
+"""Fixtures for the client side."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.loopback import Script, serving
+
+
+@pytest.fixture
+def script() -> Iterator[Script]:
+    """A server on the loopback interface that a test tells what to answer."""
+    with serving(Script()) as script:
+        yield script
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of the loopback interface on which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
