@@ -13,7 +13,7 @@ from celery.signals import worker_shutting_down
 from app.db import make_engine, make_sessions
 from app.jobs.doorbell import Doorbell, make_celery
 from app.settings import Settings
-from app.storage import ArtifactStore
+from app.storage.local import ArtifactStore
 from workers.supervisor import Supervisor
 from workers.sweeper import Sweeper
 from workers.tasks import register

@@ -21,7 +21,7 @@ from app.db import Sessions
 from app.jobs import store
 from app.jobs.store import Claim, Progress
 from app.settings import Settings
-from app.storage import ArtifactStore
+from app.storage.local import ArtifactStore
 from workers.child import Child
 from workers.fetch import FetchDone, FetchError, FetchProgress, fetch_environment, fetch_report, fetch_request
 from workers.lease import Lease

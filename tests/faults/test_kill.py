@@ -1,0 +1,136 @@
+"""What the death of a process costs: at most the block it was in."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.contract.job import Job, Stage, State
+from app.contract.recipe import Recipe
+from app.jobs.service import JobService
+from app.settings import Settings
+from app.storage.local import ArtifactStore
+from tests.processes import processes_of, wait_for, wait_until_ended, worker
+from tests.tiny import write_tiny_model
+
+BLOCKS = 12
+
+
+@pytest.fixture
+def larger(tiny: dict[str, Any], model_root: Path) -> Recipe:
+    """A recipe that takes long enough to be interrupted in the middle of `compress`."""
+    write_tiny_model(model_root / "larger", blocks=BLOCKS, hidden_size=192)
+    return Recipe.model_validate({**tiny, "model": "local:larger"})
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "worker.log"
+
+
+def finished_parts(settings: Settings, job: Job) -> int:
+    return len(list((settings.work_dir / job.id).glob("*/compress/part-*.safetensors.record.json")))
+
+
+def weights(settings: Settings, service: JobService, job: Job) -> dict[str, str]:
+    return {a.file.name: a.file.sha256 for a in service.artifacts(job.id) if a.file.name.endswith(".safetensors")}
+
+
+def test_a_killed_worker_is_replaced_by_one_that_goes_on_from_the_last_finished_block(
+    service: JobService, settings: Settings, larger: Recipe, log: Path
+) -> None:
+    job = service.submit(larger)
+    with worker(settings, log) as first:
+        wait_for(lambda: finished_parts(settings, job) >= 3)
+        first.kill()
+        first.wait()
+        wait_for(lambda: not processes_of(settings.work_dir))
+    finished = finished_parts(settings, job)
+    assert finished < BLOCKS
+    with worker(settings, log):
+        job = wait_until_ended(service, job.id)
+    assert job.state is State.SUCCEEDED, job.error
+    assert [attempt.outcome for attempt in job.attempts] == ["lost", "succeeded"]
+    resumed = job.attempts[1].resumed
+    assert resumed is not None
+    assert (resumed.stage, resumed.block) == (Stage.COMPRESS, finished)
+
+
+def test_a_resumed_job_gives_the_same_bytes_as_an_undisturbed_one(
+    service: JobService, settings: Settings, larger: Recipe, log: Path
+) -> None:
+    disturbed = service.submit(larger)
+    with worker(settings, log) as first:
+        wait_for(lambda: finished_parts(settings, disturbed) >= 2)
+        first.kill()
+        first.wait()
+    undisturbed = service.submit(larger)
+    with worker(settings, log):
+        for job in (disturbed, undisturbed):
+            assert wait_until_ended(service, job.id).state is State.SUCCEEDED
+    assert weights(settings, service, disturbed) == weights(settings, service, undisturbed)
+
+
+def test_a_killed_child_costs_an_attempt_and_not_the_worker(
+    service: JobService, settings: Settings, larger: Recipe, log: Path
+) -> None:
+    job = service.submit(larger)
+    with worker(settings, log) as process:
+        wait_for(lambda: finished_parts(settings, job) >= 1)
+        for child in processes_of(settings.work_dir):
+            os.kill(child, signal.SIGKILL)
+        job = wait_until_ended(service, job.id)
+        assert process.poll() is None
+    assert job.state is State.SUCCEEDED, job.error
+    assert [attempt.outcome for attempt in job.attempts] == ["lost", "succeeded"]
+
+
+def test_a_worker_that_is_told_to_end_hands_its_job_back_unharmed(
+    service: JobService, settings: Settings, larger: Recipe, log: Path
+) -> None:
+    once = settings.model_copy(update={"max_attempts": 1})
+    service.settings = once
+    job = service.submit(larger)
+    with worker(once, log) as first:
+        wait_for(lambda: finished_parts(settings, job) >= 1)
+        first.terminate()
+        assert first.wait(30) == 0
+    assert service.get(job.id).state is State.QUEUED
+    assert not processes_of(settings.work_dir)
+    with worker(once, log):
+        job = wait_until_ended(service, job.id)
+    assert job.state is State.SUCCEEDED, job.error
+    assert [attempt.outcome for attempt in job.attempts] == ["released", "succeeded"]
+
+
+def test_a_frozen_worker_that_wakes_up_after_its_lease_writes_nothing(
+    service: JobService, settings: Settings, larger: Recipe, log: Path
+) -> None:
+    job = service.submit(larger)
+    with worker(settings, log) as frozen:
+        wait_for(lambda: finished_parts(settings, job) >= 1)
+        frozen.send_signal(signal.SIGSTOP)
+        with worker(settings, log):
+            ended = wait_until_ended(service, job.id)
+            frozen.send_signal(signal.SIGCONT)
+            wait_for(lambda: "lease_lost" in log.read_text())
+            wait_for(lambda: not processes_of(settings.work_dir))
+    assert ended.state is State.SUCCEEDED
+    assert service.get(job.id).attempt == ended.attempt == 2
+    assert {artifact.attempt for artifact in service.artifacts(job.id)} == {2}
+
+
+def test_a_running_job_is_cancelled_within_seconds_and_leaves_nothing(
+    service: JobService, settings: Settings, larger: Recipe, log: Path
+) -> None:
+    job = service.submit(larger)
+    with worker(settings, log):
+        wait_for(lambda: finished_parts(settings, job) >= 1)
+        assert service.cancel(job.id).state is State.CANCELLING
+        wait_for(lambda: service.get(job.id).state is State.CANCELLED, patience_seconds=10)
+        wait_for(lambda: not (settings.work_dir / job.id).exists())
+        assert not processes_of(settings.work_dir)
+    assert service.artifacts(job.id) == ()
+    assert not (ArtifactStore(settings.artifacts_dir).root / job.id).exists()

@@ -1,0 +1,76 @@
+"""Real processes of the service, and waiting for facts about them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from app.contract.job import Job
+from app.jobs.service import JobService
+from app.jobs.states import ENDED
+from app.serve import environment
+from app.settings import Settings
+
+Fact = TypeVar("Fact")
+PATIENCE_SECONDS = 120.0
+
+
+def wait_for(fact: Callable[[], Fact | None], patience_seconds: float = PATIENCE_SECONDS) -> Fact:
+    """The first true answer."""
+    deadline = time.monotonic() + patience_seconds
+    while not (found := fact()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"no such fact within {patience_seconds:g} seconds")
+        time.sleep(0.02)
+    return found
+
+
+def wait_until_ended(service: JobService, job_id: str) -> Job:
+    def ended() -> Job | None:
+        job = service.get(job_id)
+        return job if job.state in ENDED else None
+
+    return wait_for(ended)
+
+
+@contextmanager
+def worker(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker process, ended by SIGTERM where the test has not ended it otherwise."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app.cli", "worker"],
+            env=environment(settings),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def processes_of(work_dir: Path) -> list[int]:
+    """Ids of the live processes that run inside a job's work directory."""
+    found = []
+    for path in Path("/proc").iterdir():
+        if not path.name.isdecimal():
+            continue
+        try:
+            if (path / "cwd").readlink().is_relative_to(work_dir):
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return found
