@@ -42,8 +42,8 @@ class Checkpoint:
     """Name of each stored tensor -> its shape."""
 
 
-def read_checkpoint(directory: Path, within: Path) -> Checkpoint:
-    """Config and tensor shapes of a directory none of whose files may be a link that leads out of `within`.
+def read_checkpoint(directory: Path) -> Checkpoint:
+    """Config and tensor shapes of a directory (a real path), none of whose files may be a link that leads out of it.
 
     Raises:
         MissingWeights: there are no safetensors weights.
@@ -52,11 +52,11 @@ def read_checkpoint(directory: Path, within: Path) -> Checkpoint:
     """
     for path in sorted(directory.iterdir()):
         target = resolved(path)
-        if target is not None and not target.is_relative_to(within):
-            raise MalformedModel(f"The file {path.name} is a link that leads out of the allowed directories.")
+        if target is not None and not target.is_relative_to(directory):
+            raise MalformedModel(f"{path.name} is a link that leads out of the model's directory; put a copy there.")
     config = read_config(directory / CONFIG)
     try:
-        return Checkpoint(config, read_safetensors_headers(directory, within=within))
+        return Checkpoint(config, read_safetensors_headers(directory))
     except MissingWeights as error:
         raise MissingWeights(absence([path.name for path in directory.iterdir()])) from error
 
@@ -95,7 +95,7 @@ def read_remote_checkpoint(hub: Hub, repository: Repository) -> Checkpoint:
             raise MissingWeights(absence([file.name for file in repository.files]))
         with ThreadPoolExecutor(READERS) as readers:
             list(readers.map(partial(lay_out_header, hub, repository, directory), shards))
-        return read_checkpoint(directory, directory)
+        return read_checkpoint(directory)
 
 
 def lay_out_header(hub: Hub, repository: Repository, directory: Path, file: RemoteFile) -> None:

@@ -64,8 +64,7 @@ class ModelSources:
         name = reference.removeprefix(LOCAL)
         path = locate(name, self.roots, field=FIELD, unknown=UnknownModel, setting=ROOTS_SETTING)
         if path.is_dir():
-            root = next(root for root in self.roots if path.is_relative_to(root))
-            checkpoint = read_checkpoint(path, within=root)
+            checkpoint = read_checkpoint(path)
             return resolved_model(reference, "directory", checkpoint.config, checkpoint.shapes, path=path)
         if path.suffix == ".gguf" and path.is_file():
             gguf = read_gguf(path)

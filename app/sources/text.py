@@ -12,8 +12,10 @@ from app.settings import Settings
 from app.sources.hub import Hub, NotOnHub, RemoteFile, Repository
 from app.sources.local import locate
 
+HUB = "hub:"
 BUILTIN = ("python-docs", "python-docs-test")
 ROOTS_SETTING = "MODELPRESS_DATA_ROOTS"
+PARQUET = b"PAR1"
 HUB_TIMEOUT_SECONDS = 5.0
 FIRST_READ = 64 * 1024
 HUB_NAME = re.compile(
@@ -40,8 +42,10 @@ class TextSources:
         self.hub_enabled = settings.hub_enabled
         self.hub = Hub(settings.hub_endpoint, settings.hub_token, HUB_TIMEOUT_SECONDS)
 
-    def check(self, reference: str, field: str) -> ResolvedText:
+    def check(self, reference: str, field: str, revision: str | None = None) -> ResolvedText:
         """Find the text of a reference; `field` is where in the recipe it stands.
+
+        `revision`: the commit of a hub dataset; None: the newest.
 
         Raises:
             UnknownDataset, OutsideRoots: there is no such text, or it is not text.
@@ -54,7 +58,7 @@ class TextSources:
             case "local":
                 return self.check_local(reference, name, field)
             case "hub":
-                return self.check_hub(reference, name, field, revision=None)
+                return self.check_hub(reference, field, revision)
         raise UnknownDataset(field, "send 'builtin:NAME', 'local:NAME' or 'hub:org/name/config/split'")
 
     def check_builtin(self, reference: str, name: str, field: str) -> ResolvedText:
@@ -70,24 +74,31 @@ class TextSources:
             raise UnknownDataset(field, f"'{reference}' {complaint}")
         return ResolvedText(reference, "local", path=path)
 
-    def check_hub(self, reference: str, name: str, field: str, revision: str | None) -> ResolvedText:
-        """As `check`, at a commit where one is given."""
+    def check_hub(self, reference: str, field: str, revision: str | None) -> ResolvedText:
         if not self.hub_enabled:
             raise UnknownDataset(field, "this service does not use a hub; send 'builtin:NAME' or 'local:NAME'")
-        parts = HUB_NAME.fullmatch(name)
-        if parts is None:
-            raise UnknownDataset(field, "send 'hub:org/name/config/split' or 'hub:org/name/split'")
+        name, config, split = hub_parts(reference, field)
         try:
-            repository = self.hub.repository("dataset", parts["repository"], revision)
+            repository = self.hub.repository("dataset", name, revision)
+            files = parquet_files(repository, config, split)
+            if not files:
+                raise UnknownDataset(
+                    field, f"'{name}' has no parquet files of that configuration and split; look at its file list"
+                )
+            beginning = self.hub.read(repository, files[0], 0, len(PARQUET))  # a listing can be public, the files not
         except NotOnHub as error:
             raise UnknownDataset(field, str(error)) from error
-        files = parquet_files(repository, parts["config"], parts["split"])
-        if not files:
-            raise UnknownDataset(
-                field,
-                f"'{parts['repository']}' has no parquet files of that configuration and split; look at its file list",
-            )
+        if beginning != PARQUET:
+            raise UnknownDataset(field, f"'{files[0].name}' of '{name}' is not a parquet file")
         return ResolvedText(reference, "hub", revision=repository.revision, repository=repository, files=files)
+
+
+def hub_parts(reference: str, field: str) -> tuple[str, str | None, str]:
+    """Repository, configuration and split of a 'hub:' reference."""
+    parts = HUB_NAME.fullmatch(reference.removeprefix(HUB))
+    if parts is None or ".." in reference:
+        raise UnknownDataset(field, "send 'hub:org/name/config/split' or 'hub:org/name/split'")
+    return parts["repository"], parts["config"], parts["split"]
 
 
 def parquet_files(repository: Repository, config: str | None, split: str) -> tuple[RemoteFile, ...]:

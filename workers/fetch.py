@@ -1,0 +1,179 @@
+"""The process that fetches a job's model and text: the only one that has a network and the hub's token, and no torch.
+
+`python -m workers.fetch` reads one JSON line, a FetchRequest, from standard input and writes JSON lines to standard
+output: any number of FetchProgress, then one FetchDone or FetchError. The exit status is 0 or 1. Standard input stays
+open: its end means that the supervisor is gone, and the process ends at once. What was fetched so far is kept.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from app.contract.job import Source
+from app.contract.recipe import Recipe
+from app.errors import ModelpressError, UnknownModel
+from app.lifeline import end_with_parent
+from app.settings import Settings
+from app.sources.download import Downloads
+from app.sources.hub import Hub
+from app.sources.models import ModelSources, explained
+from app.sources.text import TextSources
+from app.sources.text_files import TextFiles
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_SECONDS = 30.0
+MODEL_SHARE = 0.9
+TOKEN_VARIABLE = "MODELPRESS_HUB_TOKEN"  # noqa: S105
+NETWORK_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FetchRequest(Message):
+    """What a job needs, and where to look for it. The hub's token is no part of it: it comes in the environment."""
+
+    model: str = Field(description="as in the recipe")
+    revision: str | None = Field(description="the commit that a hub model was found at when the job was posted")
+    texts: tuple[str, ...] = Field(description="datasets, as in the recipe")
+    text_revisions: dict[str, str] = Field(default_factory=dict, description="commits of hub datasets, where known")
+    sources_dir: Path
+    model_roots: tuple[Path, ...]
+    data_roots: tuple[Path, ...]
+    hub_endpoint: str
+    hub_enabled: bool
+    retry_delays: tuple[float, ...] = Field((1, 2, 4, 8, 16), description="seconds before each further try at the hub")
+
+
+class FetchProgress(Message):
+    event: Literal["progress"] = "progress"
+    fraction: float = Field(ge=0, le=1)
+    detail: str
+
+
+class FetchDone(Message):
+    event: Literal["done"] = "done"
+    model_path: Path = Field(description="a directory with config.json and safetensors, or a .gguf file")
+    texts: dict[str, Path] = Field(description="dataset -> a UTF-8 file, documents separated by blank lines")
+    text_revisions: dict[str, str] = Field(description="dataset of the hub -> the commit that was fetched")
+
+
+class FetchError(Message):
+    event: Literal["error"] = "error"
+    code: str
+    message: str
+    retryable: bool = Field(description="whether the same fetch can succeed later")
+
+
+FetchReport = Annotated[FetchProgress | FetchDone | FetchError, Field(discriminator="event")]
+REPORT: TypeAdapter[FetchReport] = TypeAdapter(FetchReport)
+RETRYABLE = ("hub_unavailable", "download_corrupted")
+
+
+def fetch_request(settings: Settings, recipe: Recipe, source: Source) -> FetchRequest:
+    """What the supervisor sends for a job."""
+    return FetchRequest(
+        model=recipe.model,
+        revision=source.revision,
+        texts=tuple(dict.fromkeys((recipe.calibration.dataset, *recipe.evaluation.datasets))),
+        sources_dir=settings.sources_dir,
+        model_roots=settings.model_roots,
+        data_roots=settings.data_roots,
+        hub_endpoint=settings.hub_endpoint,
+        hub_enabled=settings.hub_enabled,
+    )
+
+
+def fetch_environment(settings: Settings) -> dict[str, str]:
+    """The variables that this process needs beyond the harmless ones: the token, and the way to the network."""
+    names = (*NETWORK_VARIABLES, *map(str.lower, NETWORK_VARIABLES))
+    environment = {name: os.environ[name] for name in names if name in os.environ}
+    if settings.hub_token is not None:
+        environment[TOKEN_VARIABLE] = settings.hub_token.get_secret_value()
+    return environment
+
+
+def fetch_report(event: Mapping[str, Any]) -> FetchReport:
+    """One line of the process, read by the supervisor."""
+    return REPORT.validate_python(event)
+
+
+def fetch(request: FetchRequest, report: Callable[[FetchReport], None]) -> FetchDone:
+    """Make everything that a request names lie on this disk.
+
+    Raises:
+        ModelpressError: it cannot be had; see `app.sources`.
+    """
+    settings = Settings(
+        model_roots=request.model_roots,
+        data_roots=request.data_roots,
+        hub_endpoint=request.hub_endpoint,
+        hub_enabled=request.hub_enabled,
+    )
+    hub = Hub(settings.hub_endpoint, settings.hub_token, TIMEOUT_SECONDS)
+    reached = 0.0
+
+    def downloads(start: float, share: float) -> Downloads:
+        def progress(fraction: float, detail: str) -> None:
+            nonlocal reached
+            reached = min(max(reached, start + share * fraction), 1.0)
+            report(FetchProgress(fraction=reached, detail=detail))
+
+        return Downloads(hub, request.sources_dir, request.retry_delays, progress)
+
+    model_path = fetch_model(request, ModelSources(settings), downloads(0.0, MODEL_SHARE))
+    texts: dict[str, Path] = {}
+    revisions: dict[str, str] = {}
+    share = (1 - MODEL_SHARE) / max(len(request.texts), 1)
+    for index, reference in enumerate(request.texts):
+        files = TextFiles(TextSources(settings), downloads(MODEL_SHARE + index * share, share))
+        texts[reference], revision = files.fetch(reference, request.text_revisions.get(reference))
+        if revision is not None:
+            revisions[reference] = revision
+    return FetchDone(model_path=model_path, texts=texts, text_revisions=revisions)
+
+
+def fetch_model(request: FetchRequest, sources: ModelSources, downloads: Downloads) -> Path:
+    """A hub model is downloaded at its commit; a local one stays where it is and is checked once more."""
+    if request.revision is not None and request.hub_enabled:
+        with explained(request.model):
+            return downloads.model(request.model.partition("@")[0], request.revision)
+    model = sources.resolve(request.model)
+    if model.path is None:
+        raise UnknownModel("model", f"'{request.model}' was not resolved to a commit; post the job again")
+    return model.path
+
+
+def main() -> int:
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    request = FetchRequest.model_validate_json(sys.stdin.buffer.readline())
+    end_with_parent(sys.stdin.fileno(), grace_seconds=0)
+
+    def report(event: FetchReport) -> None:
+        sys.stdout.write(event.model_dump_json() + "\n")
+        sys.stdout.flush()
+
+    try:
+        done = fetch(request, report)
+    except ModelpressError as error:
+        report(FetchError(code=error.code, message=error.message, retryable=error.code in RETRYABLE))
+        return 1
+    except OSError as error:
+        log.exception("fetch_failed")
+        report(
+            FetchError(code="storage_failed", message=f"Reading or writing failed: {error.strerror}.", retryable=True)
+        )
+        return 1
+    report(done)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
