@@ -30,7 +30,9 @@ class Settings(BaseSettings):
 
     data_dir: Directory = Field(Path(".modelpress"), validate_default=True, description="everything the service writes")
     database_url: SecretStr | None = Field(None, description="postgresql://…; unset: an embedded PostgreSQL is started")
-    redis_url: SecretStr | None = Field(None, description="redis://… or rediss://…; unset: an embedded Valkey is started")
+    redis_url: SecretStr | None = Field(
+        None, description="redis://… or rediss://…; unset: an embedded Valkey is started"
+    )
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
@@ -44,8 +46,12 @@ class Settings(BaseSettings):
     queue: str = Field("modelpress", description="name of the Celery queue that this API rings and this worker hears")
     lease_seconds: float = Field(30.0, gt=0, description="a worker silent for this long has lost its job")
     max_attempts: int = Field(3, ge=1, description="claims of one job before it fails as worker_lost")
-    retry_delay_seconds: float = Field(5.0, ge=0, description="wait before a lost job is tried again, doubled each time")
-    ring_again_seconds: float = Field(15.0, gt=0, description="a queued job that nobody claimed is rung again after this")
+    retry_delay_seconds: float = Field(
+        5.0, ge=0, description="wait before a lost job is tried again, doubled each time"
+    )
+    ring_again_seconds: float = Field(
+        15.0, gt=0, description="a queued job that nobody claimed is rung again after this"
+    )
     sweep_seconds: float = Field(5.0, gt=0, description="pause between two rounds of the sweeper")
     stop_grace_seconds: float = Field(5.0, ge=0, description="from SIGTERM to SIGKILL for a computing child")
     job_timeout_seconds: float = Field(24 * 3600.0, gt=0, description="an attempt that computes for longer is failed")

@@ -6,7 +6,29 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS = "the quick brown fox jumps over a lazy dog while seven wizards box and judge my vow of sphinx black quartz".split()
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "a",
+    "lazy",
+    "dog",
+    "while",
+    "seven",
+    "wizards",
+    "box",
+    "and",
+    "judge",
+    "my",
+    "vow",
+    "of",
+    "sphinx",
+    "black",
+    "quartz",
+]
 LENGTH = 64
 
 

@@ -43,8 +43,15 @@ def run_worker(settings: Settings) -> None:
     sweeper.start()
     try:
         celery.worker_main(
-            ["worker", "--pool", "threads", "--concurrency", "1", "--queues", settings.queue]
-            + ["--hostname", f"{settings.queue}-{os.getpid()}@%h", "--loglevel", "WARNING", "--without-mingle"]
+            [
+                "worker",
+                "--pool=threads",
+                "--concurrency=1",
+                "--without-mingle",
+                "--loglevel=WARNING",
+                f"--queues={settings.queue}",
+                f"--hostname={settings.queue}-{os.getpid()}@%h",
+            ]
         )
     finally:
         stopping.set()

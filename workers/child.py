@@ -1,8 +1,8 @@
 """A child process that does one piece of work for the supervisor.
 
-It runs in a session of its own, so that it can be stopped together with everything it started. It is given its request as
-one line on its standard input, which stays open: when the supervisor dies the input ends and the child exits. It reports
-in JSON lines on its standard output. What it writes to its standard error is logged and its tail kept.
+It runs in a session of its own, so that it can be stopped together with everything it started. It is given its request
+as one line on its standard input, which stays open: when the supervisor dies the input ends and the child exits. It
+reports in JSON lines on its standard output. What it writes to its standard error is logged and its tail kept.
 """
 
 import json
@@ -22,7 +22,15 @@ from typing import IO, Any, Self
 log = logging.getLogger(__name__)
 
 TAIL_LINES = 50
-INHERITED = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "SSL_CERT_FILE")
+INHERITED = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES",
+    "SSL_CERT_FILE",
+)
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -96,7 +104,7 @@ class Child:
                 self.tail.append(line.rstrip())
                 log.info("child_log", extra={"module_name": module, "line": line.rstrip()[:1000]})
 
-    def next_event(self, timeout_seconds: float) -> dict[str, Any] | None:
+    def next_event(self, timeout_seconds: float) -> dict[str, Any]:
         """The next report.
 
         Raises:

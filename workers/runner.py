@@ -1,7 +1,7 @@
 """The computing child: walks one attempt through its stages. The only process with torch.
 
-It is started by the supervisor, reads its assignment from standard input and reports in JSON lines. It holds no secret and
-no connection. It ends with the supervisor: when standard input closes, nobody is left to report to.
+It is started by the supervisor, reads its assignment from standard input and reports in JSON lines. It holds no secret
+and no connection. It ends with the supervisor: when standard input closes, nobody is left to report to.
 """
 
 import logging
@@ -76,7 +76,7 @@ def walk(assignment: Assignment, report: Callable[[BaseModel], None]) -> bool:
             context.stage = stage
             context.results[stage] = run(context, module)
         report(verify.done(context))
-    except Exception as error:  # noqa: BLE001 - every failure becomes a report with a code; the trace is logged
+    except Exception as error:
         log.exception("the stage %s failed", context.stage)
         report(describe(error, context.stage))
         return False

@@ -11,7 +11,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,9 +92,7 @@ class Supervisor:
             report = ErrorReport(code="storage_error", message=error.strerror or "storage failed", retryable=True)
             return self.failed(claim, report)
         with self.sessions.begin() as session:
-            finished = store.finish(
-                session, claim.job_id, claim.attempt, done.achieved_ratio, done.metrics, files
-            )
+            finished = store.finish(session, claim.job_id, claim.attempt, done.achieved_ratio, done.metrics, files)
         if not finished:
             self.artifacts.discard(claim.job_id, claim.attempt)
             return self.interrupted(claim, lease)
@@ -143,7 +140,9 @@ class Supervisor:
             self.follow(child, lease, deadline, hear)
         if not results:
             raise AttemptFailed(
-                ErrorReport(code="internal_error", message="the computing process ended without a result", retryable=False)
+                ErrorReport(
+                    code="internal_error", message="the computing process ended without a result", retryable=False
+                )
             )
         return results[0]
 
@@ -169,13 +168,13 @@ class Supervisor:
             self.follow(child, lease, deadline, hear)
         if not results:
             raise AttemptFailed(
-                ErrorReport(code="internal_error", message="the fetching process ended without a result", retryable=False)
+                ErrorReport(
+                    code="internal_error", message="the fetching process ended without a result", retryable=False
+                )
             )
         return results[0]
 
-    def follow(
-        self, child: Child, lease: Lease, deadline: float, hear: Callable[[dict[str, Any]], None]
-    ) -> None:
+    def follow(self, child: Child, lease: Lease, deadline: float, hear: Callable[[dict[str, Any]], None]) -> None:
         """Listen to a child until it ends; stop it when the attempt has to end."""
         while True:
             if lease.must_stop or self.stopping.is_set():
@@ -195,7 +194,7 @@ class Supervisor:
             raise AttemptFailed(crashed(status, child))
 
     def interrupted(self, claim: Claim, lease: Lease) -> str:
-        """End an attempt that was stopped from outside; what a lost lease leaves behind is the next attempt's to use."""
+        """End an attempt that was stopped from outside. What a lost lease leaves behind, the next attempt uses."""
         with self.sessions.begin() as session:
             if store.stop(session, claim.job_id, claim.attempt):
                 outcome = "cancelled"
@@ -235,7 +234,7 @@ class Supervisor:
 def timed_out(seconds: float) -> ErrorReport:
     return ErrorReport(
         code="timed_out",
-        message=f"the attempt computed for longer than the limit of {seconds:g} seconds (MODELPRESS_JOB_TIMEOUT_SECONDS)",
+        message=f"the attempt computed for longer than {seconds:g} seconds (MODELPRESS_JOB_TIMEOUT_SECONDS)",
         retryable=False,
     )
 

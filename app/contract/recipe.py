@@ -69,7 +69,9 @@ class Recipe(Options):
     calibration: Calibration = Calibration()
     evaluation: Evaluation = Evaluation()
     seed: int = Field(0, ge=0, lt=2**63)
-    metadata: dict[str, str] = Field(default_factory=dict, max_length=16, description="yours; kept and returned as sent")
+    metadata: dict[str, str] = Field(
+        default_factory=dict, max_length=16, description="yours; kept and returned as sent"
+    )
 
     @field_validator("target_ratio")
     @classmethod

@@ -1,7 +1,7 @@
 """Rings the workers: one Celery message that carries a job id and nothing else.
 
-The message is only a hint. It may be lost, doubled or late: a worker claims the job in Postgres or drops the message, and
-the sweeper rings again for a job that nobody claimed.
+The message is only a hint. It may be lost, doubled or late: a worker claims the job in Postgres or drops the message,
+and the sweeper rings again for a job that nobody claimed.
 """
 
 import logging

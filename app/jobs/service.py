@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from workers.compression.architectures import Inventory
-
 from app.contract.job import Attempt, Comparison, Failure, Job, JobPage, Resumed, Source, Stage, State, Timestamps
 from app.contract.recipe import Recipe
 from app.db import Sessions
@@ -27,6 +25,7 @@ from app.sources.models import ModelSources
 from app.sources.text import TextSources
 from app.storage import StoredFile
 from workers.compression.accounting import feasible_range
+from workers.compression.architectures import Inventory
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The states of a job and the only ways from one to another.
 
-A pure table: no clock, no SQL. `store.py` builds the WHERE clause of every statement that moves a job from it, so a move
-that is not in the table cannot be made.
+A pure table: no clock, no SQL. `store.py` builds from it the WHERE clause of every statement that moves a job, so a
+move that is not in the table cannot be made.
 """
 
 from collections.abc import Mapping

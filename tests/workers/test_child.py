@@ -1,7 +1,6 @@
 """A child process: how it is fed, heard, stopped, and what it does not know."""
 
 import json
-import os
 import queue
 import signal
 from collections.abc import Iterator
@@ -17,7 +16,9 @@ PROGRAMS = {
     "echo": "print(json.dumps({'request': sys.stdin.readline()}))",
     "environment": "print(json.dumps(dict(os.environ)))",
     "chatty": "sys.stderr.write('x' * 5_000_000 + '\\nlast words\\n'); print(json.dumps({'done': True})); sys.exit(3)",
-    "stubborn": "signal.signal(signal.SIGTERM, signal.SIG_IGN); print(json.dumps({'pid': os.getpid()})); time.sleep(600)",
+    "stubborn": (
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); print(json.dumps({'pid': os.getpid()})); time.sleep(600)"
+    ),
     "parent": (
         "grandchild = subprocess.Popen(['sleep', '600']); print(json.dumps({'pid': grandchild.pid})); time.sleep(600)"
     ),
@@ -54,9 +55,7 @@ def is_alive(pid: int) -> bool:
 
 
 def first(child: Child) -> dict[str, Any]:
-    event = child.next_event(20)
-    assert event is not None
-    return event
+    return child.next_event(20)
 
 
 def test_a_child_is_given_its_request_and_heard(tmp_path: Path) -> None:

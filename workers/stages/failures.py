@@ -1,4 +1,4 @@
-"""From an exception of the computing child to what the job says: a stable code, a sentence, whether trying again helps."""
+"""From an exception of the computing child to what the job says: a code, a sentence, whether trying again helps."""
 
 import errno
 

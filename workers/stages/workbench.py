@@ -1,7 +1,7 @@
 """Durable results of stages, so that an attempt goes on where the one before it was stopped.
 
-Each attempt writes below its own number and reads what any attempt has finished. A result counts once its record has been
-written by rename; the record names the fingerprint of the inputs and the SHA-256 of every file, so a result of other
+Each attempt writes below its own number and reads what any attempt has finished. A result counts once its record has
+been written by rename; the record names the fingerprint of the inputs and the SHA-256 of every file, so a result of other
 inputs, a half-written one or a damaged one is computed again.
 """
 
@@ -71,7 +71,9 @@ class Workbench:
         self.record(path.with_name(f"{path.name}.{RECORD}"), path.parent, [path])
 
     def attempts(self) -> Iterator[Path]:
-        numbers = [int(path.name) for path in self.root.iterdir() if path.name.isdecimal()] if self.root.exists() else []
+        numbers = (
+            [int(path.name) for path in self.root.iterdir() if path.name.isdecimal()] if self.root.exists() else []
+        )
         return (self.root / str(number) for number in sorted(numbers, reverse=True))
 
     def holds(self, directory: Path, record: Record) -> bool:

@@ -18,7 +18,9 @@ def recipe(tiny: dict[str, Any], **changes: Any) -> Recipe:
     return Recipe.model_validate({**tiny, **changes})
 
 
-def test_a_submitted_job_is_queued_and_rung(service: JobService, doorbell: SilentDoorbell, tiny: dict[str, Any]) -> None:
+def test_a_submitted_job_is_queued_and_rung(
+    service: JobService, doorbell: SilentDoorbell, tiny: dict[str, Any]
+) -> None:
     job = service.submit(recipe(tiny, metadata={"team": "search"}))
     assert (job.state, job.attempt, job.recipe.metadata) == (State.QUEUED, 0, {"team": "search"})
     assert job.source.model_type == "llama"
