@@ -29,7 +29,6 @@ WORDS = [
     "black",
     "quartz",
 ]
-LENGTH = 64
 
 
 def write_tiny_model(directory: Path, blocks: int = 3, hidden_size: int = 32) -> Path:

@@ -1,8 +1,8 @@
 """Durable results of stages, so that an attempt goes on where the one before it was stopped.
 
 Each attempt writes below its own number and reads what any attempt has finished. A result counts once its record has
-been written by rename; the record names the fingerprint of the inputs and the SHA-256 of every file, so a result of other
-inputs, a half-written one or a damaged one is computed again.
+been written by rename; the record names the fingerprint of the inputs and the SHA-256 of every file, so a result of
+other inputs, a half-written one or a damaged one is computed again.
 """
 
 import hashlib
