@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from app.embedded import embedded_servers
+from app.settings import Settings
+
 OWNER = """
 import sys
 from pathlib import Path
@@ -41,6 +44,22 @@ class Owner:
         """Lets it end normally; what it wrote to stderr."""
         _, stderr = self.process.communicate(timeout=60)
         return stderr
+
+
+@pytest.fixture(scope="session")
+def initialised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory whose servers have run once, for tests that are not about the first start."""
+    data_dir = tmp_path_factory.mktemp("initialised")
+    with embedded_servers(Settings(data_dir=data_dir)):
+        pass
+    return data_dir
+
+
+@pytest.fixture
+def data_dir(initialised: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "data"
+    subprocess.run(["cp", "-a", initialised, copy], check=True)
+    return copy
 
 
 @pytest.fixture

@@ -144,71 +144,71 @@ def test_no_password_is_shown_in_argument_lists_logs_or_representations(settings
 
 
 @on_linux
-def test_the_servers_get_none_of_our_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_servers_get_none_of_our_environment(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODELPRESS_HUB_TOKEN", "hf_secret")
-    with embedded_servers(Settings(data_dir=tmp_path)):
-        for pid in server_pids(tmp_path):
+    with embedded_servers(Settings(data_dir=data_dir)):
+        for pid in server_pids(data_dir):
             assert b"hf_secret" not in Path(f"/proc/{pid}/environ").read_bytes()
 
 
-def test_data_and_messages_survive_a_restart(tmp_path: Path) -> None:
-    with embedded_servers(Settings(data_dir=tmp_path)) as first:
+def test_data_and_messages_survive_a_restart(data_dir: Path) -> None:
+    with embedded_servers(Settings(data_dir=data_dir)) as first:
         write_row(database_url(first))
         send(redis_url(first), "a word")
-    with embedded_servers(Settings(data_dir=tmp_path)) as second:
+    with embedded_servers(Settings(data_dir=data_dir)) as second:
         assert read_row(database_url(second)) == "still here"
         assert receive(redis_url(second)) == "a word"
 
 
 @on_linux
-def test_nothing_runs_after_a_normal_end(tmp_path: Path) -> None:
-    with embedded_servers(Settings(data_dir=tmp_path)):
-        pids = server_pids(tmp_path)
+def test_nothing_runs_after_a_normal_end(data_dir: Path) -> None:
+    with embedded_servers(Settings(data_dir=data_dir)):
+        pids = server_pids(data_dir)
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
 @on_linux
-def test_nothing_runs_after_a_failure_inside(tmp_path: Path) -> None:
+def test_nothing_runs_after_a_failure_inside(data_dir: Path) -> None:
     pids: list[int] = []
-    with pytest.raises(ZeroDivisionError), embedded_servers(Settings(data_dir=tmp_path)):
-        pids = server_pids(tmp_path)
+    with pytest.raises(ZeroDivisionError), embedded_servers(Settings(data_dir=data_dir)):
+        pids = server_pids(data_dir)
         raise ZeroDivisionError
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
 @on_linux
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
-def test_servers_stop_by_themselves_when_their_owner_is_killed(tmp_path: Path, start_owner: Callable) -> None:
-    owner = start_owner(tmp_path)
-    pids = server_pids(tmp_path)
+def test_servers_stop_by_themselves_when_their_owner_is_killed(data_dir: Path, start_owner: Callable) -> None:
+    owner = start_owner(data_dir)
+    pids = server_pids(data_dir)
     owner.process.kill()
     wait_until_gone(pids)
 
 
 @pytest.mark.parametrize("words", [(), ("servers-outlive-owner",)])
 def test_after_a_kill_of_the_owner_the_next_one_starts_with_all_data(
-    tmp_path: Path, start_owner: Callable, words: tuple[str, ...]
+    data_dir: Path, start_owner: Callable, words: tuple[str, ...]
 ) -> None:
-    owner = start_owner(tmp_path, *words)
+    owner = start_owner(data_dir, *words)
     write_row(owner.database_url)
     send(owner.redis_url, "a word")
     owner.process.kill()
     owner.process.wait()
-    with embedded_servers(Settings(data_dir=tmp_path)) as settings:
+    with embedded_servers(Settings(data_dir=data_dir)) as settings:
         assert read_row(database_url(settings)) == "still here"
         assert receive(redis_url(settings)) == "a word"
 
 
-def test_a_pid_file_that_names_another_living_process_does_not_matter(tmp_path: Path) -> None:
-    with embedded_servers(Settings(data_dir=tmp_path)) as settings:
+def test_a_pid_file_that_names_another_living_process_does_not_matter(data_dir: Path) -> None:
+    with embedded_servers(Settings(data_dir=data_dir)) as settings:
         write_row(database_url(settings))
     # PostgreSQL itself would take any living process of its user for a server that still runs.
     bystander = subprocess.Popen(["sleep", "600"], user="nobody" if os.geteuid() == 0 else None)
     try:
-        (tmp_path / "postgres" / "data" / "postmaster.pid").write_text(f"{bystander.pid}\n")
+        (data_dir / "postgres" / "data" / "postmaster.pid").write_text(f"{bystander.pid}\n")
         for name in ("postgres", "valkey"):
-            (tmp_path / name / "server.lock").write_text(f"{bystander.pid}\n")
-        with embedded_servers(Settings(data_dir=tmp_path)) as settings:
+            (data_dir / name / "server.lock").write_text(f"{bystander.pid}\n")
+        with embedded_servers(Settings(data_dir=data_dir)) as settings:
             assert read_row(database_url(settings)) == "still here"
         assert bystander.poll() is None
     finally:
@@ -224,19 +224,19 @@ def test_an_interrupted_first_start_does_not_matter(tmp_path: Path) -> None:
         write_row(database_url(settings))
 
 
-def test_a_second_owner_is_refused_and_the_first_goes_on(tmp_path: Path, start_owner: Callable) -> None:
-    owner = start_owner(tmp_path)
+def test_a_second_owner_is_refused_and_the_first_goes_on(data_dir: Path, start_owner: Callable) -> None:
+    owner = start_owner(data_dir)
     with (
         pytest.raises(DataDirectoryInUse, match=f"process {owner.process.pid}.*MODELPRESS_DATA_DIR"),
-        embedded_servers(Settings(data_dir=tmp_path)),
+        embedded_servers(Settings(data_dir=data_dir)),
     ):
         pass
     write_row(owner.database_url)
     assert owner.end() == ""
 
 
-def test_control_c_reaches_the_owner_and_not_the_servers(tmp_path: Path, start_owner: Callable) -> None:
-    owner = start_owner(tmp_path, start_new_session=True)
+def test_control_c_reaches_the_owner_and_not_the_servers(data_dir: Path, start_owner: Callable) -> None:
+    owner = start_owner(data_dir, start_new_session=True)
     os.killpg(owner.process.pid, signal.SIGINT)
     assert owner.process.stdout is not None
     assert owner.process.stdout.readline() == "the database still answers\n"
@@ -277,13 +277,13 @@ def test_with_one_url_given_only_the_other_server_is_started(tmp_path: Path) -> 
         assert not (tmp_path / "postgres").exists()
 
 
-def test_a_server_that_cannot_start_is_reported_with_its_last_words(tmp_path: Path) -> None:
-    with embedded_servers(Settings(data_dir=tmp_path)):
+def test_a_server_that_cannot_start_is_reported_with_its_last_words(data_dir: Path) -> None:
+    with embedded_servers(Settings(data_dir=data_dir)):
         pass
-    (tmp_path / "postgres" / "data" / "PG_VERSION").write_text("17\n")
+    (data_dir / "postgres" / "data" / "PG_VERSION").write_text("17\n")
     with (
         pytest.raises(EmbeddedServerError, match=r"PostgreSQL did not start: .*17"),
-        embedded_servers(Settings(data_dir=tmp_path)),
+        embedded_servers(Settings(data_dir=data_dir)),
     ):
         pass
 
