@@ -15,8 +15,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import pytest
-
 LARGE = (".safetensors", ".parquet", ".bin")
 API = re.compile(r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?")
 RESOLVE = re.compile(r"/(?P<kind>datasets/)?(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
@@ -219,9 +217,3 @@ def running_hub() -> Iterator[LoopbackHub]:
         yield hub
     finally:
         hub.close()
-
-
-@pytest.fixture
-def hub() -> Iterator[LoopbackHub]:
-    with running_hub() as hub:
-        yield hub

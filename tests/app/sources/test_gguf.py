@@ -1,0 +1,53 @@
+"""GGUF headers, checked against the `gguf` package: it writes the files, and knows the names."""
+
+from pathlib import Path
+
+import gguf
+import pytest
+
+from app.sources.gguf import ARCHITECTURES, BLOCKS, MalformedGguf, read_gguf, transformers_name
+from tests.checkpoints import CONFIG, SHAPES, write_gguf
+
+
+def test_the_shapes_have_the_names_of_transformers(tmp_path: Path) -> None:
+    assert read_gguf(write_gguf(tmp_path / "tiny.gguf")).shapes == SHAPES
+
+
+def test_the_config_speaks_of_the_same_sizes(tmp_path: Path) -> None:
+    config = read_gguf(write_gguf(tmp_path / "tiny.gguf")).config
+    assert {key: config[key] for key in CONFIG} == CONFIG
+
+
+def test_a_head_of_its_own_is_not_tied(tmp_path: Path) -> None:
+    read = read_gguf(write_gguf(tmp_path / "tiny.gguf", head=True))
+    assert read.config["tie_word_embeddings"] is False
+    assert read.shapes["lm_head.weight"] == (32, 8)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_names_are_those_that_llama_cpp_gives(architecture: str) -> None:
+    known = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, architecture.upper()), 2)
+    for name in SHAPES:
+        module = name.removesuffix(".weight")
+        assert transformers_name(f"{known.get_name(module)}.weight") == name
+
+
+def test_the_block_sizes_are_those_of_the_format() -> None:
+    known = {kind.value: sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
+    assert {kind: known[kind] for kind in BLOCKS} == BLOCKS
+
+
+def test_a_file_is_refused_wherever_it_is_cut(tmp_path: Path) -> None:
+    content = write_gguf(tmp_path / "whole.gguf").read_bytes()
+    for length in range(0, len(content), 97):
+        (tmp_path / "cut.gguf").write_bytes(content[:length])
+        with pytest.raises(MalformedGguf):
+            read_gguf(tmp_path / "cut.gguf")
+
+
+def test_lengths_that_lie_cost_no_memory(tmp_path: Path) -> None:
+    content = bytearray(write_gguf(tmp_path / "whole.gguf").read_bytes())
+    content[16:24] = (2**63).to_bytes(8, "little")
+    (tmp_path / "lie.gguf").write_bytes(content)
+    with pytest.raises(MalformedGguf, match="count"):
+        read_gguf(tmp_path / "lie.gguf")

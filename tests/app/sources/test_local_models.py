@@ -1,0 +1,182 @@
+"""`local:NAME`: directories and GGUF files under the operator's roots, and everything that is refused there."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.errors import InvalidModel, NoSafetensors, OutsideRoots, Refused, UnknownModel, UnsupportedModel
+from app.settings import Settings
+from app.sources.models import ModelSources
+from tests.checkpoints import (
+    CONFIG,
+    PARAMETERS,
+    SHAPES,
+    json_bytes,
+    safetensors_bytes,
+    sharded,
+    single_file,
+    write_files,
+    write_gguf,
+)
+
+
+@pytest.fixture
+def sources(settings: Settings) -> ModelSources:
+    return ModelSources(settings)
+
+
+def refusal(sources: ModelSources, reference: str) -> Refused:
+    with pytest.raises(Refused) as caught:
+        sources.resolve(reference)
+    assert caught.value.field == "model"
+    return caught.value
+
+
+def test_a_directory_is_resolved(sources: ModelSources, model_root: Path) -> None:
+    directory = write_files(model_root / "team" / "tiny", single_file())
+    model = sources.resolve("local:team/tiny")
+    assert (model.kind, model.path, model.revision) == ("directory", directory, None)
+    assert (model.config["hidden_size"], model.inventory.total_parameters) == (8, PARAMETERS)
+
+
+def test_a_sharded_directory_is_resolved(sources: ModelSources, model_root: Path) -> None:
+    write_files(model_root / "tiny", sharded())
+    assert sources.resolve("local:tiny").inventory.total_parameters == PARAMETERS
+
+
+def test_a_gguf_file_is_resolved(sources: ModelSources, model_root: Path) -> None:
+    path = write_gguf(model_root / "tiny.gguf")
+    model = sources.resolve("local:tiny.gguf")
+    assert (model.kind, model.path, model.inventory.total_parameters) == ("gguf", path, PARAMETERS)
+
+
+def test_the_roots_are_searched_in_order(tmp_path: Path, settings: Settings) -> None:
+    roots = (tmp_path / "first", tmp_path / "second")
+    for root in roots:
+        write_files(root / "both", single_file())
+    write_files(roots[1] / "second-only", single_file())
+    sources = ModelSources(settings.model_copy(update={"model_roots": roots}))
+    assert sources.resolve("local:both").path == roots[0] / "both"
+    assert sources.resolve("local:second-only").path == roots[1] / "second-only"
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc", "a/../../secret", "..", "~/../x"])
+def test_a_name_that_climbs_is_outside_the_roots(sources: ModelSources, tmp_path: Path, name: str) -> None:
+    write_files(tmp_path / "secret", single_file())
+    assert isinstance(refusal(sources, f"local:{name}"), OutsideRoots)
+
+
+@pytest.mark.parametrize("name", ["", "absent", "nul\0", "line\nbreak", "\ud800", "x" * 300, "x" * 100_000, "a/" * 200])
+def test_a_name_of_nothing_is_unknown(sources: ModelSources, name: str) -> None:
+    assert isinstance(refusal(sources, f"local:{name}"), UnknownModel)
+
+
+def test_a_link_out_of_the_root_is_refused(sources: ModelSources, model_root: Path, tmp_path: Path) -> None:
+    write_files(tmp_path / "elsewhere", single_file())
+    (model_root / "link").symlink_to(tmp_path / "elsewhere")
+    assert isinstance(refusal(sources, "local:link"), OutsideRoots)
+
+
+def test_a_loop_of_links_is_unknown(sources: ModelSources, model_root: Path) -> None:
+    (model_root / "loop").symlink_to(model_root / "loop")
+    assert isinstance(refusal(sources, "local:loop"), UnknownModel)
+
+
+def test_without_roots_the_setting_is_named(settings: Settings) -> None:
+    error = refusal(ModelSources(settings.model_copy(update={"model_roots": ()})), "local:tiny")
+    assert isinstance(error, UnknownModel)
+    assert "MODELPRESS_MODEL_ROOTS" in error.message
+
+
+def test_a_file_that_is_no_model_is_refused(sources: ModelSources, model_root: Path) -> None:
+    (model_root / "notes.txt").write_text("hello")
+    assert isinstance(refusal(sources, "local:notes.txt"), InvalidModel)
+
+
+def without(name: str) -> dict[str, bytes]:
+    return {file: content for file, content in single_file().items() if file != name}
+
+
+def with_config(**changes: Any) -> dict[str, bytes]:
+    return single_file() | {"config.json": json_bytes(CONFIG | changes)}
+
+
+def with_index(place: object) -> dict[str, bytes]:
+    index = {"weight_map": dict.fromkeys(SHAPES, place)}
+    return sharded() | {"model.safetensors.index.json": json_bytes(index)}
+
+
+WEIGHTS = safetensors_bytes(SHAPES)
+BROKEN: dict[str, tuple[dict[str, bytes], type[Refused], str]] = {
+    "no config": (without("config.json"), InvalidModel, "config.json"),
+    "config is a list": (single_file() | {"config.json": b"[]"}, InvalidModel, "config.json"),
+    "config is no JSON": (single_file() | {"config.json": b"{"}, InvalidModel, "config.json"),
+    "config nests deeply": (single_file() | {"config.json": b'{"a":' * 100_000}, InvalidModel, "config.json"),
+    "config is huge": (single_file() | {"config.json": b" " * 3_000_000 + b"{}"}, InvalidModel, "larger"),
+    "remote code": (with_config(auto_map={"AutoModel": "modeling.Evil"}), UnsupportedModel, "auto_map"),
+    "quantised": (with_config(quantization_config={"bits": 4}), UnsupportedModel, "quantised"),
+    "unknown architecture": (with_config(model_type="bert"), UnsupportedModel, "bert"),
+    "no model type": (with_config(model_type=None), UnsupportedModel, "architecture"),
+    "sizes that disagree": (with_config(vocab_size=33), InvalidModel, "33"),
+    "no weights": (without("model.safetensors"), NoSafetensors, "safetensors"),
+    "pickle only": (
+        without("model.safetensors") | {"pytorch_model.bin": b"\x80\x02"},
+        NoSafetensors,
+        "can run code",
+    ),
+    "cut off": (single_file() | {"model.safetensors": WEIGHTS[:-1]}, InvalidModel, "model.safetensors"),
+    "empty": (single_file() | {"model.safetensors": b""}, InvalidModel, "model.safetensors"),
+    "huge header": (
+        single_file() | {"model.safetensors": b"\xff" * 7 + b"\x00" + b"{}"},
+        InvalidModel,
+        "model.safetensors",
+    ),
+    "index climbs": (with_index("../outside.safetensors"), InvalidModel, "outside"),
+    "index is absolute": (with_index("/etc/x.safetensors"), InvalidModel, "plain"),
+    "index goes down": (with_index("sub/x.safetensors"), InvalidModel, "plain"),
+    "index names numbers": (with_index(7), InvalidModel, "plain"),
+    "index names nothing": (with_index("model-3.safetensors"), InvalidModel, "model-3"),
+    "index misplaces": (with_index("model-1.safetensors"), InvalidModel, "model-1"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_model_is_refused(sources: ModelSources, model_root: Path, case: str) -> None:
+    files, kind, word = BROKEN[case]
+    write_files(model_root.parent, {"outside.safetensors": WEIGHTS})
+    write_files(model_root / "broken", files)
+    error = refusal(sources, "local:broken")
+    assert type(error) is kind
+    assert word in error.message
+    assert str(model_root.parent) not in error.message
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_file_that_is_a_link_out_is_refused(
+    sources: ModelSources, model_root: Path, tmp_path: Path, name: str
+) -> None:
+    directory = write_files(model_root / "linked", single_file())
+    (directory / name).rename(tmp_path / name)
+    (directory / name).symlink_to(tmp_path / name)
+    error = refusal(sources, "local:linked")
+    assert isinstance(error, InvalidModel)
+    assert name in error.message
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [(b"GGUF", "header"), (b"PK\x03\x04" * 9, "begin"), (b"GGUF" + b"\xff" * 60, "version"), (b"", "header")],
+)
+def test_a_broken_gguf_file_is_refused(sources: ModelSources, model_root: Path, content: bytes, word: str) -> None:
+    (model_root / "broken.gguf").write_bytes(content)
+    error = refusal(sources, "local:broken.gguf")
+    assert isinstance(error, InvalidModel)
+    assert word in error.message
+
+
+def test_a_gguf_file_of_another_architecture_is_refused(sources: ModelSources, model_root: Path) -> None:
+    write_gguf(model_root / "mamba.gguf", architecture="mamba")
+    error = refusal(sources, "local:mamba.gguf")
+    assert isinstance(error, UnsupportedModel)
+    assert "'mamba'" in error.message
