@@ -33,7 +33,6 @@ def create_app(settings: Settings) -> FastAPI:
         description=documentation.DESCRIPTION,
         redoc_url=None,
         redirect_slashes=False,
-        max_body_size=MAX_BODY_BYTES,
         lifespan=lifespan,
     )
     app.state.settings = settings

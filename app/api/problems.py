@@ -164,10 +164,6 @@ def answer_unexpected_error(request: Request, request_id: str) -> Response:
     return answer(request, INTERNAL, f"this is the service's fault; its log tells more under request id {request_id}")
 
 
-def answer_too_large(request: Request, limit: int) -> Response:
-    return answer(request, TOO_LARGE, f"a body has at most {limit} bytes", headers={"Connection": "close"})
-
-
 def allowed_methods(request: Request) -> Iterator[str]:
     """Starlette names the methods of the first route at this address only, where several may share it."""
     for method in METHODS:

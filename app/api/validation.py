@@ -16,8 +16,13 @@ Location = Sequence[str | int]
 
 
 def field_errors(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Pydantic's errors as a problem document lists them: at most 20, and never with the value that was sent."""
-    return [{"field": field_name(error["loc"]), "message": message(error)} for error in errors[:MOST_ERRORS]]
+    """Pydantic's errors as a problem document lists them: at most 20, and never with the value that was sent.
+
+    A list with a wrong item is to pydantic also too short by that item; only the item is named here.
+    """
+    around = {error["loc"][:depth] for error in errors for depth in range(len(error["loc"]))}
+    innermost = [error for error in errors if error["loc"] not in around]
+    return [{"field": field_name(error["loc"]), "message": message(error)} for error in innermost[:MOST_ERRORS]]
 
 
 def field_name(location: Location) -> str:

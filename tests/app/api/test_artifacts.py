@@ -4,13 +4,15 @@ import base64
 import hashlib
 import io
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
+from app.contract.job import Job
 from app.settings import Settings
-from tests.app.api.conftest import BODY, Finished
+from tests.app.api.conftest import Finished
 
 NAME = "model.safetensors"
 
@@ -40,8 +42,8 @@ def test_lists_every_file_with_a_link_that_leads_to_it(client: TestClient, finis
         assert hashlib.sha256(body).hexdigest() == artifact["sha256"]
 
 
-def test_an_unfinished_job_has_no_files(client: TestClient) -> None:
-    address = client.post("/jobs", json=BODY).headers["Location"]
+def test_an_unfinished_job_has_no_files(client: TestClient, post: Callable[[], Job]) -> None:
+    address = f"/jobs/{post().id}"
 
     assert client.get(f"{address}/artifacts").json() == {"artifacts": []}
     assert client.get(f"{address}/artifacts/config.json").status_code == 404

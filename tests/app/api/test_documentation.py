@@ -1,0 +1,55 @@
+"""OpenAPI says what the service does, and /docs needs no network."""
+
+import re
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+
+@pytest.fixture
+def operations(client: TestClient) -> dict[str, dict[str, Any]]:
+    paths = client.get("/openapi.json").json()["paths"].values()
+    return {operation["operationId"]: operation for path in paths for operation in path.values()}
+
+
+def test_operations_have_readable_names(operations: dict[str, dict[str, Any]]) -> None:
+    assert set(operations) == {
+        "submit_job",
+        "list_jobs",
+        "get_job",
+        "cancel_job",
+        "list_artifacts",
+        "download_artifact",
+        "download_checkpoint",
+        "check_liveness",
+        "check_readiness",
+    }
+
+
+def test_every_error_is_documented_as_a_problem(operations: dict[str, dict[str, Any]]) -> None:
+    for operation in operations.values():
+        errors = {code: answer for code, answer in operation["responses"].items() if code == "default" or code >= "400"}
+        assert "default" in errors
+        for answer in errors.values():
+            schema = answer["content"]["application/problem+json"]["schema"]
+            assert schema == {"$ref": "#/components/schemas/Problem"}
+
+
+def test_shows_what_to_post_and_what_comes_back(client: TestClient, operations: dict[str, dict[str, Any]]) -> None:
+    recipe = client.get("/openapi.json").json()["components"]["schemas"]["Recipe"]
+
+    assert recipe["examples"][0].keys() == {"model", "target_ratio"}
+    answer = operations["submit_job"]["responses"]["202"]["content"]["application/json"]
+    assert answer["example"]["state"] == "running"
+    assert answer["schema"] == {"$ref": "#/components/schemas/Job"}
+
+
+def test_the_page_loads_nothing_from_elsewhere(client: TestClient) -> None:
+    page = client.get("/docs").text
+
+    addresses = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(addresses) >= 2
+    for address in addresses:
+        assert address.startswith("/")
+        assert client.get(address).status_code == 200

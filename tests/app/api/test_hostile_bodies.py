@@ -1,0 +1,109 @@
+"""Whatever is posted, the service answers, and it is never the service's fault."""
+
+import json
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.app.api.conftest import Finished
+
+HEADERS = {"Content-Type": "application/json"}
+FIELDS = ["model", "target_ratio", "method", "calibration", "evaluation", "seed", "metadata"]
+NASTY = [
+    "\0",
+    "\ud800",
+    "local:\0",
+    "local:../../etc",
+    "a/b\n",
+    "local:" + "x" * 5000,
+    "hub:a/b/c/d",
+    "\u202e",
+    "'; --",
+]
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from(NASTY),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+recipes = st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=8), values, max_size=8)
+quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def check(response: Any) -> None:
+    assert response.status_code < 500, response.text
+    if response.status_code >= 400:
+        assert response.headers["Content-Type"] == "application/problem+json"
+
+
+@quick
+@given(recipe=recipes)
+def test_any_recipe_is_answered(client: TestClient, recipe: dict[str, Any]) -> None:
+    check(client.post("/jobs", content=json.dumps(recipe).encode(), headers=HEADERS))
+
+
+@quick
+@given(field=st.sampled_from(FIELDS), value=values)
+def test_any_value_in_an_otherwise_valid_recipe_is_answered(client: TestClient, field: str, value: Any) -> None:
+    recipe = {"model": "local:unknown", "target_ratio": 1.5} | {field: value}
+    check(client.post("/jobs", content=json.dumps(recipe).encode(), headers=HEADERS))
+
+
+@quick
+@given(body=st.binary(max_size=200))
+def test_any_bytes_are_answered(client: TestClient, body: bytes) -> None:
+    check(client.post("/jobs", content=body, headers=HEADERS))
+
+
+@quick
+@given(after=st.text(max_size=40), limit=st.text(max_size=8), state=st.text(max_size=8))
+def test_any_query_is_answered(client: TestClient, after: str, limit: str, state: str) -> None:
+    check(client.get("/jobs", params={"after": after}))
+    check(client.get("/jobs", params={"limit": limit, "state": state}))
+
+
+@quick
+@given(value=st.binary(max_size=40).filter(lambda value: not {10, 13} & set(value)))
+def test_any_header_is_answered(client: TestClient, finished: Finished, value: bytes) -> None:
+    headers = {b"Range": value, b"If-Range": value, b"If-None-Match": value, b"X-Request-Id": value}
+    check(client.get(f"/jobs/{finished.id}/checkpoint", headers=headers))
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"model": "local:tiny", "target_ratio": NaN}', 422),
+        (b'{"model": "local:tiny", "target_ratio": Infinity}', 422),
+        (b'{"model": "local:tiny", "target_ratio": 1e999}', 422),
+        (b'{"model": "local:tiny", "target_ratio": 1e308}', 422),
+        (b'{"model": "local:tiny", "target_ratio": 1' + b"0" * 400 + b"}", 422),
+        (b'{"model": "local:tiny", "target_ratio": 1' + b"0" * 5000 + b"}", 400),
+        (b'{"model": "local:tiny", "target_ratio": 5e-324}', 422),
+        (b'{"model": "local:tiny", "target_ratio": 1.3, "seed": 9223372036854775808}', 422),
+        (b'{"model": "local:tiny\\u0000", "target_ratio": 1.3}', 422),
+        (b'{"model": "local:\\ud800", "target_ratio": 1.3}', 422),
+        (b'{"model": "local:tiny", "target_ratio": 1.3, "\\ud800": 1}', 422),
+        (b'{"model": "local:tiny", "target_ratio": 1.3, "metadata": {"k": "\\u0000"}}', 422),
+        (b'{"model": "local:tiny", "target_ratio": 1.3, "metadata": {"\\u0000": "v"}}', 422),
+        (b'{"model": "local:tiny", "target_ratio": 1.3, "metadata": {"\\udfff": "v"}}', 422),
+        (b'{"model": "local:tiny", "target_ratio": 1.3, "target_ratio": 0.5}', 422),
+        (b'{"model": "local:tiny", "target_ratio": 1.3, "metadata": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400),
+        (b'{"model": ' + b'{"model": ' * 500 + b"1" + b"}" * 501, 422),
+    ],
+    ids=lambda part: part[:72].decode() if isinstance(part, bytes) else str(part),
+)
+def test_what_json_allows_and_the_service_does_not_is_refused(client: TestClient, body: bytes, status: int) -> None:
+    response = client.post("/jobs", content=body, headers=HEADERS)
+
+    check(response)
+    assert response.status_code == status
+    assert client.get("/jobs").json()["jobs"] == []
+
+
+def test_metadata_with_a_nul_names_its_field(client: TestClient, tiny: dict[str, Any]) -> None:
+    response = client.post("/jobs", json=tiny | {"metadata": {"team": "a\0b"}})
+
+    assert response.json()["errors"] == [{"field": "metadata.team", "message": "must not contain the NUL character"}]
