@@ -19,7 +19,9 @@ the blocks is the model's own.
 """
 
 import copy
+import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -27,11 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from workers.compression import structures
 from workers.compression.architectures import Inventory, architecture_of, inventory, is_tied, weights
 from workers.compression.errors import MalformedModel
 from workers.compression.headers import StoredTensor, stored_tensors
@@ -42,7 +46,7 @@ _FLOATING = ("F64", "F32", "F16", "BF16")
 _REMEMBERED_SHAPES = 4
 
 
-class _BlockReached(Exception):  # noqa: N818 - a signal, not an error
+class _BlockReached(Exception):
     """Ends the skeleton's forward once there is nothing more to learn from it."""
 
 
@@ -86,12 +90,16 @@ class StreamedModel:
     ) -> "StreamedModel":
         """Opens a directory of `config.json` and safetensors files; `within` is that of `headers.stored_tensors`.
 
-        Raises UnsupportedArchitecture and MalformedModel, the latter also for missing, unexpected or misshapen tensors.
+        A package of `checkpoint` opens as well: its inventory names the original's sites and counts its own
+        parameters. Raises UnsupportedArchitecture and MalformedModel, the latter also for missing, unexpected or
+        misshapen tensors.
         """
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        config, replaced = _uncompressed(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+        architecture_of(config)
         tensors = stored_tensors(directory, within=within)
-        contents = inventory(config, {name: tensor.shape for name, tensor in tensors.items()})
-        skeleton = _skeleton(directory, dtype, torch.device(device))
+        skeleton = _skeleton(config, dtype, torch.device(device))
+        contents = _inventory(config, tensors, skeleton, replaced)
+        structures.replace(skeleton, replaced)
         stored_names = _names_in(skeleton, architecture_of(config).head, weights(config, tensors))
         _check_complete(skeleton, tensors, stored_names, tied=is_tied(config))
         model = cls(skeleton, tensors, stored_names, contents, torch.device(device), dtype)
@@ -148,7 +156,7 @@ class StreamedModel:
         self._replaced.add(place)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Tensors by their full names in the transformers model, in `dtype` on `device`, as copies."""
+        """Copies of tensors by their full names in the transformers model, on `device`, floating ones in `dtype`."""
         found: dict[str, Tensor] = {}
         by_file: dict[Path, list[str]] = {}
         for name in names:
@@ -158,7 +166,8 @@ class StreamedModel:
             with safe_open(file, framework="pt") as stored:
                 for name in its_names:
                     tensor = stored.get_tensor(self._stored_names[name])
-                    found[name] = tensor.to(self.device, self.dtype, copy=True)
+                    dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+                    found[name] = tensor.to(self.device, dtype, copy=True)
         return found
 
     def _read_below(self, prefix: str) -> dict[str, Tensor]:
@@ -180,9 +189,11 @@ class StreamedModel:
             yield
             return
         module = self._skeleton.get_submodule(name)
-        empty = dict(module.named_parameters())
         tied = self.inventory.head is None and name == self._head_name
+        if isinstance(module, structures.TiedHead):
+            module, tied = self._skeleton.get_submodule(self._embedding_name), True
         source = self._embedding_name if tied else name
+        empty = module.state_dict()
         module.load_state_dict(self._read_below(f"{source}."), assign=True)
         try:
             yield
@@ -266,6 +277,8 @@ class StreamedModel:
             self._skeleton.base_model(inputs_embeds=self._no_embeddings(1, 1), use_cache=False)
         hidden, arguments, keywords = calls[0]
         block = copy.deepcopy(self._blocks.get_submodule("0")).to_empty(device=self.device)
+        for tensor in block.state_dict().values():
+            tensor.zero_()
         return isinstance(block(hidden, *arguments, **keywords), tuple)
 
     def _check_repeated_head(self, config: dict[str, Any]) -> None:
@@ -295,19 +308,56 @@ def convert_gguf(path: Path, directory: Path) -> None:
     source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
     try:
         architecture_of(AutoConfig.from_pretrained(path.parent, **source).to_dict())
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, **source)
-        model = AutoModelForCausalLM.from_pretrained(path.parent, **source, dtype=torch.bfloat16)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        opened = AutoModelForCausalLM.from_pretrained(path.parent, **source, **_dequantised(), dtype=torch.bfloat16)
     except (OSError, KeyError, NotImplementedError, RuntimeError) as error:
         raise MalformedModel(f"The GGUF file {path.name} cannot be read: {error}") from error
+    # A model that came from GGUF refuses to be saved, so its weights move into one that did not.
+    settings = {name: value for name, value in opened.config.to_dict().items() if name != "quantization_config"}
+    config = type(opened.config).from_dict(settings)
+    with init_empty_weights(include_buffers=False):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    model.load_state_dict(opened.state_dict(), assign=True)
+    model.tie_weights()
+    model.generation_config = opened.generation_config
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
-def _skeleton(directory: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def _dequantised() -> dict[str, Any]:
+    """The option that asks for plain weights; releases of transformers that lack it always dequantise."""
+    options = getattr(transformers, "GgufConfig", None)
+    return {} if options is None else {"quantization_config": options(dequantize=True)}
+
+
+def _uncompressed(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The config of the original architecture, and the structures by site where it is a package's."""
+    compression = config.get("compression")
+    if compression is None:
+        return config, {}
+    return {**config, "model_type": compression["base_model_type"]}, compression["structures"]
+
+
+def _inventory(
+    config: dict[str, Any],
+    tensors: dict[str, StoredTensor],
+    skeleton: PreTrainedModel,
+    replaced: dict[str, dict[str, Any]],
+) -> Inventory:
+    """The inventory as if every replaced matrix were there, but with the parameters that are stored."""
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    stored = sum(math.prod(shapes[name]) for name in weights(config, shapes).values())
+    sites = tuple(f"{name}." for name in replaced)
+    kept = {name: shape for name, shape in shapes.items() if not name.startswith(sites) or name.endswith(".bias")}
+    originals = {f"{name}.weight": tuple(skeleton.get_parameter(f"{name}.weight").shape) for name in replaced}
+    return dataclasses.replace(inventory(config, kept | originals), total_parameters=stored)
+
+
+def _skeleton(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The transformers model with empty weights on the meta device and real buffers, such as rotary frequencies."""
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    settings = CONFIG_MAPPING[config["model_type"]].from_dict(config)
     with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, dtype=dtype)  # type: ignore[no-untyped-call]
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
@@ -333,7 +383,7 @@ def _names_in(skeleton: PreTrainedModel, head: str, stored_names: dict[str, str]
 def _check_complete(
     skeleton: PreTrainedModel, tensors: dict[str, StoredTensor], stored_names: dict[str, str], *, tied: bool
 ) -> None:
-    expected = {name: tuple(tensor.shape) for name, tensor in skeleton.state_dict().items()}
+    expected = skeleton.state_dict()
     if tied:
         del expected[f"{_head_name(skeleton)}.weight"]
     for complaint, names in (
@@ -344,10 +394,10 @@ def _check_complete(
             raise MalformedModel(f"The weights {complaint} {len(names)} tensors, among them {sorted(names)[0]}.")
     for name, stored in stored_names.items():
         tensor = tensors[stored]
-        if tensor.shape != expected[name]:
-            shapes = f"{list(tensor.shape)}, but config.json implies {list(expected[name])}"
+        if tensor.shape != tuple(expected[name].shape):
+            shapes = f"{list(tensor.shape)}, but config.json implies {list(expected[name].shape)}"
             raise MalformedModel(f"The tensor {stored} has the shape {shapes}.")
-        if tensor.dtype not in _FLOATING:
+        if expected[name].is_floating_point() and tensor.dtype not in _FLOATING:
             raise MalformedModel(
                 f"The tensor {stored} is of type {tensor.dtype}; supported are {', '.join(_FLOATING)}."
             )

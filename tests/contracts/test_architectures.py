@@ -1,0 +1,140 @@
+"""One battery over every architecture: opened block by block, compressed, written, and opened by a stranger."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.contracts.tiny_models import CONFIGS, save_tiny_model, token_ids
+from workers.compression import structures
+from workers.compression.architectures import Site
+from workers.compression.checkpoint import write_package
+from workers.compression.models import StreamedModel
+from workers.compression.verification import Probe, Verified, verify_all
+
+STRUCTURES = ("low_rank", "pivoted", "kronecker", "sum")
+
+
+@dataclass(frozen=True)
+class RandomPart:
+    """A part as the compressor yields it, with random factors."""
+
+    structures: Mapping[str, Mapping[str, Any]]
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A package, the logits of the model in memory that it was made of, and what a fresh process says of it."""
+
+    directory: Path
+    parameters: int
+    logits: Tensor
+    verified: Verified
+
+
+def structure_for(kind: str, site: Site) -> dict[str, Any]:
+    """A structure of the kind that fits the site."""
+    match kind:
+        case "kronecker":
+            shapes = {"out": [site.out_features // 4, 4], "in": [site.in_features // 2, 2]}
+            return {"kind": kind, "terms": 3, **shapes, "permute_in": True, "permute_out": True}
+        case "sum":
+            kinds = ("kronecker", "low_rank")
+            return {"kind": kind, "parts": [structure_for(part, site) for part in kinds]}
+        case _:
+            return {"kind": kind, "rank": 5}
+
+
+def randomise(module: nn.Module) -> None:
+    for tensor in module.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.normal_(std=0.3)
+        else:
+            tensor.copy_(torch.randperm(len(tensor)))
+
+
+def compress_at_random(model: nn.Module, sites: Mapping[str, dict[str, Any]]) -> RandomPart:
+    """Puts random structures into a model in memory, and gives them as a part."""
+    torch.manual_seed(2)
+    structures.replace(model, sites)
+    tensors: dict[str, Tensor] = {}
+    for name in sites:
+        compact = model.get_submodule(name)
+        randomise(compact)
+        tensors |= {f"{name}.{key}": tensor.clone() for key, tensor in compact.state_dict().items()}
+    return RandomPart(sites, tensors)
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("originals")
+    for name in CONFIGS:
+        save_tiny_model(name, root / name)
+    return {name: root / name for name in CONFIGS}
+
+
+@pytest.fixture(scope="module")
+def packages(originals: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Written]:
+    """Every architecture, compressed in blocks, embedding and head, and opened in one fresh process for all."""
+    root = tmp_path_factory.mktemp("packages")
+    probes, counts = {}, {}
+    for name, original in originals.items():
+        inventory = StreamedModel.open(original).inventory
+        model = save_tiny_model(name, root / f"{name}-memory")
+        sites = {
+            site.name: structure_for(kind, site) for site, kind in zip(inventory.sites, cycle(STRUCTURES), strict=False)
+        }
+        sites[inventory.embedding.name] = {"kind": "pivoted", "rank": 7}
+        if inventory.head is None:
+            sites["lm_head"] = {"kind": "tied", "to": inventory.embedding.name}
+        part = compress_at_random(model, sites)
+        package = write_package(original, [part], root / name)
+        with torch.no_grad():
+            probes[name] = Probe(package.directory, token_ids(), model(token_ids()).logits)
+        counts[name] = package.parameters
+    verified = dict(zip(probes, verify_all(list(probes.values()), timeout=120), strict=True))
+    return {
+        name: Written(probe.directory, counts[name], probe.logits, verified[name]) for name, probe in probes.items()
+    }
+
+
+def streamed_logits(directory: Path) -> Tensor:
+    model = StreamedModel.open(directory)
+    hidden = model.hidden(token_ids())
+    for index in range(model.inventory.blocks):
+        with model.block(index) as block:
+            hidden = model.run(block, index, hidden)
+    return model.logits(hidden)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_streaming_computes_the_logits_of_the_whole_model(
+    name: str, originals: dict[str, Path], tmp_path: Path
+) -> None:
+    model = save_tiny_model(name, tmp_path)
+    with torch.no_grad():
+        expected = model(token_ids()).logits
+    torch.testing.assert_close(streamed_logits(originals[name]), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_inventory_counts_what_the_model_stores(name: str, originals: dict[str, Path], tmp_path: Path) -> None:
+    model = save_tiny_model(name, tmp_path)
+    stored = sum(parameter.numel() for parameter in model.parameters())
+    assert StreamedModel.open(originals[name]).inventory.total_parameters == stored
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_stranger_computes_the_logits_of_the_compressed_model(name: str, packages: dict[str, Written]) -> None:
+    assert packages[name].verified.difference < 1e-5
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_streaming_a_package_computes_its_logits(name: str, packages: dict[str, Written]) -> None:
+    torch.testing.assert_close(streamed_logits(packages[name].directory), packages[name].logits, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,49 @@
+"""Opens packages as a stranger would, with torch and transformers alone, and prints what happened as one JSON list.
+
+    python -I open_packages.py PACKAGE PROBE [PACKAGE PROBE ...]
+
+A probe is a safetensors file with `ids` [N, T] and the `logits` [N, T, V] that are expected for them. This file is run,
+never imported: it must not be able to import anything of ours, or it would not show that the package stands alone.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.modules.update(dict.fromkeys(("workers", "app")))
+
+import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from transformers import AutoModel, AutoModelForCausalLM  # noqa: E402
+
+NEW_TOKENS = 4
+
+
+@torch.no_grad()
+def facts(package: str, probe: dict[str, torch.Tensor]) -> dict[str, object]:
+    """What loading, one forward and a short generation of the package show."""
+    options = {"trust_remote_code": True, "local_files_only": True, "dtype": probe["logits"].dtype}
+    model, loading = AutoModelForCausalLM.from_pretrained(package, output_loading_info=True, **options)
+    model.eval()
+    expected = probe["logits"]
+    logits = model(probe["ids"]).logits
+    generated = model.generate(
+        probe["ids"][:1, :4], max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False
+    )
+    _, base_loading = AutoModel.from_pretrained(package, output_loading_info=True, **options)
+    return {
+        "missing": sorted(map(str, loading["missing_keys"])),
+        "unexpected": sorted(map(str, loading["unexpected_keys"])),
+        "mismatched": sorted(map(str, loading["mismatched_keys"])),
+        "missing_in_base": sorted(map(str, base_loading["missing_keys"])),
+        "difference": float((logits - expected).abs().max()),
+        "scale": float(expected.abs().max()),
+        "finite": bool(logits.isfinite().all()),
+        "generated": generated[0, 4:].tolist(),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+if __name__ == "__main__":
+    pairs = zip(sys.argv[1::2], sys.argv[2::2], strict=True)
+    json.dump([facts(package, load_file(Path(probe))) for package, probe in pairs], sys.stdout)
