@@ -1,0 +1,73 @@
+"""A lease is renewed while the work goes on, and its end is noticed."""
+
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import text
+
+from app.contract.job import Stage, State
+from app.contract.recipe import Recipe
+from app.db import Sessions, make_engine, make_sessions
+from app.jobs import store
+from app.jobs.service import JobService
+from app.jobs.store import Claim, Progress
+from tests.processes import wait_for
+from workers.lease import Lease
+
+LEASE_SECONDS = 0.4
+
+
+@pytest.fixture
+def claim(service: JobService, sessions: Sessions, tiny: dict[str, Any]) -> Claim:
+    job = service.submit(Recipe.model_validate(tiny))
+    with sessions.begin() as session:
+        claimed = store.claim(session, job.id, "worker", LEASE_SECONDS)
+    assert claimed is not None
+    return claimed
+
+
+def test_a_lease_outlives_its_seconds_while_it_is_kept(sessions: Sessions, claim: Claim) -> None:
+    expiries = text("SELECT lease_until FROM jobs WHERE id = :id")
+    with sessions() as session:
+        first = session.scalar(expiries, {"id": claim.job_id})
+
+    def renewed() -> bool:
+        with sessions() as session:
+            left = session.scalar(text("SELECT clock_timestamp() > :first"), {"first": first})
+            return bool(left) and not store.reap(session, 0.0)
+
+    with Lease(sessions, claim, LEASE_SECONDS) as lease:
+        wait_for(renewed)
+        assert not lease.must_stop
+
+
+def test_a_new_stage_is_reported_at_once(service: JobService, sessions: Sessions, claim: Claim) -> None:
+    with Lease(sessions, claim, 3600.0) as lease:
+        lease.report(Progress(Stage.COMPRESS, 0.5, "block 2 of 3"))
+        wait_for(lambda: service.get(claim.job_id).stage is Stage.COMPRESS, patience_seconds=5)
+    assert service.get(claim.job_id).detail == "block 2 of 3"
+
+
+def test_a_cancellation_ends_the_work(service: JobService, sessions: Sessions, claim: Claim) -> None:
+    with Lease(sessions, claim, LEASE_SECONDS) as lease:
+        service.cancel(claim.job_id)
+        wait_for(lambda: lease.must_stop, patience_seconds=10)
+        assert lease.cancelled
+
+
+def test_a_job_that_was_taken_away_ends_the_work(service: JobService, sessions: Sessions, claim: Claim) -> None:
+    with sessions.begin() as session:
+        store.release(session, claim.job_id, claim.attempt)
+    with Lease(sessions, claim, LEASE_SECONDS) as lease:
+        wait_for(lambda: lease.must_stop, patience_seconds=10)
+        assert not lease.cancelled
+    assert service.get(claim.job_id).state is State.QUEUED
+
+
+def test_without_a_database_the_work_ends_when_the_lease_must_have_run_out(claim: Claim) -> None:
+    gone = make_sessions(make_engine(SecretStr("postgresql://nobody@127.0.0.1:1/nothing")))
+    with Lease(gone, claim, LEASE_SECONDS) as lease:
+        assert not lease.must_stop
+        wait_for(lambda: lease.must_stop, patience_seconds=20)
+        assert not lease.cancelled
