@@ -10,7 +10,7 @@ from app.cli.follow import download as fetch
 from app.cli.follow import print_comparison
 from app.cli.recipes import local_model, make_recipe
 from app.cli.tables import job_details, job_table
-from app.cli.terminal import STDOUT
+from app.cli.terminal import STDOUT, paragraph
 from app.client import Client
 from app.contract.job import State
 from app.contract.recipe import Method
@@ -97,7 +97,7 @@ def show(job_id: JobId, url: Url = None) -> None:
     """Show one job, with its measurements once it has succeeded."""
     with connect(url) as client:
         job = client.get(job_id)
-    STDOUT.print(job_details(job))
+    STDOUT.print(paragraph(job_details(job)))
     print_comparison(job)
 
 

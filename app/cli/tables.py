@@ -3,9 +3,8 @@
 from collections.abc import Iterable
 from datetime import datetime
 
-from rich.console import RenderableType
 from rich.filesize import decimal
-from rich.table import Table
+from rich.table import Column, Table
 
 from app.contract.job import Comparison, Job
 
@@ -38,7 +37,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def job_table(jobs: Iterable[Job]) -> Table:
-    table = Table("job", "state", "progress", "model", "ratio", "method", "queued")
+    table = Table(Column("job", no_wrap=True), "state", "progress", "model", "ratio", "method", "queued")
     for job in jobs:
         table.add_row(
             job.id,
@@ -52,12 +51,9 @@ def job_table(jobs: Iterable[Job]) -> Table:
     return table
 
 
-def job_details(job: Job) -> RenderableType:
+def job_details(job: Job) -> str:
     """Everything about one job but its measurements, a name and a value a line."""
-    grid = Table.grid(padding=(0, 2))
-    for name, value in job_facts(job):
-        grid.add_row(name, value)
-    return grid
+    return "\n".join(f"{name:<12}{value}" for name, value in job_facts(job))
 
 
 def job_facts(job: Job) -> Iterable[tuple[str, str]]:

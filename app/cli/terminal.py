@@ -1,9 +1,13 @@
 """Where the commands write. Away from a terminal: plain lines, without control characters."""
 
+import sys
+
 from rich.console import Console
 from rich.text import Text
 
-STDOUT = Console(highlight=False, soft_wrap=True)
+WIDTH_OF_A_FILE = 160
+
+STDOUT = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
 STDERR = Console(highlight=False, soft_wrap=True, stderr=True)
 
 

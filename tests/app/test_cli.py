@@ -1,0 +1,172 @@
+"""The command line as a person meets it: what it prints, where it ends, and that it never shows a traceback."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.contract.job import Problem, State
+from tests.loopback import Script, failed, make_job, running, succeeded
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+COMMAND = [sys.executable, "-m", "app.cli"]
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def environment(script: Script) -> dict[str, str]:
+    """One in which the server of the test is the service, and nothing of the caller's settings is left."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MODELPRESS_")}
+    return kept | {"MODELPRESS_URL": script.url, "PYTHONPATH": str(REPOSITORY)}
+
+
+@pytest.fixture
+def run(environment: dict[str, str], tmp_path: Path) -> Run:
+    def run(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*COMMAND, *arguments], env=environment | extra, cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+
+    return run
+
+
+def test_compress_downloads_the_checkpoint_and_prints_the_comparison(run: Run, script: Script, tmp_path: Path) -> None:
+    script.states = [make_job(State.QUEUED, attempt=0), running(0.4, detail="block 12 of 30"), succeeded()]
+    script.files = {"config.json": b"{}", "model.safetensors": b"weights"}
+    done = run("compress", "local:tiny", "--ratio", "1.31", "--out", "out", "--method", "svd")
+    assert done.returncode == 0, done.stderr
+    assert script.posted == [{"model": "local:tiny", "target_ratio": 1.31, "method": "svd"}]
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == b"weights"
+    for told in (
+        "block 12 of 30",
+        "134,515,008",
+        "102,683,212",
+        "81.50",
+        "1.31 asked, 1.31 reached",
+        str(tmp_path / "out"),
+    ):
+        assert told in done.stdout
+
+
+def test_away_from_a_terminal_there_are_no_control_characters(run: Run, script: Script) -> None:
+    script.states = [running(0.4, detail="block \x1b[31m12"), succeeded()]
+    script.files = {"config.json": b"{}"}
+    done = run("compress", "local:tiny", "--ratio", "1.31", "--out", "out")
+    assert [character for character in done.stdout if not character.isprintable() and character != "\n"] == []
+
+
+def test_a_failed_job_ends_the_command_with_its_reason(run: Run, script: Script, tmp_path: Path) -> None:
+    script.states = [failed()]
+    done = run("compress", "local:tiny", "--ratio", "1.31", "--out", "out")
+    assert done.returncode == 1
+    assert "out_of_memory: the worker has too little memory" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_refused_recipe_names_the_field(run: Run, script: Script) -> None:
+    errors = [{"field": "target_ratio", "message": "must be between 1.02 and 2.31"}]
+    script.refusals = [
+        Problem(
+            type="about:blank", title="The target ratio cannot be reached", status=422, detail="refused", errors=errors
+        )
+    ]
+    done = run("compress", "local:tiny", "--ratio", "9", "--out", "out")
+    assert done.returncode == 2
+    assert "target_ratio: must be between 1.02 and 2.31" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("compress", "org/name", "--ratio", "0.5", "--out", "out"), "target_ratio: must be above 1"),
+        (("compress", "missing.gguf", "--ratio", "1.5", "--out", "out"), "model: there is no "),
+        (("compress", "org/name", "--ratio", "1.5", "--out", "."), "--out: . exists and is not empty"),
+        (("compress", "./kept", "--ratio", "1.5", "--out", "out"), "opens models under its own MODELPRESS_MODEL_ROOTS"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_posted(
+    run: Run, script: Script, tmp_path: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    (tmp_path / "kept").mkdir()
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert script.posted == []
+
+
+def test_an_interrupt_leaves_the_job_to_a_service_that_was_there(
+    environment: dict[str, str], script: Script, tmp_path: Path
+) -> None:
+    script.states = [running(0.4)]
+    arguments = [*COMMAND, "compress", "local:tiny", "--ratio", "1.31", "--out", "out"]
+    with subprocess.Popen(
+        arguments, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as command:
+        assert command.stdout
+        while "compress" not in command.stdout.readline():
+            assert command.poll() is None
+        command.send_signal(signal.SIGINT)
+        _, told = command.communicate(timeout=30)
+    assert command.returncode == 130
+    assert "modelpress cancel job_1" in told
+    assert script.asked("POST") == ["/jobs"]
+
+
+def test_jobs_lists_them(run: Run, script: Script) -> None:
+    done = run("jobs", "--state", "succeeded")
+    assert "job_1" in done.stdout
+    assert script.asked("GET") == ["/jobs?limit=20&state=succeeded"]
+
+
+def test_show_tells_of_failures_and_what_to_do(run: Run, script: Script) -> None:
+    script.states = [failed()]
+    assert "Posting the same recipe again will not help" in run("show", "job_1").stdout
+
+
+def test_cancel_tells_the_new_state(run: Run, script: Script) -> None:
+    assert run("cancel", "job_1").stdout == "Job job_1 is cancelled.\n"
+    assert script.asked("POST") == ["/jobs/job_1/cancel"]
+
+
+def test_download_fetches_the_files_of_an_earlier_job(run: Run, script: Script, tmp_path: Path) -> None:
+    script.files = {"config.json": b"{}"}
+    assert run("download", "job_1", "--out", "out").returncode == 0
+    assert (tmp_path / "out" / "config.json").read_bytes() == b"{}"
+
+
+def test_a_setting_that_is_wrong_is_named(run: Run) -> None:
+    done = run("serve", MODELPRESS_PORT="many")
+    assert done.returncode == 2
+    assert done.stderr.startswith("MODELPRESS_PORT: ")
+
+
+def test_the_api_alone_asks_for_its_database(run: Run) -> None:
+    done = run("api")
+    assert done.returncode == 1
+    assert "Set MODELPRESS_DATABASE_URL and MODELPRESS_REDIS_URL" in done.stderr
+
+
+def test_a_database_that_does_not_answer_is_told_without_its_password(run: Run, free_port: int) -> None:
+    done = run("migrate", MODELPRESS_DATABASE_URL=f"postgresql://me:hunter2@127.0.0.1:{free_port}/jobs")
+    assert done.returncode == 1
+    assert "does not answer" in done.stderr
+    assert "hunter2" not in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_extra_says_what_to_install(run: Run, tmp_path: Path) -> None:
+    blocker = tmp_path / "sitecustomize.py"
+    blocker.write_text("import sys\nsys.modules['celery'] = None\n")
+    done = run("worker", PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
+    assert done.returncode == 2
+    assert "pip install 'modelpress[server]'" in done.stderr
+
+
+def test_the_client_imports_nothing_of_the_server(run: Run) -> None:
+    probe = "import app.cli, sys; print([m for m in ('torch', 'fastapi', 'celery', 'sqlalchemy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", probe], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[]\n"
