@@ -79,8 +79,20 @@ def refusals(*codes: int) -> Responses:
 
 
 def install(app: FastAPI) -> None:
-    """Give problem documents their media type, where the framework knows one type for all answers."""
-    document = app.openapi()
+    """Give problem documents their media type in the document of `app`, where the framework knows one type for all."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        fresh = app.openapi_schema is None
+        document = generate()
+        if fresh:
+            retype_problems(document)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI documents it
+
+
+def retype_problems(document: dict[str, Any]) -> None:
     for operations in document["paths"].values():
         for operation in operations.values():
             for code, response in operation["responses"].items():

@@ -1,6 +1,8 @@
 """Whatever is posted, the service answers, and it is never the service's fault."""
 
+import base64
 import json
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -30,7 +32,7 @@ values = st.recursive(
     max_leaves=6,
 )
 recipes = st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=8), values, max_size=8)
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def check(response: Any) -> None:
@@ -63,6 +65,13 @@ def test_any_bytes_are_answered(client: TestClient, body: bytes) -> None:
 def test_any_query_is_answered(client: TestClient, after: str, limit: str, state: str) -> None:
     check(client.get("/jobs", params={"after": after}))
     check(client.get("/jobs", params={"limit": limit, "state": state}))
+
+
+@quick
+@given(moment=st.datetimes(timezones=st.timezones()) | st.datetimes(), job_id=st.text(max_size=10))
+def test_any_cursor_is_answered(client: TestClient, moment: datetime, job_id: str) -> None:
+    cursor = f"{moment.isoformat()} {job_id}".encode("utf-8", "surrogatepass")
+    check(client.get("/jobs", params={"after": base64.urlsafe_b64encode(cursor).decode()}))
 
 
 @quick
