@@ -38,7 +38,7 @@ async def get_job_id(job_id: Annotated[str, Path(examples=["job_5f0c8a2e9b1d4c7f
     """What cannot be an id is not looked up: the database refuses some strings, such as those with a NUL."""
     if JOB_ID.fullmatch(job_id):
         return job_id
-    raise JobNotFound(f"no job has the id {job_id!r}")
+    raise JobNotFound("no job has this id")
 
 
 Database = Annotated[Engine, Depends(get_engine)]

@@ -9,10 +9,10 @@ from pydantic import SecretStr
 from sqlalchemy import Engine
 
 from app.api.jobs import retry_after
-from app.contract.job import Job
+from app.contract.job import Job, Stage
 from app.db import Sessions
 from app.jobs import store
-from app.jobs.store import Progress, Stage
+from app.jobs.store import Progress
 from app.settings import Settings
 from tests.app.api.conftest import Finished, api
 
