@@ -7,19 +7,19 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 Method = Literal["kronecker", "svd"]
 
-HUB_MODEL = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?$")
-LOCAL_NAME = re.compile(r"^local:[^/].*$")
-DATASET = re.compile(r"^(builtin:[\w-]+|local:[^/].*|hub:[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.-]+){1,2})$")
+HUB_MODEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", re.ASCII)
+LOCAL_NAME = re.compile(r"local:[^/].*")
+DATASET = re.compile(r"builtin:[\w-]+|local:[^/].*|hub:[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.-]+){1,2}", re.ASCII)
 
 
 def check_model(reference: str) -> str:
-    if HUB_MODEL.match(reference) or LOCAL_NAME.match(reference):
+    if HUB_MODEL.fullmatch(reference) or LOCAL_NAME.fullmatch(reference):
         return reference
     raise ValueError("send 'org/name', 'org/name@revision' or 'local:NAME'")
 
 
 def check_dataset(reference: str) -> str:
-    if DATASET.match(reference):
+    if DATASET.fullmatch(reference):
         return reference
     raise ValueError("send 'builtin:NAME', 'local:NAME' or 'hub:org/name/config/split'")
 

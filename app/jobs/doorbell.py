@@ -73,5 +73,8 @@ def celery_options(settings: Settings) -> dict[str, Any]:
         "broker_transport_options": {
             "visibility_timeout": VISIBILITY_TIMEOUT_SECONDS,
             "socket_connect_timeout": SOCKET_TIMEOUT_SECONDS,
+            # A broker that is down must not hold up a POST; whoever listens connects again by other options.
+            "max_retries": 1,
+            "interval_start": 0,
         },
     }

@@ -40,10 +40,14 @@ def run(context: Context, directory: Path) -> None:
         context.progress(done / count, f"block {min(done + 1, count)} of {count}")
 
 
-def finished_parts(context: Context) -> Iterator[CompressedPart]:
-    """The parts of the whole compressed model, in order, each read when it is asked for."""
-    for index in range(part_count(inspect.model_inventory(context))):
-        yield read_part(part_path(context, index))
+class FinishedParts:
+    """The parts of the whole compressed model, in order, each read anew whenever it is asked for."""
+
+    def __init__(self, context: Context) -> None:
+        self.paths = [part_path(context, i) for i in range(part_count(inspect.model_inventory(context)))]
+
+    def __iter__(self) -> Iterator[CompressedPart]:
+        return map(read_part, self.paths)
 
 
 def first_unfinished(context: Context, count: int) -> int:

@@ -43,5 +43,9 @@ def inventory_of(directory: Path) -> Inventory:
     return inventory(config, read_safetensors_headers(directory))
 
 
+def is_local(context: Context) -> bool:
+    return context.assignment.recipe.model.startswith("local:")
+
+
 def is_gguf(path: Path) -> bool:
     return path.suffix == ".gguf"

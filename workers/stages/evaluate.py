@@ -1,0 +1,69 @@
+"""Measure the original and the result, on text that the calibration did not see.
+
+The result is measured in its written form, so the numbers are those of the files that a client downloads.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoTokenizer
+
+from app.contract.job import Comparison, Metrics, Stage
+from workers.compression.checkpoint import write_package
+from workers.compression.evaluation import greedy_sample, perplexity, speed, stored_size
+from workers.compression.models import StreamedModel
+from workers.stages import calibrate, compress, inspect
+from workers.stages.context import Context
+
+DRAFT = "draft"
+METRICS = "metrics.json"
+PROBE = "probe.safetensors"
+PROMPT = "The capital of France is"
+PROBE_SEQUENCES, PROBE_LENGTH = 2, 32
+SPEED_PROMPT, SPEED_NEW_TOKENS = 512, 32
+
+
+def run(context: Context, directory: Path) -> None:
+    draft = directory / DRAFT
+    base_model = context.assignment.recipe.model if not inspect.is_local(context) else None
+    context.progress(0.05, "writing the weights")
+    write_package(inspect.model_dir(context), compress.FinishedParts(context), draft, base_model=base_model)
+    context.progress(0.1, "measuring the original")
+    before = measure(context, inspect.model_dir(context))
+    context.progress(0.55, "measuring the result")
+    after = measure(context, draft)
+    (directory / METRICS).write_text(Comparison(before=before, after=after).model_dump_json(indent=1))
+    write_probe(context, draft, directory / PROBE)
+
+
+def measure(context: Context, directory: Path) -> Metrics:
+    device = compress.device(context)
+    size = stored_size(directory)
+    model = StreamedModel.open(directory, device=device)
+    perplexities = {name: perplexity(model, ids).value for name, ids in calibrate.evaluations(context).items()}
+    whole = model.whole()
+    length = min(SPEED_PROMPT, whole.config.max_position_embeddings // 2)
+    pace = speed(whole, prompt=length, new_tokens=min(SPEED_NEW_TOKENS, length))
+    return Metrics(
+        parameters=size.parameters,
+        bytes=size.bytes,
+        perplexity=perplexities,
+        prefill_tokens_per_second=pace.prefill,
+        decode_tokens_per_second=pace.decode,
+        sample=greedy_sample(whole, AutoTokenizer.from_pretrained(inspect.model_dir(context)), PROMPT),
+    )
+
+
+def write_probe(context: Context, directory: Path, path: Path) -> None:
+    """Record what the result computes for a few tokens, for the fresh process that opens it later."""
+    windows = next(iter(calibrate.evaluations(context).values()))
+    ids = windows[:PROBE_SEQUENCES, :PROBE_LENGTH].contiguous()
+    with torch.no_grad():
+        logits = StreamedModel.open(directory).whole()(ids).logits
+    save_file({"ids": ids, "logits": logits.contiguous()}, path)
+
+
+def metrics(context: Context) -> Comparison:
+    return Comparison.model_validate(json.loads((context.results[Stage.EVALUATE] / METRICS).read_text()))

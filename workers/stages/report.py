@@ -1,0 +1,79 @@
+"""What lies beside the weights: a report for programs and a model card for people."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from app.contract.job import Comparison
+from app.contract.recipe import Recipe
+from workers.stages import compress, evaluate
+from workers.stages.context import Context
+
+REPORT = "compression_report.json"
+CARD = "README.md"
+SCHEMA_VERSION = 1
+
+
+class SiteReport(BaseModel):
+    """One matrix of the original and what became of it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    structure: dict[str, object]
+    relative_error: float
+
+
+class CompressionReport(BaseModel):
+    """`compression_report.json` of a package."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    job_id: str
+    recipe: Recipe
+    target_ratio: float
+    achieved_ratio: float
+    metrics: Comparison
+    sites: tuple[SiteReport, ...]
+    versions: dict[str, str]
+
+
+def write_report(context: Context, package: Path) -> None:
+    metrics = evaluate.metrics(context)
+    recipe = context.assignment.recipe
+    report = CompressionReport(
+        job_id=context.assignment.job_id,
+        recipe=recipe,
+        target_ratio=recipe.target_ratio,
+        achieved_ratio=metrics.before.parameters / metrics.after.parameters,
+        metrics=metrics,
+        sites=tuple(
+            SiteReport(name=name, structure=dict(structure), relative_error=part.errors[name])
+            for part in compress.FinishedParts(context)
+            for name, structure in part.structures.items()
+        ),
+        versions={name: version(name) for name in ("modelpress", "torch", "transformers", "safetensors")},
+    )
+    (package / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    card = package / CARD
+    text = card.read_text(encoding="utf-8") + "\n" + results_table(metrics)
+    card.unlink()
+    card.write_text(text, encoding="utf-8")
+
+
+def results_table(metrics: Comparison) -> str:
+    """The comparison in Markdown."""
+    before, after = metrics.before, metrics.after
+    rows = [
+        ("stored parameters", f"{before.parameters:,}", f"{after.parameters:,}"),
+        ("bytes of the weights", f"{before.bytes:,}", f"{after.bytes:,}"),
+    ]
+    rows += [
+        (f"perplexity, {name}", f"{value:.2f}", f"{after.perplexity[name]:.2f}")
+        for name, value in before.perplexity.items()
+    ]
+    lines = ["## Results", "", "| | original | compressed |", "|---|---|---|"]
+    lines += [f"| {name} | {old} | {new} |" for name, old, new in rows]
+    return "\n".join(lines) + "\n"

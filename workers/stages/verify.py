@@ -1,0 +1,32 @@
+"""Open the package as a client would: in a fresh process, offline, with stock transformers and nothing of ours."""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from app.contract.job import Stage
+from workers.compression.verification import verify
+from workers.messages import DoneReport
+from workers.stages import evaluate, package
+from workers.stages.context import Context
+
+FILE = "verified.json"
+TIMEOUT_SECONDS = 1800.0
+
+
+def run(context: Context, directory: Path) -> None:
+    context.progress(0.1, "opening the package in a fresh process")
+    probe = load_file(context.results[Stage.EVALUATE] / evaluate.PROBE)
+    found = verify(package.package_dir(context), probe["ids"], probe["logits"], timeout=TIMEOUT_SECONDS)
+    (directory / FILE).write_text(json.dumps({"difference": found.difference, "parameters": found.parameters}))
+
+
+def done(context: Context) -> DoneReport:
+    """What the job has come to, once the package is verified."""
+    metrics = evaluate.metrics(context)
+    return DoneReport(
+        package=package.package_dir(context),
+        achieved_ratio=metrics.before.parameters / metrics.after.parameters,
+        metrics=metrics,
+    )
