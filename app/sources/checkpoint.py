@@ -141,5 +141,9 @@ def json_object(content: bytes, name: str) -> dict[str, Any]:
 
 def absence(names: list[str]) -> str:
     pickled = any(name.endswith(PICKLES) for name in names)
-    found = "Its weights are in a format that can run code when it is loaded" if pickled else "It has no weights"
-    return f"{found}; only safetensors is read: send a model that has {WEIGHTS} or {INDEX}."
+    found = (
+        "Its weights are in a format other than safetensors that can run code when loaded"
+        if pickled
+        else "It has no safetensors weights"
+    )
+    return f"{found}; nothing else is read: send a model that has {WEIGHTS} or {INDEX}."

@@ -33,6 +33,7 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*"
 REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 LONGEST_REPOSITORY = 96
+READ_SECONDS = 10.0
 
 
 class NotOnHub(LookupError):
@@ -99,25 +100,23 @@ class Hub:
         )
         return Repository(kind, name, info.sha, tuple(files))
 
-    def read(self, repository: Repository, file: RemoteFile, start: int, end: int, seconds: float = 20) -> bytes:
-        """Bytes `start` to `end` of a file, fewer where the file ends before; at most `seconds` are spent on it."""
+    def read(self, repository: Repository, file: RemoteFile, start: int, end: int) -> bytes:
+        """Bytes `start` to `end` of a file, fewer where the file ends before; for small parts, within READ_SECONDS."""
         end = min(end, file.bytes)
         if start >= end:
             return b""
-        give_up = time.monotonic() + seconds
+        give_up = time.monotonic() + READ_SECONDS
         content = bytearray()
         with self.stream(repository, file, start, end) as chunks:
             for chunk in chunks:
                 content += chunk
-                if len(content) >= end - start:
-                    break
                 if time.monotonic() > give_up:
                     raise HubUnavailable(f"The hub at {self.host} sends '{file.name}' too slowly; try again later.")
-        return bytes(content[: end - start])
+        return bytes(content)
 
     @contextmanager
     def stream(self, repository: Repository, file: RemoteFile, start: int, end: int) -> Iterator[Iterator[bytes]]:
-        """The bytes from `start` to `end`, in chunks, also from a server that ignores ranges."""
+        """The bytes from `start` to `end` and no more, in chunks, also from a server that ignores ranges."""
         url = hf_hub_url(
             repository.name,
             file.name,
@@ -134,7 +133,7 @@ class Hub:
         ):
             hf_raise_for_status(response)
             whole = response.status_code != httpx2.codes.PARTIAL_CONTENT
-            yield skipping(response.iter_bytes(), start if whole else 0)
+            yield part(response.iter_bytes(), start if whole else 0, end - start)
 
     def secret(self) -> str | Literal[False]:
         """False, not None: None would let the library look for a token of the machine's user."""
@@ -180,9 +179,13 @@ def check_names(name: str, revision: str | None) -> None:
         raise NotOnHub("that is not a revision; send a branch, a tag or a commit after the '@'")
 
 
-def skipping(chunks: Iterator[bytes], count: int) -> Iterator[bytes]:
-    """The chunks without their first `count` bytes."""
+def part(chunks: Iterator[bytes], skipped: int, wanted: int) -> Iterator[bytes]:
+    """`wanted` bytes after the first `skipped` ones."""
     for chunk in chunks:
-        if count < len(chunk):
-            yield chunk[count:]
-        count = max(0, count - len(chunk))
+        kept = chunk[skipped : skipped + wanted]
+        skipped = max(0, skipped - len(chunk))
+        wanted -= len(kept)
+        if kept:
+            yield kept
+        if not wanted:
+            return

@@ -8,10 +8,11 @@ import ast
 import hashlib
 import sysconfig
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
 
-TEST_EVERY = 4  # one document in so many is kept for the test text
+TEST_EVERY = 4  # one document in so many is kept for evaluation
 SHORTEST_DOCUMENT = 200
 
 
@@ -20,7 +21,7 @@ def training_text() -> str:
     return mixed(text for index, text in enumerate(documents()) if index % TEST_EVERY != 1)
 
 
-def test_text() -> str:
+def evaluation_text() -> str:
     """The other quarter."""
     return mixed(text for index, text in enumerate(documents()) if index % TEST_EVERY == 1)
 
@@ -30,14 +31,15 @@ def mixed(texts: Iterable[str]) -> str:
     return "\n\n".join(sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest()))
 
 
-def documents() -> list[str]:
+@cache
+def documents() -> tuple[str, ...]:
     """In an order of kind and length, so that taking every fourth gives two parts of the same mixture."""
-    return [
+    return tuple(
         text.strip()
         for kind in (topics.values(), module_documentation())
         for text in sorted(kind, key=lambda text: (len(text), text), reverse=True)
         if len(text) >= SHORTEST_DOCUMENT
-    ]
+    )
 
 
 def module_documentation() -> Iterator[str]:

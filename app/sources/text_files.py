@@ -22,7 +22,10 @@ from app.sources.text import HUB, ResolvedText, TextSources, document_of, hub_pa
 FIELD = "dataset"
 BETWEEN = "\n\n"
 LARGEST_TEXT = 256_000_000
-BUILTIN_TEXTS = {"builtin:python-docs": python_docs.training_text, "builtin:python-docs-test": python_docs.test_text}
+BUILTIN_TEXTS = {
+    "builtin:python-docs": python_docs.training_text,
+    "builtin:python-docs-test": python_docs.evaluation_text,
+}
 
 
 class TextFiles:

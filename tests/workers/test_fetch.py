@@ -1,0 +1,385 @@
+"""Fetching a job's model and text: pinned, verified, resumed, kept once; and the process that does it."""
+
+import io
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from pydantic import SecretStr
+
+from app.contract.job import Source
+from app.contract.recipe import Recipe
+from app.errors import (
+    DownloadCorrupted,
+    HubUnavailable,
+    InvalidModel,
+    OutsideRoots,
+    UnknownDataset,
+    UnknownModel,
+    UnsupportedModel,
+)
+from app.settings import Settings
+from tests.checkpoints import (
+    CONFIG,
+    SHAPES,
+    json_bytes,
+    safetensors_bytes,
+    sharded,
+    single_file,
+    write_files,
+    write_gguf,
+)
+from tests.hub import LoopbackHub, running_hub
+from workers.fetch import FetchReport, FetchRequest, fetch, fetch_environment, fetch_report, fetch_request
+
+NAME = "acme/tiny"
+ROOT = Path(__file__).parents[2]
+BIG = {**SHAPES, "model.embed_tokens.weight": (32 * 1000, 8)}
+BIG_FILES = {
+    "config.json": json_bytes({**CONFIG, "vocab_size": 32 * 1000}),
+    "model.safetensors": safetensors_bytes(BIG),
+}
+
+MakeRequest = Callable[..., FetchRequest]
+
+
+@pytest.fixture
+def hub() -> Iterator[LoopbackHub]:
+    with running_hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def request_for(hub: LoopbackHub, tmp_path: Path, model_root: Path, data_root: Path) -> MakeRequest:
+    def make(model: str = NAME, **changes: Any) -> FetchRequest:
+        repository = hub.repositories.get(("models", model))
+        values: dict[str, Any] = {
+            "model": model,
+            "revision": repository.commit if repository else None,
+            "texts": (),
+            "sources_dir": tmp_path / "sources",
+            "model_roots": (model_root,),
+            "data_roots": (data_root,),
+            "hub_endpoint": hub.endpoint,
+            "hub_enabled": True,
+            "retry_delays": (0.0, 0.0),
+        }
+        return FetchRequest(**values | changes)
+
+    return make
+
+
+def silent(report: FetchReport) -> None:
+    """Nobody listens."""
+
+
+def parquet_bytes(rows: list[str | None], column: str = "text") -> bytes:
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({column: pyarrow.array(rows, pyarrow.string())}), buffer)
+    return buffer.getvalue()
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("files", [single_file(), sharded()], ids=["single", "sharded"])
+def test_a_hub_model_arrives_whole(hub: LoopbackHub, request_for: MakeRequest, files: dict[str, bytes]) -> None:
+    hub.add(NAME, files)
+    assert contents(fetch(request_for(), silent).model_path) == files
+
+
+def test_code_pickles_and_folders_stay_on_the_hub(hub: LoopbackHub, request_for: MakeRequest) -> None:
+    unwanted = {
+        "modeling.py": b"import os",
+        "pytorch_model.bin": b"\x80\x02",
+        "onnx/model.onnx": b"",
+        "other.safetensors": safetensors_bytes(SHAPES),
+        ".gitattributes": b"",
+    }
+    hub.add(NAME, single_file() | unwanted)
+    assert contents(fetch(request_for(), silent).model_path) == single_file()
+
+
+def test_the_commit_of_the_job_is_fetched_though_the_branch_has_moved(
+    hub: LoopbackHub, request_for: MakeRequest
+) -> None:
+    commit = hub.add(NAME, single_file()).commit
+    request = request_for()
+    model_path = fetch(request, silent).model_path
+    assert model_path.name == commit
+    assert not any("/main" in seen.path for seen in hub.requests)
+
+
+def test_the_second_fetch_asks_nothing(hub: LoopbackHub, request_for: MakeRequest) -> None:
+    hub.add(NAME, single_file())
+    first = fetch(request_for(), silent)
+    asked = len(hub.requests)
+    assert fetch(request_for(), silent) == first
+    assert len(hub.requests) == asked
+
+
+def test_a_broken_connection_goes_on_where_it_broke(hub: LoopbackHub, request_for: MakeRequest) -> None:
+    hub.add(NAME, BIG_FILES)
+    hub.cut_after = 70_000
+    assert contents(fetch(request_for(), silent).model_path) == BIG_FILES
+    last = len(BIG_FILES["model.safetensors"]) - 1
+    assert [seen.range for seen in hub.requests if seen.redirected] == [f"bytes=0-{last}", f"bytes=70000-{last}"]
+
+
+def test_a_server_that_ignores_ranges_still_completes_a_broken_download(
+    hub: LoopbackHub, request_for: MakeRequest
+) -> None:
+    hub.add(NAME, BIG_FILES)
+    hub.cut_after = 70_000
+    hub.ignore_ranges = True
+    assert contents(fetch(request_for(), silent).model_path) == BIG_FILES
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_wrong_bytes_are_refused_and_thrown_away(hub: LoopbackHub, request_for: MakeRequest, name: str) -> None:
+    repository = hub.add(NAME, single_file())
+    right = repository.files[name]
+    repository.served[name] = bytes([right[0] ^ 1]) + right[1:]
+    with pytest.raises(DownloadCorrupted, match=name):
+        fetch(request_for(), silent)
+    assert not list(request_for().sources_dir.rglob(f"{name}*"))
+    repository.served.clear()
+    assert contents(fetch(request_for(), silent).model_path) == single_file()
+
+
+def test_a_damaged_model_is_refused_although_its_digests_are_right(hub: LoopbackHub, request_for: MakeRequest) -> None:
+    hub.add(NAME, single_file() | {"model.safetensors": safetensors_bytes(SHAPES)[:-4]})
+    with pytest.raises(InvalidModel, match=r"model\.safetensors"):
+        fetch(request_for(), silent)
+
+
+def test_remote_code_is_refused_again(hub: LoopbackHub, request_for: MakeRequest) -> None:
+    hub.add(NAME, single_file() | {"config.json": json_bytes({**CONFIG, "auto_map": {}})})
+    with pytest.raises(UnsupportedModel, match="auto_map"):
+        fetch(request_for(), silent)
+
+
+def test_a_hub_that_recovers_is_asked_again(hub: LoopbackHub, request_for: MakeRequest) -> None:
+    hub.add(NAME, single_file())
+    hub.status = 503
+
+    def recover(report: FetchReport) -> None:
+        hub.status = None
+
+    assert contents(fetch(request_for(), recover).model_path) == single_file()
+
+
+def test_a_hub_that_stays_down_is_given_up(hub: LoopbackHub, request_for: MakeRequest) -> None:
+    hub.add(NAME, single_file())
+    hub.status = 503
+    with pytest.raises(HubUnavailable):
+        fetch(request_for(), silent)
+    assert len(hub.requests) == 3
+
+
+def test_a_model_that_vanished_is_unknown(hub: LoopbackHub, request_for: MakeRequest) -> None:
+    hub.add(NAME, single_file())
+    request = request_for()
+    hub.repositories.clear()
+    with pytest.raises(UnknownModel):
+        fetch(request, silent)
+
+
+def test_a_hub_that_was_turned_off_is_not_asked(hub: LoopbackHub, request_for: MakeRequest) -> None:
+    hub.add(NAME, single_file())
+    with pytest.raises(UnknownModel, match="local:"):
+        fetch(request_for(hub_enabled=False), silent)
+    assert hub.requests == []
+
+
+def test_local_models_stay_where_they_are(request_for: MakeRequest, model_root: Path) -> None:
+    directory = write_files(model_root / "tiny", single_file())
+    path = write_gguf(model_root / "tiny.gguf")
+    assert fetch(request_for("local:tiny"), silent).model_path == directory
+    assert fetch(request_for("local:tiny.gguf"), silent).model_path == path
+
+
+def test_a_local_model_that_became_a_link_out_is_refused(
+    request_for: MakeRequest, model_root: Path, tmp_path: Path
+) -> None:
+    write_files(tmp_path / "elsewhere", single_file())
+    (model_root / "tiny").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutsideRoots):
+        fetch(request_for("local:tiny"), silent)
+
+
+def fetch_text(request_for: MakeRequest, model_root: Path, reference: str, **changes: Any) -> tuple[Path, str | None]:
+    write_files(model_root / "tiny", single_file())
+    done = fetch(request_for("local:tiny", texts=(reference,), **changes), silent)
+    return done.texts[reference], done.text_revisions.get(reference)
+
+
+def test_builtin_text_becomes_a_file(request_for: MakeRequest, model_root: Path) -> None:
+    training, _ = fetch_text(request_for, model_root, "builtin:python-docs")
+    evaluation, _ = fetch_text(request_for, model_root, "builtin:python-docs-test")
+    assert training.stat().st_size > evaluation.stat().st_size > 200_000
+
+
+def test_a_local_text_stays_where_it_is(request_for: MakeRequest, model_root: Path, data_root: Path) -> None:
+    (data_root / "a.txt").write_text("hello")
+    assert fetch_text(request_for, model_root, "local:a.txt") == (data_root / "a.txt", None)
+
+
+def test_json_lines_become_documents(request_for: MakeRequest, model_root: Path, data_root: Path) -> None:
+    (data_root / "a.jsonl").write_text('{"text": "one\\ntwo"}\n\n{"text": "drei"}\n')
+    path, _ = fetch_text(request_for, model_root, "local:a.jsonl")
+    assert path.read_text() == "one\ntwo\n\ndrei"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.txt", b"a" * 100_000 + b"\xff"), ("a.jsonl", b'{"text": "x"}\n{"text": 1}\n')]
+)
+def test_text_that_goes_bad_further_down_is_refused(
+    request_for: MakeRequest, model_root: Path, data_root: Path, name: str, content: bytes
+) -> None:
+    (data_root / name).write_bytes(content)
+    with pytest.raises(UnknownDataset, match=name):
+        fetch_text(request_for, model_root, f"local:{name}")
+
+
+def test_parquet_rows_become_documents(hub: LoopbackHub, request_for: MakeRequest, model_root: Path) -> None:
+    files = {
+        "raw/test-00001.parquet": parquet_bytes(["drei"]),
+        "raw/test-00000.parquet": parquet_bytes(["eins", None, "zwei ü"]),
+    }
+    commit = hub.add("acme/text", files, kind="datasets").commit
+    path, revision = fetch_text(request_for, model_root, "hub:acme/text/raw/test")
+    assert path.read_text() == "eins\n\n\n\nzwei ü\n\ndrei"
+    assert revision == commit
+    assert [left.name for left in path.parent.iterdir() if left.is_dir()] == []
+
+
+def test_a_dataset_at_a_known_commit_is_fetched_once(
+    hub: LoopbackHub, request_for: MakeRequest, model_root: Path
+) -> None:
+    reference = "hub:acme/text/test"
+    commit = hub.add("acme/text", {"data/test-0.parquet": parquet_bytes(["x"])}, kind="datasets").commit
+    fetch_text(request_for, model_root, reference)
+    asked = len(hub.requests)
+    fetch_text(request_for, model_root, reference, text_revisions={reference: commit})
+    assert len(hub.requests) == asked
+
+
+@pytest.mark.parametrize("content", [parquet_bytes(["x"], column="body"), b"PAR1 and nothing else"])
+def test_parquet_without_text_is_refused(
+    hub: LoopbackHub, request_for: MakeRequest, model_root: Path, content: bytes
+) -> None:
+    hub.add("acme/text", {"data/test-0.parquet": content}, kind="datasets")
+    with pytest.raises(UnknownDataset, match="column 'text'"):
+        fetch_text(request_for, model_root, "hub:acme/text/test")
+
+
+def test_the_request_names_every_text_once_and_no_secret(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, hub_token=SecretStr("hf_secret"))
+    recipe = Recipe.model_validate(
+        {"model": NAME, "target_ratio": 1.5, "evaluation": {"datasets": ["local:a.txt", "local:a.txt"]}}
+    )
+    source = Source(reference=NAME, revision="c" * 40, model_type="llama", parameters=1)
+    request = fetch_request(settings, recipe, source)
+    assert (request.revision, request.texts) == ("c" * 40, ("builtin:python-docs", "local:a.txt"))
+    assert "hf_secret" not in request.model_dump_json()
+    assert "hf_secret" in fetch_environment(settings).values()
+
+
+class Process:
+    """`python -m workers.fetch`, as the supervisor runs it."""
+
+    def __init__(self, request: FetchRequest, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "workers.fetch"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=request.sources_dir.parent,
+            env={"PYTHONPATH": str(ROOT), **environment},
+        )
+        assert self.process.stdin is not None
+        self.process.stdin.write(request.model_dump_json() + "\n")
+        self.process.stdin.flush()
+
+    def result(self) -> tuple[int, FetchReport, str]:
+        """Exit status, last report, and all that was written."""
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        with self.process:
+            output, errors = self.process.stdout.read(), self.process.stderr.read()
+            status = self.process.wait()
+        return status, fetch_report(json.loads(output.splitlines()[-1])), output + errors
+
+
+def test_the_process_reports_what_it_fetched(hub: LoopbackHub, request_for: MakeRequest) -> None:
+    hub.add(NAME, single_file()).gated = True
+    hub.token = "hf_secret"
+    status, report, output = Process(request_for(), MODELPRESS_HUB_TOKEN="hf_secret").result()
+    assert (status, report.event) == (0, "done")
+    assert contents(fetch(request_for(), silent).model_path) == single_file()
+    assert "hf_secret" not in output
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "retryable"), [(503, "hub_unavailable", True), (None, "unknown_model", False)]
+)
+def test_the_process_says_why_it_failed(
+    hub: LoopbackHub, request_for: MakeRequest, status: int | None, code: str, retryable: bool
+) -> None:
+    hub.status = status
+    exit_status, report, _ = Process(request_for(revision="c" * 40, retry_delays=())).result()
+    assert exit_status == 1
+    assert report.event == "error"
+    assert (report.code, report.retryable) == (code, retryable)
+
+
+def test_a_directory_that_cannot_be_written_is_reported(request_for: MakeRequest, tmp_path: Path) -> None:
+    (tmp_path / "sources").write_text("a file where the directory should be")
+    exit_status, report, _ = Process(request_for(revision="c" * 40)).result()
+    assert exit_status == 1
+    assert report.event == "error"
+    assert report.code == "storage_failed"
+
+
+def test_the_process_ends_with_its_supervisor_and_the_next_one_goes_on(
+    hub: LoopbackHub, request_for: MakeRequest
+) -> None:
+    hub.add(NAME, BIG_FILES)
+    hub.released.clear()
+    orphan = Process(request_for())
+    assert hub.held.wait(30)
+    assert orphan.process.stdin is not None
+    orphan.process.stdin.close()
+    assert orphan.process.wait(10) != 0
+    hub.released.set()
+    assert contents(fetch(request_for(), silent).model_path) == BIG_FILES
+
+
+def test_two_processes_share_one_download(hub: LoopbackHub, request_for: MakeRequest) -> None:
+    hub.add(NAME, BIG_FILES)
+    hub.released.clear()
+    first = Process(request_for())
+    assert hub.held.wait(30)
+    waiting = threading.Event()
+    second = threading.Thread(target=fetch, args=(request_for(), lambda report: waiting.set()))
+    second.start()
+    assert waiting.wait(30)
+    hub.released.set()
+    assert first.result()[0] == 0
+    second.join(30)
+    assert sum(seen.path.endswith("model.safetensors") and not seen.redirected for seen in hub.requests) == 1
+
+
+def test_the_process_knows_no_torch() -> None:
+    code = "import sys, workers.fetch; sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
