@@ -7,10 +7,12 @@ Adding an architecture is one row in `ARCHITECTURES`: sites are not listed by ha
 inside a block is one.
 """
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from workers.compression.errors import MalformedModel, MissingWeights, UnsupportedArchitecture
@@ -26,9 +28,13 @@ __all__ = [
     "Site",
     "UnsupportedArchitecture",
     "architecture_of",
+    "compressed_type",
     "inventory",
     "is_tied",
+    "original_config",
+    "read_config",
     "read_safetensors_headers",
+    "weights",
 ]
 
 Layout = Literal["linear", "conv1d", "embedding"]
@@ -125,6 +131,17 @@ class Inventory:
         return tuple(site for site in self.sites if site.block == block)
 
 
+def read_config(directory: Path) -> dict[str, Any]:
+    """The model's `config.json`. Raises MalformedModel where it is missing or no JSON object."""
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise MalformedModel(f"config.json cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise MalformedModel("config.json does not hold a JSON object.")
+    return config
+
+
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
     """The table's row for `config["model_type"]`. Raises UnsupportedArchitecture."""
     model_type = config.get("model_type")
@@ -139,6 +156,22 @@ def is_tied(config: Mapping[str, Any]) -> bool:
     """Whether the output head is the embedding's own table."""
     stated = config.get("tie_word_embeddings")
     return architecture_of(config).tied if stated is None else bool(stated)
+
+
+def compressed_type(model_type: str) -> str:
+    """The model type of a package. Not the original's: transformers would load that without the package's own code."""
+    return f"compressed_{model_type}"
+
+
+def original_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Mapping[str, Any]]]:
+    """For a package, the config of its original and the structures by module name; any other config as it is."""
+    compression = config.get("compression")
+    if not isinstance(compression, Mapping) or config.get("model_type") != compressed_type(
+        str(compression.get("base_model_type"))
+    ):
+        return dict(config), {}
+    original = {name: value for name, value in config.items() if name not in ("compression", "auto_map")}
+    return original | {"model_type": compression["base_model_type"]}, compression["structures"]
 
 
 def weights(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:

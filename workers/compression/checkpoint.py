@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from workers.compression import structures as structures_module
-from workers.compression.architectures import architecture_of, is_tied, weights
+from workers.compression.architectures import architecture_of, compressed_type, is_tied, read_config, weights
 from workers.compression.headers import INDEX_FILE, WEIGHTS_FILE, StoredTensor, stored_tensors
 
 SHARD_BYTES = 5_000_000_000
@@ -106,7 +106,7 @@ def write_package(
     _write_config(content.config, structures, partial)
     _copy_companions(source, partial)
     _write_model_card(source, base_model, structures, partial)
-    _write_sums(partial)
+    write_sums(partial)
     _publish(partial, destination)
     return Package(destination, sum(_count(entry) for entry in entries), sum(entry.bytes for entry in entries))
 
@@ -115,7 +115,7 @@ class _Content:
     """What the package is to hold, readable as often as needed and never all in memory."""
 
     def __init__(self, source: Path, parts: Iterable[Part], within: Path | None) -> None:
-        self.config: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        self.config: dict[str, Any] = read_config(source)
         self._parts = parts
         self._stored = stored_tensors(source, within=within)
         self._names = weights(self.config, self._stored)
@@ -214,8 +214,7 @@ def _write_config(config: Mapping[str, Any], structures: Mapping[str, Mapping[st
         return
     model_type = config["model_type"]
     names = _class_names(model_type)
-    # A model type of its own: under the original's, transformers without trust_remote_code would load random weights.
-    own_type = f"compressed_{model_type}"
+    own_type = compressed_type(model_type)
     module = MODELLING_FILE.removesuffix(".py")
     auto_map = {"AutoConfig": "Config", "AutoModel": "Base", "AutoModelForCausalLM": "CausalLM"}
     compressed = {
@@ -293,7 +292,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _write_sums(directory: Path) -> None:
+def write_sums(directory: Path) -> None:
     """`SHA256SUMS`, as `sha256sum --check` reads it."""
     lines = []
     for path in sorted(directory.iterdir()):

@@ -7,8 +7,9 @@
             hidden = model.run(block, index, hidden)  # [N, T, H] -> [N, T, H]
     logits = model.logits(hidden)                     # [N, T, H] -> [N, T, V]
 
-`model.embedder()` and `model.head()` hold the embedding or the head over many calls; `model.replace(name, module)` puts
-a compact module in the place of either. `convert_gguf(path, directory)` makes a GGUF file into such a directory.
+`model.embedder()` and `model.head()` hold the embedding or the head over many calls, `model.replace(name, module)` puts
+a compact module in the place of either, and `model.whole()` is the model in one piece, where that fits into memory.
+`convert_gguf(path, directory)` makes a GGUF file into such a directory.
 
 Promise: weights come from the files or the model is refused; nothing is ever left at random. In memory are the
 skeleton, what lies outside the blocks apart from embedding and head, and what a `with` statement holds.
@@ -19,9 +20,6 @@ the blocks is the model's own.
 """
 
 import copy
-import dataclasses
-import json
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -30,19 +28,18 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from workers.compression import structures
-from workers.compression.architectures import Inventory, architecture_of, inventory, is_tied, weights
+from workers.compression.architectures import Inventory, architecture_of, is_tied, original_config, read_config, weights
 from workers.compression.errors import MalformedModel
 from workers.compression.headers import StoredTensor, stored_tensors
+from workers.compression.skeleton import assign, check_complete, empty_model, head_name, inventory_of, names_in
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
-_FLOATING = ("F64", "F32", "F16", "BF16")
 _REMEMBERED_SHAPES = 4
 
 
@@ -73,7 +70,7 @@ class StreamedModel:
         self._stored_names = stored_names
         self._blocks = skeleton.get_submodule(contents.block_prefix)
         self._embedding_name = contents.embedding.name
-        self._head_name = _head_name(skeleton)
+        self._head_name = head_name(skeleton)
         self._replaced: set[str] = set()
         self._arguments: dict[tuple[int, int], list[Arguments]] = {}
         self._materialise_surroundings()
@@ -94,14 +91,14 @@ class StreamedModel:
         parameters. Raises UnsupportedArchitecture and MalformedModel, the latter also for missing, unexpected or
         misshapen tensors.
         """
-        config, replaced = _uncompressed(json.loads((directory / "config.json").read_text(encoding="utf-8")))
+        config, replaced = original_config(read_config(directory))
         architecture_of(config)
         tensors = stored_tensors(directory, within=within)
-        skeleton = _skeleton(config, dtype, torch.device(device))
-        contents = _inventory(config, tensors, skeleton, replaced)
+        skeleton = empty_model(config, dtype, torch.device(device))
+        contents = inventory_of(config, tensors, skeleton, replaced)
         structures.replace(skeleton, replaced)
-        stored_names = _names_in(skeleton, architecture_of(config).head, weights(config, tensors))
-        _check_complete(skeleton, tensors, stored_names, tied=is_tied(config))
+        stored_names = names_in(skeleton, architecture_of(config).head, weights(config, tensors))
+        check_complete(skeleton, tensors, stored_names, tied=is_tied(config))
         model = cls(skeleton, tensors, stored_names, contents, torch.device(device), dtype)
         model._check_repeated_head(config)
         return model
@@ -155,6 +152,16 @@ class StreamedModel:
         setattr(self._skeleton.get_submodule(parent), leaf, module.to(self.device).eval())
         self._replaced.add(place)
 
+    def whole(self) -> PreTrainedModel:
+        """The transformers model with all its weights, in `dtype` on `device`, as a copy that shares nothing."""
+        model = copy.deepcopy(self._skeleton)
+        for name, tensor in self.read(self._stored_names).items():
+            assign(model, name, tensor)
+        if self.inventory.head is None:
+            embedding = model.get_parameter(f"{self._embedding_name}.weight")
+            model.get_submodule(self._head_name).register_parameter("weight", embedding)
+        return model
+
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Copies of tensors by their full names in the transformers model, on `device`, floating ones in `dtype`."""
         found: dict[str, Tensor] = {}
@@ -179,8 +186,7 @@ class StreamedModel:
         streamed = tuple(f"{part}." for part in (self.inventory.block_prefix, self._embedding_name, self._head_name))
         names = [name for name in self._stored_names if not name.startswith(streamed)]
         for name, tensor in self.read(names).items():
-            parent, _, leaf = name.rpartition(".")
-            self._skeleton.get_submodule(parent).load_state_dict({leaf: tensor}, assign=True, strict=False)
+            assign(self._skeleton, name, tensor)
 
     @contextmanager
     def _materialised(self, name: str) -> Iterator[None]:
@@ -314,9 +320,7 @@ def convert_gguf(path: Path, directory: Path) -> None:
         raise MalformedModel(f"The GGUF file {path.name} cannot be read: {error}") from error
     # A model that came from GGUF refuses to be saved, so its weights move into one that did not.
     settings = {name: value for name, value in opened.config.to_dict().items() if name != "quantization_config"}
-    config = type(opened.config).from_dict(settings)
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    model = empty_model(settings, torch.bfloat16, torch.device("cpu"))
     model.load_state_dict(opened.state_dict(), assign=True)
     model.tie_weights()
     model.generation_config = opened.generation_config
@@ -328,76 +332,3 @@ def _dequantised() -> dict[str, Any]:
     """The option that asks for plain weights; releases of transformers that lack it always dequantise."""
     options = getattr(transformers, "GgufConfig", None)
     return {} if options is None else {"quantization_config": options(dequantize=True)}
-
-
-def _uncompressed(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The config of the original architecture, and the structures by site where it is a package's."""
-    compression = config.get("compression")
-    if compression is None:
-        return config, {}
-    return {**config, "model_type": compression["base_model_type"]}, compression["structures"]
-
-
-def _inventory(
-    config: dict[str, Any],
-    tensors: dict[str, StoredTensor],
-    skeleton: PreTrainedModel,
-    replaced: dict[str, dict[str, Any]],
-) -> Inventory:
-    """The inventory as if every replaced matrix were there, but with the parameters that are stored."""
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    stored = sum(math.prod(shapes[name]) for name in weights(config, shapes).values())
-    sites = tuple(f"{name}." for name in replaced)
-    kept = {name: shape for name, shape in shapes.items() if not name.startswith(sites) or name.endswith(".bias")}
-    originals = {f"{name}.weight": tuple(skeleton.get_parameter(f"{name}.weight").shape) for name in replaced}
-    return dataclasses.replace(inventory(config, kept | originals), total_parameters=stored)
-
-
-def _skeleton(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The transformers model with empty weights on the meta device and real buffers, such as rotary frequencies."""
-    settings = CONFIG_MAPPING[config["model_type"]].from_dict(config)
-    with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, dtype=dtype)  # type: ignore[no-untyped-call]
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))
-    model.train(False).requires_grad_(False)
-    return model
-
-
-def _head_name(model: PreTrainedModel) -> str:
-    head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
-    return names[head]
-
-
-def _names_in(skeleton: PreTrainedModel, head: str, stored_names: dict[str, str]) -> dict[str, str]:
-    """The same mapping by the skeleton's own names: releases of transformers differ in what they call a head."""
-    actual = _head_name(skeleton)
-    return {
-        actual + name.removeprefix(head) if name.startswith(f"{head}.") else name: stored
-        for name, stored in stored_names.items()
-    }
-
-
-def _check_complete(
-    skeleton: PreTrainedModel, tensors: dict[str, StoredTensor], stored_names: dict[str, str], *, tied: bool
-) -> None:
-    expected = skeleton.state_dict()
-    if tied:
-        del expected[f"{_head_name(skeleton)}.weight"]
-    for complaint, names in (
-        ("lack", expected.keys() - stored_names.keys()),
-        ("hold, unexpectedly,", stored_names.keys() - expected.keys()),
-    ):
-        if names:
-            raise MalformedModel(f"The weights {complaint} {len(names)} tensors, among them {sorted(names)[0]}.")
-    for name, stored in stored_names.items():
-        tensor = tensors[stored]
-        if tensor.shape != tuple(expected[name].shape):
-            shapes = f"{list(tensor.shape)}, but config.json implies {list(expected[name].shape)}"
-            raise MalformedModel(f"The tensor {stored} has the shape {shapes}.")
-        if expected[name].is_floating_point() and tensor.dtype not in _FLOATING:
-            raise MalformedModel(
-                f"The tensor {stored} is of type {tensor.dtype}; supported are {', '.join(_FLOATING)}."
-            )
