@@ -32,6 +32,8 @@ class HubRepository:
     """Not even its existence is public."""
     served: dict[str, bytes] = field(default_factory=dict)
     """File name -> bytes sent in place of the listed ones."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """File name -> size listed in place of the true one."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,10 @@ class Handler(BaseHTTPRequestHandler):
     def list_repository(self, kind: str, name: str, revision: str | None) -> None:
         if (repository := self.find(kind, name, revision)) is None:
             return
-        siblings = [listed(file, content) for file, content in repository.files.items()]
+        siblings = [
+            listed(file, content, repository.sizes.get(file, len(content)))
+            for file, content in repository.files.items()
+        ]
         body = {"id": name, "sha": repository.commit, "siblings": siblings, "gated": repository.gated, "tags": []}
         self.answer(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
@@ -201,12 +206,12 @@ class Handler(BaseHTTPRequestHandler):
         """The requests are in `hub.requests`."""
 
 
-def listed(name: str, content: bytes) -> dict[str, Any]:
+def listed(name: str, content: bytes, size: int) -> dict[str, Any]:
     """A file as the hub lists it: a SHA-256 for what lies in large file storage, Git's id for the rest."""
     blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    entry: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": blob}
+    entry: dict[str, Any] = {"rfilename": name, "size": size, "blobId": blob}
     if name.endswith(LARGE):
-        entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+        entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": size, "pointerSize": 134}
     return entry
 
 

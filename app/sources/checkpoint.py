@@ -26,6 +26,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 LARGEST_CONFIG = 2_000_000
 LARGEST_INDEX = 50_000_000
 LARGEST_HEADER = 32_000_000
+LARGEST_FILE = 2**43  # what every common file system can hold, if only as a hole
 LENGTH_BYTES = 8
 FIRST_READ = 128 * 1024
 READERS = 8
@@ -100,6 +101,8 @@ def read_remote_checkpoint(hub: Hub, repository: Repository) -> Checkpoint:
 
 def lay_out_header(hub: Hub, repository: Repository, directory: Path, file: RemoteFile) -> None:
     """Write the header of a remote safetensors file into a sparse file of its size."""
+    if file.bytes > LARGEST_FILE:
+        raise MalformedModel(f"{file.name} is said to have {file.bytes} bytes; at most {LARGEST_FILE} are read.")
     content = hub.read(repository, file, 0, FIRST_READ)
     end = LENGTH_BYTES + int.from_bytes(content[:LENGTH_BYTES], "little")
     if end > LARGEST_HEADER:

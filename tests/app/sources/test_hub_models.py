@@ -174,6 +174,12 @@ def test_a_header_that_claims_too_much_is_refused(sources: ModelSources, hub: Lo
     assert isinstance(refusal(sources, "acme/evil"), InvalidModel)
 
 
+@pytest.mark.parametrize("size", [0, 7, 10**6, 2**62])
+def test_a_size_that_lies_is_refused(sources: ModelSources, hub: LoopbackHub, size: int) -> None:
+    hub.add("acme/evil", single_file()).sizes["model.safetensors"] = size
+    assert isinstance(refusal(sources, "acme/evil"), InvalidModel)
+
+
 def test_a_missing_config_is_refused(sources: ModelSources, hub: LoopbackHub) -> None:
     hub.add("acme/bare", {"model.safetensors": safetensors_bytes(SHAPES)})
     assert isinstance(refusal(sources, "acme/bare"), InvalidModel)
