@@ -16,4 +16,5 @@ def configure_logs(level: int = logging.INFO) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("httpx2").setLevel(logging.WARNING)
+    for chatty in ("httpx2", "celery", "kombu", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -74,6 +74,7 @@ def settings(servers: Settings, tmp_path: Path, model_root: Path, data_root: Pat
             "retry_delay_seconds": 0.1,
             "ring_again_seconds": 1.0,
             "sweep_seconds": 0.2,
+            "threads": 1,
         }
     )
 

@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 
-from celery.signals import worker_shutting_down
+from celery.signals import setup_logging, worker_shutting_down
 
 from app.db import make_engine, make_sessions
 from app.jobs.doorbell import Doorbell, make_celery
@@ -39,16 +39,20 @@ def run_worker(settings: Settings) -> None:
     def begin_to_stop(**_: object) -> None:
         stopping.set()
 
+    def leave_logs_alone(**_: object) -> None:
+        """That somebody listens to this signal keeps Celery from setting up logs of its own."""
+
     worker_shutting_down.connect(begin_to_stop, weak=False)
+    setup_logging.connect(leave_logs_alone, weak=False)
     sweeper.start()
     try:
         celery.worker_main(
             [
+                "--quiet",
                 "worker",
                 "--pool=threads",
                 "--concurrency=1",
                 "--without-mingle",
-                "--loglevel=WARNING",
                 f"--queues={settings.queue}",
                 f"--hostname={settings.queue}-{os.getpid()}@%h",
             ]

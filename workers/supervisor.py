@@ -10,16 +10,17 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from app.contract.job import Failure, Resumed, Stage
 from app.db import Sessions
 from app.jobs import store
 from app.jobs.store import Claim, Progress
 from app.settings import Settings
+from app.storage import StoredFile
 from app.storage.local import ArtifactStore
 from workers.child import Child
 from workers.fetch import FetchDone, FetchError, FetchProgress, fetch_environment, fetch_report, fetch_request
@@ -29,6 +30,7 @@ from workers.messages import REPORT, Assignment, DoneReport, ErrorReport, Progre
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 FETCH_SHARE = 0.03
 """Part of the whole job's progress that fetching the model and the text is given."""
 
@@ -43,6 +45,14 @@ class AttemptFailed(Exception):
 
 class Interrupted(Exception):
     """The attempt has to end early: cancelled, lease lost, or the worker is shutting down."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the child has computed, and the files that are now stored for it."""
+
+    done: DoneReport
+    files: tuple[StoredFile, ...]
 
 
 @dataclass(frozen=True)
@@ -74,139 +84,59 @@ class Supervisor:
             return None
         log.info("job_claimed", extra={"job_id": job_id, "attempt": claim.attempt})
         with Lease(self.sessions, claim, self.settings.lease_seconds) as lease:
-            outcome = self.attempt(claim, lease)
+            result = self.attempt(claim, lease)
+        outcome = self.conclude(claim, result)
         log.info("attempt_ended", extra={"job_id": job_id, "attempt": claim.attempt, "outcome": outcome})
         return Sentence(job_id, outcome)
 
-    def attempt(self, claim: Claim, lease: Lease) -> str:
+    def attempt(self, claim: Claim, lease: Lease) -> Published | ErrorReport | None:
+        """Compute and publish: the result, what went wrong, or None when the attempt was interrupted."""
         try:
             done = self.compute(claim, lease)
-            files = self.artifacts.publish(claim.job_id, claim.attempt, done.package)
+            return Published(done, self.artifacts.publish(claim.job_id, claim.attempt, done.package))
         except Interrupted:
-            return self.interrupted(claim, lease)
+            return None
         except AttemptFailed as failed:
-            return self.failed(claim, failed.report)
+            return failed.report
         except OSError as error:
             # A full disk or a lost mount says nothing about the job.
             log.exception("attempt_broken", extra={"job_id": claim.job_id})
-            report = ErrorReport(code="storage_error", message=error.strerror or "storage failed", retryable=True)
-            return self.failed(claim, report)
+            return ErrorReport(code="storage_failed", message=error.strerror or "storage failed", retryable=True)
+
+    def conclude(self, claim: Claim, result: Published | ErrorReport | None) -> str:
+        """Write the end of the attempt, unless the job has been taken away from it meanwhile."""
+        match result:
+            case Published():
+                outcome = self.finish(claim, result)
+            case ErrorReport():
+                outcome = self.fail(claim, result)
+            case None:
+                outcome = self.interrupt(claim)
+        if outcome in ("succeeded", "cancelled"):
+            shutil.rmtree(self.settings.work_dir / claim.job_id, ignore_errors=True)
+        return outcome
+
+    def finish(self, claim: Claim, result: Published) -> str:
+        done = result.done
         with self.sessions.begin() as session:
-            finished = store.finish(session, claim.job_id, claim.attempt, done.achieved_ratio, done.metrics, files)
-        if not finished:
-            self.artifacts.discard(claim.job_id, claim.attempt)
-            return self.interrupted(claim, lease)
-        self.discard_work(claim)
-        return "succeeded"
-
-    def compute(self, claim: Claim, lease: Lease) -> DoneReport:
-        """Fetch what the recipe names, then compute.
-
-        Raises:
-            Interrupted: the attempt has to end.
-            AttemptFailed: a child has failed.
-        """
-        deadline = time.monotonic() + self.settings.job_timeout_seconds
-        home = self.attempt_dir(claim) / "home"
-        fetched = self.fetch(claim, lease, home, deadline)
-        assignment = Assignment(
-            job_id=claim.job_id,
-            attempt=claim.attempt,
-            recipe=claim.recipe,
-            model_path=fetched.model_path,
-            texts=fetched.texts,
-            work_dir=self.settings.work_dir / claim.job_id,
-            device=self.settings.device,
-            threads=self.settings.threads,
-        )
-        results: list[DoneReport] = []
-
-        def hear(event: dict[str, Any]) -> None:
-            report = REPORT.validate_python(event)
-            match report:
-                case ProgressReport():
-                    lease.report(Progress(report.stage, report.fraction, report.detail, report.seconds_left))
-                case ResumedReport():
-                    with self.sessions.begin() as session:
-                        resumed = Resumed(stage=report.stage, block=report.block)
-                        store.note_resumed(session, claim.job_id, claim.attempt, resumed)
-                case DoneReport():
-                    results.append(report)
-                case ErrorReport():
-                    raise AttemptFailed(report)
-
-        environment = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-        with Child("workers.runner", assignment.model_dump_json(), home, environment) as child:
-            self.follow(child, lease, deadline, hear)
-        if not results:
-            raise AttemptFailed(
-                ErrorReport(
-                    code="internal_error", message="the computing process ended without a result", retryable=False
-                )
+            finished = store.finish(
+                session, claim.job_id, claim.attempt, done.achieved_ratio, done.metrics, result.files
             )
-        return results[0]
+        if finished:
+            return "succeeded"
+        self.artifacts.discard(claim.job_id, claim.attempt)
+        return self.interrupt(claim)
 
-    def fetch(self, claim: Claim, lease: Lease, home: Path, deadline: float) -> FetchDone:
-        results: list[FetchDone] = []
-
-        def hear(event: dict[str, Any]) -> None:
-            report = fetch_report(event)
-            match report:
-                case FetchProgress():
-                    lease.report(Progress(Stage.INSPECT, FETCH_SHARE * report.fraction, report.detail))
-                case FetchDone():
-                    results.append(report)
-                case FetchError():
-                    raise AttemptFailed(
-                        ErrorReport(
-                            code=report.code, message=report.message, stage=Stage.INSPECT, retryable=report.retryable
-                        )
-                    )
-
-        request = fetch_request(self.settings, claim.recipe, claim.source)
-        with Child("workers.fetch", request.model_dump_json(), home, fetch_environment(self.settings)) as child:
-            self.follow(child, lease, deadline, hear)
-        if not results:
-            raise AttemptFailed(
-                ErrorReport(
-                    code="internal_error", message="the fetching process ended without a result", retryable=False
-                )
-            )
-        return results[0]
-
-    def follow(self, child: Child, lease: Lease, deadline: float, hear: Callable[[dict[str, Any]], None]) -> None:
-        """Listen to a child until it ends; stop it when the attempt has to end."""
-        while True:
-            if lease.must_stop or self.stopping.is_set():
-                child.stop(self.settings.stop_grace_seconds)
-                raise Interrupted
-            if time.monotonic() > deadline:
-                child.stop(self.settings.stop_grace_seconds)
-                raise AttemptFailed(timed_out(self.settings.job_timeout_seconds))
-            try:
-                hear(child.next_event(POLL_SECONDS))
-            except queue.Empty:
-                continue
-            except EOFError:
-                break
-        status = child.wait()
-        if status != 0:
-            raise AttemptFailed(crashed(status, child))
-
-    def interrupted(self, claim: Claim, lease: Lease) -> str:
+    def interrupt(self, claim: Claim) -> str:
         """End an attempt that was stopped from outside. What a lost lease leaves behind, the next attempt uses."""
         with self.sessions.begin() as session:
             if store.stop(session, claim.job_id, claim.attempt):
-                outcome = "cancelled"
-            elif self.stopping.is_set() and store.release(session, claim.job_id, claim.attempt):
-                outcome = "released"
-            else:
-                outcome = "lost"
-        if outcome == "cancelled":
-            self.discard_work(claim)
-        return outcome
+                return "cancelled"
+            if self.stopping.is_set() and store.release(session, claim.job_id, claim.attempt):
+                return "released"
+        return "lost"
 
-    def failed(self, claim: Claim, report: ErrorReport) -> str:
+    def fail(self, claim: Claim, report: ErrorReport) -> str:
         failure = Failure(
             code=report.code,
             message=report.message,
@@ -224,11 +154,93 @@ class Supervisor:
                 ended = store.fail(session, claim.job_id, claim.attempt, failure)
         return "failed" if ended else "lost"
 
-    def attempt_dir(self, claim: Claim) -> Path:
-        return self.settings.work_dir / claim.job_id / str(claim.attempt)
+    def compute(self, claim: Claim, lease: Lease) -> DoneReport:
+        """Fetch what the recipe names, then compute.
 
-    def discard_work(self, claim: Claim) -> None:
-        shutil.rmtree(self.settings.work_dir / claim.job_id, ignore_errors=True)
+        Raises:
+            Interrupted: the attempt has to end.
+            AttemptFailed: a child has failed.
+        """
+        deadline = time.monotonic() + self.settings.job_timeout_seconds
+        home = self.settings.work_dir / claim.job_id / str(claim.attempt) / "home"
+        assignment = self.assign(claim, self.fetch(claim, lease, home, deadline))
+        done = None
+        with Child("workers.runner", assignment.model_dump_json(), home, OFFLINE) as child:
+            for event in self.events(child, lease, deadline):
+                match report := REPORT.validate_python(event):
+                    case ProgressReport():
+                        lease.report(Progress(report.stage, report.fraction, report.detail, report.seconds_left))
+                    case ResumedReport():
+                        with self.sessions.begin() as session:
+                            resumed = Resumed(stage=report.stage, block=report.block)
+                            store.note_resumed(session, claim.job_id, claim.attempt, resumed)
+                    case DoneReport():
+                        done = report
+                    case ErrorReport():
+                        raise AttemptFailed(report)
+        return done or without_result("computing")
+
+    def fetch(self, claim: Claim, lease: Lease, home: Path, deadline: float) -> FetchDone:
+        request = fetch_request(self.settings, claim.recipe, claim.source)
+        done = None
+        with Child("workers.fetch", request.model_dump_json(), home, fetch_environment(self.settings)) as child:
+            for event in self.events(child, lease, deadline):
+                match report := fetch_report(event):
+                    case FetchProgress():
+                        lease.report(Progress(Stage.INSPECT, FETCH_SHARE * report.fraction, report.detail))
+                    case FetchDone():
+                        done = report
+                    case FetchError():
+                        raise AttemptFailed(
+                            ErrorReport(
+                                code=report.code,
+                                message=report.message,
+                                stage=Stage.INSPECT,
+                                retryable=report.retryable,
+                            )
+                        )
+        return done or without_result("fetching")
+
+    def assign(self, claim: Claim, fetched: FetchDone) -> Assignment:
+        return Assignment(
+            job_id=claim.job_id,
+            attempt=claim.attempt,
+            recipe=claim.recipe,
+            model_path=fetched.model_path,
+            texts=fetched.texts,
+            work_dir=self.settings.work_dir / claim.job_id,
+            device=self.settings.device,
+            threads=self.settings.threads,
+        )
+
+    def events(self, child: Child, lease: Lease, deadline: float) -> Iterator[dict[str, Any]]:
+        """What a child reports until it ends well; stops it when the attempt has to end.
+
+        Raises:
+            Interrupted: the attempt has to end.
+            AttemptFailed: the child took too long or ended badly.
+        """
+        while True:
+            if lease.must_stop or self.stopping.is_set():
+                child.stop(self.settings.stop_grace_seconds)
+                raise Interrupted
+            if time.monotonic() > deadline:
+                child.stop(self.settings.stop_grace_seconds)
+                raise AttemptFailed(timed_out(self.settings.job_timeout_seconds))
+            try:
+                yield child.next_event(POLL_SECONDS)
+            except queue.Empty:
+                continue
+            except EOFError:
+                break
+        status = child.wait()
+        if status != 0:
+            raise AttemptFailed(crashed(status, child))
+
+
+def without_result(doing: str) -> NoReturn:
+    message = f"the {doing} process ended without a result"
+    raise AttemptFailed(ErrorReport(code="internal_error", message=message, retryable=False))
 
 
 def timed_out(seconds: float) -> ErrorReport:

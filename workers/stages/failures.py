@@ -1,6 +1,7 @@
 """From an exception of the computing child to what the job says: a code, a sentence, whether trying again helps."""
 
 import errno
+import re
 
 import torch
 
@@ -27,10 +28,15 @@ def classify(error: BaseException) -> tuple[str, str, bool]:
         case StageFailed():
             return error.code, str(error), False
         case CompressionError():
-            return error.code, str(error), False
+            return snake_case(type(error).__name__), str(error), False
         case MemoryError() | torch.OutOfMemoryError():
             return "out_of_memory", "the memory of the worker does not suffice for this model and recipe", False
         case OSError(errno=errno.ENOSPC):
             return "disk_full", "the worker's disk is full", True
         case _:
             return "internal_error", f"{type(error).__name__}: {str(error)[:500]}", False
+
+
+def snake_case(name: str) -> str:
+    """MalformedModel -> malformed_model."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
