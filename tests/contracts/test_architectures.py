@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.contracts.tiny_models import CONFIGS, save_tiny_model, token_ids
+from tests.contracts.tiny_models import CONFIGS, save_tiny_model, tiny_model, token_ids
 from workers.compression import structures
 from workers.compression.architectures import Site
 from workers.compression.checkpoint import write_package
@@ -26,6 +26,15 @@ class RandomPart:
 
     structures: Mapping[str, Mapping[str, Any]]
     tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Original:
+    """A model as transformers wrote it, and what it computes and stores there."""
+
+    directory: Path
+    logits: Tensor
+    parameters: int
 
 
 @dataclass(frozen=True)
@@ -72,21 +81,24 @@ def compress_at_random(model: nn.Module, sites: Mapping[str, dict[str, Any]]) ->
 
 
 @pytest.fixture(scope="module")
-def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Original]:
     root = tmp_path_factory.mktemp("originals")
+    found = {}
     for name in CONFIGS:
-        save_tiny_model(name, root / name)
-    return {name: root / name for name in CONFIGS}
+        model = save_tiny_model(name, root / name)
+        stored = sum(parameter.numel() for parameter in model.parameters())
+        found[name] = Original(root / name, logits_of(model), stored)
+    return found
 
 
 @pytest.fixture(scope="module")
-def packages(originals: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Written]:
+def packages(originals: dict[str, Original], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Written]:
     """Every architecture, compressed in blocks, embedding and head, and opened in one fresh process for all."""
     root = tmp_path_factory.mktemp("packages")
     probes, counts = {}, {}
     for name, original in originals.items():
-        inventory = StreamedModel.open(original).inventory
-        model = save_tiny_model(name, root / f"{name}-memory")
+        inventory = StreamedModel.open(original.directory).inventory
+        model = tiny_model(name)
         sites = {
             site.name: structure_for(kind, site) for site, kind in zip(inventory.sites, cycle(STRUCTURES), strict=False)
         }
@@ -94,14 +106,19 @@ def packages(originals: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
         if inventory.head is None:
             sites["lm_head"] = {"kind": "tied", "to": inventory.embedding.name}
         part = compress_at_random(model, sites)
-        package = write_package(original, [part], root / name)
-        with torch.no_grad():
-            probes[name] = Probe(package.directory, token_ids(), model(token_ids()).logits)
+        package = write_package(original.directory, [part], root / name)
+        probes[name] = Probe(package.directory, token_ids(), logits_of(model))
         counts[name] = package.parameters
     verified = dict(zip(probes, verify_all(list(probes.values()), timeout=120), strict=True))
     return {
         name: Written(probe.directory, counts[name], probe.logits, verified[name]) for name, probe in probes.items()
     }
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module) -> Tensor:
+    logits: Tensor = model(token_ids()).logits
+    return logits
 
 
 def streamed_logits(directory: Path) -> Tensor:
@@ -114,20 +131,14 @@ def streamed_logits(directory: Path) -> Tensor:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_streaming_computes_the_logits_of_the_whole_model(
-    name: str, originals: dict[str, Path], tmp_path: Path
-) -> None:
-    model = save_tiny_model(name, tmp_path)
-    with torch.no_grad():
-        expected = model(token_ids()).logits
-    torch.testing.assert_close(streamed_logits(originals[name]), expected, rtol=1e-5, atol=1e-5)
+def test_streaming_computes_the_logits_of_the_whole_model(name: str, originals: dict[str, Original]) -> None:
+    original = originals[name]
+    torch.testing.assert_close(streamed_logits(original.directory), original.logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_inventory_counts_what_the_model_stores(name: str, originals: dict[str, Path], tmp_path: Path) -> None:
-    model = save_tiny_model(name, tmp_path)
-    stored = sum(parameter.numel() for parameter in model.parameters())
-    assert StreamedModel.open(originals[name]).inventory.total_parameters == stored
+def test_the_inventory_counts_what_the_model_stores(name: str, originals: dict[str, Original]) -> None:
+    assert StreamedModel.open(originals[name].directory).inventory.total_parameters == originals[name].parameters
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -138,3 +149,9 @@ def test_a_stranger_computes_the_logits_of_the_compressed_model(name: str, packa
 @pytest.mark.parametrize("name", CONFIGS)
 def test_streaming_a_package_computes_its_logits(name: str, packages: dict[str, Written]) -> None:
     torch.testing.assert_close(streamed_logits(packages[name].directory), packages[name].logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_package_in_one_piece_computes_its_logits(name: str, packages: dict[str, Written]) -> None:
+    whole = StreamedModel.open(packages[name].directory).whole()
+    torch.testing.assert_close(logits_of(whole), packages[name].logits, rtol=1e-4, atol=1e-4)
