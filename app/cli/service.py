@@ -31,9 +31,9 @@ def serve() -> None:
     from app.serve import running_service
 
     with running_service(settings) as service:
-        STDOUT.print(f"Modelpress listens on {service.address}, and is documented at {service.address}/docs")
-        STDOUT.print("Ctrl-C ends it.")
         try:
+            STDOUT.print(f"Modelpress listens on {service.address}, and is documented at {service.address}/docs")
+            STDOUT.print("Ctrl-C ends it.")
             service.wait()
         except KeyboardInterrupt:
             STDERR.print("Ending worker, API and servers. Ctrl-C again does not wait for them.")
