@@ -83,6 +83,7 @@ def fetch_request(settings: Settings, recipe: Recipe, source: Source) -> FetchRe
         model=recipe.model,
         revision=source.revision,
         texts=tuple(dict.fromkeys((recipe.calibration.dataset, *recipe.evaluation.datasets))),
+        text_revisions=source.text_revisions,
         sources_dir=settings.sources_dir,
         model_roots=settings.model_roots,
         data_roots=settings.data_roots,

@@ -34,12 +34,13 @@ class Answer(BaseModel):
 
 
 class Source(Answer):
-    """The model as it was found when the job was posted."""
+    """The model and the texts as they were found when the job was posted."""
 
     reference: str = Field(description="as posted")
     revision: str | None = Field(None, description="commit of a hub model; null for a local one")
     model_type: str
     parameters: int = Field(description="stored parameters, each distinct tensor counted once")
+    text_revisions: dict[str, str] = Field(default_factory=dict, description="commit of each hub dataset")
 
 
 class Metrics(Answer):

@@ -55,7 +55,7 @@ class JobService:
             Refused: the recipe is wrong; the error names the field. Nothing was kept.
             HubUnavailable: the hub could not be asked.
         """
-        self.check_texts(recipe)
+        text_revisions = self.check_texts(recipe)
         model = self.models.resolve(recipe.model)
         check_ratio(recipe, model.inventory)
         source = Source(
@@ -63,6 +63,7 @@ class JobService:
             revision=model.revision,
             model_type=model.inventory.model_type,
             parameters=model.inventory.total_parameters,
+            text_revisions=text_revisions,
         )
         job_id = f"job_{secrets.token_hex(12)}"
         with self.sessions.begin() as session:
@@ -116,13 +117,15 @@ class JobService:
                 for row in store.artifacts(session, job_id)
             )
 
-    def check_texts(self, recipe: Recipe) -> None:
-        self.texts.check(recipe.calibration.dataset, "calibration.dataset")
+    def check_texts(self, recipe: Recipe) -> dict[str, str]:
+        """The commits of those texts that come from the hub."""
+        texts = [self.texts.check(recipe.calibration.dataset, "calibration.dataset")]
         for index, dataset in enumerate(recipe.evaluation.datasets):
             field = f"evaluation.datasets.{index}"
             if dataset == recipe.calibration.dataset:
                 raise Refused(field, f"{dataset!r} is also the text of the calibration; evaluate on other text")
-            self.texts.check(dataset, field)
+            texts.append(self.texts.check(dataset, field))
+        return {text.reference: text.revision for text in texts if text.revision is not None}
 
 
 def check_ratio(recipe: Recipe, inventory: Inventory) -> None:
