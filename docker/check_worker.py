@@ -1,0 +1,28 @@
+"""The health check of a worker's container: ends with 0 when this container's worker answers on the broker.
+
+A worker answers during a job too, and stops answering when it has lost the broker for good, which its process outlives.
+"""
+
+import socket
+import sys
+
+from kombu.exceptions import OperationalError
+
+from app.jobs.doorbell import make_celery
+from app.settings import Settings
+
+TIMEOUT_SECONDS = 5.0
+
+
+def main() -> None:
+    control = make_celery(Settings()).control
+    try:
+        answers = control.ping(timeout=TIMEOUT_SECONDS, limit=1, pattern=f"*@{socket.gethostname()}", matcher="glob")
+    except OperationalError as error:
+        sys.exit(f"the broker does not answer: {error}")
+    if not answers:
+        sys.exit("the worker does not answer")
+
+
+if __name__ == "__main__":
+    main()
