@@ -1,6 +1,7 @@
 """Jobs, their attempts, their artifacts."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
 import sqlalchemy as sa
 from alembic import op
@@ -15,7 +16,7 @@ STATES = "'queued', 'running', 'cancelling', 'succeeded', 'failed', 'cancelled'"
 ENDED = "'succeeded', 'failed', 'cancelled'"
 
 
-def moment(name: str, *, nullable: bool = True) -> sa.Column[sa.DateTime]:
+def moment(name: str, *, nullable: bool = True) -> sa.Column[datetime]:
     return sa.Column(name, sa.DateTime(timezone=True), nullable=nullable)
 
 
