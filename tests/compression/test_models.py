@@ -69,6 +69,33 @@ def test_between_uses_no_block_embedding_or_head_is_in_memory(tmp_path: Path) ->
     assert held == {"model.norm.weight"}
 
 
+def test_a_block_gives_its_weights_back(tmp_path: Path) -> None:
+    save_tiny_model("llama", tmp_path)
+    model = StreamedModel.open(tmp_path)
+    with model.block(0) as block:
+        assert not any(parameter.is_meta for parameter in block.parameters())
+    assert all(parameter.is_meta for parameter in block.parameters())
+
+
+def test_what_was_put_into_a_block_outlives_it(tmp_path: Path) -> None:
+    save_tiny_model("gpt2", tmp_path)
+    replacement = nn.Linear(32, 128)
+    with StreamedModel.open(tmp_path).block(0) as block:
+        block.mlp.c_fc = replacement
+    assert not replacement.weight.is_meta
+
+
+def test_gradients_pass_through_blocks_and_head_but_not_into_weights(tmp_path: Path) -> None:
+    save_tiny_model("llama", tmp_path)
+    model = StreamedModel.open(tmp_path)
+    hidden = model.hidden(token_ids()).requires_grad_()
+    with model.block(0) as block, model.head() as head:
+        head(model.run(block, 0, hidden)).sum().backward()
+        assert not any(parameter.requires_grad for parameter in block.parameters())
+    assert hidden.grad is not None
+    assert hidden.grad.any()
+
+
 def test_sequences_of_several_shapes_can_take_turns(tmp_path: Path) -> None:
     whole = save_tiny_model("gemma3_text", tmp_path)
     model = StreamedModel.open(tmp_path)

@@ -36,7 +36,7 @@ from workers.compression import structures
 from workers.compression.architectures import Inventory, architecture_of, is_tied, original_config, read_config, weights
 from workers.compression.errors import MalformedModel
 from workers.compression.headers import StoredTensor, stored_tensors
-from workers.compression.skeleton import assign, check_complete, empty_model, head_name, inventory_of, names_in
+from workers.compression.skeleton import assign, check_complete, empty_model, head_name, inventory_of, names_in, release
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -97,6 +97,7 @@ class StreamedModel:
         skeleton = empty_model(config, dtype, torch.device(device))
         contents = inventory_of(config, tensors, skeleton, replaced)
         structures.replace(skeleton, replaced)
+        skeleton.requires_grad_(False)
         stored_names = names_in(skeleton, architecture_of(config).head, weights(config, tensors))
         check_complete(skeleton, tensors, stored_names, tied=is_tied(config))
         model = cls(skeleton, tensors, stored_names, contents, torch.device(device), dtype)
@@ -125,17 +126,35 @@ class StreamedModel:
         with self._materialised(self._head_name):
             yield self._project
 
+    @property
+    def embedding_module(self) -> nn.Module:
+        """The embedding itself; it has weights only while `embedder` holds it."""
+        return self._skeleton.get_submodule(self._embedding_name)
+
+    @property
+    def head_module(self) -> nn.Module:
+        """The output head itself, to be watched; it has weights only while `head` holds it."""
+        return self._skeleton.get_submodule(self._head_name)
+
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
-        """A copy of the decoder block with its weights, in `dtype` on `device`. Its modules may be replaced."""
+        """A copy of the decoder block with its weights, in `dtype` on `device`, which are gone afterwards.
+
+        Its modules may be replaced meanwhile; what was put in their place stays.
+        """
         block = copy.deepcopy(self._blocks.get_submodule(str(index)))
         prefix = f"{self.inventory.block_prefix}.{index}."
         block.load_state_dict(self._read_below(prefix), assign=True)
-        yield block
+        modules = list(block.modules())
+        try:
+            yield block
+        finally:
+            # A loop's variable still holds the block while the next one is read; the weights must not stay with it.
+            for module in modules:
+                release(module)
 
-    @torch.no_grad()
     def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
-        """The output [N, T, H] of a block at the place `index`, for the input [N, T, H]."""
+        """The output [N, T, H] of a block at the place `index`, for the input [N, T, H]; gradients pass through."""
         arguments, keywords = self._arguments_for(hidden.shape[0], hidden.shape[1])[index]
         output = block(hidden, *arguments, **keywords)
         following: Tensor = output[0] if isinstance(output, tuple) else output
@@ -218,7 +237,6 @@ class StreamedModel:
             self._skeleton.base_model(input_ids=ids.to(self.device), use_cache=False)
         return entered[0]
 
-    @torch.no_grad()
     def _project(self, hidden: Tensor) -> Tensor:
         last = self.inventory.blocks - 1
 

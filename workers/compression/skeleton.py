@@ -54,6 +54,12 @@ def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
     model.get_submodule(parent).load_state_dict({leaf: tensor}, assign=True, strict=False)
 
 
+def release(module: nn.Module) -> None:
+    """Puts empty parameters in the place of the module's own; tensors that a gradient still needs live on there."""
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        setattr(module, name, nn.Parameter(parameter.detach().to("meta"), requires_grad=False))
+
+
 def head_name(model: PreTrainedModel) -> str:
     """The path of the output head's module."""
     head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
