@@ -13,12 +13,17 @@ class UnknownMethod(CompressionError):
 
 @dataclass(frozen=True)
 class Method:
-    """One way of making weights smaller. `compensation` is the default of `accounting.Plan`."""
+    """One way of making weights smaller.
+
+    `measured`: budgets follow what an error at a site does to the model's output, and so do the fits; otherwise every
+    site keeps the same part. `compensation` is that of `accounting.Plan`.
+    """
 
     name: str
     description: str
     pivoted: bool
     factors_embedding: bool
+    measured: bool
     compensation: float
 
 
@@ -29,6 +34,7 @@ _ALL = (
         "fitted block by block to the original's activations",
         pivoted=True,
         factors_embedding=True,
+        measured=True,
         compensation=0.5,
     ),
     Method(
@@ -36,6 +42,7 @@ _ALL = (
         "whitened low rank alone: two full factors for each matrix, the same budget everywhere",
         pivoted=False,
         factors_embedding=False,
+        measured=False,
         compensation=0.0,
     ),
 )

@@ -6,9 +6,10 @@ runs over the inputs in the compressed model, and K weighs the outputs. The smal
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from workers.compression.accounting import Dense, Kronecker, LowRank, Pivoted, Structure
 
@@ -18,6 +19,12 @@ Factors = Mapping[str, Tensor]
 PIVOT_BOUND = 1.05
 """Pivots are exchanged until no entry of the mixing matrix exceeds this: it then rounds as harmlessly as a weight."""
 
+DAMPING = 0.02
+"""Ridge on the input moments, as part of their mean diagonal."""
+
+TABLE_ROWS = 4096
+"""Rows of an embedding that are weighed at a time."""
+
 ALTERNATIONS = 10
 """Rounds of solving for one Kronecker factor given the other; the error hardly moves afterwards."""
 
@@ -25,7 +32,7 @@ ALTERNATIONS = 10
 @dataclass
 class Moments:
     """Second moments of a site's inputs, gathered over batches: `inputs` = Σ x xᵀ in the compressed stream, `cross` =
-    Σ x° xᵀ with x° the same token's input in the original's. Sums are float64; `tokens` counts the rows."""
+    Σ x° xᵀ with x° the same token's input in the original's. Sums are float32; `tokens` counts the rows."""
 
     inputs: Tensor
     cross: Tensor
@@ -33,24 +40,21 @@ class Moments:
 
     @classmethod
     def empty(cls, features: int) -> "Moments":
-        return cls(
-            torch.zeros(features, features, dtype=torch.float64), torch.zeros(features, features, dtype=torch.float64)
-        )
+        return cls(torch.zeros(features, features), torch.zeros(features, features))
 
-    def add(self, original: Tensor, compressed: Tensor) -> None:
-        """Both [..., in]: the same tokens in the two streams."""
+    def add(self, compressed: Tensor, original: Tensor | None = None) -> None:
+        """Both [..., in]: the same tokens in the two streams; `original` is left out where the streams are one."""
         x = compressed.flatten(0, -2).float()
-        gram = x.T @ x
+        gram = (x.T @ x).cpu()
         self.inputs += gram
-        same = original is compressed
-        self.cross += gram if same else original.flatten(0, -2).float().T @ x
+        self.cross += gram if original is None else (original.flatten(0, -2).float().T @ x).cpu()
         self.tokens += x.shape[0]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One fit: `target` T [out, in]; `inputs` L with LLᵀ = E[x xᵀ] damped, lower triangular; `outputs` K [out, out]
-    or None.
+    """One fit: `target` T [out, in]; `inputs` L with LLᵀ = E[x xᵀ] damped, lower triangular; `outputs` [out], the
+    diagonal of K, or None for the identity.
     """
 
     target: Tensor
@@ -65,27 +69,31 @@ class Problem:
     def weigh(self, matrix: Tensor) -> Tensor:
         """K · matrix · L."""
         weighted = matrix @ self.inputs
-        return weighted if self.outputs is None else self.outputs @ weighted
+        return weighted if self.outputs is None else self.outputs[:, None] * weighted
 
 
 def problem(
-    weight: Tensor, moments: Moments, damping: float, compensation: float = 0.0, outputs: Tensor | None = None
+    weight: Tensor,
+    moments: Moments,
+    *,
+    damping: float = DAMPING,
+    compensation: float = 0.0,
+    outputs: Tensor | None = None,
 ) -> Problem:
     """The fit of a site: its weight [out, in], moved towards what the original gave on the compressed model's inputs.
 
     `damping` is the part of the mean input energy added to every direction: the moments of a few thousand tokens know
     little of the directions they hardly met. With `compensation` a, T = W((1 − a) I + a C M⁻¹) with M and C the damped
     second and cross moments; a = 1 is the least-squares map to the original's outputs, ridge-regularised.
-    `outputs` is K of the class Problem, such as a root of the second moment of the loss's gradients.
+    `outputs` is the diagonal of K, such as the root mean square of the loss's gradient at each output.
     """
-    second, cross = moments.inputs / moments.tokens, moments.cross / moments.tokens
-    ridge = damping * second.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    identity = torch.eye(second.shape[0], dtype=torch.float64)
-    root = torch.linalg.cholesky(second + ridge * identity)
-    target = weight.double()
+    second, ridge = _damped(moments.inputs / moments.tokens, damping)
+    root: Tensor = torch.linalg.cholesky(second)
+    target = weight.detach().cpu().double()
     if compensation > 0:
-        refit = torch.cholesky_solve((cross + ridge * identity).T, root).T
-        target = torch.lerp(target, target @ refit, compensation)
+        cross = (moments.cross / moments.tokens).double()
+        cross.diagonal().add_(ridge)
+        target = torch.lerp(target, torch.cholesky_solve((target @ cross).T, root).T, compensation)
     return Problem(target, root, outputs)
 
 
@@ -117,7 +125,7 @@ def low_rank(site: Problem, rank: int) -> tuple[Tensor, Tensor]:
         basis = _leading(weighted @ weighted.T, rank)
         if site.outputs is None:
             return basis, basis.T @ site.target
-        return torch.linalg.solve(site.outputs, basis), basis.T @ (site.outputs @ site.target)
+        return basis / site.outputs[:, None], basis.T @ (site.outputs[:, None] * site.target)
     basis = _leading(weighted.T @ weighted, rank)
     second = site.target @ (site.inputs @ basis)
     return second, torch.linalg.solve_triangular(site.inputs, basis.T, upper=False, left=False)
@@ -201,6 +209,53 @@ def spectrum(site: Problem) -> Tensor:
     gram = weighted @ weighted.T if weighted.shape[0] <= weighted.shape[1] else weighted.T @ weighted
     ascending: Tensor = torch.linalg.eigvalsh(gram)
     return ascending.flip(0).clamp_min(0)
+
+
+def fit_table(structure: LowRank | Pivoted, table: Tensor, outputs: Tensor, moments: Tensor) -> dict[str, Tensor]:
+    """The factors of a `structures.CompactEmbedding` for a table [tokens, dim] whose rows weigh `outputs` [tokens].
+
+    `moments` [dim, dim] measures what an error of a row does. The table may be large: its Gram matrix is gathered in
+    slices and nothing of its size is held in float64.
+    """
+    root = torch.linalg.cholesky(_damped(moments, DAMPING)[0])
+    basis = _leading(root.T @ table_gram(table, outputs) @ root, structure.rank)
+    features = torch.linalg.solve_triangular(root, basis.T, upper=False, left=False)
+    if isinstance(structure, LowRank):
+        return {"codes": table @ (root @ basis).to(table), "mixing": features}
+    pivots, others, mixing = _dominant_rows(features.T)
+    codes = table @ (root @ basis @ features[:, pivots]).to(table)
+    return {"codes": codes, "mixing": mixing.T, "order": _inverse(torch.cat((pivots, others))).int()}
+
+
+def table_gram(table: Tensor, outputs: Tensor) -> Tensor:
+    """Σ_v k_v² e_v e_vᵀ [dim, dim] in float64 over the rows e_v [dim] of a table, weighed with k [tokens]."""
+    gram = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64)
+    for rows, weights in zip(torch.split(table, TABLE_ROWS), torch.split(outputs, TABLE_ROWS), strict=True):
+        weighed = weights[:, None] * rows.double()
+        gram += weighed.T @ weighed
+    return gram
+
+
+def table_spectrum(table: Tensor, outputs: Tensor, moments: Tensor) -> Tensor:
+    """Squared singular values, descending, of the table weighed on both sides as in `fit_table`."""
+    root = torch.linalg.cholesky(_damped(moments, DAMPING)[0])
+    ascending: Tensor = torch.linalg.eigvalsh(root.T @ table_gram(table, outputs) @ root)
+    return ascending.flip(0).clamp_min(0)
+
+
+def _damped(moments: Tensor, damping: float) -> tuple[Tensor, float]:
+    """A float64 copy with the ridge on its diagonal, and the ridge."""
+    second = moments.double()
+    second = second.clone() if second is moments else second
+    ridge = damping * max(second.diagonal().mean().item(), torch.finfo(torch.float64).tiny)
+    second.diagonal().add_(ridge)
+    return second, ridge
+
+
+def matrix_of(module: nn.Module) -> Tensor:
+    """The weight of a linear layer as [out, in], whichever way round the module stores it."""
+    weight = cast("Tensor", module.weight)
+    return weight if isinstance(module, nn.Linear) else weight.T
 
 
 def _leading(gram: Tensor, rank: int) -> Tensor:

@@ -1,31 +1,30 @@
 """Compressing a model part by part, each fitted to what the parts before it have become.
 
 Two streams of hidden states flow through the blocks: the original's and the compressed model's. A site is fitted to the
-original's output on the compressed model's input, in the order in which the block runs its sites, so that the output
-projection sees the compressed attention. Only one block's weights, its compact copy and the two streams are in memory.
+original's output on the input that the compressed model has there after the blocks before it. Only one block's weights
+and the two streams are in memory.
 
 `compress` yields finished parts and keeps no record of them: whoever asks writes them down, and resumes with `start`.
 """
 
-import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from workers.compression import structures
-from workers.compression.accounting import Plan, Structure, to_dict
+from workers.compression.accounting import LowRank, Pivoted, Plan, Structure, to_dict
 from workers.compression.architectures import Inventory
-from workers.compression.fitting import Moments, fit, problem
+from workers.compression.fitting import Moments, fit, fit_table, matrix_of, problem, table_gram
+from workers.compression.sensitivity import Sensitivity
+from workers.compression.structures import CompactEmbedding, CompactLinear
 
-DAMPING = 0.02
-"""Ridge on the input moments, as part of their mean diagonal."""
-
-BATCH = 4
+BATCH = 2
 """Sequences that pass through a block at a time."""
 
 
@@ -42,6 +41,16 @@ class BlockwiseModel(Protocol):
 
     def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
         """The block's output for its input, with the position arguments of its index."""
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Tensors of the checkpoint by name."""
+
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Puts a module in the place of the embedding."""
+
+    @property
+    def embedding_module(self) -> nn.Module:
+        """The embedding itself."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +69,8 @@ class CompressedPart:
 
 
 def part_count(inventory: Inventory) -> int:
-    """How many parts `compress` yields."""
-    return inventory.blocks
+    """How many parts `compress` yields: the embedding, then the blocks."""
+    return inventory.blocks + 1
 
 
 @torch.no_grad()
@@ -70,124 +79,118 @@ def compress(
     plan: Plan,
     ids: Tensor,
     *,
+    sensitivities: Mapping[str, Sensitivity] | None = None,
     start: int = 0,
     finished: Callable[[int], CompressedPart] | None = None,
 ) -> Iterator[CompressedPart]:
-    """Yields the compressed parts from index `start` on, in order.
+    """Yields the compressed parts from index `start` on, in order. A factored embedding stays in `model`.
 
-    `ids` are calibration tokens [sequences, length]. When resuming, `finished` gives the parts before `start`; both
-    streams are led through them again, and what follows is the same as without the interruption. Raises ValueError for
-    a `start` above 0 without `finished`.
+    `ids` are calibration tokens [sequences, length]; `sensitivities` weigh the outputs of each site, and are needed for
+    a factored embedding. When resuming, `finished` gives the parts before `start`; both streams are led through them
+    again, and what follows is the same as without the interruption. Raises ValueError for a `start` above 0 without
+    `finished`.
     """
     if start and finished is None:
         raise ValueError("to resume, say where the finished parts are")
-    streams = _Streams(model, ids)
+    known = sensitivities or {}
+    original = _embedded(model, ids)
+    part = finished(0) if start and finished else _compress_embedding(model, plan, known)
+    _put_embedding(model, part)
+    streams = _Streams(model, original, _embedded(model, ids) if part.structures else list(original))
+    if not start:
+        yield part
     for index in range(model.inventory.blocks):
         with model.block(index) as block:
-            if index < start and finished is not None:
-                compact = _restored(model, block, finished(index))
-                streams.advance(block, compact, index)
+            if index + 1 < start and finished is not None:
+                streams.advance_original(block, index)
+                _restore(block, finished(index + 1), f"{model.inventory.block_prefix}.{index}.")
+                streams.advance_compressed(block, index)
                 continue
-            compact = copy.deepcopy(block)
-            errors = _compress_block(streams, plan, block, compact, index)
-            streams.advance(block, compact, index)
-            part = _part(model.inventory, plan, compact, index, errors)
+            part = _compress_block(streams, plan, known, block, index)
+            streams.advance_compressed(block, index)
         yield part
+
+
+def _embedded(model: BlockwiseModel, ids: Tensor) -> list[Tensor]:
+    return [model.hidden(batch) for batch in torch.split(ids, BATCH)]
 
 
 class _Streams:
     """The hidden states of both models before the current block, in batches."""
 
-    def __init__(self, model: BlockwiseModel, ids: Tensor) -> None:
+    def __init__(self, model: BlockwiseModel, original: list[Tensor], compressed: list[Tensor]) -> None:
         self.model = model
-        self.original = [model.hidden(batch) for batch in torch.split(ids, BATCH)]
-        self.compressed = list(self.original)
+        self.original, self.compressed = original, compressed
 
-    def advance(self, block: nn.Module, compact: nn.Module, index: int) -> None:
-        for batch in range(len(self.original)):
-            self.original[batch] = self.model.run(block, index, self.original[batch])
-            self.compressed[batch] = self.model.run(compact, index, self.compressed[batch])
+    def advance_original(self, block: nn.Module, index: int) -> None:
+        self.original = [self.model.run(block, index, hidden) for hidden in self.original]
 
-    def inputs(self, block: nn.Module, compact: nn.Module, index: int, site: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """What reaches the site in the original and in the compressed block, batch by batch."""
-        for original, compressed in zip(self.original, self.compressed, strict=True):
-            same = original is compressed and block is compact
-            before = self._reaching(block, index, original, site)
-            yield before, before if same else self._reaching(compact, index, compressed, site)
+    def advance_compressed(self, block: nn.Module, index: int) -> None:
+        self.compressed = [self.model.run(block, index, hidden) for hidden in self.compressed]
 
-    def groups(self, block: nn.Module, index: int, sites: Sequence[str]) -> list[list[str]]:
-        """The sites in the order in which the block runs them, those with the same input together."""
-        seen: list[tuple[Tensor, list[str]]] = []
+    def observe(self, block: nn.Module, index: int, names: Sequence[str]) -> dict[str, Moments]:
+        """The moments of the named sites while the block is still whole; those with the same input share theirs.
 
-        def note(name: str, inputs: Tensor) -> None:
-            if seen and seen[-1][0] is inputs:
-                seen[-1][1].append(name)
-            else:
-                seen.append((inputs, [name]))
+        The original stream moves on to the block's output.
+        """
+        moments: dict[str, Moments] = {}
+        for batch, (original, compressed) in enumerate(zip(self.original, self.compressed, strict=True)):
+            self.original[batch], before = self._inputs(block, index, original, names)
+            after = before if original is compressed else self._inputs(block, index, compressed, names)[1]
+            leaders: dict[int, str] = {}
+            for name, inputs in after.items():
+                leader = leaders.setdefault(id(inputs), name)
+                if leader == name:
+                    gathered = moments.setdefault(name, Moments.empty(inputs.shape[-1]))
+                    gathered.add(inputs, None if before is after else before[name])
+                moments[name] = moments[leader]
+        return moments
 
-        handles = [_watch(block.get_submodule(name), name, note) for name in sites]
-        self.model.run(block, index, self.original[0][:1, :2])
+    def _inputs(
+        self, block: nn.Module, index: int, hidden: Tensor, names: Sequence[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The block's output, and what entered each of the named sites on the way."""
+        entered: dict[str, Tensor] = {}
+
+        def watch(name: str) -> RemovableHandle:
+            return block.get_submodule(name).register_forward_pre_hook(
+                lambda _, arguments: entered.update({name: arguments[0]})
+            )
+
+        handles = [watch(name) for name in names]
+        output = self.model.run(block, index, hidden)
         for handle in handles:
             handle.remove()
-        return [names for _, names in seen]
-
-    def _reaching(self, block: nn.Module, index: int, hidden: Tensor, site: str) -> Tensor:
-        def stop(name: str, inputs: Tensor) -> None:
-            raise _Reached(inputs)
-
-        handle = _watch(block.get_submodule(site), site, stop)
-        try:
-            self.model.run(block, index, hidden)
-        except _Reached as reached:
-            return reached.inputs
-        finally:
-            handle.remove()
-        raise ValueError(f"block {index} never runs {site}")
-
-
-class _Reached(Exception):  # noqa: N818
-    """Carries a site's inputs out of a block whose rest need not run."""
-
-    def __init__(self, inputs: Tensor) -> None:
-        self.inputs = inputs
-
-
-def _watch(module: nn.Module, name: str, note: Callable[[str, Tensor], None]) -> torch.utils.hooks.RemovableHandle:
-    return module.register_forward_pre_hook(lambda _, arguments: note(name, arguments[0]))
+        return output, entered
 
 
 def _compress_block(
-    streams: _Streams, plan: Plan, block: nn.Module, compact: nn.Module, index: int
-) -> dict[str, float]:
-    """Replaces the planned sites of `compact` one group after the other; the errors by full site name."""
-    prefix = f"{streams.model.inventory.block_prefix}.{index}."
-    planned = {name.removeprefix(prefix): form for name, form in plan.structures.items() if name.startswith(prefix)}
-    errors = {}
-    for group in streams.groups(block, index, list(planned)):
-        features = _matrix(block.get_submodule(group[0])).shape[1]
-        moments = Moments.empty(features)
-        for original, compressed in streams.inputs(block, compact, index, group[0]):
-            moments.add(original, compressed)
-        for name in group:
-            errors[prefix + name] = _replace_site(compact, name, planned[name], moments, plan.compensation)
-    return errors
+    streams: _Streams, plan: Plan, sensitivities: Mapping[str, Sensitivity], block: nn.Module, index: int
+) -> CompressedPart:
+    """Puts compact layers in the place of the planned sites of the block."""
+    whole = f"{streams.model.inventory.block_prefix}.{index}"
+    planned = {name.removeprefix(f"{whole}."): name for name in plan.structures if name.startswith(f"{whole}.")}
+    moments = streams.observe(block, index, list(planned))
+    tensors, errors = {}, {}
+    for name, site in planned.items():
+        weights = sensitivities[site].outputs if site in sensitivities else None
+        target = problem(
+            matrix_of(block.get_submodule(name)), moments[name], compensation=plan.compensation, outputs=weights
+        )
+        compact = _replace(block, name, plan.structures[site], fit(plan.structures[site], target))
+        errors[site] = math.sqrt(target.error(compact.dense().cpu()))
+        tensors.update({f"{site}.{key}": tensor.clone() for key, tensor in compact.state_dict().items()})
+    forms = {site: to_dict(plan.structures[site]) for site in planned.values()}
+    return CompressedPart(index + 1, whole, forms, tensors, errors)
 
 
-def _replace_site(compact: nn.Module, name: str, structure: Structure, moments: Moments, compensation: float) -> float:
-    module = compact.get_submodule(name)
-    site = problem(_matrix(module), moments, DAMPING, compensation)
-    factors = fit(structure, site)
-    bias = getattr(module, "bias", None)
-    structures.replace(compact, {name: to_dict(structure)})
-    replaced = cast("structures.CompactLinear", compact.get_submodule(name))
-    _load(replaced, factors if bias is None else {**factors, "bias": bias})
-    return math.sqrt(site.error(replaced.dense()))
-
-
-def _matrix(module: nn.Module) -> Tensor:
-    """The weight as [out, in], whichever way round the module stores it."""
-    weight = cast("Tensor", module.weight)
-    return weight if isinstance(module, nn.Linear) else weight.T
+def _replace(block: nn.Module, name: str, structure: Structure, factors: Mapping[str, Tensor]) -> CompactLinear:
+    """The compact layer that now stands in the place of the named one, with its bias."""
+    bias = getattr(block.get_submodule(name), "bias", None)
+    structures.replace(block, {name: to_dict(structure)})
+    compact = cast("CompactLinear", block.get_submodule(name))
+    _load(compact, factors if bias is None else {**factors, "bias": bias})
+    return compact
 
 
 def _load(module: nn.Module, factors: Mapping[str, Tensor]) -> None:
@@ -195,23 +198,48 @@ def _load(module: nn.Module, factors: Mapping[str, Tensor]) -> None:
     module.load_state_dict({name: value.to(state[name].dtype).contiguous() for name, value in factors.items()})
 
 
-def _restored(model: BlockwiseModel, block: nn.Module, part: CompressedPart) -> nn.Module:
-    """A copy of the block with a finished part in place."""
-    prefix = f"{model.inventory.block_prefix}.{part.index}."
-    compact = copy.deepcopy(block)
-    structures.replace(compact, {name.removeprefix(prefix): form for name, form in part.structures.items()})
-    compact.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in part.tensors.items()}, strict=False)
-    return compact
+def _restore(block: nn.Module, part: CompressedPart, prefix: str) -> None:
+    """Puts a finished part into the block."""
+    structures.replace(block, {name.removeprefix(prefix): form for name, form in part.structures.items()})
+    block.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in part.tensors.items()}, strict=False)
 
 
-def _part(
-    inventory: Inventory, plan: Plan, compact: nn.Module, index: int, errors: Mapping[str, float]
-) -> CompressedPart:
-    name = f"{inventory.block_prefix}.{index}"
-    forms = {site: to_dict(plan.structures[site]) for site in errors}
-    tensors = {
-        f"{site}.{key}": tensor.clone()
-        for site in errors
-        for key, tensor in compact.get_submodule(site.removeprefix(f"{name}.")).state_dict().items()
-    }
-    return CompressedPart(index, name, forms, tensors, errors)
+def _compress_embedding(model: BlockwiseModel, plan: Plan, sensitivities: Mapping[str, Sensitivity]) -> CompressedPart:
+    """The factored table, or a part without content where the plan leaves the embedding whole."""
+    name = model.inventory.embedding.name
+    structure = plan.structures.get(name)
+    if structure is None:
+        return CompressedPart(0, name, {}, {}, {})
+    if not isinstance(structure, LowRank | Pivoted):
+        raise ValueError(f"{name} cannot be {structure}: an embedding is low rank, pivoted or whole")
+    table = model.read([f"{name}.weight"])[f"{name}.weight"]
+    weights, curvature = _table_weights(table, sensitivities.get(name))
+    factors = fit_table(structure, table.float().cpu(), weights, curvature)
+    form = to_dict(structure)
+    embedding = structures.build_embedding(form, *table.shape, dtype=table.dtype)
+    _load(embedding, factors)
+    error = math.sqrt(_table_error(table.float().cpu(), embedding, weights, curvature))
+    tensors = {f"{name}.{key}": tensor.clone() for key, tensor in embedding.state_dict().items()}
+    return CompressedPart(0, name, {name: form}, tensors, {name: error})
+
+
+def _table_weights(table: Tensor, sensitivity: Sensitivity | None) -> tuple[Tensor, Tensor]:
+    """The weights of rows and columns that were measured, or the plain norm where none were."""
+    if sensitivity is None or sensitivity.inputs is None:
+        return torch.ones(len(table), dtype=torch.float64), torch.eye(table.shape[1])
+    return sensitivity.outputs, sensitivity.inputs
+
+
+def _table_error(table: Tensor, embedding: CompactEmbedding, outputs: Tensor, moments: Tensor) -> float:
+    lost = (table_gram(table - embedding.dense().float(), outputs) * moments).sum()
+    return float(lost / (table_gram(table, outputs) * moments).sum())
+
+
+def _put_embedding(model: BlockwiseModel, part: CompressedPart) -> None:
+    for name, form in part.structures.items():
+        old = model.inventory.embedding
+        dtype = part.tensors[f"{name}.codes"].dtype
+        scale = getattr(model.embedding_module, "scalar_embed_scale", 1.0)
+        embedding = structures.build_embedding(form, old.out_features, old.in_features, scale, dtype=dtype)
+        embedding.load_state_dict({key.removeprefix(f"{name}."): tensor for key, tensor in part.tensors.items()})
+        model.replace(name, embedding)

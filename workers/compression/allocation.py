@@ -1,0 +1,105 @@
+"""Which site gets how many parameters: those whose loss the model's output would feel least give the most.
+
+Every site offers a curve, the divergence of the model against the numbers stored. The plan takes the point of each
+curve at which one more number buys the same everywhere (a Lagrange multiplier found by bisection), the embedding
+included. The first and last blocks, queries or values are not treated alike or apart by rule: their curves say what
+they need.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.compression.accounting import (
+    Plan,
+    budget_of,
+    compressible,
+    floor_rank,
+    highest_rank,
+    of_rank,
+    parameters,
+    stored,
+    uniform_plan,
+)
+from workers.compression.architectures import Inventory, Site
+from workers.compression.catalog import Method, method
+from workers.compression.sensitivity import Sensitivity
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The points that a site may take: `ranks` (the last one: dense), what each stores, and what each costs in nats."""
+
+    ranks: Tensor
+    stored: Tensor
+    divergence: Tensor
+
+    def cheapest(self, price: float) -> int:
+        """The index of the point with the least divergence plus price times stored numbers."""
+        return int((self.divergence + price * self.stored).argmin())
+
+
+def measured_plan(
+    inventory: Inventory, method_name: str, target_ratio: float, sensitivities: Mapping[str, Sensitivity]
+) -> Plan:
+    """The plan that meets the target with the least divergence predicted.
+
+    A method whose budget is uniform by definition gets `uniform_plan`. Raises RatioOutOfRange, UnknownMethod.
+    """
+    chosen = method(method_name)
+    if not chosen.measured:
+        return uniform_plan(inventory, method_name, target_ratio)
+    budget = budget_of(inventory, method_name, target_ratio)
+    sites = {site.name: site for site in compressible(inventory, chosen)}
+    curves = {name: curve(chosen, site, sensitivities[name].spectrum) for name, site in sites.items()}
+    fixed = stored(inventory, {}) - sum(site.out_features * site.in_features for site in sites.values())
+    picked = _within(curves, budget - fixed)
+    structures = {
+        name: of_rank(chosen, int(curves[name].ranks[index]))
+        for name, index in picked.items()
+        if index < len(curves[name].ranks) - 1
+    }
+    return Plan(method_name, structures, inventory.total_parameters, stored(inventory, structures), chosen.compensation)
+
+
+def curve(chosen: Method, site: Site, spectrum: Tensor) -> Curve:
+    """The curve of a site from the divergence that leaving out each singular value costs."""
+    rows, columns = site.out_features, site.in_features
+    ranks = torch.arange(floor_rank(site), highest_rank(chosen, site) + 1)
+    left_out = spectrum.flip(0).cumsum(0).flip(0)
+    counts = [parameters(of_rank(chosen, rank), rows, columns) for rank in ranks.tolist()]
+    return Curve(
+        torch.cat((ranks, torch.tensor([min(rows, columns)]))),
+        torch.tensor([*counts, rows * columns], dtype=torch.float64),
+        torch.cat((left_out[ranks], torch.zeros(1, dtype=torch.float64))),
+    )
+
+
+def _within(curves: Mapping[str, Curve], budget: int) -> dict[str, int]:
+    """The point of each curve, at the lowest common price at which all of them together keep to the budget."""
+    low, high = 0.0, max(float(curve.divergence.max()) for curve in curves.values())
+    picked = {name: curve.cheapest(high) for name, curve in curves.items()}
+    for _ in range(80):
+        price = (low + high) / 2
+        trial = {name: curve.cheapest(price) for name, curve in curves.items()}
+        if sum(float(curves[name].stored[index]) for name, index in trial.items()) <= budget:
+            high, picked = price, trial
+        else:
+            low = price
+    return _spend_rest(curves, picked, budget)
+
+
+def _spend_rest(curves: Mapping[str, Curve], picked: Mapping[str, int], budget: int) -> dict[str, int]:
+    """Steps up single curves while the budget has room: a curve that is not convex jumps past many points at one
+    price.
+    """
+    raised = dict(picked)
+    rest = budget - sum(float(curves[name].stored[index]) for name, index in raised.items())
+    for name, points in curves.items():
+        affordable = torch.nonzero(points.stored <= points.stored[raised[name]] + rest).flatten()
+        best = int(affordable[points.divergence[affordable].argmin()])
+        rest -= float(points.stored[best] - points.stored[raised[name]])
+        raised[name] = best
+    return raised
