@@ -4,31 +4,31 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from app.contract.job import Stage
 from workers.compression.models import StreamedModel
 from workers.compression.sequential import CompressedPart, compress, part_count
-from workers.stages import calibrate, inspect
+from workers.stages import calibrate, compute, inspect
 from workers.stages.context import Context
-from workers.stages.plan import plan_of
+from workers.stages.plan import plan_of, sensitivities_of
 
 NAME = str(Stage.COMPRESS)
 
 
 def run(context: Context, directory: Path) -> None:
-    model = StreamedModel.open(inspect.model_dir(context), device=device(context))
-    count = part_count(model.inventory)
+    model = StreamedModel.open(inspect.model_dir(context), device=compute.device(context))
+    blocks, count = model.inventory.blocks, part_count(model.inventory)
     start = first_unfinished(context, count)
     if start > 0:
-        context.resumed(block=start)
-    context.progress(start / count, f"block {start + 1} of {count}")
+        context.resumed(block=block_of(start))
+        context.progress(start / count, f"going on from block {block_of(start) + 1} of {blocks}")
     parts = compress(
         model,
         plan_of(context),
         calibrate.calibration(context),
+        sensitivities=sensitivities_of(context),
         start=start,
         finished=lambda index: read_part(part_path(context, index)),
     )
@@ -37,7 +37,12 @@ def run(context: Context, directory: Path) -> None:
         write_part(path, part)
         context.bench.finish_part(path)
         done = part.index + 1
-        context.progress(done / count, f"block {min(done + 1, count)} of {count}")
+        context.progress(done / count, f"block {min(block_of(done) + 1, blocks)} of {blocks}")
+
+
+def block_of(part: int) -> int:
+    """The block that a part is, or stands before: part 0 is the embedding."""
+    return max(part - 1, 0)
 
 
 class FinishedParts:
@@ -78,11 +83,3 @@ def read_part(path: Path) -> CompressedPart:
     return CompressedPart(
         int(metadata["index"]), described["name"], described["structures"], tensors, described["errors"]
     )
-
-
-def device(context: Context) -> torch.device:
-    """The device of the assignment; `auto` takes a GPU where there is one."""
-    wanted = context.assignment.device
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(wanted)

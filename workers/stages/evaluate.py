@@ -14,7 +14,7 @@ from app.contract.job import Comparison, Metrics, Stage
 from workers.compression.checkpoint import write_package
 from workers.compression.evaluation import greedy_sample, perplexity, speed, stored_size
 from workers.compression.models import StreamedModel
-from workers.stages import calibrate, compress, inspect
+from workers.stages import calibrate, compress, compute, inspect
 from workers.stages.context import Context
 
 DRAFT = "draft"
@@ -27,7 +27,7 @@ SPEED_PROMPT, SPEED_NEW_TOKENS = 512, 32
 
 def run(context: Context, directory: Path) -> None:
     draft = directory / DRAFT
-    base_model = context.assignment.recipe.model if not inspect.is_local(context) else None
+    base_model = inspect.hub_id(context)
     context.progress(0.05, "writing the weights")
     write_package(inspect.model_dir(context), compress.FinishedParts(context), draft, base_model=base_model)
     context.progress(0.1, "measuring the original")
@@ -39,7 +39,7 @@ def run(context: Context, directory: Path) -> None:
 
 
 def measure(context: Context, directory: Path) -> Metrics:
-    device = compress.device(context)
+    device = compute.device(context)
     size = stored_size(directory)
     model = StreamedModel.open(directory, device=device)
     perplexities = {name: perplexity(model, ids).value for name, ids in calibrate.evaluations(context).items()}

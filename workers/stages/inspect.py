@@ -43,8 +43,10 @@ def inventory_of(directory: Path) -> Inventory:
     return inventory(config, read_safetensors_headers(directory))
 
 
-def is_local(context: Context) -> bool:
-    return context.assignment.recipe.model.startswith("local:")
+def hub_id(context: Context) -> str | None:
+    """'org/name' of a model from the hub."""
+    reference = context.assignment.recipe.model
+    return None if reference.startswith("local:") else reference.partition("@")[0]
 
 
 def is_gguf(path: Path) -> bool:
