@@ -104,6 +104,7 @@ def sentence(model: str, scratch: Path) -> str:
     done = subprocess.run(
         [sys.executable, str(generator), model, PROMPT],
         env=os.environ | caches | {"PYTHONSAFEPATH": "1"},
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
     )

@@ -16,7 +16,7 @@ NEW_TOKENS = 24
 def main(model: str, prompt: str) -> None:
     where, options = source(model)
     tokenizer: Any = AutoTokenizer.from_pretrained(where, **options)
-    network: Any = AutoModelForCausalLM.from_pretrained(where, trust_remote_code=True, dtype=torch.float32, **options)
+    network: Any = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **options)
     tokens = tokenizer(prompt, return_tensors="pt")
     with torch.inference_mode():
         written = network.generate(**tokens, max_new_tokens=NEW_TOKENS, do_sample=False)
@@ -27,7 +27,8 @@ def source(model: str) -> tuple[str, dict[str, Any]]:
     path = Path(model)
     if path.suffix == ".gguf":
         return str(path.parent), {"gguf_file": path.name}
-    return model, {}
+    # Only a checkpoint of ours, which lies on this disk, may bring code along.
+    return model, {"trust_remote_code": path.is_dir()}
 
 
 if __name__ == "__main__":
