@@ -109,6 +109,14 @@ def test_a_planted_kronecker_sum_is_found() -> None:
     assert site.error(dense(Kronecker(3, (4, 6), (10, 4)), site)) < 1e-10
 
 
+def test_a_planted_sum_with_shuffled_rows_and_columns_is_found() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.kron(torch.randn(24, 20, generator=generator), torch.randn(2, 2, generator=generator))
+    shuffled = weight[torch.randperm(48, generator=generator)][:, torch.randperm(40, generator=generator)]
+    site = problem(shuffled, _moments(40), damping=1e-3)
+    assert site.error(dense(Kronecker(1, (24, 2), (20, 2), True, True), site)) < 1e-8
+
+
 @pytest.mark.parametrize("shapes", [((12, 2), (20, 2)), ((4, 6), (10, 4)), ((2, 12), (4, 10))])
 def test_the_weighted_kronecker_fit_beats_the_papers(shapes: tuple[tuple[int, int], tuple[int, int]]) -> None:
     site = a_problem((24, 40))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.compression.accounting import Dense, Kronecker, LowRank, Pivoted, Structure
+from workers.compression.permutation import search
 
 Factors = Mapping[str, Tensor]
 """The tensors of a compact layer by the names that `structures` gives them."""
@@ -146,22 +147,25 @@ def pivoted(second: Tensor, first: Tensor) -> dict[str, Tensor]:
 
 
 def kronecker(structure: Kronecker, site: Problem) -> dict[str, Tensor]:
-    """Σ_k A_k ⊗ B_k by alternating exact solves for A and B in the weighted norm, permutations left as they are.
+    """Σ_k A_k ⊗ B_k by alternating exact solves for A and B in the weighted norm, in the best orders that are allowed.
 
     The start is the optimum of the plain norm, the truncated singular value decomposition of the rearranged matrix (Van
     Loan and Pitsianis), so the result is never worse than that. `outputs` of the problem is not used.
     """
-    left, right = rearranged_fit(structure, site.target)
     moments = site.inputs @ site.inputs.T
+    target = site.target
+    factors: dict[str, Tensor] = {}
+    if structure.permute_in or structure.permute_out:
+        orders = search(target, structure)
+        target = target[orders.rows][:, orders.columns]
+        moments = moments[orders.columns][:, orders.columns]
+        factors |= {"order_in": orders.columns.int()} if structure.permute_in else {}
+        factors |= {"order_out": _inverse(orders.rows).int()} if structure.permute_out else {}
+    left, right = rearranged_fit(structure, target)
     for _ in range(ALTERNATIONS):
-        left = _solve_left(structure, site.target, moments, right)
-        right = _solve_right(structure, site.target, moments, left)
-    factors = {"left": left, "right": right}
-    if structure.permute_in:
-        factors["order_in"] = torch.arange(site.target.shape[1], dtype=torch.int32)
-    if structure.permute_out:
-        factors["order_out"] = torch.arange(site.target.shape[0], dtype=torch.int32)
-    return factors
+        left = _solve_left(structure, target, moments, right)
+        right = _solve_right(structure, target, moments, left)
+    return {"left": left, "right": right, **factors}
 
 
 def rearranged_fit(structure: Kronecker, target: Tensor) -> tuple[Tensor, Tensor]:
