@@ -6,6 +6,7 @@ Each method commits before it returns, so an answer that a client has seen is ne
 import base64
 import binascii
 import logging
+import math
 import secrets
 from collections import defaultdict
 from collections.abc import Sequence
@@ -130,11 +131,12 @@ class JobService:
 
 def check_ratio(recipe: Recipe, inventory: Inventory) -> None:
     feasible = feasible_range(inventory, recipe.method)
-    if not feasible.lowest <= recipe.target_ratio <= feasible.highest:
+    if recipe.target_ratio not in feasible:
+        lowest, highest = math.ceil(feasible.lowest * 1000) / 1000, math.floor(feasible.highest * 1000) / 1000
         raise RatioOutOfRange(
             "target_ratio",
             f"{recipe.target_ratio:g} cannot be reached for {recipe.model} with method {recipe.method!r}; "
-            f"send a number from {feasible.lowest:.3f} to {feasible.highest:.3f}",
+            f"send a number from {lowest:.3f} to {highest:.3f}",
         )
 
 

@@ -1,0 +1,85 @@
+"""The whole road with real processes: a posted recipe becomes a checkpoint on the client's disk."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import Engine
+
+from app.client import Client
+from app.contract.job import Job, State
+from app.contract.recipe import Recipe
+from app.serve import running_service
+from app.settings import Settings
+from tests.hub import running_hub
+
+OPEN = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, loading = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True, output_loading_info=True)
+assert not loading["missing_keys"] and not loading["unexpected_keys"], loading
+ids = AutoTokenizer.from_pretrained(sys.argv[1])("the quick", return_tensors="pt").input_ids
+assert model.generate(ids, max_new_tokens=4, min_new_tokens=4).shape[1] == ids.shape[1] + 4
+assert "app" not in sys.modules and "workers" not in sys.modules
+print(sum(parameter.numel() for parameter in model.parameters()))
+"""
+
+
+@pytest.fixture
+def client(settings: Settings, engine: Engine, tmp_path: Path) -> Iterator[Client]:
+    with (
+        running_service(settings.model_copy(update={"port": 0}), log_dir=tmp_path) as service,
+        Client(service.address) as client,
+    ):
+        yield client
+
+
+def finish(client: Client, recipe: dict[str, Any]) -> Job:
+    *_, job = client.wait(client.submit(Recipe.model_validate(recipe)).id)
+    assert job.state is State.SUCCEEDED, job.error
+    return job
+
+
+@pytest.mark.parametrize("method", ["kronecker", "svd"])
+def test_a_posted_job_becomes_a_checkpoint_that_stock_transformers_opens(
+    client: Client, tiny: dict[str, Any], tmp_path: Path, method: str
+) -> None:
+    job = finish(client, {**tiny, "method": method})
+    assert job.achieved_ratio == pytest.approx(1.3, rel=0.005)
+    assert job.metrics is not None
+    assert job.metrics.before.parameters / job.metrics.after.parameters == job.achieved_ratio
+    checkpoint = tmp_path / "checkpoint"
+    client.download(job.id, checkpoint)
+    assert (checkpoint / "compression_report.json").is_file()
+    opened = subprocess.run(
+        [sys.executable, "-I", "-c", OPEN, str(checkpoint)],
+        cwd=tmp_path,
+        env={"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert opened.returncode == 0, opened.stderr
+    assert 0 < int(opened.stdout.split()[-1]) <= job.metrics.after.parameters
+
+
+def test_a_private_model_of_the_hub_is_compressed_at_its_commit_and_the_token_is_nowhere(
+    settings: Settings, engine: Engine, tiny: dict[str, Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    with running_hub() as hub:
+        files = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
+        repository = hub.add("team/tiny", files)
+        repository.private, hub.token = True, "hf_a_secret_token"
+        changes = {"port": 0, "hub_enabled": True, "hub_endpoint": hub.endpoint, "hub_token": SecretStr(hub.token)}
+        with (
+            running_service(settings.model_copy(update=changes), log_dir=tmp_path / "logs") as service,
+            Client(service.address) as client,
+        ):
+            job = finish(client, {**tiny, "model": "team/tiny"})
+    assert job.source.revision == repository.commit
+    assert hub.token not in job.model_dump_json()
+    for path in [*(tmp_path / "logs").iterdir(), *settings.data_dir.rglob("*.json")]:
+        assert hub.token not in path.read_text()
