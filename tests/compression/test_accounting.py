@@ -5,6 +5,7 @@ import pytest
 from workers.compression.accounting import (
     TOLERANCE,
     Dense,
+    Halved,
     Kronecker,
     LowRank,
     MalformedStructure,
@@ -30,6 +31,7 @@ STRUCTURES: tuple[Structure, ...] = (
     Pivoted(5),
     Kronecker(3, (4, 6), (8, 2), permute_in=True),
     Sum((LowRank(2), Kronecker(1, (12, 2), (4, 4)))),
+    Halved(2),
     Tied("model.embed_tokens"),
 )
 

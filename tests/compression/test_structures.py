@@ -25,7 +25,11 @@ FORMS: dict[str, tuple[int, int, dict[str, Any]]] = {
         {"kind": "sum", "parts": [{"kind": "low_rank", "rank": 2}, {**KRONECKER, "out": [4, 6], "in": [20, 2]}]},
     ),
 }
-EMBEDDINGS: list[dict[str, Any]] = [{"kind": "low_rank", "rank": 5}, {"kind": "pivoted", "rank": 5}]
+EMBEDDINGS: list[dict[str, Any]] = [
+    {"kind": "low_rank", "rank": 5},
+    {"kind": "pivoted", "rank": 5},
+    {"kind": "halved", "times": 2},
+]
 
 
 def randomised(module: nn.Module, seed: int = 0) -> None:

@@ -68,13 +68,20 @@ class Sum:
 
 
 @dataclass(frozen=True)
+class Halved:
+    """An embedding whose width is halved so many times: E = ((A ⊗ b_t) P_t … ⊗ b_1) P_1 with every b of 1 × 2."""
+
+    times: int
+
+
+@dataclass(frozen=True)
 class Tied:
     """An output head that reads the factored table of the embedding and stores nothing."""
 
     to: str
 
 
-Structure = Dense | LowRank | Pivoted | Kronecker | Sum | Tied
+Structure = Dense | LowRank | Pivoted | Kronecker | Sum | Halved | Tied
 
 
 def to_dict(structure: Structure) -> dict[str, Any]:
@@ -91,6 +98,8 @@ def to_dict(structure: Structure) -> dict[str, Any]:
             return {"kind": "kronecker", "terms": terms, **shapes, "permute_in": permute_in, "permute_out": permute_out}
         case Sum(parts):
             return {"kind": "sum", "parts": [to_dict(part) for part in parts]}
+        case Halved(times):
+            return {"kind": "halved", "times": times}
         case Tied(to):
             return {"kind": "tied", "to": to}
 
@@ -115,6 +124,7 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any]], Structure]] = {
     "pivoted": lambda form: Pivoted(int(form["rank"])),
     "kronecker": _read_kronecker,
     "sum": lambda form: Sum(tuple(from_dict(part) for part in form["parts"])),
+    "halved": lambda form: Halved(int(form["times"])),
     "tied": lambda form: Tied(str(form["to"])),
 }
 
@@ -140,6 +150,10 @@ def parameters(structure: Structure, out_features: int, in_features: int) -> int
             return terms * (m1 * n1 + m2 * n2) + indices
         case Sum(parts):
             return sum(parameters(part, out_features, in_features) for part in parts)
+        case Halved(times):
+            _check(times > 0 and in_features % 2**times == 0, structure, out_features, in_features)
+            indices = sum(in_features >> step for step in range(times))
+            return out_features * (in_features >> times) + 2 * times + indices
         case Tied():
             return 0
 

@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from workers.compression.accounting import Dense, Kronecker, LowRank, Pivoted, Structure
+from workers.compression.accounting import Dense, Halved, Kronecker, LowRank, Pivoted, Structure
 from workers.compression.permutation import search
 
 Factors = Mapping[str, Tensor]
@@ -213,6 +213,22 @@ def spectrum(site: Problem) -> Tensor:
     gram = weighted @ weighted.T if weighted.shape[0] <= weighted.shape[1] else weighted.T @ weighted
     ascending: Tensor = torch.linalg.eigvalsh(gram)
     return ascending.flip(0).clamp_min(0)
+
+
+def fit_halved(structure: Halved, table: Tensor) -> dict[str, Tensor]:
+    """The factors of a `structures.HalvedEmbedding`, in the plain norm: columns are paired by the permutation search,
+    and each pair is replaced by its best common direction (b has unit norm), step after step."""
+    factors: dict[str, Tensor] = {}
+    pairs = []
+    for step in range(structure.times):
+        width = table.shape[1]
+        form = Kronecker(1, (table.shape[0], 1), (width // 2, 2), permute_in=True)
+        order = search(table, form).columns
+        left, right = rearranged_fit(form, table[:, order].double())
+        pairs.append(right.flatten())
+        factors[f"order_{step}"] = _inverse(order).int()
+        table = left[0].float()
+    return {"codes": table, "pairs": torch.stack(pairs), **factors}
 
 
 def fit_table(structure: LowRank | Pivoted, table: Tensor, outputs: Tensor, moments: Tensor) -> dict[str, Tensor]:

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from workers.compression import structures
-from workers.compression.accounting import LowRank, Pivoted, Plan, Structure, to_dict
+from workers.compression.accounting import Halved, LowRank, Pivoted, Plan, Structure, to_dict
 from workers.compression.architectures import Inventory
-from workers.compression.fitting import Moments, fit, fit_table, matrix_of, problem, table_gram
+from workers.compression.fitting import Moments, fit, fit_halved, fit_table, matrix_of, problem, table_gram
 from workers.compression.sensitivity import Sensitivity
-from workers.compression.structures import CompactEmbedding, CompactLinear
+from workers.compression.structures import CompactEmbedding, CompactLinear, HalvedEmbedding
 
 BATCH = 2
 """Sequences that pass through a block at a time."""
@@ -93,10 +93,11 @@ def compress(
     if start and finished is None:
         raise ValueError("to resume, say where the finished parts are")
     known = sensitivities or {}
-    original = _embedded(model, ids)
+    original = _embedded(model, ids) if plan.compensation > 0 else None
     part = finished(0) if start and finished else _compress_embedding(model, plan, known)
     _put_embedding(model, part)
-    streams = _Streams(model, original, _embedded(model, ids) if part.structures else list(original))
+    shared = original is not None and not part.structures
+    streams = _Streams(model, original, list(original) if shared and original else _embedded(model, ids))
     if not start:
         yield part
     for index in range(model.inventory.blocks):
@@ -116,14 +117,18 @@ def _embedded(model: BlockwiseModel, ids: Tensor) -> list[Tensor]:
 
 
 class _Streams:
-    """The hidden states of both models before the current block, in batches."""
+    """The hidden states of both models before the current block, in batches.
 
-    def __init__(self, model: BlockwiseModel, original: list[Tensor], compressed: list[Tensor]) -> None:
+    There is no `original` where nothing is compensated for.
+    """
+
+    def __init__(self, model: BlockwiseModel, original: list[Tensor] | None, compressed: list[Tensor]) -> None:
         self.model = model
         self.original, self.compressed = original, compressed
 
     def advance_original(self, block: nn.Module, index: int) -> None:
-        self.original = [self.model.run(block, index, hidden) for hidden in self.original]
+        if self.original is not None:
+            self.original = [self.model.run(block, index, hidden) for hidden in self.original]
 
     def advance_compressed(self, block: nn.Module, index: int) -> None:
         self.compressed = [self.model.run(block, index, hidden) for hidden in self.compressed]
@@ -134,15 +139,19 @@ class _Streams:
         The original stream moves on to the block's output.
         """
         moments: dict[str, Moments] = {}
-        for batch, (original, compressed) in enumerate(zip(self.original, self.compressed, strict=True)):
-            self.original[batch], before = self._inputs(block, index, original, names)
-            after = before if original is compressed else self._inputs(block, index, compressed, names)[1]
+        for batch, compressed in enumerate(self.compressed):
+            before: dict[str, Tensor] | None = None
+            same = False
+            if self.original is not None:
+                same = self.original[batch] is compressed
+                self.original[batch], before = self._inputs(block, index, self.original[batch], names)
+            after = before if before is not None and same else self._inputs(block, index, compressed, names)[1]
             leaders: dict[int, str] = {}
             for name, inputs in after.items():
                 leader = leaders.setdefault(id(inputs), name)
                 if leader == name:
                     gathered = moments.setdefault(name, Moments.empty(inputs.shape[-1]))
-                    gathered.add(inputs, None if before is after else before[name])
+                    gathered.add(inputs, None if before is None or same else before[name])
                 moments[name] = moments[leader]
         return moments
 
@@ -210,15 +219,19 @@ def _compress_embedding(model: BlockwiseModel, plan: Plan, sensitivities: Mappin
     structure = plan.structures.get(name)
     if structure is None:
         return CompressedPart(0, name, {}, {}, {})
-    if not isinstance(structure, LowRank | Pivoted):
-        raise ValueError(f"{name} cannot be {structure}: an embedding is low rank, pivoted or whole")
+    if not isinstance(structure, LowRank | Pivoted | Halved):
+        raise ValueError(f"{name} cannot be {structure}: an embedding is low rank, pivoted, halved or whole")
     table = model.read([f"{name}.weight"])[f"{name}.weight"]
     weights, curvature = _table_weights(table, sensitivities.get(name))
-    factors = fit_table(structure, table.float().cpu(), weights, curvature)
+    rows = table.float().cpu()
+    if isinstance(structure, Halved):
+        factors = fit_halved(structure, rows)
+    else:
+        factors = fit_table(structure, rows, weights, curvature)
     form = to_dict(structure)
     embedding = structures.build_embedding(form, *table.shape, dtype=table.dtype)
     _load(embedding, factors)
-    error = math.sqrt(_table_error(table.float().cpu(), embedding, weights, curvature))
+    error = math.sqrt(_table_error(rows, embedding, weights, curvature))
     tensors = {f"{name}.{key}": tensor.clone() for key, tensor in embedding.state_dict().items()}
     return CompressedPart(0, name, {name: form}, tensors, {name: error})
 
@@ -230,7 +243,9 @@ def _table_weights(table: Tensor, sensitivity: Sensitivity | None) -> tuple[Tens
     return sensitivity.outputs, sensitivity.inputs
 
 
-def _table_error(table: Tensor, embedding: CompactEmbedding, outputs: Tensor, moments: Tensor) -> float:
+def _table_error(
+    table: Tensor, embedding: CompactEmbedding | HalvedEmbedding, outputs: Tensor, moments: Tensor
+) -> float:
     lost = (table_gram(table - embedding.dense().float(), outputs) * moments).sum()
     return float(lost / (table_gram(table, outputs) * moments).sum())
 

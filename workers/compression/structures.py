@@ -219,10 +219,46 @@ class CompactEmbedding(nn.Module):
         return features if self.order is None else torch.cat((codes, features), dim=-1)[..., self.order]
 
 
+class HalvedEmbedding(nn.Module):
+    """A table of tokens × dim out of `codes` [tokens, dim / 2^times]: each step doubles the width by ⊗ with two
+    numbers.
+
+    `pairs` [times, 2] are those numbers, outermost step first; `order_0`, `order_1`, … say for each feature where it
+    stands in the product of its step. `scale` is that of `CompactEmbedding`.
+    """
+
+    def __init__(self, form: Mapping[str, Any], tokens: int, dim: int, scale: float = 1.0, **factory: Any) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim, self.scale, self.times = tokens, dim, scale, form["times"]
+        self.codes = _parameter(tokens, dim >> self.times, **factory)
+        self.pairs = _parameter(self.times, 2, **factory)
+        for step in range(self.times):
+            self.register_buffer(f"order_{step}", _identity_order(dim >> step, factory))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        features = self._features(functional.embedding(ids, self.codes))
+        return features if self.scale == 1.0 else features * self.scale
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., dim] to [..., tokens], as an output head with the same table."""
+        for step in range(self.times):
+            place = torch.argsort(self.get_buffer(f"order_{step}"))
+            hidden = hidden[..., place].reshape(*hidden.shape[:-1], -1, 2) @ self.pairs[step]
+        return functional.linear(hidden, self.codes)
+
+    def dense(self) -> Tensor:
+        return self._features(self.codes)
+
+    def _features(self, codes: Tensor) -> Tensor:
+        for step in reversed(range(self.times)):
+            codes = (codes.unsqueeze(-1) * self.pairs[step]).flatten(-2)[..., self.get_buffer(f"order_{step}")]
+        return codes
+
+
 class TiedHead(nn.Module):
     """An output head that reads the factored table of the embedding and stores nothing of its own."""
 
-    def __init__(self, embedding: CompactEmbedding) -> None:
+    def __init__(self, embedding: CompactEmbedding | HalvedEmbedding) -> None:
         super().__init__()
         # In a tuple, so that the table is registered, saved and counted once.
         self._embedding = (embedding,)
@@ -253,8 +289,10 @@ def build(form: Mapping[str, Any], in_features: int, out_features: int, bias: bo
 
 def build_embedding(
     form: Mapping[str, Any], tokens: int, dim: int, scale: float = 1.0, **factory: Any
-) -> CompactEmbedding:
+) -> CompactEmbedding | HalvedEmbedding:
     """An empty factored embedding. Raises ValueError for a kind that embeddings do not have."""
+    if form["kind"] == "halved":
+        return HalvedEmbedding(form, tokens, dim, scale, **factory)
     if form["kind"] not in ("low_rank", "pivoted"):
         raise ValueError(f"an embedding cannot be {form['kind']!r}")
     return CompactEmbedding(form, tokens, dim, scale, **factory)

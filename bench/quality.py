@@ -1,0 +1,150 @@
+"""Perplexity after compression, as a ratio to the dense model's, in and out of the calibration's domain.
+
+    python -m bench.quality MODEL_DIRECTORY --calibration A.txt --out B.txt --ratios 1.15 1.3 1.31 1.5
+
+calibrates on the first part of A, evaluates on the rest of A ("in") and on B ("out"), and prints one Markdown row for
+each method and ratio. No training. Text that is tokenised by words, as WikiText is, is detokenised first.
+"""
+
+import argparse
+import math
+import re
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from workers.compression import structures
+from workers.compression.accounting import Kronecker, Structure, stored, to_dict
+from workers.compression.allocation import measured_plan
+from workers.compression.architectures import Inventory, Site
+from workers.compression.fitting import rearranged_fit
+from workers.compression.models import StreamedModel
+from workers.compression.sensitivity import Sensitivity, measure
+from workers.compression.sequential import CompressedPart, compress
+
+TILE = 4
+
+
+def main() -> None:
+    options = arguments()
+    model = StreamedModel.open(options.model, dtype=getattr(torch, options.dtype))
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    text = windows(tokenizer, options.calibration, options.length)
+    calibration, inside = text[: options.sequences], text[options.sequences :]
+    inside = spread(inside, options.windows)
+    outside = spread(windows(tokenizer, options.out, options.length), options.windows)
+    dense = model.whole().eval()
+    before = perplexity(dense, inside), perplexity(dense, outside)
+    print(f"dense: in {before[0]:.2f}, out {before[1]:.2f}")
+    print("| method | ratio | in | out | measure s | fit s |\n|---|---|---|---|---|---|")
+    started = time.monotonic()
+    measured = {name: found for part in measure(model, calibration) for name, found in part.items()}
+    measuring = time.monotonic() - started
+    for ratio in options.ratios:
+        for method in options.methods:
+            started = time.monotonic()
+            compressed, reached = METHODS[method](model, method, ratio, calibration, measured)
+            fitting = time.monotonic() - started
+            after = perplexity(compressed, inside) / before[0], perplexity(compressed, outside) / before[1]
+            spent = measuring if method == "kronecker" else 0.0
+            print(
+                f"| {method} | {reached:.3f} | {after[0]:.3g} | {after[1]:.3g} | {spent:.0f} | {fitting:.0f} |",
+                flush=True,
+            )
+
+
+def fitted(
+    model: StreamedModel, method: str, ratio: float, calibration: Tensor, measured: dict[str, Sensitivity]
+) -> tuple[nn.Module, float]:
+    """The model compressed by one of our methods, and the ratio reached."""
+    plan = measured_plan(model.inventory, method, ratio, measured)
+    weights = measured if method == "kronecker" else None
+    fresh = StreamedModel.open(arguments().model, dtype=model.dtype)
+    return assembled(fresh.whole(), compress(fresh, plan, calibration, sensitivities=weights)), plan.ratio
+
+
+def tqcompressor_style(
+    model: StreamedModel, method: str, ratio: float, calibration: Tensor, measured: dict[str, Sensitivity]
+) -> tuple[nn.Module, float]:
+    """Data-free Kronecker sums on every site of every block, the paper's fit, with tiles that reach the budget."""
+    share = block_share(model.inventory, ratio)
+    forms = {site.name: tiled(site, share) for site in model.inventory.sites}
+    compressed = model.whole()
+    matrices = {name: compressed.get_submodule(name).weight.detach().double() for name in forms}
+    structures.replace(compressed, {name: to_dict(form) for name, form in forms.items()})
+    for name, form in forms.items():
+        left, right = rearranged_fit(form, matrices[name])
+        compressed.get_submodule(name).load_state_dict({"left": left, "right": right}, strict=False)
+    return compressed.eval(), model.inventory.total_parameters / stored(model.inventory, dict[str, Structure](forms))
+
+
+METHODS = {"kronecker": fitted, "svd": fitted, "tqcompressor": tqcompressor_style}
+
+
+def block_share(inventory: Inventory, ratio: float) -> float:
+    blocks = sum(site.out_features * site.in_features for site in inventory.sites)
+    return 1 - inventory.total_parameters * (1 - 1 / ratio) / blocks
+
+
+def tiled(site: Site, share: float) -> Kronecker:
+    out_shape, in_shape = (site.out_features // TILE, TILE), (site.in_features // TILE, TILE)
+    return Kronecker(max(1, math.ceil(share * TILE**2 - 0.5)), out_shape, in_shape)
+
+
+def assembled(model: nn.Module, parts: Iterable[CompressedPart]) -> nn.Module:
+    """The whole model with the parts in place, its tied head reading the factored table."""
+    for part in parts:
+        structures.replace(model, part.structures)
+        if part.index == 0 and part.structures:
+            structures.replace(model, {"lm_head": {"kind": "tied", "to": part.name}})
+        model.load_state_dict(dict(part.tensors), strict=False)
+    return model.eval()
+
+
+def windows(tokenizer: object, path: Path, length: int) -> Tensor:
+    text = detokenised(path.read_text(encoding="utf-8"))
+    ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"])  # type: ignore[operator]
+    return ids[: len(ids) // length * length].view(-1, length)
+
+
+def detokenised(text: str) -> str:
+    """Undoes WikiText's word tokenisation; other text has nothing of the kind and stays as it is."""
+    text = re.sub(r" @([-,.])@ ", r"\1", text).replace("<unk>", "unk")
+    return re.sub(r"([(\[]) ", r"\1", re.sub(r" ([.,;:!?)\]])", r"\1", text))
+
+
+def spread(sequences: Tensor, count: int) -> Tensor:
+    return sequences[torch.linspace(0, len(sequences) - 1, count).long()]
+
+
+@torch.no_grad()
+def perplexity(model: nn.Module, sequences: Tensor) -> float:
+    return math.exp(sum(losses(model, sequences)) / len(sequences))
+
+
+def losses(model: nn.Module, sequences: Tensor) -> Iterator[float]:
+    for ids in sequences:
+        logits = model(ids[None], use_cache=False).logits[0, :-1].float()
+        yield nn.functional.cross_entropy(logits, ids[1:]).item()
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--calibration", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--ratios", type=float, nargs="+", default=[1.15, 1.3, 1.31, 1.5])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--sequences", type=int, default=32)
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--windows", type=int, default=20)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
