@@ -203,7 +203,7 @@ def open_log(log: Path) -> IO[bytes]:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """This process's environment, with every setting as it is here, and caches and scratch files in the data directory."""
+    """This process's environment with every setting as it is here, caches and scratch files in the data directory."""
     scratch = settings.data_dir / "tmp"
     scratch.mkdir(parents=True, exist_ok=True)
     prefix = Settings.model_config["env_prefix"]

@@ -44,7 +44,7 @@ def demo(
         str | None, typer.Option(help="A hub id or a path, instead of the model that comes along.")
     ] = None,
     ratio: Annotated[float, typer.Option(help="Stored parameters before / after.")] = 1.3,
-    method: Annotated[Method, typer.Option(help="How the weights are made smaller.")] = "svd",
+    method: Annotated[Method, typer.Option(help="How the weights are made smaller.")] = "kronecker",
 ) -> None:
     """Compress a real model end to end, and compare it with the original."""
     directory = DIRECTORY.resolve()

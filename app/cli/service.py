@@ -1,7 +1,6 @@
 """Commands that run the service. What they need beyond the client is imported when they run."""
 
 import socket
-from importlib import import_module
 from typing import Annotated
 
 import typer
@@ -78,13 +77,13 @@ def worker(lifeline: Lifeline = None) -> None:
     from app.lifeline import end_with_parent
     from app.logs import configure_logs
     from app.serve import require_urls
+    from workers.celery_app import run_worker
 
     require_urls(settings)
     configure_logs()
     if lifeline is not None:
         end_with_parent(lifeline, grace_seconds=ORPHAN_GRACE_SECONDS)
-    # By name: the packages meet on the command line alone, and nothing else in `app` may know the workers.
-    import_module("workers.celery_app").run_worker(settings)
+    run_worker(settings)
 
 
 def migrate() -> None:

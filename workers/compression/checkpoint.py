@@ -272,7 +272,7 @@ Compressed with Modelpress. {what}
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("path/to/this/directory"{trust})
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory"{trust})
 ```
 """
     (directory / "README.md").write_text("\n".join(["---", *front, "---", "", text]), encoding="utf-8")

@@ -9,8 +9,10 @@ never imported: it must not be able to import anything of ours, or it would not 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-sys.modules.update(dict.fromkeys(("workers", "app")))
+for ours in ("workers", "app"):
+    sys.modules[ours] = None  # type: ignore[assignment]
 
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
@@ -22,8 +24,9 @@ NEW_TOKENS = 4
 @torch.no_grad()
 def facts(package: str, probe: dict[str, torch.Tensor]) -> dict[str, object]:
     """What loading, one forward and a short generation of the package show."""
-    options = {"trust_remote_code": True, "local_files_only": True, "dtype": probe["logits"].dtype}
-    model, loading = AutoModelForCausalLM.from_pretrained(package, output_loading_info=True, **options)
+    options: Any = {"trust_remote_code": True, "local_files_only": True, "dtype": probe["logits"].dtype}
+    causal: Any = AutoModelForCausalLM
+    model, loading = causal.from_pretrained(package, output_loading_info=True, **options)
     model.eval()
     expected = probe["logits"]
     logits = model(probe["ids"]).logits
