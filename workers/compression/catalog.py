@@ -30,8 +30,8 @@ class Method:
 _ALL = (
     Method(
         "kronecker",
-        "for each matrix the best of the factored family, pivoted low rank or a Kronecker sum, "
-        "fitted block by block to the original's activations",
+        "the best of the factored family: pivoted low rank with budgets by what an error does to the model's output, "
+        "the embedding included, fitted block by block to the original's activations",
         pivoted=True,
         factors_embedding=True,
         measured=True,

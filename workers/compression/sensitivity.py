@@ -23,7 +23,7 @@ from workers.compression.architectures import Inventory
 from workers.compression.fitting import Moments, matrix_of, problem, spectrum, table_spectrum
 
 TOKENS = 8192
-"""How much of the calibration text is used: gradients cost twice as much as the passes of the fit."""
+"""How much of the calibration text is used at most: a pass with gradients costs three without."""
 
 HEAD_TOKENS = 256
 """Tokens that pass through the head at a time: their logits over the vocabulary are the largest tensor there is."""
