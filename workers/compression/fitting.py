@@ -30,6 +30,10 @@ ALTERNATIONS = 5
 """Rounds of solving for one Kronecker factor given the other; the error hardly moves afterwards."""
 
 
+EXCHANGES = 2
+"""Exchanges at most, per pivot. Each enlarges the pivots' volume; only rounding could make them go on for ever."""
+
+
 @dataclass
 class Moments:
     """Second moments of a site's inputs, gathered over batches: `inputs` = Σ x xᵀ in the compressed stream, `cross` =
@@ -292,11 +296,14 @@ def _dominant_rows(factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     order = permutation.argmax(0)
     mixing = torch.linalg.solve_triangular(lower[:rank], lower[rank:], upper=False, left=False, unitriangular=True)
     pivots, others = order[:rank].clone(), order[rank:].clone()
-    while mixing.numel() and mixing.abs().max() > PIVOT_BOUND:
+    for _ in range(EXCHANGES * rank if mixing.numel() else 0):
         row, column = divmod(int(mixing.abs().argmax()), rank)
+        if mixing[row, column].abs() <= PIVOT_BOUND:
+            break
         pivots[column], others[row] = others[row].clone(), pivots[column].clone()
         mixing = _exchange(mixing, row, column)
-    return pivots, others, mixing
+    # Solved anew: the exchanges have gathered rounding errors.
+    return pivots, others, torch.linalg.solve(factor[pivots], factor[others], left=False)
 
 
 def _exchange(mixing: Tensor, row: int, column: int) -> Tensor:
