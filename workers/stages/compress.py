@@ -8,7 +8,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from app.contract.job import Stage
-from workers.compression.models import StreamedModel
 from workers.compression.sequential import CompressedPart, compress, part_count
 from workers.stages import calibrate, compute, inspect
 from workers.stages.context import Context
@@ -18,7 +17,7 @@ NAME = str(Stage.COMPRESS)
 
 
 def run(context: Context, directory: Path) -> None:
-    model = StreamedModel.open(inspect.model_dir(context), device=compute.device(context))
+    model = compute.open_model(context, inspect.model_dir(context))
     blocks, count = model.inventory.blocks, part_count(model.inventory)
     start = first_unfinished(context, count)
     if start > 0:

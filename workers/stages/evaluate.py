@@ -39,9 +39,8 @@ def run(context: Context, directory: Path) -> None:
 
 
 def measure(context: Context, directory: Path) -> Metrics:
-    device = compute.device(context)
     size = stored_size(directory)
-    model = StreamedModel.open(directory, device=device)
+    model = compute.open_model(context, directory)
     perplexities = {name: perplexity(model, ids).value for name, ids in calibrate.evaluations(context).items()}
     whole = model.whole()
     length = min(SPEED_PROMPT, whole.config.max_position_embeddings // 2)

@@ -9,7 +9,6 @@ from app.contract.job import Stage
 from workers.compression.accounting import Plan
 from workers.compression.allocation import measured_plan
 from workers.compression.catalog import method
-from workers.compression.models import StreamedModel
 from workers.compression.sensitivity import Sensitivity, from_tensors, measure, to_tensors
 from workers.stages import calibrate, compute, inspect
 from workers.stages.context import Context
@@ -27,7 +26,7 @@ def run(context: Context, directory: Path) -> None:
 
 
 def measure_sensitivities(context: Context) -> dict[str, Sensitivity]:
-    model = StreamedModel.open(inspect.model_dir(context), device=compute.device(context))
+    model = compute.open_model(context, inspect.model_dir(context))
     parts = model.inventory.blocks + 1
     found: dict[str, Sensitivity] = {}
     context.progress(0.0, "measuring what the output feels")
