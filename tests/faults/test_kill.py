@@ -115,7 +115,7 @@ def test_a_frozen_worker_that_wakes_up_after_its_lease_writes_nothing(
         with worker(settings, log):
             ended = wait_until_ended(service, job.id)
             frozen.send_signal(signal.SIGCONT)
-            wait_for(lambda: "lease_lost" in log.read_text())
+            wait_for(lambda: '"outcome": "lost"' in log.read_text())
             wait_for(lambda: not processes_of(settings.work_dir))
     assert ended.state is State.SUCCEEDED
     assert service.get(job.id).attempt == ended.attempt == 2
