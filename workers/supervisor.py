@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-FETCH_SHARE = 0.03
+FETCH_SHARE = 0.02
 """Part of the whole job's progress that fetching the model and the text is given."""
 
 

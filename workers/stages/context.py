@@ -11,19 +11,19 @@ from app.contract.job import Stage
 from workers.messages import Assignment, ProgressReport, ResumedReport
 from workers.stages.workbench import Workbench
 
-FETCHED = 0.03
+FETCHED = 0.02
 """Part of the whole that the supervisor has already reported for fetching."""
 
 SHARES = {
-    Stage.INSPECT: 0.03,
-    Stage.CALIBRATE: 0.02,
-    Stage.PLAN: 0.02,
-    Stage.COMPRESS: 0.70,
-    Stage.EVALUATE: 0.12,
-    Stage.PACKAGE: 0.03,
-    Stage.VERIFY: 0.05,
+    Stage.INSPECT: 0.08,
+    Stage.CALIBRATE: 0.01,
+    Stage.PLAN: 0.22,
+    Stage.COMPRESS: 0.43,
+    Stage.EVALUATE: 0.18,
+    Stage.PACKAGE: 0.02,
+    Stage.VERIFY: 0.04,
 }
-"""Part of the whole that each stage takes on a small model; only the progress bar leans on it."""
+"""Part of the whole that each stage takes, as measured on a small model; only the progress bar leans on it."""
 
 PACE_NEEDS = 0.02
 """Progress within this attempt before its pace is worth extrapolating."""
