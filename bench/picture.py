@@ -26,7 +26,7 @@ def main() -> None:
     axes.set(xscale="log", xlim=(1, 2e6), xlabel="perplexity, relative to the original (log scale; 1 is no loss)")
     axes.set_title("SmolLM2-135M-Instruct made 1.3 times smaller, no training", loc="left", fontsize=12)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper right")
     PICTURE.parent.mkdir(exist_ok=True)
     figure.savefig(PICTURE, metadata={"Date": None})
 

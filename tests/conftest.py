@@ -1,6 +1,7 @@
 """Fixtures that start real things: one PostgreSQL and one Valkey for the whole run, a clean database for each test."""
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from app.settings import Settings
 from app.sources.models import ModelSources
 from app.sources.text import TextSources
 from tests.tiny import write_text, write_tiny_model
+
+
+# A run that was started in the background ignores Ctrl-C, and so would every process that a test sends one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
