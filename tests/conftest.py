@@ -17,7 +17,6 @@ from app.sources.models import ModelSources
 from app.sources.text import TextSources
 from tests.tiny import write_text, write_tiny_model
 
-
 # A run that was started in the background ignores Ctrl-C, and so would every process that a test sends one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
