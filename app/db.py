@@ -36,15 +36,6 @@ def make_sessions(engine: Engine) -> Sessions:
     return sessionmaker(engine, expire_on_commit=False)
 
 
-def migrate(database_url: SecretStr) -> None:
-    """Bring the schema of this database to the newest migration."""
-    engine = make_engine(database_url)
-    try:
-        upgrade(engine)
-    finally:
-        engine.dispose()
-
-
 def upgrade(engine: Engine) -> None:
     """Bring the schema to the newest migration; of several processes that try, one does it and the others wait."""
     with engine.begin() as connection:

@@ -1,6 +1,6 @@
 """Every setting of the service, read once from the environment into a frozen object.
 
-Nothing else reads the environment. Each field is MODELPRESS_<FIELD> in capitals; lists of directories are separated by
+No other module reads a setting from it. Each field is MODELPRESS_<FIELD> in capitals; lists of directories are separated by
 `:` as in PATH. Secrets are `SecretStr`, so that no log, repr or traceback shows them.
 """
 

@@ -1,4 +1,4 @@
-"""The computing child: walks one attempt through its stages. The only process with torch.
+"""The computing child: walks one attempt through its stages. The only process that computes.
 
 It is started by the supervisor, reads its assignment from standard input and reports in JSON lines. It holds no secret
 and no connection. It ends with the supervisor: when standard input closes, nobody is left to report to.

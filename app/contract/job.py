@@ -58,6 +58,11 @@ class Comparison(Answer):
     before: Metrics
     after: Metrics
 
+    @property
+    def ratio(self) -> float:
+        """Stored parameters before / after."""
+        return self.before.parameters / self.after.parameters
+
 
 class Failure(Answer):
     code: str = Field(description="stable, lower_case")

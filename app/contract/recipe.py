@@ -1,11 +1,11 @@
 """The recipe of a job: what a client asks for, as it travels over the wire and lies in the database."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Method = Literal["kronecker", "svd"]
+Method = Literal["kronecker", "svd", "kronecker_sum"]
 
 HUB_MODEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", re.ASCII)
 LOCAL_NAME = re.compile(r"local:[^/].*")
@@ -47,6 +47,12 @@ class Evaluation(Options):
     datasets: tuple[Dataset, ...] = Field(("builtin:python-docs-test",), min_length=1, max_length=8)
     window: int = Field(1024, ge=16, le=32768, description="tokens per window; windows do not overlap")
     max_tokens: int = Field(20_480, ge=16, le=10_000_000, description="at most this many tokens of each dataset")
+
+    @model_validator(mode="after")
+    def check_window(self) -> Self:
+        if self.max_tokens < self.window:
+            raise ValueError(f"max_tokens ({self.max_tokens}) is less than one window ({self.window}); lower window")
+        return self
 
 
 class Recipe(Options):

@@ -9,9 +9,10 @@ import logging
 import math
 import secrets
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from app.contract.job import Attempt, Comparison, Failure, Job, JobPage, Resumed, Source, Stage, State, Timestamps
 from app.contract.recipe import Recipe
@@ -58,6 +59,7 @@ class JobService:
         """
         text_revisions = self.check_texts(recipe)
         model = self.models.resolve(recipe.model)
+        check_lengths(recipe, model.config)
         check_ratio(recipe, model.inventory)
         source = Source(
             reference=recipe.model,
@@ -127,6 +129,17 @@ class JobService:
                 raise Refused(field, f"{dataset!r} is also the text of the calibration; evaluate on other text")
             texts.append(self.texts.check(dataset, field))
         return {text.reference: text.revision for text in texts if text.revision is not None}
+
+
+def check_lengths(recipe: Recipe, config: Mapping[str, Any]) -> None:
+    """The windows of text must fit into the positions that the model knows."""
+    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    if not isinstance(positions, int):
+        return
+    lengths = {"calibration.length": recipe.calibration.length, "evaluation.window": recipe.evaluation.window}
+    for field, length in lengths.items():
+        if length > positions:
+            raise Refused(field, f"{length} tokens are more than the model's {positions} positions; send {positions}")
 
 
 def check_ratio(recipe: Recipe, inventory: Inventory) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from app.contract.job import Comparison, Failure, Resumed, Source, Stage, State
 from app.contract.recipe import Recipe
 from app.jobs.models import ArtifactRow, AttemptRow, JobRow
-from app.jobs.states import ENDED, LEASED, Event, destination, origins
+from app.jobs.states import ENDED, LEASED, TRANSITIONS, Event, destination, origins
 from app.storage import StoredFile
 
 
@@ -233,24 +233,14 @@ def cancel(session: Session, job_id: str) -> State | None:
 
     Returns the state that the job now has, or None when it does not exist or has ended otherwise.
     """
-    waiting = session.execute(
-        update(JobRow)
-        .where(JobRow.id == job_id, JobRow.state == State.QUEUED)
-        .values(state=State.CANCELLED, cancelled_at=clock(), version=JobRow.version + 1)
-        .returning(JobRow.state)
-    ).scalar_one_or_none()
-    if waiting is not None:
+    found = session.scalar(select(JobRow.state).where(JobRow.id == job_id).with_for_update())
+    if found == State.CANCELLED:
         return State.CANCELLED
-    leased = session.execute(
-        update(JobRow)
-        .where(JobRow.id == job_id, JobRow.state == State.RUNNING)
-        .values(state=State.CANCELLING, cancelling_at=clock(), version=JobRow.version + 1)
-        .returning(JobRow.state)
-    ).scalar_one_or_none()
-    if leased is not None:
-        return State.CANCELLING
-    state = session.scalar(select(JobRow.state).where(JobRow.id == job_id))
-    return State(state) if state in (State.CANCELLING, State.CANCELLED) else None
+    before = None if found is None else State(found)
+    after = None if before is None else TRANSITIONS.get((before, Event.CANCEL))
+    if after is not None and after is not before:
+        session.execute(moved(Event.CANCEL, job_id).values(state=after, **{f"{after}_at": clock()}))
+    return after
 
 
 def reap(session: Session, retry_delay_seconds: float, batch: int = 100) -> list[Reaped]:

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import SecretStr
@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 
 from app.client import Client
 from app.contract.job import Job, State
-from app.contract.recipe import Recipe
+from app.contract.recipe import Method, Recipe
 from app.serve import running_service
 from app.settings import Settings
 from tests.hub import running_hub
@@ -44,7 +44,7 @@ def finish(client: Client, recipe: dict[str, Any]) -> Job:
     return job
 
 
-@pytest.mark.parametrize("method", ["kronecker", "svd"])
+@pytest.mark.parametrize("method", get_args(Method))
 def test_a_posted_job_becomes_a_checkpoint_that_stock_transformers_opens(
     client: Client, tiny: dict[str, Any], tmp_path: Path, method: str
 ) -> None:

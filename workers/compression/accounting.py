@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workers.compression.architectures import Inventory, Site
-from workers.compression.catalog import Method, method
+from workers.compression.catalog import TILE, Method, method
 from workers.compression.errors import CompressionError
 
 RANK_FLOOR = 1 / 12
@@ -216,45 +216,63 @@ class RatioOutOfRange(CompressionError):
     """The target lies outside the feasible range; the message says the range."""
 
 
-def of_rank(chosen: Method, rank: int) -> Structure:
-    """A low-rank structure as the method stores it."""
-    return Pivoted(rank) if chosen.pivoted else LowRank(rank)
+def of_size(chosen: Method, site: Site, size: int) -> Structure:
+    """The method's structure of a site; `size` is its rank, or the number of its Kronecker terms."""
+    match chosen.structure:
+        case "pivoted":
+            return Pivoted(size)
+        case "low_rank":
+            return LowRank(size)
+        case "kronecker":
+            return Kronecker(size, (site.out_features // TILE, TILE), (site.in_features // TILE, TILE))
 
 
-def floor_rank(site: Site) -> int:
-    """The lowest rank that a site may be given."""
+def smallest_size(chosen: Method, site: Site) -> int:
+    """The least that a site may be given."""
+    if chosen.structure == "kronecker":
+        return 1
     share = EMBEDDING_RANK_FLOOR if site.layout == "embedding" else RANK_FLOOR
     return max(1, round(min(site.out_features, site.in_features) * share))
 
 
-def highest_rank(chosen: Method, site: Site) -> int:
-    """The highest rank at which the structure still stores less than the matrix; 0 where none does."""
-    return rank_within(chosen, site, site.out_features * site.in_features - 1)
+def largest_size(chosen: Method, site: Site) -> int:
+    """The largest size at which the structure still stores less than the matrix; 0 where none does."""
+    return size_within(chosen, site, site.out_features * site.in_features - 1)
 
 
-def rank_within(chosen: Method, site: Site, budget: int) -> int:
-    """The highest rank that stores at most `budget` numbers; 0 where none does."""
-    low, high = 0, min(site.out_features, site.in_features) - 1
+def size_within(chosen: Method, site: Site, budget: int) -> int:
+    """The largest size that stores at most `budget` numbers; 0 where none does."""
+    low, high = 0, _size_limit(chosen, site)
     while low < high:
         middle = (low + high + 1) // 2
-        fits = parameters(of_rank(chosen, middle), site.out_features, site.in_features) <= budget
+        fits = parameters(of_size(chosen, site, middle), site.out_features, site.in_features) <= budget
         low, high = (middle, high) if fits else (low, middle - 1)
     return low
+
+
+def _size_limit(chosen: Method, site: Site) -> int:
+    """Where the structure would hold every matrix exactly, less one; 0 where it does not fit the site at all."""
+    rows, columns = site.out_features, site.in_features
+    if chosen.structure != "kronecker":
+        return min(rows, columns) - 1
+    if rows % TILE or columns % TILE:
+        return 0
+    return min(TILE * TILE, rows * columns // (TILE * TILE)) - 1
 
 
 def compressible(inventory: Inventory, chosen: Method) -> tuple[Site, ...]:
     """The sites that the method may touch and that have something to give."""
     tables = (inventory.embedding,) if chosen.factors_embedding else ()
     sites = (*inventory.sites, *tables)
-    return tuple(site for site in sites if floor_rank(site) <= highest_rank(chosen, site))
+    return tuple(site for site in sites if smallest_size(chosen, site) <= largest_size(chosen, site))
 
 
 def feasible_range(inventory: Inventory, method_name: str) -> Range:
     """The lowest and highest target ratio that the method reaches on the model. Raises UnknownMethod."""
     chosen = method(method_name)
     sites = compressible(inventory, chosen)
-    least = min((_saving(chosen, site, highest_rank(chosen, site)) for site in sites), default=0)
-    most = sum(_saving(chosen, site, floor_rank(site)) for site in sites)
+    least = min((_saving(chosen, site, largest_size(chosen, site)) for site in sites), default=0)
+    most = sum(_saving(chosen, site, smallest_size(chosen, site)) for site in sites)
     total = inventory.total_parameters
     return Range(total / (total - least), total / (total - most))
 
@@ -269,21 +287,21 @@ def uniform_plan(inventory: Inventory, method_name: str, target_ratio: float) ->
     budget = budget_of(inventory, method_name, target_ratio)
     sites = compressible(inventory, chosen)
     blocks = tuple(site for site in sites if site.layout != "embedding")
-    if stored(inventory, ranked(chosen, _shared_ranks(chosen, blocks, 0.0))) <= budget:
+    if stored(inventory, sized(chosen, blocks, _shared_sizes(chosen, blocks, 0.0))) <= budget:
         sites = blocks
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        fits = stored(inventory, ranked(chosen, _shared_ranks(chosen, sites, middle))) <= budget
+        fits = stored(inventory, sized(chosen, sites, _shared_sizes(chosen, sites, middle))) <= budget
         low, high = (middle, high) if fits else (low, middle)
-    ranks = _spend_rest(inventory, chosen, sites, _shared_ranks(chosen, sites, low), budget)
-    structures = ranked(chosen, ranks)
+    sizes = _spend_rest(inventory, chosen, sites, _shared_sizes(chosen, sites, low), budget)
+    structures = sized(chosen, sites, sizes)
     return Plan(method_name, structures, inventory.total_parameters, stored(inventory, structures), chosen.compensation)
 
 
-def ranked(chosen: Method, ranks: Mapping[str, int]) -> dict[str, Structure]:
-    """The method's structure of the given rank for each site."""
-    return {name: of_rank(chosen, rank) for name, rank in ranks.items()}
+def sized(chosen: Method, sites: tuple[Site, ...], sizes: Mapping[str, int]) -> dict[str, Structure]:
+    """The method's structure of the given size for each site."""
+    return {site.name: of_size(chosen, site, sizes[site.name]) for site in sites}
 
 
 def budget_of(inventory: Inventory, method_name: str, target_ratio: float) -> int:
@@ -309,34 +327,32 @@ def stored(inventory: Inventory, structures: Mapping[str, Structure]) -> int:
     return inventory.total_parameters - saved
 
 
-def _saving(chosen: Method, site: Site, rank: int) -> int:
+def _saving(chosen: Method, site: Site, size: int) -> int:
     rows, columns = site.out_features, site.in_features
-    return rows * columns - parameters(of_rank(chosen, rank), rows, columns)
+    return rows * columns - parameters(of_size(chosen, site, size), rows, columns)
 
 
-def _shared_ranks(chosen: Method, sites: tuple[Site, ...], share: float) -> dict[str, int]:
-    """To every site the highest rank that stores at most this share of it, within its floor and ceiling."""
+def _shared_sizes(chosen: Method, sites: tuple[Site, ...], share: float) -> dict[str, int]:
+    """To every site the largest size that stores at most this share of it, within its floor and ceiling."""
     return {
-        site.name: max(floor_rank(site), min(highest_rank(chosen, site), rank_within(chosen, site, budget)))
+        site.name: max(smallest_size(chosen, site), min(largest_size(chosen, site), size_within(chosen, site, budget)))
         for site in sites
         for budget in [int(share * site.out_features * site.in_features)]
     }
 
 
 def _spend_rest(
-    inventory: Inventory, chosen: Method, sites: tuple[Site, ...], ranks: dict[str, int], budget: int
+    inventory: Inventory, chosen: Method, sites: tuple[Site, ...], sizes: dict[str, int], budget: int
 ) -> dict[str, int]:
-    """Raises single ranks while the budget has room, so that rounding per site does not add up on a small model."""
-    rest = budget - stored(inventory, ranked(chosen, ranks))
-    raised = dict(ranks)
+    """Raises single sizes while the budget has room, so that rounding per site does not add up on a small model."""
+    rest = budget - stored(inventory, sized(chosen, sites, sizes))
+    raised = dict(sizes)
     for site in sites:
-        rank = raised[site.name]
-        cost = (
-            _saving(chosen, site, rank) - _saving(chosen, site, rank + 1)
-            if rank < highest_rank(chosen, site)
-            else rest + 1
-        )
+        size = raised[site.name]
+        if size == largest_size(chosen, site):
+            continue
+        cost = _saving(chosen, site, size) - _saving(chosen, site, size + 1)
         if cost <= rest:
-            raised[site.name] = rank + 1
+            raised[site.name] = size + 1
             rest -= cost
     return raised

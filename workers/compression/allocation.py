@@ -16,10 +16,10 @@ from workers.compression.accounting import (
     Plan,
     budget_of,
     compressible,
-    floor_rank,
-    highest_rank,
-    of_rank,
+    largest_size,
+    of_size,
     parameters,
+    smallest_size,
     stored,
     uniform_plan,
 )
@@ -57,7 +57,7 @@ def measured_plan(
     fixed = stored(inventory, {}) - sum(site.out_features * site.in_features for site in sites.values())
     picked = _within(curves, budget - fixed)
     structures = {
-        name: of_rank(chosen, int(curves[name].ranks[index]))
+        name: of_size(chosen, sites[name], int(curves[name].ranks[index]))
         for name, index in picked.items()
         if index < len(curves[name].ranks) - 1
     }
@@ -67,9 +67,9 @@ def measured_plan(
 def curve(chosen: Method, site: Site, spectrum: Tensor) -> Curve:
     """The curve of a site from the divergence that leaving out each singular value costs."""
     rows, columns = site.out_features, site.in_features
-    ranks = torch.arange(floor_rank(site), highest_rank(chosen, site) + 1)
+    ranks = torch.arange(smallest_size(chosen, site), largest_size(chosen, site) + 1)
     left_out = spectrum.flip(0).cumsum(0).flip(0)
-    counts = [parameters(of_rank(chosen, rank), rows, columns) for rank in ranks.tolist()]
+    counts = [parameters(of_size(chosen, site, rank), rows, columns) for rank in ranks.tolist()]
     return Curve(
         torch.cat((ranks, torch.tensor([min(rows, columns)]))),
         torch.tensor([*counts, rows * columns], dtype=torch.float64),

@@ -3,12 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 from workers.compression.errors import CompressionError
 
 
 class UnknownMethod(CompressionError):
     """No method goes by this name; the message lists those that exist."""
+
+
+TILE = 4
+"""Rows and columns of the tiles of a `kronecker_sum`: with fewer a sum of terms can do little, with more it is slow to
+fit."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,7 @@ class Method:
 
     name: str
     description: str
-    pivoted: bool
+    structure: Literal["pivoted", "low_rank", "kronecker"]
     factors_embedding: bool
     measured: bool
     compensation: float
@@ -32,7 +38,7 @@ _ALL = (
         "kronecker",
         "the best of the factored family: pivoted low rank with budgets by what an error does to the model's output, "
         "the embedding included, fitted block by block to the original's activations",
-        pivoted=True,
+        structure="pivoted",
         factors_embedding=True,
         measured=True,
         compensation=0.5,
@@ -40,7 +46,15 @@ _ALL = (
     Method(
         "svd",
         "whitened low rank alone: two full factors for each matrix, the same budget everywhere",
-        pivoted=False,
+        structure="low_rank",
+        factors_embedding=False,
+        measured=False,
+        compensation=0.0,
+    ),
+    Method(
+        "kronecker_sum",
+        f"sums of Kronecker terms with tiles of {TILE} × {TILE}, fitted to the activations, the same budget everywhere",
+        structure="kronecker",
         factors_embedding=False,
         measured=False,
         compensation=0.0,

@@ -1,12 +1,11 @@
 """Make sure that the model is what it says, and have it as a directory of safetensors and tokenizer."""
 
-import json
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
 from app.contract.job import Stage
-from workers.compression.architectures import Inventory, inventory, read_safetensors_headers
+from workers.compression.architectures import Inventory, inventory, read_config, read_safetensors_headers
 from workers.compression.models import convert_gguf
 from workers.stages.context import Context
 from workers.stages.failures import StageFailed
@@ -39,8 +38,7 @@ def model_inventory(context: Context) -> Inventory:
 
 
 def inventory_of(directory: Path) -> Inventory:
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    return inventory(config, read_safetensors_headers(directory))
+    return inventory(read_config(directory), read_safetensors_headers(directory))
 
 
 def hub_id(context: Context) -> str | None:

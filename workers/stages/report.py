@@ -47,7 +47,7 @@ def write_report(context: Context, package: Path) -> None:
         job_id=context.assignment.job_id,
         recipe=recipe,
         target_ratio=recipe.target_ratio,
-        achieved_ratio=metrics.before.parameters / metrics.after.parameters,
+        achieved_ratio=metrics.ratio,
         metrics=metrics,
         sites=tuple(
             SiteReport(name=name, structure=dict(structure), relative_error=part.errors[name])

@@ -27,6 +27,6 @@ def done(context: Context) -> DoneReport:
     metrics = evaluate.metrics(context)
     return DoneReport(
         package=package.package_dir(context),
-        achieved_ratio=metrics.before.parameters / metrics.after.parameters,
+        achieved_ratio=metrics.ratio,
         metrics=metrics,
     )

@@ -34,6 +34,8 @@ def test_a_submitted_job_is_queued_and_rung(
         ({"model": "local:nowhere"}, "model", UnknownModel),
         ({"target_ratio": 1000.0}, "target_ratio", RatioOutOfRange),
         ({"calibration": {"dataset": "local:nowhere.txt"}}, "calibration.dataset", UnknownDataset),
+        ({"calibration": {"dataset": "local:calibration.txt", "length": 512}}, "calibration.length", Refused),
+        ({"evaluation": {"datasets": ["local:evaluation.txt"], "window": 512}}, "evaluation.window", Refused),
         ({"evaluation": {"datasets": ["builtin:nothing"]}}, "evaluation.datasets.0", UnknownDataset),
         ({"evaluation": {"datasets": ["local:calibration.txt"]}}, "evaluation.datasets.0", Refused),
     ],

@@ -1,0 +1,29 @@
+"""From an exception of the computing child to what the job says."""
+
+import errno
+
+import pytest
+import torch
+
+from app.contract.job import Stage
+from workers.compression.errors import MalformedModel, VerificationFailed
+from workers.stages.failures import StageFailed, describe
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "retryable"),
+    [
+        (StageFailed("text_too_short", "too short"), "text_too_short", False),
+        (MalformedModel("a tensor is missing"), "malformed_model", False),
+        (VerificationFailed("other logits"), "verification_failed", False),
+        (MemoryError(), "out_of_memory", False),
+        (torch.OutOfMemoryError(), "out_of_memory", False),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk_full", True),
+        (KeyError("surprise"), "internal_error", False),
+    ],
+)
+def test_a_failure_has_a_stable_code_and_says_whether_another_try_can_help(
+    error: Exception, code: str, retryable: bool
+) -> None:
+    report = describe(error, Stage.COMPRESS)
+    assert (report.code, report.retryable, report.stage) == (code, retryable, Stage.COMPRESS)
