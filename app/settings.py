@@ -1,7 +1,7 @@
 """Every setting of the service, read once from the environment into a frozen object.
 
-No other module reads a setting from it. Each field is MODELPRESS_<FIELD> in capitals; lists of directories are separated by
-`:` as in PATH. Secrets are `SecretStr`, so that no log, repr or traceback shows them.
+No other module reads a setting from it. Each field is MODELPRESS_<FIELD> in capitals; several directories are
+separated by `:` as in PATH. Secrets are `SecretStr`, so that no log, repr or traceback shows them.
 """
 
 import os

@@ -87,20 +87,19 @@ def write_package(
     destination: Path,
     *,
     base_model: str | None = None,
-    within: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Package:
     """Writes the package. `parts` is iterated twice, so pass a collection or something that reads them anew.
 
-    `base_model` is the hub id for the model card; `within` is that of `headers.stored_tensors`. Raises FileExistsError
-    where `destination` is there already, MalformedModel where the source is not what it was.
+    `base_model` is the hub id for the model card. Raises FileExistsError where `destination` is there already,
+    MalformedModel where the source is not what it was.
     """
     if destination.exists():
         raise FileExistsError(f"{destination} exists already")
     partial = destination.with_name(f".{destination.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    content = _Content(source, parts, within)
+    content = _Content(source, parts)
     structures = content.structures()
     entries = _write_weights(content, partial, shard_bytes)
     _write_config(content.config, structures, partial)
@@ -114,10 +113,10 @@ def write_package(
 class _Content:
     """What the package is to hold, readable as often as needed and never all in memory."""
 
-    def __init__(self, source: Path, parts: Iterable[Part], within: Path | None) -> None:
+    def __init__(self, source: Path, parts: Iterable[Part]) -> None:
         self.config: dict[str, Any] = read_config(source)
         self._parts = parts
-        self._stored = stored_tensors(source, within=within)
+        self._stored = stored_tensors(source)
         self._names = weights(self.config, self._stored)
 
     def structures(self) -> dict[str, Mapping[str, Any]]:

@@ -79,10 +79,10 @@ def perplexity(model: StreamedModel, windows: Tensor, *, batch: int = 4) -> Perp
     return Perplexity(math.exp(total / predicted), predicted)
 
 
-def stored_size(directory: Path, *, within: Path | None = None) -> Size:
-    """The size of an original or a package; `within` is that of `headers.stored_tensors`."""
+def stored_size(directory: Path) -> Size:
+    """The size of an original or a package."""
     config, _ = original_config(read_config(directory))
-    tensors = stored_tensors(directory, within=within)
+    tensors = stored_tensors(directory)
     counted = [tensors[name] for name in weights(config, tensors).values()]
     return Size(sum(math.prod(tensor.shape) for tensor in counted), sum(tensor.bytes for tensor in counted))
 

@@ -4,7 +4,6 @@ Matrices are [out, in], inputs are rows: y = x Wᵀ. All fits minimise E‖K(T x
 runs over the inputs in the compressed model, and K weighs the outputs. The small eigenproblems are solved in float64.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -13,9 +12,6 @@ from torch import Tensor, nn
 
 from workers.compression.accounting import Dense, Halved, Kronecker, LowRank, Pivoted, Structure
 from workers.compression.permutation import search
-
-Factors = Mapping[str, Tensor]
-"""The tensors of a compact layer by the names that `structures` gives them."""
 
 PIVOT_BOUND = 1.05
 """Pivots are exchanged until no entry of the mixing matrix exceeds this: it then rounds as harmlessly as a weight."""

@@ -83,9 +83,8 @@ class StreamedModel:
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        within: Path | None = None,
     ) -> "StreamedModel":
-        """Opens a directory of `config.json` and safetensors files; `within` is that of `headers.stored_tensors`.
+        """Opens a directory of `config.json` and safetensors files.
 
         A package of `checkpoint` opens as well: its inventory names the original's sites and counts its own
         parameters. Raises UnsupportedArchitecture and MalformedModel, the latter also for missing, unexpected or
@@ -93,7 +92,7 @@ class StreamedModel:
         """
         config, replaced = original_config(read_config(directory))
         architecture_of(config)
-        tensors = stored_tensors(directory, within=within)
+        tensors = stored_tensors(directory)
         skeleton = empty_model(config, dtype, torch.device(device))
         contents = inventory_of(config, tensors, skeleton, replaced)
         structures.replace(skeleton, replaced)
