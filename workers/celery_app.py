@@ -29,10 +29,10 @@ def run_worker(settings: Settings) -> None:
     sessions = make_sessions(engine)
     stopping = threading.Event()
     name = f"{socket.gethostname()}:{os.getpid()}"
-    supervisor = Supervisor(settings, sessions, ArtifactStore(settings.artifacts_dir), name, stopping)
-    sweeper = threading.Thread(
-        target=Sweeper(settings, sessions, Doorbell(settings)).run, args=(stopping,), name="sweeper", daemon=True
-    )
+    artifacts = ArtifactStore(settings.artifacts_dir)
+    supervisor = Supervisor(settings, sessions, artifacts, name, stopping)
+    repairs = Sweeper(settings, sessions, Doorbell(settings), artifacts)
+    sweeper = threading.Thread(target=repairs.run, args=(stopping,), name="sweeper", daemon=True)
     celery = make_celery(settings)
     register(celery, supervisor)
 

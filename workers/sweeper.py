@@ -15,6 +15,7 @@ from app.db import Sessions
 from app.jobs import store
 from app.jobs.doorbell import Rings
 from app.settings import Settings
+from app.storage.local import ArtifactStore
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +23,11 @@ SWEEP_LOCK = 0x6D6F6471  # any constant of ours
 
 
 class Sweeper:
-    def __init__(self, settings: Settings, sessions: Sessions, doorbell: Rings) -> None:
+    def __init__(self, settings: Settings, sessions: Sessions, doorbell: Rings, artifacts: ArtifactStore) -> None:
         self.settings = settings
         self.sessions = sessions
         self.doorbell = doorbell
+        self.artifacts = artifacts
 
     def run(self, stopping: threading.Event) -> None:
         while not stopping.wait(self.settings.sweep_seconds):
@@ -41,6 +43,7 @@ class Sweeper:
             self.reap()
             self.ring_again()
             self.collect_work()
+            self.collect_artifacts()
 
     def reap(self) -> None:
         """Jobs whose worker fell silent go back to the queue, or fail when no attempt is left."""
@@ -55,6 +58,17 @@ class Sweeper:
             unheard = store.due_to_ring(session, self.settings.ring_again_seconds)
         for job_id in unheard:
             self.doorbell.ring(job_id)
+
+    def collect_artifacts(self) -> None:
+        """Files that an attempt had published when it lost its job, or its worker died before it could say so."""
+        published = self.artifacts.published()
+        if not published:
+            return
+        with self.sessions() as session:
+            superseded = store.superseded(session, published)
+        for job_id, attempt in superseded:
+            self.artifacts.discard(job_id, attempt)
+            log.info("artifacts_collected", extra={"job_id": job_id, "attempt": attempt})
 
     def collect_work(self) -> None:
         """Work files of jobs that ended some time ago or never existed."""

@@ -290,6 +290,17 @@ def ended_since(session: Session, job_ids: Sequence[str], age_seconds: float) ->
     return set(job_ids) - set(session.scalars(kept))
 
 
+def superseded(session: Session, attempts: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Those of the given (job id, attempt) whose files nobody can ever ask for: of an ended job, and not its result."""
+    found = session.execute(
+        select(JobRow.id, JobRow.state, JobRow.attempt).where(JobRow.id.in_([job_id for job_id, _ in attempts]))
+    )
+    jobs = {job_id: (state, attempt) for job_id, state, attempt in found}
+    kept = {job_id for job_id, (state, _) in jobs.items() if state not in ENDED}
+    results = {(job_id, attempt) for job_id, (state, attempt) in jobs.items() if state == State.SUCCEEDED}
+    return [each for each in attempts if each[0] not in kept and each not in results]
+
+
 def worker_lost(row: JobRow) -> Failure:
     return Failure(
         code="worker_lost",

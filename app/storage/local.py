@@ -63,6 +63,11 @@ class ArtifactStore:
         """
         return read_range(self.path(job_id, attempt, name).open("rb"), start, stop)
 
+    def published(self) -> list[tuple[str, int]]:
+        """Job id and attempt of everything that is stored."""
+        jobs = self.root.iterdir() if self.root.is_dir() else ()
+        return [(job.name, int(place.name)) for job in jobs for place in job.iterdir() if place.name.isdecimal()]
+
     def discard(self, job_id: str, attempt: int) -> None:
         """Delete what the attempt has published or begun to. Idempotent."""
         place = self._place(job_id, attempt)

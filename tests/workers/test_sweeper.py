@@ -1,5 +1,6 @@
 """One repair, one test: what crashes leave behind."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from app.db import Sessions
 from app.jobs import store
 from app.jobs.service import JobService
 from app.settings import Settings
+from app.storage.local import ArtifactStore
+from tests.app.jobs.test_store import COMPARISON, FILES
 from tests.conftest import SilentDoorbell
 from workers.sweeper import SWEEP_LOCK, Sweeper
 
@@ -25,7 +28,7 @@ def job_id(service: JobService, tiny: dict[str, Any], doorbell: SilentDoorbell) 
 @pytest.fixture
 def sweeper(settings: Settings, sessions: Sessions, doorbell: SilentDoorbell) -> Sweeper:
     settings = settings.model_copy(update={"ring_again_seconds": 0.001, "keep_work_seconds": 0.0})
-    return Sweeper(settings, sessions, doorbell)
+    return Sweeper(settings, sessions, doorbell, ArtifactStore(settings.artifacts_dir))
 
 
 def expire(sessions: Sessions, job_id: str) -> None:
@@ -58,6 +61,25 @@ def test_work_of_ended_and_unknown_jobs_is_deleted_and_of_others_kept(
         (settings.work_dir / name / "1").mkdir(parents=True)
     sweeper.collect_work()
     assert [path.name for path in settings.work_dir.iterdir()] == [waiting]
+
+
+def test_files_of_an_attempt_that_is_not_the_result_are_deleted_and_of_others_kept(
+    sweeper: Sweeper, service: JobService, sessions: Sessions, tiny: dict[str, Any], job_id: str, tmp_path: Path
+) -> None:
+    running = service.submit(Recipe.model_validate(tiny)).id
+    for job, attempt in ((job_id, 1), (job_id, 2), (running, 1), ("job_unknown", 1)):
+        directory = tmp_path / f"{job}-{attempt}"
+        directory.mkdir()
+        (directory / "config.json").write_text("{}")
+        sweeper.artifacts.publish(job, attempt, directory)
+    with sessions.begin() as session:
+        store.claim(session, running, "worker", 60.0)
+        store.claim(session, job_id, "worker", 60.0)
+        store.release(session, job_id, 1)
+        store.claim(session, job_id, "worker", 60.0)
+        store.finish(session, job_id, 2, 1.3, COMPARISON, FILES)
+    sweeper.collect_artifacts()
+    assert set(sweeper.artifacts.published()) == {(job_id, 2), (running, 1)}
 
 
 def test_one_sweeper_at_a_time_does_a_round(
