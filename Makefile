@@ -6,7 +6,8 @@ SHELL := bash
 BIN := $(CURDIR)/.venv/bin
 # The user's own pip cache lies outside the checkout. `make venv PIP_FLAGS=` uses it, and saves the next download.
 PIP_FLAGS ?= --no-cache-dir
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt
+# What an interrupted pip leaves behind stays inside .venv, too.
+INSTALL = mkdir -p .venv/tmp && TMPDIR=$(CURDIR)/.venv/tmp $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt
 
 ## help: this list
 .PHONY: help
