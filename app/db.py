@@ -1,6 +1,7 @@
 """The database: engine, session factory, migrations."""
 
 from pathlib import Path
+from typing import Final
 
 from alembic import command
 from alembic.config import Config
@@ -13,6 +14,16 @@ from sqlalchemy.orm import Session, sessionmaker
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 CONNECT_TIMEOUT_SECONDS = 5
 STATEMENT_TIMEOUT_MILLISECONDS = 30_000
+IDLE_IN_TRANSACTION_MILLISECONDS = 15_000
+"""A process that is frozen inside a transaction must not hold its locks for longer."""
+
+KEEPALIVE: Final = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 15_000,
+}
+"""What makes a connection that leads nowhere fail within seconds, for libpq."""
 
 Sessions = sessionmaker[Session]
 
@@ -27,7 +38,9 @@ def make_engine(database_url: SecretStr, *, pool_size: int = 10) -> Engine:
         hide_parameters=True,
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MILLISECONDS}",
+            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MILLISECONDS} "
+            f"-c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_MILLISECONDS}",
+            **KEEPALIVE,
         },
     )
 

@@ -21,14 +21,14 @@ BEATS_PER_LEASE = 4
 class Lease:
     """Beats in a thread of its own, so that no long call can let the lease run out.
 
-    Once `must_stop` is true the work has to end; then `cancelled` tells a client's wish from a lease that was lost.
+    Once `must_stop` is true the work has to end; it goes on beating meanwhile, unless the lease is lost.
     """
 
     def __init__(self, sessions: Sessions, claim: Claim, lease_seconds: float) -> None:
         self.sessions = sessions
         self.claim = claim
         self.lease_seconds = lease_seconds
-        self.ended = threading.Event()
+        self.lost = False
         self.cancelled = False
         self.progress: Progress | None = None
         self.wake = threading.Event()
@@ -49,7 +49,7 @@ class Lease:
 
     @property
     def must_stop(self) -> bool:
-        return self.ended.is_set() or time.monotonic() - self.renewed > self.lease_seconds
+        return self.cancelled or self.lost or time.monotonic() - self.renewed > self.lease_seconds
 
     def report(self, progress: Progress) -> None:
         """Send progress with the next beat; at once when a new stage begins."""
@@ -59,7 +59,7 @@ class Lease:
             self.wake.set()
 
     def keep(self) -> None:
-        while not self.closing and not self.ended.is_set():
+        while not self.closing and not self.lost:
             self.wake.clear()
             self.beat()
             self.wake.wait(min(self.lease_seconds / BEATS_PER_LEASE, 2.0))
@@ -75,7 +75,6 @@ class Lease:
         self.renewed = asked
         if state is None:
             log.warning("lease_lost", extra={"job_id": self.claim.job_id, "attempt": self.claim.attempt})
-            self.ended.set()
+            self.lost = True
         elif state is State.CANCELLING:
             self.cancelled = True
-            self.ended.set()

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.contract.job import Comparison, Stage
 from app.contract.recipe import Recipe
@@ -11,6 +11,10 @@ from app.contract.recipe import Recipe
 
 class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Text = Annotated[str, AfterValidator(lambda text: text.replace("\0", "\ufffd"))]
+"""What may come from a model's files or mouth: Postgres takes any character but NUL."""
 
 
 class Assignment(Message):
@@ -30,7 +34,7 @@ class ProgressReport(Message):
     event: Literal["progress"] = "progress"
     stage: Stage
     fraction: float = Field(ge=0, le=1, description="of the whole job")
-    detail: str | None = None
+    detail: Text | None = None
     seconds_left: float | None = None
 
 
@@ -49,8 +53,8 @@ class DoneReport(Message):
 
 class ErrorReport(Message):
     event: Literal["error"] = "error"
-    code: str
-    message: str
+    code: Text
+    message: Text
     stage: Stage | None = None
     retryable: bool
 

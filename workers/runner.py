@@ -7,6 +7,7 @@ and no connection. It ends with the supervisor: when standard input closes, nobo
 import logging
 import os
 import random
+import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -64,7 +65,8 @@ def take_standard_output() -> IO[str]:
 
 def exit_with_supervisor() -> None:
     sys.stdin.read()
-    os._exit(os.EX_UNAVAILABLE)
+    # The whole session, which this process leads: a fresh process that verifies a package has no supervisor of its own.
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def walk(assignment: Assignment, report: Callable[[BaseModel], None]) -> bool:

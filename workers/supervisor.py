@@ -13,7 +13,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from app.contract.job import Failure, Resumed, Stage
 from app.db import Sessions
@@ -30,6 +32,9 @@ from workers.messages import REPORT, Assignment, DoneReport, ErrorReport, Progre
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
+CONCLUDE_LEASES = 10
+"""For how many leases the end of an attempt is tried to be written while the database is away."""
+
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 FETCH_SHARE = 0.02
 """Part of the whole job's progress that fetching the model and the text is given."""
@@ -85,7 +90,7 @@ class Supervisor:
         log.info("job_claimed", extra={"job_id": job_id, "attempt": claim.attempt})
         with Lease(self.sessions, claim, self.settings.lease_seconds) as lease:
             result = self.attempt(claim, lease)
-        outcome = self.conclude(claim, result)
+        outcome = self.conclude_for_certain(claim, result)
         log.info("attempt_ended", extra={"job_id": job_id, "attempt": claim.attempt, "outcome": outcome})
         return Sentence(job_id, outcome)
 
@@ -102,6 +107,21 @@ class Supervisor:
             # A full disk or a lost mount says nothing about the job.
             log.exception("attempt_broken", extra={"job_id": claim.job_id})
             return ErrorReport(code="storage_failed", message=error.strerror or "storage failed", retryable=True)
+        except Exception as error:
+            log.exception("attempt_broken", extra={"job_id": claim.job_id})
+            return ErrorReport(code="internal_error", message=f"{type(error).__name__}: {error}"[:500], retryable=False)
+
+    def conclude_for_certain(self, claim: Claim, result: Published | ErrorReport | None) -> str:
+        """Write the end even through an outage of the database; the attempt's number keeps that safe at any time."""
+        deadline = time.monotonic() + CONCLUDE_LEASES * self.settings.lease_seconds
+        while True:
+            try:
+                return self.conclude(claim, result)
+            except OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                log.warning("end_not_written", extra={"job_id": claim.job_id, "attempt": claim.attempt})
+                time.sleep(1)
 
     def conclude(self, claim: Claim, result: Published | ErrorReport | None) -> str:
         """Write the end of the attempt, unless the job has been taken away from it meanwhile."""
@@ -119,7 +139,8 @@ class Supervisor:
     def finish(self, claim: Claim, result: Published) -> str:
         done = result.done
         with self.sessions.begin() as session:
-            finished = store.finish(
+            # A first try may have been committed although its answer was lost.
+            finished = store.has_succeeded(session, claim.job_id, claim.attempt) or store.finish(
                 session, claim.job_id, claim.attempt, done.achieved_ratio, done.metrics, result.files
             )
         if finished:
@@ -130,6 +151,7 @@ class Supervisor:
     def interrupt(self, claim: Claim) -> str:
         """End an attempt that was stopped from outside. What a lost lease leaves behind, the next attempt uses."""
         with self.sessions.begin() as session:
+            store.lock(session, claim.job_id)
             if store.stop(session, claim.job_id, claim.attempt):
                 return "cancelled"
             if self.stopping.is_set() and store.release(session, claim.job_id, claim.attempt):
@@ -144,8 +166,9 @@ class Supervisor:
             retryable=report.retryable,
             attempt=claim.attempt,
         )
-        delay = self.settings.retry_delay_seconds * 2 ** (claim.attempt - 1)
+        delay = store.retry_delay(self.settings.retry_delay_seconds, claim.attempt)
         with self.sessions.begin() as session:
+            store.lock(session, claim.job_id)
             if store.stop(session, claim.job_id, claim.attempt):
                 return "cancelled"
             if report.retryable:
@@ -164,32 +187,36 @@ class Supervisor:
         deadline = time.monotonic() + self.settings.job_timeout_seconds
         home = self.settings.work_dir / claim.job_id / str(claim.attempt) / "home"
         assignment = self.assign(claim, self.fetch(claim, lease, home, deadline))
-        done = None
         with Child("workers.runner", assignment.model_dump_json(), home, OFFLINE) as child:
             for event in self.events(child, lease, deadline):
                 match report := REPORT.validate_python(event):
                     case ProgressReport():
                         lease.report(Progress(report.stage, report.fraction, report.detail, report.seconds_left))
                     case ResumedReport():
-                        with self.sessions.begin() as session:
-                            resumed = Resumed(stage=report.stage, block=report.block)
-                            store.note_resumed(session, claim.job_id, claim.attempt, resumed)
+                        self.note_resumed(claim, Resumed(stage=report.stage, block=report.block))
                     case DoneReport():
-                        done = report
+                        return report
                     case ErrorReport():
                         raise AttemptFailed(report)
-        return done or without_result("computing")
+        raise without_result("computing")
+
+    def note_resumed(self, claim: Claim, resumed: Resumed) -> None:
+        try:
+            with self.sessions.begin() as session:
+                store.note_resumed(session, claim.job_id, claim.attempt, resumed)
+        except SQLAlchemyError:
+            # Worth knowing, and not worth the attempt.
+            log.exception("resumption_not_noted", extra={"job_id": claim.job_id})
 
     def fetch(self, claim: Claim, lease: Lease, home: Path, deadline: float) -> FetchDone:
         request = fetch_request(self.settings, claim.recipe, claim.source)
-        done = None
         with Child("workers.fetch", request.model_dump_json(), home, fetch_environment(self.settings)) as child:
             for event in self.events(child, lease, deadline):
                 match report := fetch_report(event):
                     case FetchProgress():
                         lease.report(Progress(Stage.INSPECT, FETCH_SHARE * report.fraction, report.detail))
                     case FetchDone():
-                        done = report
+                        return report
                     case FetchError():
                         raise AttemptFailed(
                             ErrorReport(
@@ -199,7 +226,7 @@ class Supervisor:
                                 retryable=report.retryable,
                             )
                         )
-        return done or without_result("fetching")
+        raise without_result("fetching")
 
     def assign(self, claim: Claim, fetched: FetchDone) -> Assignment:
         return Assignment(
@@ -238,9 +265,9 @@ class Supervisor:
             raise AttemptFailed(crashed(status, child))
 
 
-def without_result(doing: str) -> NoReturn:
+def without_result(doing: str) -> AttemptFailed:
     message = f"the {doing} process ended without a result"
-    raise AttemptFailed(ErrorReport(code="internal_error", message=message, retryable=False))
+    return AttemptFailed(ErrorReport(code="internal_error", message=message, retryable=False))
 
 
 def timed_out(seconds: float) -> ErrorReport:
@@ -258,6 +285,6 @@ def crashed(status: int, child: Child) -> ErrorReport:
             message="the computing process was killed, as the kernel does when memory runs out",
             retryable=True,
         )
-    how = f"by signal {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
+    how = f"by signal {-status}" if status < 0 else f"with exit status {status}"
     last = child.tail[-1][:300] if child.tail else "it said nothing"
     return ErrorReport(code="compute_crashed", message=f"the computing process ended {how}: {last}", retryable=True)

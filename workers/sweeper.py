@@ -1,4 +1,4 @@
-"""Repairs what crashes leave behind. Every worker runs it; a lock in Postgres lets one at a time do a round.
+"""Repairs what crashes leave behind. Every worker runs it; rows that one repairs are skipped by the others.
 
 It needs no message from the broker: with the broker down, jobs still return to the queue, and once it is back they are
 rung again.
@@ -8,9 +8,6 @@ import logging
 import shutil
 import threading
 
-from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
-
 from app.db import Sessions
 from app.jobs import store
 from app.jobs.doorbell import Rings
@@ -18,8 +15,6 @@ from app.settings import Settings
 from app.storage.local import ArtifactStore
 
 log = logging.getLogger(__name__)
-
-SWEEP_LOCK = 0x6D6F6471  # any constant of ours
 
 
 class Sweeper:
@@ -31,19 +26,15 @@ class Sweeper:
 
     def run(self, stopping: threading.Event) -> None:
         while not stopping.wait(self.settings.sweep_seconds):
-            try:
-                self.sweep()
-            except SQLAlchemyError as error:
-                log.warning("sweep_failed", extra={"reason": type(error).__name__})
+            self.sweep()
 
     def sweep(self) -> None:
-        with self.sessions.begin() as session:
-            if not session.scalar(text("SELECT pg_try_advisory_xact_lock(:lock)"), {"lock": SWEEP_LOCK}):
-                return
-            self.reap()
-            self.ring_again()
-            self.collect_work()
-            self.collect_artifacts()
+        """Every repair once; one that fails does not keep the others from their turn."""
+        for repair in (self.reap, self.ring_again, self.collect_work, self.collect_artifacts):
+            try:
+                repair()
+            except Exception:  # a loop that must outlive any surprise; it is logged and tried again
+                log.exception("repair_failed", extra={"repair": repair.__name__})
 
     def reap(self) -> None:
         """Jobs whose worker fell silent go back to the queue, or fail when no attempt is left."""
@@ -57,7 +48,8 @@ class Sweeper:
         with self.sessions.begin() as session:
             unheard = store.due_to_ring(session, self.settings.ring_again_seconds)
         for job_id in unheard:
-            self.doorbell.ring(job_id)
+            if not self.doorbell.ring(job_id):
+                break
 
     def collect_artifacts(self) -> None:
         """Files that an attempt had published when it lost its job, or its worker died before it could say so."""

@@ -30,6 +30,8 @@ class Doorbell:
     def __init__(self, settings: Settings) -> None:
         self.queue = settings.queue
         self.celery = make_celery(settings)
+        # A broker that takes the connection and says nothing must not hold up a POST; a listener has to wait for ever.
+        self.celery.conf.broker_transport_options["socket_timeout"] = SOCKET_TIMEOUT_SECONDS
 
     def ring(self, job_id: str) -> bool:
         """Returns False when the broker does not answer; that loses nothing but time."""
@@ -67,6 +69,7 @@ def celery_options(settings: Settings) -> dict[str, Any]:
         "worker_redirect_stdouts": False,
         "worker_soft_shutdown_timeout": settings.stop_grace_seconds + 5,
         "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
         "broker_connection_timeout": SOCKET_TIMEOUT_SECONDS,
         "visibility_timeout": VISIBILITY_TIMEOUT_SECONDS,
         "redis_socket_connect_timeout": SOCKET_TIMEOUT_SECONDS,

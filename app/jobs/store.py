@@ -20,6 +20,10 @@ from app.jobs.models import ArtifactRow, AttemptRow, JobRow
 from app.jobs.states import ENDED, LEASED, TRANSITIONS, Event, destination, origins
 from app.storage import StoredFile
 
+MAX_DOUBLINGS = 16
+MAX_RETRY_DELAY_SECONDS = 300.0
+MAX_RING_SECONDS = 300.0
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -134,7 +138,7 @@ def beat(
     if progress is not None:
         statement = statement.values(
             stage=progress.stage,
-            progress=progress.fraction,
+            progress=func.greatest(JobRow.progress, progress.fraction),
             detail=progress.detail,
             seconds_left=progress.seconds_left,
             version=JobRow.version + 1,
@@ -258,11 +262,27 @@ def reap(session: Session, retry_delay_seconds: float, batch: int = 100) -> list
         if row.state == State.CANCELLING:
             stop(session, row.id, row.attempt)
         else:
-            delay = retry_delay_seconds * 2 ** (row.attempt - 1)
+            delay = retry_delay(retry_delay_seconds, row.attempt)
             retry_or_fail(session, row.id, row.attempt, worker_lost(row), delay)
         session.refresh(row)
         reaped.append(Reaped(row.id, State(row.state)))
     return reaped
+
+
+def has_succeeded(session: Session, job_id: str, attempt: int) -> bool:
+    """Whether this attempt's result is the job's: also where the answer to `finish` was lost."""
+    found = select(JobRow.id).where(JobRow.id == job_id, JobRow.attempt == attempt, JobRow.state == State.SUCCEEDED)
+    return session.scalar(found) is not None
+
+
+def lock(session: Session, job_id: str) -> None:
+    """Nobody else moves the job until the transaction ends, so several attempts to move it see one state."""
+    session.execute(select(JobRow.id).where(JobRow.id == job_id).with_for_update())
+
+
+def retry_delay(first_seconds: float, attempt: int) -> float:
+    """Doubled with each attempt, up to a bound."""
+    return min(first_seconds * 2.0 ** min(attempt - 1, MAX_DOUBLINGS), MAX_RETRY_DELAY_SECONDS)
 
 
 def due_to_ring(session: Session, older_than_seconds: float, batch: int = 1000) -> list[str]:
@@ -273,6 +293,8 @@ def due_to_ring(session: Session, older_than_seconds: float, batch: int = 1000) 
             JobRow.state == State.QUEUED,
             JobRow.run_after <= clock(),
             func.greatest(JobRow.rung_at, JobRow.queued_at) < clock() - seconds(older_than_seconds),
+            # Ever less often, up to a bound: else a long queue would fill the broker with messages.
+            clock() - JobRow.rung_at > func.least(JobRow.rung_at - JobRow.queued_at, seconds(MAX_RING_SECONDS)),
         )
         .limit(batch)
         .with_for_update(skip_locked=True)

@@ -64,9 +64,10 @@ class ArtifactStore:
         return read_range(self.path(job_id, attempt, name).open("rb"), start, stop)
 
     def published(self) -> list[tuple[str, int]]:
-        """Job id and attempt of everything that is stored."""
+        """Job id and attempt of everything that is stored, also of what was only begun or not wholly discarded."""
         jobs = self.root.iterdir() if self.root.is_dir() else ()
-        return [(job.name, int(place.name)) for job in jobs for place in job.iterdir() if place.name.isdecimal()]
+        places = [(job.name, place.name.rpartition("-")[2]) for job in jobs for place in job.iterdir()]
+        return sorted({(job, int(attempt)) for job, attempt in places if attempt.isdecimal()})
 
     def discard(self, job_id: str, attempt: int) -> None:
         """Delete what the attempt has published or begun to. Idempotent."""

@@ -15,7 +15,7 @@ from app.settings import Settings
 from app.storage.local import ArtifactStore
 from tests.app.jobs.test_store import COMPARISON, FILES
 from tests.conftest import SilentDoorbell
-from workers.sweeper import SWEEP_LOCK, Sweeper
+from workers.sweeper import Sweeper
 
 
 @pytest.fixture
@@ -82,12 +82,29 @@ def test_files_of_an_attempt_that_is_not_the_result_are_deleted_and_of_others_ke
     assert set(sweeper.artifacts.published()) == {(job_id, 2), (running, 1)}
 
 
-def test_one_sweeper_at_a_time_does_a_round(
-    sweeper: Sweeper, sessions: Sessions, doorbell: SilentDoorbell, job_id: str
+def test_a_repair_that_fails_does_not_keep_the_others_from_their_turn(
+    sweeper: Sweeper, doorbell: SilentDoorbell, job_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with sessions.begin() as session:
-        session.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": SWEEP_LOCK})
-        sweeper.sweep()
-        assert doorbell.rung == []
+    def fail() -> None:
+        raise OSError("stale file handle")
+
+    monkeypatch.setattr(sweeper, "reap", fail)
+    fail.__name__ = "reap"
     sweeper.sweep()
     assert doorbell.rung == [job_id]
+
+
+@pytest.mark.parametrize(("minutes", "rung"), [(4, False), (6, True)])
+def test_a_job_that_waits_for_long_is_rung_every_five_minutes(
+    sweeper: Sweeper, sessions: Sessions, doorbell: SilentDoorbell, job_id: str, minutes: int, rung: bool
+) -> None:
+    with sessions.begin() as session:
+        session.execute(
+            text(
+                "UPDATE jobs SET queued_at = clock_timestamp() - interval '2 hours', "
+                "rung_at = clock_timestamp() - make_interval(mins => :minutes)"
+            ),
+            {"minutes": minutes},
+        )
+    sweeper.ring_again()
+    assert bool(doorbell.rung) is rung

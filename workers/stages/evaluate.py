@@ -44,6 +44,7 @@ def measure(context: Context, directory: Path) -> Metrics:
     perplexities = {name: perplexity(model, ids).value for name, ids in calibrate.evaluations(context).items()}
     whole = model.whole()
     length = min(SPEED_PROMPT, whole.config.max_position_embeddings // 2)
+    tokenizer = AutoTokenizer.from_pretrained(inspect.model_dir(context))
     pace = speed(whole, prompt=length, new_tokens=min(SPEED_NEW_TOKENS, length))
     return Metrics(
         parameters=size.parameters,
@@ -51,7 +52,7 @@ def measure(context: Context, directory: Path) -> Metrics:
         perplexity=perplexities,
         prefill_tokens_per_second=pace.prefill,
         decode_tokens_per_second=pace.decode,
-        sample=greedy_sample(whole, AutoTokenizer.from_pretrained(inspect.model_dir(context)), PROMPT),
+        sample=greedy_sample(whole, tokenizer, PROMPT).replace("\0", "\ufffd"),
     )
 
 

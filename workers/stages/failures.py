@@ -31,8 +31,10 @@ def classify(error: BaseException) -> tuple[str, str, bool]:
             return snake_case(type(error).__name__), str(error), False
         case MemoryError() | torch.OutOfMemoryError():
             return "out_of_memory", "the memory of the worker does not suffice for this model and recipe", False
-        case OSError(errno=errno.ENOSPC):
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return "disk_full", "the worker's disk is full", True
+        case OSError(errno=errno.EIO | errno.ESTALE | errno.ETIMEDOUT):
+            return "storage_failed", f"the worker's storage failed: {error.strerror}", True
         case _:
             return "internal_error", f"{type(error).__name__}: {str(error)[:500]}", False
 

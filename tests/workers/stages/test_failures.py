@@ -19,6 +19,7 @@ from workers.stages.failures import StageFailed, describe
         (MemoryError(), "out_of_memory", False),
         (torch.OutOfMemoryError(), "out_of_memory", False),
         (OSError(errno.ENOSPC, "No space left on device"), "disk_full", True),
+        (OSError(errno.ESTALE, "Stale file handle"), "storage_failed", True),
         (KeyError("surprise"), "internal_error", False),
     ],
 )
