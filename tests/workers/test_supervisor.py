@@ -1,19 +1,26 @@
 """What the supervisor makes of children that do not do what they should. Each is a real process."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from app.contract.job import State
 from app.contract.recipe import Recipe
 from app.db import Sessions
+from app.jobs import store
 from app.jobs.service import JobService
 from app.settings import Settings
 from app.storage.local import ArtifactStore
+from tests.app.jobs.test_store import COMPARISON
 from workers import child
-from workers.supervisor import Supervisor
+from workers.messages import DoneReport, ErrorReport
+from workers.supervisor import Published, Supervisor
 
 FETCHED = "print(json.dumps({'event': 'done', 'model_path': '/model', 'texts': {}, 'text_revisions': {}}))"
 CHILDREN = {
@@ -81,3 +88,50 @@ def test_a_passing_fault_puts_the_job_back_while_attempts_are_left(
     artifacts = ArtifactStore(settings.artifacts_dir)
     Supervisor(settings, sessions, artifacts, "worker", threading.Event()).run(job_id)
     assert service.get(job_id).state is State.QUEUED
+
+
+class Unreliable:
+    """Sessions whose first transaction fails: before its commit, or after it, when only the answer is lost."""
+
+    def __init__(self, sessions: Sessions, *, committed: bool) -> None:
+        self.sessions = sessions
+        self.committed = committed
+        self.failed = False
+
+    @contextmanager
+    def begin(self) -> Iterator[Session]:
+        with self.sessions.begin() as session:
+            yield session
+            if not self.failed and not self.committed:
+                self.failed = True
+                raise OperationalError("COMMIT", {}, ConnectionError("the database went away"))
+        if not self.failed:
+            self.failed = True
+            raise OperationalError("COMMIT", {}, ConnectionError("the answer was lost"))
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_result_is_kept_once_although_the_database_fails_while_it_is_written(
+    service: JobService, settings: Settings, sessions: Sessions, tiny: dict[str, Any], tmp_path: Path, committed: bool
+) -> None:
+    job_id = service.submit(Recipe.model_validate(tiny)).id
+    with sessions.begin() as session:
+        claim = store.claim(session, job_id, "worker", 60.0)
+    assert claim is not None
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "config.json").write_text("{}")
+    artifacts = ArtifactStore(settings.artifacts_dir)
+    done = DoneReport(package=package, achieved_ratio=1.3, metrics=COMPARISON)
+    published = Published(done, artifacts.publish(job_id, claim.attempt, package))
+    unreliable: Any = Unreliable(sessions, committed=committed)
+    supervisor = Supervisor(settings, unreliable, artifacts, "worker", threading.Event())
+    assert supervisor.conclude_for_certain(claim, published) == "succeeded"
+    assert service.get(job_id).state is State.SUCCEEDED
+    assert [each.file.name for each in service.artifacts(job_id)] == ["config.json"]
+    assert artifacts.path(job_id, claim.attempt, "config.json").is_file()
+
+
+def test_a_nul_in_what_a_model_says_does_not_reach_the_database() -> None:
+    report = ErrorReport(code="malformed_model", message="the tensor \0 is missing", retryable=False)
+    assert "\0" not in report.message
