@@ -44,6 +44,7 @@ def compress(
     evaluation: Annotated[
         list[str] | None, typer.Option(metavar="DATASET", help="Text to measure on; may be given more than once.")
     ] = None,
+    window: Annotated[int | None, typer.Option(help="Tokens per window that is measured on.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens to measure on, at most, of each dataset.")] = None,
     seed: Annotated[int | None, typer.Option(help="Two runs with one seed do the same.")] = None,
     url: Url = None,
@@ -62,7 +63,7 @@ def compress(
             target_ratio=ratio,
             method=method,
             calibration=given(dataset=calibration, sequences=sequences, length=length),
-            evaluation=given(datasets=evaluation, max_tokens=max_tokens),
+            evaluation=given(datasets=evaluation, window=window, max_tokens=max_tokens),
             seed=seed,
         )
     )

@@ -52,6 +52,25 @@ def test_compress_downloads_the_checkpoint_and_prints_the_comparison(run: Run, s
         assert told in done.stdout
 
 
+def test_options_of_text_reach_the_recipe(run: Run, script: Script) -> None:
+    run(
+        "compress",
+        "local:tiny",
+        "--ratio",
+        "1.3",
+        "--out",
+        "out",
+        "--length",
+        "64",
+        "--window",
+        "32",
+        "--max-tokens",
+        "96",
+    )
+    assert script.posted[0]["calibration"] == {"length": 64}
+    assert script.posted[0]["evaluation"] == {"window": 32, "max_tokens": 96}
+
+
 def test_away_from_a_terminal_there_are_no_control_characters(run: Run, script: Script) -> None:
     script.states = [running(0.4, detail="block \x1b[31m12"), succeeded()]
     script.files = {"config.json": b"{}"}
