@@ -33,14 +33,9 @@ def main() -> None:
 
 def first_table(markdown: str) -> list[dict[str, str]]:
     """The rows of the first Markdown table, by the names in its head."""
-    lines = [line.strip("| ").split(" | ") for line in markdown.split("\n") if line.startswith("| ")]
-    head = lines[0]
-    rows = []
-    for line in lines[1:]:
-        if len(line) != len(head):
-            break
-        rows.append(dict(zip(head, line, strict=True)))
-    return rows
+    lines = markdown[markdown.index("\n| ") :].strip().partition("\n\n")[0].split("\n")
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return [dict(zip(head, row, strict=True)) for row in rows]
 
 
 if __name__ == "__main__":
