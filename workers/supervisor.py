@@ -108,6 +108,7 @@ class Supervisor:
             log.exception("attempt_broken", extra={"job_id": claim.job_id})
             return ErrorReport(code="storage_failed", message=error.strerror or "storage failed", retryable=True)
         except Exception as error:
+            # Whatever else: the job must end with a code, and not by its lease running out again and again.
             log.exception("attempt_broken", extra={"job_id": claim.job_id})
             return ErrorReport(code="internal_error", message=f"{type(error).__name__}: {error}"[:500], retryable=False)
 

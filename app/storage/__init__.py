@@ -1,10 +1,8 @@
 """Where finished files lie. The API and the workers know them by job, attempt and name, never by path."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Protocol
+from pathlib import PurePosixPath
 
 NAME_LIMIT = 200
 NAME_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
@@ -30,27 +28,6 @@ class StoredFile:
     bytes: int
     sha256: str
     media_type: str
-
-
-class Store(Protocol):
-    """What a store of artifacts promises.
-
-    A set of files becomes visible as a whole or not at all, and never changes afterwards. Attempts of a job cannot
-    disturb each other, since each writes under its own number.
-    """
-
-    def publish(self, job_id: str, attempt: int, directory: Path) -> tuple[StoredFile, ...]:
-        """Take the files of `directory` over. Publishing again answers as the first time."""
-
-    def read(self, job_id: str, attempt: int, name: str, start: int, stop: int) -> Iterator[bytes]:
-        """The bytes from `start` up to, not including, `stop`.
-
-        Raises:
-            ArtifactNotFound: on the call itself, not on the first step of the iterator.
-        """
-
-    def discard(self, job_id: str, attempt: int) -> None:
-        """Delete what the attempt has published, if anything."""
 
 
 class InvalidNameError(ValueError):

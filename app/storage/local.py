@@ -22,6 +22,11 @@ CHUNK_BYTES = 1 << 20
 
 
 class ArtifactStore:
+    """A set of files becomes visible as a whole or not at all, and never changes afterwards.
+
+    Attempts of a job cannot disturb each other, since each writes under its own number.
+    """
+
     def __init__(self, root: Path) -> None:
         self.root = root
 
