@@ -25,6 +25,7 @@ __all__ = [
     "Layout",
     "MalformedModel",
     "MissingWeights",
+    "Mlp",
     "Site",
     "UnsupportedArchitecture",
     "architecture_of",
@@ -47,12 +48,28 @@ _STORED_BUFFER = re.compile(
 
 
 @dataclass(frozen=True)
+class Mlp:
+    """Where a block keeps its MLP, by names inside the block.
+
+    Each matrix of `entering` has one row for every hidden unit, or `stacked` such matrices below one another; `leaving`
+    has one column for each.
+    """
+
+    entering: tuple[str, ...]
+    leaving: str
+    stacked: int = 1
+
+
+_GATED = Mlp(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
+
+
+@dataclass(frozen=True)
 class Architecture:
     """One row of the table: where a model type of transformers keeps its parts.
 
     `base` is the prefix of the base model, which some checkpoints leave out of their tensor names; `tied` is what the
     type's config assumes for `tie_word_embeddings` when the file does not say; `old_head` is the head's name in older
-    files.
+    files. `blocks_field` and `width_field` are what the config calls the number of blocks and of the MLP's hidden units.
     """
 
     base: str
@@ -62,6 +79,9 @@ class Architecture:
     layout: Literal["linear", "conv1d"] = "linear"
     head: str = "lm_head"
     old_head: str | None = None
+    mlp: Mlp = _GATED
+    blocks_field: str = "num_hidden_layers"
+    width_field: str = "intermediate_size"
 
     def canonical(self, name: str) -> str:
         """The name of a stored tensor as the transformers model with a language-modelling head has it."""
@@ -72,14 +92,37 @@ class Architecture:
         return f"{self.base}.{name}"
 
 
-def _llama_like(*, tied: bool) -> Architecture:
-    return Architecture(base="model", blocks="model.layers", embedding="model.embed_tokens", tied=tied)
+def _llama_like(*, tied: bool, mlp: Mlp = _GATED) -> Architecture:
+    return Architecture(base="model", blocks="model.layers", embedding="model.embed_tokens", tied=tied, mlp=mlp)
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "gpt2": Architecture("transformer", "transformer.h", "transformer.wte", tied=True, layout="conv1d"),
-    "opt": Architecture("model", "model.decoder.layers", "model.decoder.embed_tokens", tied=True),
-    "gpt_neox": Architecture("gpt_neox", "gpt_neox.layers", "gpt_neox.embed_in", tied=False, old_head="embed_out"),
+    "gpt2": Architecture(
+        "transformer",
+        "transformer.h",
+        "transformer.wte",
+        tied=True,
+        layout="conv1d",
+        mlp=Mlp(("mlp.c_fc",), "mlp.c_proj"),
+        blocks_field="n_layer",
+        width_field="n_inner",
+    ),
+    "opt": Architecture(
+        "model",
+        "model.decoder.layers",
+        "model.decoder.embed_tokens",
+        tied=True,
+        mlp=Mlp(("fc1",), "fc2"),
+        width_field="ffn_dim",
+    ),
+    "gpt_neox": Architecture(
+        "gpt_neox",
+        "gpt_neox.layers",
+        "gpt_neox.embed_in",
+        tied=False,
+        old_head="embed_out",
+        mlp=Mlp(("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),
+    ),
     "llama": _llama_like(tied=False),
     "mistral": _llama_like(tied=False),
     "qwen2": _llama_like(tied=False),
@@ -87,8 +130,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma": _llama_like(tied=True),
     "gemma2": _llama_like(tied=True),
     "gemma3_text": _llama_like(tied=True),
-    "phi": _llama_like(tied=False),
-    "phi3": _llama_like(tied=False),
+    "phi": _llama_like(tied=False, mlp=Mlp(("mlp.fc1",), "mlp.fc2")),
+    "phi3": _llama_like(tied=False, mlp=Mlp(("mlp.gate_up_proj",), "mlp.down_proj", stacked=2)),
 }
 
 

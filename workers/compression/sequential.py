@@ -58,7 +58,8 @@ class CompressedPart:
     """A finished piece of the compressed model.
 
     The model's tensors are the original's, less the `.weight` of every site in `structures`, plus `tensors`. `errors`
-    is the relative norm of the difference between each site's output and its target's.
+    is the relative norm of the difference between each site's output and its target's. The blocks in `removed` are left
+    out from here on. Blocks are always numbered as in the original; of a tensor in several parts the last one counts.
     """
 
     index: int
@@ -66,6 +67,7 @@ class CompressedPart:
     structures: Mapping[str, Mapping[str, Any]]
     tensors: Mapping[str, Tensor]
     errors: Mapping[str, float]
+    removed: tuple[int, ...] = ()
 
 
 def part_count(inventory: Inventory) -> int:
