@@ -1,0 +1,222 @@
+"""How much memory the compression of a model of 2 GB takes at its peak, part by part.
+
+    python -m bench.memory --sequences 8 --blocks 3
+
+writes a random checkpoint of TinyLlama-1.1B's shape in bfloat16 into a temporary directory, runs every part of the
+engine in a process of its own, and prints its greatest resident memory (VmHWM) and its seconds. The checkpoint always
+has all of its blocks; `--blocks` says how many of them are measured, compressed and evaluated, and `--only` which
+parts run.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, BinaryIO
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import LlamaConfig
+
+from workers.compression.accounting import Plan
+from workers.compression.allocation import measured_plan
+from workers.compression.checkpoint import write_package
+from workers.compression.evaluation import perplexity
+from workers.compression.models import StreamedModel
+from workers.compression.sensitivity import Sensitivity, from_tensors, measure, to_tensors
+from workers.compression.sequential import compress
+from workers.stages.compress import read_part, write_part
+
+CONFIG = LlamaConfig(
+    hidden_size=2048,
+    num_hidden_layers=22,
+    num_attention_heads=32,
+    num_key_value_heads=4,
+    intermediate_size=5632,
+    vocab_size=32000,
+    max_position_embeddings=2048,
+    tie_word_embeddings=False,
+    architectures=["LlamaForCausalLM"],
+    dtype="bfloat16",
+)
+RATIO = 1.3
+MODEL, SENSITIVITIES, PARTS, PACKAGE = "model", "sensitivities.safetensors", "parts", "package"
+
+
+def main() -> None:
+    options = arguments()
+    if options.part is not None:
+        run_part(options)
+        return
+    with tempfile.TemporaryDirectory(dir=options.scratch, prefix="memory-") as scratch:
+        work = Path(scratch)
+        size = write_checkpoint(work / MODEL)
+        print(
+            f"checkpoint: {size / 1e9:.2f} GB; {options.sequences} × {options.length} tokens, {options.blocks} blocks"
+        )
+        print("| part | peak MB | s |\n|---|---|---|", flush=True)
+        for part in options.only or PARTS_OF_THE_ENGINE:
+            found = in_a_process_of_its_own(part, work)
+            print(f"| {part} | {found['peak'] / 1e6:.0f} | {found['seconds']:.0f} |", flush=True)
+
+
+def in_a_process_of_its_own(part: str, work: Path) -> dict[str, float]:
+    command = [sys.executable, "-m", "bench.memory", *sys.argv[1:], "--part", part, "--work", str(work)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    found: dict[str, float] = json.loads(output.splitlines()[-1])
+    return found
+
+
+def run_part(options: argparse.Namespace) -> None:
+    started = time.monotonic()
+    PARTS_OF_THE_ENGINE[options.part](options.work, options)
+    print(json.dumps({"peak": peak(), "seconds": time.monotonic() - started}))
+
+
+def peak() -> int:
+    """Bytes of the greatest resident memory of this process so far."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)[0])
+
+
+def importing(work: Path, options: argparse.Namespace) -> None:
+    """Nothing but the libraries."""
+
+
+def measuring(work: Path, options: argparse.Namespace) -> None:
+    model = opened(work / MODEL, options.blocks)
+    found = {name: each for part in measure(model, tokens(options, options.sequences)) for name, each in part.items()}
+    save_file(to_tensors(found), work / SENSITIVITIES)
+
+
+def compressing(work: Path, options: argparse.Namespace) -> None:
+    (work / PARTS).mkdir()
+    model = opened(work / MODEL, options.blocks)
+    sensitivities = from_tensors(load_file(work / SENSITIVITIES))
+    plan = planned(work, sensitivities)
+    for part in compress(model, plan, tokens(options, options.sequences), sensitivities=sensitivities):
+        write_part(work / PARTS / f"{part.index:05d}", part)
+
+
+def packaging(work: Path, options: argparse.Namespace) -> None:
+    write_package(work / MODEL, Parts(work / PARTS), work / PACKAGE)
+
+
+def evaluating(work: Path, options: argparse.Namespace) -> None:
+    perplexity(opened(work / PACKAGE, options.blocks), tokens(options, options.windows))
+
+
+PARTS_OF_THE_ENGINE: Mapping[str, Callable[[Path, argparse.Namespace], None]] = MappingProxyType(
+    {
+        "import": importing,
+        "measure": measuring,
+        "compress": compressing,
+        "package": packaging,
+        "evaluate": evaluating,
+    }
+)
+
+
+class Parts:
+    """The written parts, each read anew whenever it is asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(read_part, sorted(self.directory.iterdir()))
+
+
+def opened(directory: Path, blocks: int) -> StreamedModel:
+    """The model, which believes to end after so many blocks."""
+    model = StreamedModel.open(directory, dtype=torch.bfloat16)
+    model.inventory = dataclasses.replace(model.inventory, blocks=min(blocks, model.inventory.blocks))
+    return model
+
+
+def planned(work: Path, sensitivities: Mapping[str, Sensitivity]) -> Plan:
+    """The plan of the whole model; blocks that were not measured count as one that was."""
+    inventory = StreamedModel.open(work / MODEL, dtype=torch.bfloat16).inventory
+    prefix = f"{inventory.block_prefix}."
+    last = max(int(name.removeprefix(prefix).split(".")[0]) for name in sensitivities if name.startswith(prefix))
+
+    def stand_in(name: str) -> Sensitivity:
+        index, _, rest = name.removeprefix(prefix).partition(".")
+        return sensitivities.get(name) or sensitivities[f"{prefix}{min(int(index), last)}.{rest}"]
+
+    found = {site.name: stand_in(site.name) for site in inventory.sites}
+    return measured_plan(inventory, "kronecker", RATIO, {**sensitivities, **found})
+
+
+def tokens(options: argparse.Namespace, sequences: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(CONFIG.vocab_size, (sequences, options.length), generator=generator)
+
+
+def write_checkpoint(directory: Path) -> int:
+    """Writes config and weights, a tensor at a time into one file, and returns the bytes of the weights."""
+    directory.mkdir()
+    CONFIG.save_pretrained(directory)
+    shapes = dict(tensor_shapes())
+    header: dict[str, Any] = {}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    described = json.dumps(header).encode()
+    described += b" " * (-len(described) % 8)
+    generator = torch.Generator().manual_seed(0)
+    with (directory / "model.safetensors").open("wb") as file:
+        file.write(len(described).to_bytes(8, "little") + described)
+        for shape in shapes.values():
+            write_random(file, shape, generator)
+    return end
+
+
+def tensor_shapes() -> Iterator[tuple[str, list[int]]]:
+    """The names and shapes of a Llama checkpoint."""
+    hidden, inner, vocabulary = CONFIG.hidden_size, CONFIG.intermediate_size, CONFIG.vocab_size
+    keys = hidden // CONFIG.num_attention_heads * CONFIG.num_key_value_heads
+    yield "model.embed_tokens.weight", [vocabulary, hidden]
+    for index in range(CONFIG.num_hidden_layers):
+        block = f"model.layers.{index}."
+        for name, rows in (("q", hidden), ("k", keys), ("v", keys), ("o", hidden)):
+            yield f"{block}self_attn.{name}_proj.weight", [rows, hidden]
+        yield f"{block}mlp.gate_proj.weight", [inner, hidden]
+        yield f"{block}mlp.up_proj.weight", [inner, hidden]
+        yield f"{block}mlp.down_proj.weight", [hidden, inner]
+        yield f"{block}input_layernorm.weight", [hidden]
+        yield f"{block}post_attention_layernorm.weight", [hidden]
+    yield "model.norm.weight", [hidden]
+    yield "lm_head.weight", [vocabulary, hidden]
+
+
+def write_random(file: BinaryIO, shape: list[int], generator: torch.Generator) -> None:
+    tensor = torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator).mul_(0.02)
+    file.write(tensor.bfloat16().view(torch.uint8).numpy().data)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sequences", type=int, default=32, help="of calibration")
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--windows", type=int, default=20, help="of evaluation")
+    parser.add_argument("--blocks", type=int, default=CONFIG.num_hidden_layers)
+    parser.add_argument("--only", nargs="+", choices=PARTS_OF_THE_ENGINE)
+    parser.add_argument("--scratch", type=Path, help="a directory on a disk with 6 GB free; not in memory")
+    parser.add_argument("--part", choices=PARTS_OF_THE_ENGINE, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
