@@ -69,7 +69,8 @@ class Architecture:
 
     `base` is the prefix of the base model, which some checkpoints leave out of their tensor names; `tied` is what the
     type's config assumes for `tie_word_embeddings` when the file does not say; `old_head` is the head's name in older
-    files. `blocks_field` and `width_field` are what the config calls the number of blocks and of the MLP's hidden units.
+    files. `blocks_field` and `width_field` are what the config calls the number of blocks and that of an MLP's hidden
+    units.
     """
 
     base: str

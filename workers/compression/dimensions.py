@@ -28,7 +28,8 @@ def resized_config(
         return resized
     if config.get("scale_attn_by_inverse_layer_idx"):
         raise UnsupportedArchitecture(
-            "Blocks cannot be removed: the config scales attention by the block's number (scale_attn_by_inverse_layer_idx)."
+            "No block can be removed: config.json scales attention by the block's number "
+            "(scale_attn_by_inverse_layer_idx)."
         )
     # GPT-2's config may use the library's common name instead of its own.
     resized.pop("num_hidden_layers", None)

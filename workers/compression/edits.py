@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workers.compression import structures
-from workers.compression.architectures import Site, architecture_of
+from workers.compression.architectures import Inventory, Site, architecture_of
 from workers.compression.dimensions import block_of, renumbered, resized_config
 from workers.compression.models import StreamedModel
 from workers.compression.sequential import CompressedPart
@@ -61,14 +61,12 @@ class EditedModel(StreamedModel):
         Factors come last: a site that has a structure takes no other.
         """
         self._removed.update(part.removed)
-        present = {name: tensor for name, tensor in part.tensors.items() if not self._is_removed(name)}
-        structures.replace(self._skeleton, self._with_tied_head(part.structures))
-        for name in part.structures:
-            self._structures[name] = part.structures[name]
-            self._stored_names.pop(f"{name}.weight")
         for name in [name for name in self._stored_names if self._is_removed(name)]:
             del self._stored_names[name]
-        for name, tensor in present.items():
+        self._structure({name: form for name, form in part.structures.items() if not self._is_removed(name)})
+        for name, tensor in part.tensors.items():
+            if self._is_removed(name):
+                continue
             _reshape(self._skeleton, name, tensor)
             self._stored_names.setdefault(name, name)
             self._edited[name] = part.tensors
@@ -107,20 +105,32 @@ class EditedModel(StreamedModel):
         structures.replace(model, forms)
         for name, tensor in self.read(self._stored_names).items():
             assign(model, renumbered(name, prefix, kept), tensor)
-        embedding = model.get_submodule(self._embedding_name)
-        if self.inventory.head is None and isinstance(embedding, nn.Embedding):
-            model.get_submodule(self._head_name).register_parameter("weight", embedding.weight)
+        if self.inventory.head is None and self._embedding_name not in self._structures:
+            embedding = model.get_parameter(f"{self._embedding_name}.weight")
+            model.get_submodule(self._head_name).register_parameter("weight", embedding)
         return model
 
     def _is_removed(self, name: str) -> bool:
         return block_of(name, self.inventory.block_prefix) in self._removed
 
-    def _with_tied_head(self, forms: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-        """A head that is tied to the embedding reads the factored table."""
-        present = {name: form for name, form in forms.items() if not self._is_removed(name)}
+    def _structure(self, forms: Mapping[str, Mapping[str, Any]]) -> None:
+        """Puts empty compact layers into the skeleton; a tied head reads the factored table or keeps the whole one."""
+        present = dict(forms)
         if self.inventory.head is None and self._embedding_name in present:
-            present.setdefault(self._head_name, {"kind": "tied", "to": self._embedding_name})
-        return present
+            form = present.setdefault(self._head_name, {"kind": "tied", "to": self._embedding_name})
+            if form["kind"] == "dense":
+                self._untie()
+        structures.replace(self._skeleton, present)
+        for name, form in present.items():
+            if form["kind"] != "dense":
+                self._stored_names.pop(f"{name}.weight", None)
+        self._structures |= present
+
+    def _untie(self) -> None:
+        table = self.inventory.embedding
+        head = dataclasses.replace(table, name=self._head_name, layout="linear")
+        self.inventory = dataclasses.replace(self.inventory, head=head)
+        self._stored_names[f"{head.name}.weight"] = self._stored_names[f"{table.name}.weight"]
 
     def _width(self) -> int:
         leaving = architecture_of({"model_type": self.inventory.model_type}).mlp.leaving
@@ -129,7 +139,7 @@ class EditedModel(StreamedModel):
             raise ValueError(f"the MLPs of the blocks are not equally wide: {sorted(widths)}")
         return widths.pop()
 
-    def _present_inventory(self) -> Any:
+    def _present_inventory(self) -> Inventory:
         shapes = {name: tensor.shape for name, tensor in self._skeleton.state_dict().items()}
         sites = tuple(self._present(site) for site in self.inventory.sites if not self._is_removed(site.name))
         total = sum(shapes[name].numel() for name in self._stored_names)
