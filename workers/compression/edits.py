@@ -12,6 +12,7 @@ whoever goes through all the original's blocks computes the same.
 
 import copy
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -39,6 +40,7 @@ class EditedModel(StreamedModel):
         self._edited: dict[str, Mapping[str, Tensor]] = {}
         self._structures: dict[str, Mapping[str, Any]] = {}
         self._removed: set[int] = set()
+        self._editions: Counter[int | None] = Counter()
         super().__init__(
             copy.deepcopy(original._skeleton),
             original._tensors,
@@ -55,12 +57,18 @@ class EditedModel(StreamedModel):
         """The original's numbers of the blocks that remain, in order."""
         return tuple(index for index in range(self.inventory.blocks) if index not in self._removed)
 
+    def edition(self, index: int) -> int:
+        """How many parts have touched the block so far."""
+        return self._editions[index]
+
     def apply(self, part: CompressedPart) -> None:
         """Puts a finished part in the place of what it was made of. Raises AttributeError for names that are not there.
 
         Factors come last: a site that has a structure takes no other.
         """
         self._removed.update(part.removed)
+        prefix = self.inventory.block_prefix
+        self._editions.update({*part.removed, *(block_of(name, prefix) for name in (*part.structures, *part.tensors))})
         for name in [name for name in self._stored_names if self._is_removed(name)]:
             del self._stored_names[name]
         self._structure({name: form for name, form in part.structures.items() if not self._is_removed(name)})
