@@ -36,7 +36,9 @@ STRUCTURES: tuple[Structure, ...] = (
 )
 
 
-def llama_like(blocks: int = 4, width: int = 64, hidden: int = 160, vocabulary: int = 500) -> Inventory:
+def llama_like(
+    blocks: int = 4, width: int = 64, hidden: int = 160, vocabulary: int = 500, tied: bool = True
+) -> Inventory:
     shapes = {"self_attn.q_proj": (width, width), "self_attn.o_proj": (width, width)}
     shapes |= {"mlp.up_proj": (hidden, width), "mlp.down_proj": (width, hidden)}
     sites = tuple(
@@ -46,7 +48,11 @@ def llama_like(blocks: int = 4, width: int = 64, hidden: int = 160, vocabulary: 
     )
     embedding = Site("model.embed_tokens", None, vocabulary, width, "embedding", False)
     total = vocabulary * width + sum(site.out_features * site.in_features for site in sites) + width * (2 * blocks + 1)
-    return Inventory("llama", blocks, width, vocabulary, sites, embedding, None, total, "model.layers")
+    if tied:
+        return Inventory("llama", blocks, width, vocabulary, sites, embedding, None, total, "model.layers")
+    head = Site("lm_head", None, vocabulary, width, "linear", False)
+    total += vocabulary * width
+    return Inventory("llama", blocks, width, vocabulary, sites, embedding, head, total, "model.layers")
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
@@ -80,8 +86,9 @@ def test_a_structure_that_does_not_fit_is_refused(structure: Structure) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("part", [0.1, 0.4, 0.9])
-def test_a_uniform_plan_meets_its_target(method: str, part: float) -> None:
-    inventory = llama_like(width=192, hidden=512, vocabulary=1000)
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_uniform_plan_meets_its_target(method: str, part: float, tied: bool) -> None:
+    inventory = llama_like(width=192, hidden=512, vocabulary=1000, tied=tied)
     feasible = feasible_range(inventory, method)
     target = feasible.lowest + part * (feasible.highest - feasible.lowest)
     plan = uniform_plan(inventory, method, target)
@@ -104,6 +111,21 @@ def test_the_embedding_stays_whole_while_the_blocks_reach_the_target() -> None:
     inventory = llama_like(width=192, hidden=512, vocabulary=1000)
     assert inventory.embedding.name not in uniform_plan(inventory, "kronecker", 1.3).structures
     assert inventory.embedding.name in uniform_plan(inventory, "kronecker", 5.0).structures
+
+
+def test_a_head_of_its_own_gives_as_the_embedding_does() -> None:
+    inventory = llama_like(vocabulary=1000, tied=False)
+    highest = feasible_range(inventory, "kronecker").highest
+    plan = uniform_plan(inventory, "kronecker", highest)
+    assert plan.structures["lm_head"] == plan.structures[inventory.embedding.name]
+    assert plan.parameters_after < inventory.total_parameters / highest + 2
+
+
+@pytest.mark.parametrize("method", ["svd", "kronecker_sum"])
+def test_methods_of_plain_blocks_leave_embedding_and_head_whole(method: str) -> None:
+    inventory = llama_like(tied=False)
+    plan = uniform_plan(inventory, method, feasible_range(inventory, method).highest)
+    assert set(plan.structures) == {site.name for site in inventory.sites}
 
 
 def test_a_plan_survives_the_way_through_json() -> None:

@@ -1,5 +1,6 @@
 """What an error at a site costs: the prediction against the divergence that the error really makes."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +93,44 @@ def test_a_random_error_of_the_embedding_costs_what_is_predicted(
     change = 0.005 * torch.randn(200, 64, generator=torch.Generator().manual_seed(1))
     predicted = float((table_gram(change, measured.outputs) * measured.inputs).sum()) / 2
     assert divergence(directory, "model.embed_tokens", change) == pytest.approx(predicted, rel=0.6)
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a head of its own."""
+    path = tmp_path_factory.mktemp("untied")
+    torch.manual_seed(1)
+    config = copy.deepcopy(CONFIG)
+    config.tie_word_embeddings = False
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.15)
+    model.save_pretrained(path)
+    return path
+
+
+def test_a_random_error_of_a_head_costs_what_is_predicted(untied: Path) -> None:
+    model = StreamedModel.open(untied)
+    (found,) = next(iter(measure(model, IDS))).values()
+    hidden = model.hidden(IDS)
+    for index in range(model.inventory.blocks):
+        with model.block(index) as block:
+            hidden = model.run(block, index, hidden).detach()
+    entering = model.head_inputs(hidden).flatten(0, 1).double()
+    change = 0.02 * torch.randn(200, 64, generator=torch.Generator().manual_seed(1)).double()
+    predicted = float((found.outputs[:, None] * (change @ entering.T)).square().sum()) / len(entering) / 2
+    assert divergence(untied, "lm_head", change.float()) == pytest.approx(predicted, rel=0.3)
+
+
+def test_the_spectrum_of_a_head_is_what_its_whole_matrix_is_worth(untied: Path) -> None:
+    found = next(iter(measure(StreamedModel.open(untied), IDS)))["lm_head"]
+    assert found.spectrum.shape == (64,)
+    step = 0.05
+    weight = AutoModelForCausalLM.from_pretrained(untied).get_parameter("lm_head.weight").detach()
+    assert divergence(untied, "lm_head", -step * weight) == pytest.approx(
+        step**2 * float(found.spectrum.sum()), rel=0.6
+    )
 
 
 def test_sensitivities_survive_the_way_through_a_file(sensitivities: dict[str, Sensitivity]) -> None:

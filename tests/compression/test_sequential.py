@@ -1,6 +1,7 @@
 """Compressing a whole model part by part, on tiny models of several architectures opened from real files."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from workers.compression import structures
-from workers.compression.accounting import Pivoted, Plan, uniform_plan
+from workers.compression.accounting import TOLERANCE, LowRank, Pivoted, Plan, feasible_range, uniform_plan
+from workers.compression.allocation import measured_plan
+from workers.compression.checkpoint import write_package
 from workers.compression.models import StreamedModel
-from workers.compression.sensitivity import measure
-from workers.compression.sequential import CompressedPart, compress
+from workers.compression.sensitivity import Sensitivity, measure
+from workers.compression.sequential import CompressedPart, compress, part_count
 
 TINY: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2, "tie_word_embeddings": True},
@@ -21,6 +24,12 @@ TINY: dict[str, dict[str, Any]] = {
     "opt": {"word_embed_proj_dim": 32, "ffn_dim": 96},
     "gpt_neox": {},
     "phi3": {"pad_token_id": 0},
+}
+UNTIED: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2, "vocab_size": 400},
+    "gpt_neox": {"vocab_size": 400},
+    "opt": {"word_embed_proj_dim": 32, "ffn_dim": 96, "vocab_size": 400, "tie_word_embeddings": False},
+    "phi": {"vocab_size": 24},
 }
 SIZES = {
     "hidden_size": 32,
@@ -32,9 +41,9 @@ SIZES = {
 }
 
 
-def open_tiny(model_type: str, directory: Path) -> StreamedModel:
+def open_tiny(model_type: str, directory: Path, settings: dict[str, Any] | None = None) -> StreamedModel:
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **{**SIZES, **TINY[model_type]})
+    config = AutoConfig.for_model(model_type, **{**SIZES, **(settings or TINY[model_type])})
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     return StreamedModel.open(directory)
 
@@ -48,8 +57,18 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def calibration() -> Tensor:
-    return torch.randint(80, (6, 32), generator=torch.Generator().manual_seed(1))
+def calibration(vocabulary: int = 80) -> Tensor:
+    return torch.randint(vocabulary, (6, 32), generator=torch.Generator().manual_seed(1))
+
+
+def sensitivities_of(model: StreamedModel) -> dict[str, Sensitivity]:
+    ids = calibration(model.inventory.vocab_size)
+    return {name: found for part in measure(model, ids) for name, found in part.items()}
+
+
+def same_bytes(one: CompressedPart, other: CompressedPart) -> bool:
+    same = one.index == other.index and one.errors == other.errors and one.tensors.keys() == other.tensors.keys()
+    return same and all(torch.equal(one.tensors[name], other.tensors[name]) for name in other.tensors)
 
 
 def assembled(directory: Path, parts: list[CompressedPart]) -> torch.nn.Module:
@@ -116,3 +135,73 @@ def test_a_site_that_the_plan_leaves_out_stays_as_it_is(tmp_path: Path) -> None:
     plan = Plan("kronecker", {name: planned.structures[name]}, planned.parameters_before, planned.parameters_after)
     parts = list(compress(model, plan, calibration()))
     assert [list(part.structures) for part in parts] == [[], [], [name], []]
+
+
+@pytest.fixture(scope="module", params=UNTIED)
+def untied(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Untied":
+    """A model with a head of its own, compressed so far that the head has to give."""
+    torch.set_num_threads(1)
+    directory = tmp_path_factory.mktemp(request.param)
+    model = open_tiny(request.param, directory, UNTIED[request.param])
+    sensitivities = sensitivities_of(model)
+    highest = feasible_range(model.inventory, "kronecker").highest
+    plan = measured_plan(model.inventory, "kronecker", highest, sensitivities)
+    ids = calibration(model.inventory.vocab_size)
+    return Untied(directory, plan, sensitivities, ids, list(compress(model, plan, ids, sensitivities=sensitivities)))
+
+
+@dataclass(frozen=True)
+class Untied:
+    directory: Path
+    plan: Plan
+    sensitivities: dict[str, Sensitivity]
+    ids: Tensor
+    parts: list[CompressedPart]
+
+
+def test_a_head_of_its_own_is_the_last_part_and_says_its_error(untied: Untied) -> None:
+    last = untied.parts[-1]
+    assert len(untied.parts) == part_count(StreamedModel.open(untied.directory).inventory)
+    assert list(last.structures) == ["lm_head"]
+    assert 0 < last.errors["lm_head"] < 1
+
+
+@torch.no_grad()
+def test_a_package_with_a_compressed_head_is_as_large_as_planned_and_opens(untied: Untied, tmp_path: Path) -> None:
+    package = write_package(untied.directory, untied.parts, tmp_path / "package")
+    assert package.parameters == pytest.approx(untied.plan.parameters_after, rel=TOLERANCE)
+    logits = StreamedModel.open(package.directory).whole()(untied.ids).logits
+    torch.testing.assert_close(logits, assembled(untied.directory, untied.parts)(untied.ids).logits)
+
+
+def test_going_on_after_any_part_gives_the_same_bytes_up_to_the_head(untied: Untied) -> None:
+    for start in range(1, len(untied.parts) + 1):
+        rest = compress(
+            StreamedModel.open(untied.directory),
+            untied.plan,
+            untied.ids,
+            sensitivities=untied.sensitivities,
+            start=start,
+            finished=untied.parts.__getitem__,
+        )
+        assert all(same_bytes(*pair) for pair in zip(rest, untied.parts[start:], strict=True))
+
+
+@torch.no_grad()
+def test_a_head_makes_up_for_the_blocks_before_it(tmp_path: Path) -> None:
+    model = open_tiny("llama", tmp_path, UNTIED["llama"])
+    ids = calibration(400)
+    blocks = {site.name: LowRank(8) for site in model.inventory.sites}
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits
+    distances = []
+    for compensation in (0.0, 1.0):
+        plan = Plan("kronecker", {**blocks, "lm_head": LowRank(24)}, 1, 1, compensation)
+        parts = list(compress(model, plan, ids))
+        distances.append(float((assembled(tmp_path, parts)(ids).logits - expected).norm()))
+    assert distances[1] < 0.95 * distances[0]
+
+
+def test_a_head_that_the_plan_leaves_out_is_a_part_without_content(tmp_path: Path) -> None:
+    model = open_tiny("llama", tmp_path, UNTIED["llama"])
+    planned = uniform_plan(model.inventory, "svd", 1.02)
+    assert list(compress(model, planned, calibration(400)))[-1] == CompressedPart(4, "lm_head", {}, {}, {})

@@ -105,6 +105,8 @@ def packages(originals: dict[str, Original], tmp_path_factory: pytest.TempPathFa
         sites[inventory.embedding.name] = {"kind": "pivoted", "rank": 7}
         if inventory.head is None:
             sites["lm_head"] = {"kind": "tied", "to": inventory.embedding.name}
+        else:
+            sites[inventory.head.name] = {"kind": "pivoted", "rank": 9}
         part = compress_at_random(model, sites)
         package = write_package(original.directory, [part], root / name)
         probes[name] = Probe(package.directory, token_ids(), logits_of(model))

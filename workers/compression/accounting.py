@@ -16,8 +16,8 @@ from workers.compression.errors import CompressionError
 RANK_FLOOR = 1 / 12
 """No site falls below this part of its full rank: what is left of it would no longer carry the signal."""
 
-EMBEDDING_RANK_FLOOR = 1 / 4
-"""The embedding of a token has no second chance further down the network, so its floor is higher."""
+TABLE_RANK_FLOOR = 1 / 4
+"""The embedding of a token has no second chance further down the network, nor has its logit: their floor is higher."""
 
 TOLERANCE = 0.005
 """How far the stored parameters may lie from the target, as part of the target."""
@@ -178,7 +178,9 @@ class Range:
 class Plan:
     """Which structure each site gets; a site that is not named stays dense.
 
-    `compensation` says how far a site is fitted to make up for the sites before it: 0 not at all, 1 in full.
+    `compensation` says how far a site is fitted to make up for the sites before it: 0 not at all, 1 in full. A
+    `data_free` plan fits the weights themselves, whatever flows through them. A tied output head that is named here is
+    stored on its own.
     """
 
     method: str
@@ -186,6 +188,7 @@ class Plan:
     parameters_before: int
     parameters_after: int
     compensation: float = 0.5
+    data_free: bool = False
 
     @property
     def ratio(self) -> float:
@@ -198,6 +201,7 @@ class Plan:
             "parameters_before": self.parameters_before,
             "parameters_after": self.parameters_after,
             "compensation": self.compensation,
+            "data_free": self.data_free,
         }
 
     @classmethod
@@ -209,6 +213,7 @@ class Plan:
             int(form["parameters_before"]),
             int(form["parameters_after"]),
             float(form["compensation"]),
+            bool(form["data_free"]),
         )
 
 
@@ -231,7 +236,7 @@ def smallest_size(chosen: Method, site: Site) -> int:
     """The least that a site may be given."""
     if chosen.structure == "kronecker":
         return 1
-    share = EMBEDDING_RANK_FLOOR if site.layout == "embedding" else RANK_FLOOR
+    share = TABLE_RANK_FLOOR if site.block is None else RANK_FLOOR
     return max(1, round(min(site.out_features, site.in_features) * share))
 
 
@@ -262,9 +267,14 @@ def _size_limit(chosen: Method, site: Site) -> int:
 
 def compressible(inventory: Inventory, chosen: Method) -> tuple[Site, ...]:
     """The sites that the method may touch and that have something to give."""
-    tables = (inventory.embedding,) if chosen.factors_embedding else ()
-    sites = (*inventory.sites, *tables)
+    sites = (*inventory.sites, *tables_of(inventory)) if chosen.factors_embedding else inventory.sites
     return tuple(site for site in sites if smallest_size(chosen, site) <= largest_size(chosen, site))
+
+
+def tables_of(inventory: Inventory) -> tuple[Site, ...]:
+    """The sites outside the blocks, with one row for each token: the embedding, and the output head where it has a
+    matrix of its own."""
+    return (inventory.embedding,) if inventory.head is None else (inventory.embedding, inventory.head)
 
 
 def feasible_range(inventory: Inventory, method_name: str) -> Range:
@@ -280,13 +290,13 @@ def feasible_range(inventory: Inventory, method_name: str) -> Range:
 def uniform_plan(inventory: Inventory, method_name: str, target_ratio: float) -> Plan:
     """The plan that leaves every site inside the blocks the same part of its parameters.
 
-    The embedding stays whole while the blocks alone can reach the target, and pays the same part beyond that.
+    Embedding and head stay whole while the blocks alone can reach the target, and pay the same part beyond that.
     The stored parameters meet the target within TOLERANCE. Raises RatioOutOfRange, UnknownMethod.
     """
     chosen = method(method_name)
     budget = budget_of(inventory, method_name, target_ratio)
     sites = compressible(inventory, chosen)
-    blocks = tuple(site for site in sites if site.layout != "embedding")
+    blocks = tuple(site for site in sites if site.block is not None)
     if stored(inventory, sized(chosen, blocks, _shared_sizes(chosen, blocks, 0.0))) <= budget:
         sites = blocks
     low, high = 0.0, 1.0
@@ -316,15 +326,14 @@ def budget_of(inventory: Inventory, method_name: str, target_ratio: float) -> in
 
 
 def stored(inventory: Inventory, structures: Mapping[str, Structure]) -> int:
-    """Parameters that the whole model stores under these structures."""
-    sites = {site.name: site for site in (*inventory.sites, inventory.embedding)}
-    saved = sum(
-        sites[name].out_features * sites[name].in_features
-        - parameters(structure, sites[name].out_features, sites[name].in_features)
-        for name, structure in structures.items()
-        if not isinstance(structure, Tied)
-    )
-    return inventory.total_parameters - saved
+    """Parameters that the whole model stores under these structures; a tied head that gets one adds what it stores."""
+    sites = {site.name: site for site in (*inventory.sites, *tables_of(inventory))}
+    total = inventory.total_parameters
+    for name, structure in structures.items():
+        site = sites.get(name, inventory.embedding)
+        before = site.out_features * site.in_features if name in sites else 0
+        total += parameters(structure, site.out_features, site.in_features) - before
+    return total
 
 
 def _saving(chosen: Method, site: Site, size: int) -> int:

@@ -43,7 +43,7 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 _REMEMBERED_SHAPES = 4
 
 
-class _BlockReached(Exception):
+class _Reached(Exception):
     """Ends the skeleton's forward once there is nothing more to learn from it."""
 
 
@@ -112,6 +112,19 @@ class StreamedModel:
         """What leaves the last block, [N, T, H], to logits [N, T, V], through final norm, head and soft-capping."""
         with self.head() as head:
             return head(hidden)
+
+    @torch.no_grad()
+    def head_inputs(self, hidden: Tensor) -> Tensor:
+        """What leaves the last block, [N, T, H], to what enters the output head, [N, T, E]; the head is not read."""
+        entered: list[Tensor] = []
+
+        def stop(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            entered.append(arguments[0])
+            raise _Reached
+
+        with self.head_module.register_forward_pre_hook(stop), suppress(_Reached):
+            self._project(hidden)
+        return entered[0]
 
     @contextmanager
     def embedder(self) -> Iterator[Callable[[Tensor], Tensor]]:
@@ -230,9 +243,9 @@ class StreamedModel:
 
         def stop(index: int, hidden: Tensor, *arguments: Any, **keywords: Any) -> Any:
             entered.append(hidden)
-            raise _BlockReached
+            raise _Reached
 
-        with self._passing(stop), suppress(_BlockReached):
+        with self._passing(stop), suppress(_Reached):
             self._skeleton.base_model(input_ids=ids.to(self.device), use_cache=False)
         return entered[0]
 
@@ -257,10 +270,10 @@ class StreamedModel:
             def record(index: int, hidden: Tensor, *arguments: Any, **keywords: Any) -> Any:
                 seen.append((arguments, keywords))
                 if len(seen) == self.inventory.blocks:
-                    raise _BlockReached
+                    raise _Reached
                 return self._block_output(hidden)
 
-            with self._passing(record), suppress(_BlockReached):
+            with self._passing(record), suppress(_Reached):
                 self._skeleton.base_model(inputs_embeds=self._no_embeddings(*shape), use_cache=False)
             if len(self._arguments) == _REMEMBERED_SHAPES:
                 self._arguments.pop(next(iter(self._arguments)))
@@ -294,9 +307,9 @@ class StreamedModel:
 
         def stop(index: int, hidden: Tensor, *arguments: Any, **keywords: Any) -> Any:
             calls.append((hidden, arguments, keywords))
-            raise _BlockReached
+            raise _Reached
 
-        with self._passing(stop), suppress(_BlockReached):
+        with self._passing(stop), suppress(_Reached):
             self._skeleton.base_model(inputs_embeds=self._no_embeddings(1, 1), use_cache=False)
         hidden, arguments, keywords = calls[0]
         block = copy.deepcopy(self._blocks.get_submodule("0")).to_empty(device=self.device)

@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from workers.compression.architectures import Inventory
+from workers.compression.architectures import Inventory, Site
 from workers.compression.fitting import Moments, matrix_of, problem, spectrum, table_spectrum
 
 TOKENS = 8192
@@ -29,7 +29,7 @@ HEAD_TOKENS = 256
 """Tokens that pass through the head at a time: their logits over the vocabulary are the largest tensor there is."""
 
 UNSEEN = 0.2
-"""The part of the embedding's weight that is spread over all tokens alike, since most of them were never met."""
+"""The part of a table's weight that is spread over all tokens alike, since most of them were never met."""
 
 SHRINKAGE = 0.02
 """Part of the mean gradient that is added everywhere: an output that was silent by chance still counts."""
@@ -73,7 +73,8 @@ class DifferentiableModel(Protocol):
 
 @torch.enable_grad()
 def measure(model: DifferentiableModel, ids: Tensor, *, seed: int = 0) -> Iterator[dict[str, Sensitivity]]:
-    """Yields the sensitivities of each part by site name: the blocks from last to first, then the embedding.
+    """Yields the sensitivities of each part by site name: the head where it has a matrix of its own, the blocks from
+    last to first, then the embedding.
 
     `ids` are calibration tokens [sequences, length], of which up to TOKENS are used, evenly spread.
     """
@@ -82,6 +83,8 @@ def measure(model: DifferentiableModel, ids: Tensor, *, seed: int = 0) -> Iterat
     with tempfile.TemporaryDirectory(prefix="block-inputs-") as scratch:
         hidden = _forward(model, chosen, Path(scratch))
         gradients, head = _at_the_head(model, hidden, seed)
+        if model.inventory.head is not None:
+            yield {model.inventory.head.name: _of_head(model, model.inventory.head, head)}
         for index in reversed(range(model.inventory.blocks)):
             gradients, found = _through_block(model, index, torch.load(Path(scratch) / str(index)), gradients)
             yield found
@@ -101,21 +104,19 @@ def _forward(model: DifferentiableModel, ids: Tensor, scratch: Path) -> Tensor:
 
 @dataclass(frozen=True)
 class _HeadMoments:
-    """`probabilities` [vocabulary], their mean over the tokens; `inputs` [width, width], second moment of the
-    head's.
-    """
+    """`probabilities` p and `variances` p (1 − p) of each token of the vocabulary, summed over the text; `inputs`, what
+    entered the head."""
 
     probabilities: Tensor
+    variances: Tensor
     inputs: Moments
 
 
 def _at_the_head(model: DifferentiableModel, hidden: Tensor, seed: int) -> tuple[Tensor, _HeadMoments]:
     """The gradient at the last block's output [sequences, length, width], for labels drawn from the model."""
     generator = torch.Generator().manual_seed(seed)
-    seen = _HeadMoments(
-        torch.zeros(model.inventory.vocab_size, dtype=torch.float64),
-        Moments.empty(model.inventory.embedding.in_features),
-    )
+    silence = torch.zeros(model.inventory.vocab_size, dtype=torch.float64)
+    seen = _HeadMoments(silence, silence.clone(), Moments.empty(model.inventory.embedding.in_features))
     handle = model.head_module.register_forward_pre_hook(lambda _, inputs: seen.inputs.add(inputs[0].detach()))
     gradients: list[Tensor] = []
     tokens_at_a_time = min(HEAD_TOKENS, hidden.shape[1])
@@ -128,6 +129,7 @@ def _at_the_head(model: DifferentiableModel, hidden: Tensor, seed: int) -> tuple
             loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
             gradients += torch.autograd.grad(loss, entering)
             seen.probabilities.add_(predicted.sum(0).double().cpu())
+            seen.variances.add_((predicted * (1 - predicted)).sum(0).double().cpu())
     handle.remove()
     return torch.cat(gradients, dim=1).view_as(hidden), seen
 
@@ -159,9 +161,12 @@ class _SiteMoments:
             module.register_forward_hook(partial(self._passed, name))
 
     def sensitivity(self, name: str) -> Sensitivity:
-        squared = (self.gradients[name] / self.inputs[name].tokens).double().cpu()
+        """Of one site; to be asked once, since its moments are then given up."""
+        moments = self.inputs.pop(name)
+        squared = (self.gradients[name] / moments.tokens).double().cpu()
         outputs = (squared + SHRINKAGE * squared.mean()).sqrt()
-        site = problem(matrix_of(self.modules[name]), self.inputs[name], outputs=outputs)
+        spend = all(moments is not other for other in self.inputs.values())
+        site = problem(matrix_of(self.modules[name]), moments, outputs=outputs, spend=spend)
         return Sensitivity(spectrum(site) / 2, outputs)
 
     def _passed(self, name: str, module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
@@ -189,7 +194,7 @@ def _of_embedding(model: DifferentiableModel, ids: Tensor, gradients: Tensor, he
     site = model.inventory.embedding
     counted = torch.bincount(ids.flatten(), minlength=site.out_features).double() / ids.numel()
     mean = (counted + head.probabilities / ids.numel()) / 2
-    outputs = ((1 - UNSEEN) * mean + UNSEEN / site.out_features).sqrt()
+    outputs = _smoothed(mean).sqrt()
     moments = Moments.empty(site.in_features)
     moments.add(gradients)
     if model.inventory.head is None:
@@ -197,6 +202,22 @@ def _of_embedding(model: DifferentiableModel, ids: Tensor, gradients: Tensor, he
     table = model.read([f"{site.name}.weight"])[f"{site.name}.weight"].cpu()
     curvature = moments.inputs / moments.tokens
     return Sensitivity(table_spectrum(table, outputs, curvature) / 2, outputs, curvature)
+
+
+def _of_head(model: DifferentiableModel, site: Site, head: _HeadMoments) -> Sensitivity:
+    """Of an output head with a matrix of its own.
+
+    An error of the logits costs, to second order, half their variance under the predictions p; of that form's matrix,
+    diag(p) − p pᵀ, the diagonal p (1 − p) is kept, smoothed as the embedding's frequencies are.
+    """
+    outputs = _smoothed(head.variances / head.inputs.tokens).sqrt()
+    table = model.read([f"{site.name}.weight"])[f"{site.name}.weight"].cpu()
+    return Sensitivity(table_spectrum(table, outputs, head.inputs.inputs / head.inputs.tokens) / 2, outputs)
+
+
+def _smoothed(weights: Tensor) -> Tensor:
+    """The same sum, a part of it spread over all tokens alike."""
+    return (1 - UNSEEN) * weights + UNSEEN * weights.mean()
 
 
 def to_tensors(sensitivities: Mapping[str, Sensitivity]) -> dict[str, Tensor]:

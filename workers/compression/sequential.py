@@ -1,8 +1,8 @@
 """Compressing a model part by part, each fitted to what the parts before it have become.
 
 Two streams of hidden states flow through the blocks: the original's and the compressed model's. A site is fitted to the
-original's output on the input that the compressed model has there after the blocks before it. Only one block's weights
-and the two streams are in memory.
+original's output on the input that the compressed model has there after the blocks before it; an output head with a
+matrix of its own comes last. Only one block's weights and the two streams are in memory.
 
 `compress` yields finished parts and keeps no record of them: whoever asks writes them down, and resumes with `start`.
 """
@@ -18,11 +18,22 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from workers.compression import structures
-from workers.compression.accounting import Halved, LowRank, Pivoted, Plan, Structure, to_dict
-from workers.compression.architectures import Inventory
-from workers.compression.fitting import Moments, fit, fit_halved, fit_table, matrix_of, problem, table_gram
+from workers.compression.accounting import Dense, Halved, LowRank, Pivoted, Plan, Structure, to_dict
+from workers.compression.architectures import ARCHITECTURES, Inventory, Site
+from workers.compression.fitting import (
+    Moments,
+    Problem,
+    data_free,
+    fit,
+    fit_halved,
+    fit_head,
+    fit_table,
+    matrix_of,
+    problem,
+    table_error,
+)
 from workers.compression.sensitivity import Sensitivity
-from workers.compression.structures import CompactEmbedding, CompactLinear, HalvedEmbedding
+from workers.compression.structures import CompactLinear
 
 BATCH = 2
 """Sequences that pass through a block at a time."""
@@ -42,6 +53,9 @@ class BlockwiseModel(Protocol):
     def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
         """The block's output for its input, with the position arguments of its index."""
 
+    def head_inputs(self, hidden: Tensor) -> Tensor:
+        """The last block's output [batch, length, width] to what enters the output head."""
+
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Tensors of the checkpoint by name."""
 
@@ -59,7 +73,8 @@ class CompressedPart:
 
     The model's tensors are the original's, less the `.weight` of every site in `structures`, plus `tensors`. `errors`
     is the relative norm of the difference between each site's output and its target's. The blocks in `removed` are left
-    out from here on. Blocks are always numbered as in the original; of a tensor in several parts the last one counts.
+    out from here on. Blocks are always numbered as in the original; of a tensor in several parts the last one counts. A
+    tied head whose structure is dense keeps the original's table for itself.
     """
 
     index: int
@@ -71,8 +86,8 @@ class CompressedPart:
 
 
 def part_count(inventory: Inventory) -> int:
-    """How many parts `compress` yields: the embedding, then the blocks."""
-    return inventory.blocks + 1
+    """How many parts `compress` yields: the embedding, the blocks, and the head where it has a matrix of its own."""
+    return 1 + inventory.blocks + (inventory.head is not None)
 
 
 @torch.no_grad()
@@ -112,6 +127,8 @@ def compress(
             part = _compress_block(streams, plan, known, block, index)
             streams.advance_compressed(block, index)
         yield part
+    if model.inventory.head is not None and start < part_count(model.inventory):
+        yield _compress_head(streams, plan, known, model.inventory.head)
 
 
 def _embedded(model: BlockwiseModel, ids: Tensor) -> list[Tensor]:
@@ -157,6 +174,14 @@ class _Streams:
                 moments[name] = moments[leader]
         return moments
 
+    def observe_head(self) -> Moments:
+        """The moments of what enters the output head, after the last block."""
+        moments = Moments.empty(self.model.inventory.embedding.in_features)
+        for batch, compressed in enumerate(self.compressed):
+            before = None if self.original is None else self.model.head_inputs(self.original[batch])
+            moments.add(self.model.head_inputs(compressed), before)
+        return moments
+
     def _inputs(
         self, block: nn.Module, index: int, hidden: Tensor, names: Sequence[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -185,14 +210,24 @@ def _compress_block(
     tensors, errors = {}, {}
     for name, site in planned.items():
         weights = sensitivities[site].outputs if site in sensitivities else None
-        target = problem(
-            matrix_of(block.get_submodule(name)), moments[name], compensation=plan.compensation, outputs=weights
-        )
-        compact = _replace(block, name, plan.structures[site], fit(plan.structures[site], target))
+        target = _problem(block, name, moments, plan.compensation, weights)
+        structure = plan.structures[site]
+        factors = data_free(structure, target.target) if plan.data_free else fit(structure, target)
+        compact = _replace(block, name, structure, factors)
         errors[site] = math.sqrt(target.error(compact.dense().cpu()))
         tensors.update({f"{site}.{key}": tensor.clone() for key, tensor in compact.state_dict().items()})
     forms = {site: to_dict(plan.structures[site]) for site in planned.values()}
     return CompressedPart(index + 1, whole, forms, tensors, errors)
+
+
+def _problem(
+    block: nn.Module, name: str, moments: dict[str, Moments], compensation: float, outputs: Tensor | None
+) -> Problem:
+    """The fit of a site; its moments leave the dictionary, and are given up with the last site that shares them."""
+    own = moments.pop(name)
+    spend = all(own is not other for other in moments.values())
+    weight = matrix_of(block.get_submodule(name))
+    return problem(weight, own, compensation=compensation, outputs=outputs, spend=spend)
 
 
 def _replace(block: nn.Module, name: str, structure: Structure, factors: Mapping[str, Tensor]) -> CompactLinear:
@@ -233,9 +268,13 @@ def _compress_embedding(model: BlockwiseModel, plan: Plan, sensitivities: Mappin
     form = to_dict(structure)
     embedding = structures.build_embedding(form, *table.shape, dtype=table.dtype)
     _load(embedding, factors)
-    error = math.sqrt(_table_error(rows, embedding, weights, curvature))
+    error = math.sqrt(table_error(rows, embedding.dense(), weights, curvature))
     tensors = {f"{name}.{key}": tensor.clone() for key, tensor in embedding.state_dict().items()}
-    return CompressedPart(0, name, {name: form}, tensors, {name: error})
+    forms, errors = {name: form}, {name: error}
+    head = ARCHITECTURES[model.inventory.model_type].head
+    if model.inventory.head is None and isinstance(plan.structures.get(head), Dense):
+        forms[head], errors[head] = to_dict(Dense()), 0.0
+    return CompressedPart(0, name, forms, tensors, errors)
 
 
 def _table_weights(table: Tensor, sensitivity: Sensitivity | None) -> tuple[Tensor, Tensor]:
@@ -245,16 +284,35 @@ def _table_weights(table: Tensor, sensitivity: Sensitivity | None) -> tuple[Tens
     return sensitivity.outputs, sensitivity.inputs
 
 
-def _table_error(
-    table: Tensor, embedding: CompactEmbedding | HalvedEmbedding, outputs: Tensor, moments: Tensor
-) -> float:
-    lost = (table_gram(table - embedding.dense().float(), outputs) * moments).sum()
-    return float(lost / (table_gram(table, outputs) * moments).sum())
+def _compress_head(
+    streams: _Streams, plan: Plan, sensitivities: Mapping[str, Sensitivity], site: Site
+) -> CompressedPart:
+    """The output head's compact layer, or a part without content where the plan leaves the head whole."""
+    index = part_count(streams.model.inventory) - 1
+    structure = plan.structures.get(site.name)
+    if structure is None:
+        return CompressedPart(index, site.name, {}, {}, {})
+    if not isinstance(structure, LowRank | Pivoted):
+        raise ValueError(f"{site.name} cannot be {structure}: an output head is low rank, pivoted or whole")
+    stored = streams.model.read(f"{site.name}.{key}" for key in ("weight", "bias")[: 1 + site.bias])
+    table = stored[f"{site.name}.weight"].cpu()
+    bias = {"bias": stored[f"{site.name}.bias"]} if site.bias else {}
+    weights = sensitivities[site.name].outputs if site.name in sensitivities else torch.ones(len(table)).double()
+    moments = streams.observe_head()
+    second = moments.inputs / moments.tokens
+    moved = problem(torch.eye(site.in_features), moments, compensation=plan.compensation).target
+    form = to_dict(structure)
+    compact = structures.build(form, site.in_features, site.out_features, site.bias, dtype=table.dtype)
+    _load(compact, fit_head(structure, table, weights, second, moved) | bias)
+    error = math.sqrt(table_error(table, compact.dense(), weights, second, moved))
+    tensors = {f"{site.name}.{key}": tensor.clone() for key, tensor in compact.state_dict().items()}
+    return CompressedPart(index, site.name, {site.name: form}, tensors, {site.name: error})
 
 
 def _put_embedding(model: BlockwiseModel, part: CompressedPart) -> None:
-    for name, form in part.structures.items():
-        old = model.inventory.embedding
+    old = model.inventory.embedding
+    name = old.name
+    if form := part.structures.get(name):
         dtype = part.tensors[f"{name}.codes"].dtype
         scale = getattr(model.embedding_module, "scalar_embed_scale", 1.0)
         embedding = structures.build_embedding(form, old.out_features, old.in_features, scale, dtype=dtype)

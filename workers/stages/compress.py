@@ -21,8 +21,8 @@ def run(context: Context, directory: Path) -> None:
     blocks, count = model.inventory.blocks, part_count(model.inventory)
     start = first_unfinished(context, count)
     if start > 0:
-        context.resumed(block=block_of(start))
-        context.progress(start / count, f"going on from block {block_of(start) + 1} of {blocks}")
+        context.resumed(block=block_of(start) if start <= blocks else None)
+        context.progress(start / count, f"going on from {place_of(start, blocks)}")
     parts = compress(
         model,
         plan_of(context),
@@ -36,12 +36,17 @@ def run(context: Context, directory: Path) -> None:
         write_part(path, part)
         context.bench.finish_part(path)
         done = part.index + 1
-        context.progress(done / count, f"block {min(block_of(done) + 1, blocks)} of {blocks}")
+        context.progress(done / count, place_of(min(done, count - 1), blocks))
 
 
 def block_of(part: int) -> int:
     """The block that a part is, or stands before: part 0 is the embedding."""
     return max(part - 1, 0)
+
+
+def place_of(part: int, blocks: int) -> str:
+    """Where in the model a part lies: behind the blocks there is only an output head."""
+    return f"block {block_of(part) + 1} of {blocks}" if part <= blocks else "the output head"
 
 
 class FinishedParts:
