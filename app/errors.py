@@ -50,6 +50,11 @@ class UnsupportedModel(Refused):
     title = "The architecture is not supported"
 
 
+class MethodDoesNotFit(Refused):
+    code = "method_does_not_fit"
+    title = "The method does not fit the model"
+
+
 class RatioOutOfRange(Refused):
     code = "ratio_out_of_range"
     title = "The target ratio cannot be reached"

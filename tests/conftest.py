@@ -15,7 +15,7 @@ from app.jobs.service import JobService
 from app.settings import Settings
 from app.sources.models import ModelSources
 from app.sources.text import TextSources
-from tests.tiny import write_text, write_tiny_model
+from tests.tiny import write_text, write_tiny_gpt2, write_tiny_model
 
 # A run that was started in the background ignores Ctrl-C, and so would every process that a test sends one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -101,6 +101,13 @@ def tiny(tiny_model: Path, model_root: Path, data_root: Path) -> dict[str, Any]:
         "calibration": {"dataset": "local:calibration.txt", "sequences": 8, "length": 64},
         "evaluation": {"datasets": ["local:evaluation.txt"], "window": 64, "max_tokens": 512},
     }
+
+
+@pytest.fixture
+def tiny_gpt2(tiny: dict[str, Any], model_root: Path) -> dict[str, Any]:
+    """The same for a GPT-2, without a method; each preset has a ratio of its own on it."""
+    write_tiny_gpt2(model_root / "tiny-gpt2")
+    return {**tiny, "model": "local:tiny-gpt2"}
 
 
 class SilentDoorbell:

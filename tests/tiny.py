@@ -1,10 +1,18 @@
-"""A tiny random Llama with a byte-level tokenizer, as a directory that anything can open."""
+"""Tiny random models with a byte-level tokenizer, as directories that anything can open."""
 
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 WORDS = [
     "the",
@@ -31,10 +39,13 @@ WORDS = [
 ]
 
 
+PRESET_RATIOS = {"tqcompressor": 1.09, "tqcompressor_tied": 1.265}
+"""What each preset makes of the tiny GPT-2."""
+
+
 def write_tiny_model(directory: Path, blocks: int = 3, hidden_size: int = 32) -> Path:
-    """Write config, weights (float32, seeded) and tokenizer."""
+    """Write a Llama: config, weights (float32, seeded) and tokenizer."""
     tokenizer = byte_tokenizer()
-    torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -45,8 +56,23 @@ def write_tiny_model(directory: Path, blocks: int = 3, hidden_size: int = 32) ->
         max_position_embeddings=256,
         tie_word_embeddings=True,
     )
-    model = LlamaForCausalLM(config)
-    model.save_pretrained(directory)
+    return _write(LlamaForCausalLM, config, tokenizer, directory)
+
+
+def write_tiny_gpt2(directory: Path, blocks: int = 2, width: int = 64) -> Path:
+    """Write a GPT-2 in the same way, wide enough for the presets to make it smaller."""
+    tokenizer = byte_tokenizer()
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=width, n_layer=blocks, n_head=4, n_positions=256, tie_word_embeddings=True
+    )
+    return _write(GPT2LMHeadModel, config, tokenizer, directory)
+
+
+def _write(
+    kind: type[PreTrainedModel], config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast, directory: Path
+) -> Path:
+    torch.manual_seed(0)
+    kind(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
 

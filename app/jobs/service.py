@@ -17,7 +17,7 @@ from typing import Any
 from app.contract.job import Attempt, Comparison, Failure, Job, JobPage, Resumed, Source, Stage, State, Timestamps
 from app.contract.recipe import Recipe
 from app.db import Sessions
-from app.errors import JobEnded, JobNotFound, RatioOutOfRange, Refused
+from app.errors import JobEnded, JobNotFound, MethodDoesNotFit, RatioOutOfRange, Refused
 from app.jobs import store
 from app.jobs.doorbell import Rings
 from app.jobs.models import AttemptRow, JobRow
@@ -26,8 +26,10 @@ from app.settings import Settings
 from app.sources.models import ModelSources
 from app.sources.text import TextSources
 from app.storage import StoredFile
-from workers.compression.accounting import feasible_range
+from workers.compression.accounting import Range, feasible_range
 from workers.compression.architectures import Inventory
+from workers.compression.catalog import PRESETS
+from workers.compression.presets import PresetDoesNotFit, preset_range
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +145,7 @@ def check_lengths(recipe: Recipe, config: Mapping[str, Any]) -> None:
 
 
 def check_ratio(recipe: Recipe, inventory: Inventory) -> None:
-    feasible = feasible_range(inventory, recipe.method)
+    feasible = range_of(recipe, inventory)
     if recipe.target_ratio not in feasible:
         lowest, highest = math.ceil(feasible.lowest * 1000) / 1000, math.floor(feasible.highest * 1000) / 1000
         raise RatioOutOfRange(
@@ -151,6 +153,16 @@ def check_ratio(recipe: Recipe, inventory: Inventory) -> None:
             f"{recipe.target_ratio:g} cannot be reached for {recipe.model} with method {recipe.method!r}; "
             f"send a number from {lowest:.3f} to {highest:.3f}",
         )
+
+
+def range_of(recipe: Recipe, inventory: Inventory) -> Range:
+    """The target ratios that the recipe's method reaches on the model."""
+    if recipe.method not in PRESETS:
+        return feasible_range(inventory, recipe.method)
+    try:
+        return preset_range(inventory, recipe.method)
+    except PresetDoesNotFit as error:
+        raise MethodDoesNotFit("method", str(error)) from error
 
 
 def as_job(row: JobRow, attempts: Sequence[AttemptRow]) -> Job:

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -12,10 +12,12 @@ from sqlalchemy import Engine
 
 from app.client import Client
 from app.contract.job import Job, State
-from app.contract.recipe import Method, Recipe
+from app.contract.recipe import Recipe
 from app.serve import running_service
 from app.settings import Settings
 from tests.hub import running_hub
+from tests.tiny import PRESET_RATIOS
+from workers.compression.catalog import METHODS
 
 OPEN = """
 import sys
@@ -44,7 +46,23 @@ def finish(client: Client, recipe: dict[str, Any]) -> Job:
     return job
 
 
-@pytest.mark.parametrize("method", get_args(Method))
+def open_elsewhere(client: Client, job: Job, directory: Path) -> int:
+    """Downloads the checkpoint and opens it as a stranger; returns the distinct parameters that it has there."""
+    checkpoint = directory / "checkpoint"
+    client.download(job.id, checkpoint)
+    assert (checkpoint / "compression_report.json").is_file()
+    opened = subprocess.run(
+        [sys.executable, "-I", "-c", OPEN, str(checkpoint)],
+        cwd=directory,
+        env={"HF_HOME": str(directory / "home"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert opened.returncode == 0, opened.stderr
+    return int(opened.stdout.split()[-1])
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_posted_job_becomes_a_checkpoint_that_stock_transformers_opens(
     client: Client, tiny: dict[str, Any], tmp_path: Path, method: str
 ) -> None:
@@ -52,18 +70,18 @@ def test_a_posted_job_becomes_a_checkpoint_that_stock_transformers_opens(
     assert job.achieved_ratio == pytest.approx(1.3, rel=0.005)
     assert job.metrics is not None
     assert job.metrics.before.parameters / job.metrics.after.parameters == job.achieved_ratio
-    checkpoint = tmp_path / "checkpoint"
-    client.download(job.id, checkpoint)
-    assert (checkpoint / "compression_report.json").is_file()
-    opened = subprocess.run(
-        [sys.executable, "-I", "-c", OPEN, str(checkpoint)],
-        cwd=tmp_path,
-        env={"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert opened.returncode == 0, opened.stderr
-    assert 0 < int(opened.stdout.split()[-1]) <= job.metrics.after.parameters
+    assert 0 < open_elsewhere(client, job, tmp_path) <= job.metrics.after.parameters
+
+
+@pytest.mark.parametrize(("method", "ratio"), PRESET_RATIOS.items())
+def test_a_published_configuration_goes_the_same_way(
+    client: Client, tiny_gpt2: dict[str, Any], tmp_path: Path, method: str, ratio: float
+) -> None:
+    job = finish(client, {**tiny_gpt2, "method": method, "target_ratio": ratio})
+    assert job.achieved_ratio == pytest.approx(ratio, rel=0.005)
+    assert job.metrics is not None
+    indices = 2 * (64 + 256) + 64 + 32
+    assert open_elsewhere(client, job, tmp_path) == job.metrics.after.parameters - indices
 
 
 def test_a_private_model_of_the_hub_is_compressed_at_its_commit_and_the_token_is_nowhere(

@@ -24,7 +24,8 @@ from workers.compression.accounting import (
     uniform_plan,
 )
 from workers.compression.architectures import Inventory, Site
-from workers.compression.catalog import Method, method
+from workers.compression.catalog import PRESETS, Method, method
+from workers.compression.presets import preset_plan
 from workers.compression.sensitivity import Sensitivity
 
 
@@ -46,8 +47,11 @@ def measured_plan(
 ) -> Plan:
     """The plan that meets the target with the least divergence predicted.
 
-    A method whose budget is uniform by definition gets `uniform_plan`. Raises RatioOutOfRange, UnknownMethod.
+    A method whose budget is uniform by definition gets `uniform_plan`, a preset its own plan. Raises RatioOutOfRange,
+    UnknownMethod, PresetDoesNotFit.
     """
+    if method_name in PRESETS:
+        return preset_plan(inventory, method_name, target_ratio)
     chosen = method(method_name)
     if not chosen.measured:
         return uniform_plan(inventory, method_name, target_ratio)

@@ -1,4 +1,4 @@
-"""The methods by name, and what sets them apart. Free of torch: the service lists and checks them."""
+"""The methods and presets by name, and what sets them apart. Free of torch: the service lists and checks them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ fit."""
 
 @dataclass(frozen=True)
 class Method:
-    """One way of making weights smaller.
+    """One way of making weights smaller, to any ratio within a range.
 
     `measured`: budgets follow what an error at a site does to the model's output, and so do the fits; otherwise every
     site keeps the same part. `compensation` is that of `accounting.Plan`.
@@ -64,9 +64,43 @@ _ALL = (
 METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ALL})
 
 
+@dataclass(frozen=True)
+class Preset:
+    """A published configuration. It says what every matrix becomes, so it has one size for each model.
+
+    `untied_head`: the output head keeps for itself the table that the original shares with its embedding.
+    """
+
+    name: str
+    description: str
+    untied_head: bool
+
+
+_PUBLISHED = (
+    Preset(
+        "tqcompressor",
+        "TQCompressedGPT-2 as released, for comparison: GPT-2 only; the embedding halved twice, the MLPs of odd blocks "
+        "as four permuted Kronecker terms fitted without data, the output head whole and stored on its own",
+        untied_head=True,
+    ),
+    Preset(
+        "tqcompressor_tied",
+        "the same with an output head that reads the halved embedding, which makes it as small as its published count",
+        untied_head=False,
+    ),
+)
+
+PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _PUBLISHED})
+
+
 def method(name: str) -> Method:
-    """The method of this name. Raises UnknownMethod."""
+    """The method of this name. Raises UnknownMethod, also for presets, which no budget can size."""
     try:
         return METHODS[name]
     except KeyError:
-        raise UnknownMethod(f"unknown method {name!r}; send one of {', '.join(METHODS)}") from None
+        raise UnknownMethod(f"unknown method {name!r}; send one of {', '.join((*METHODS, *PRESETS))}") from None
+
+
+def is_measured(name: str) -> bool:
+    """Whether the method needs to know what an error at each site does to the model's output."""
+    return name not in PRESETS and method(name).measured

@@ -130,7 +130,9 @@ class _Content:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor of the package, always in the same order."""
         superseded: set[str] = set()
+        untied = False
         for part in self._parts:
+            untied |= self._unties(part)
             superseded.update(f"{site}.weight" for site in part.structures)
             superseded.update(part.tensors)
             for name, tensor in part.tensors.items():
@@ -138,6 +140,15 @@ class _Content:
         for name, stored_name in self._names.items():
             if name not in superseded:
                 yield name, _read(self._stored[stored_name], stored_name)
+        if untied:
+            architecture = architecture_of(self.config)
+            table = self._names[f"{architecture.embedding}.weight"]
+            yield f"{architecture.head}.weight", _read(self._stored[table], table)
+
+    def _unties(self, part: Part) -> bool:
+        """Whether a tied head keeps the original's table for itself from now on."""
+        form = part.structures.get(architecture_of(self.config).head)
+        return form is not None and form["kind"] == "dense" and is_tied(self.config)
 
     def _in_original_dtype(self, name: str, tensor: Tensor, sites: Iterable[str]) -> Tensor:
         """A floating tensor in the dtype of the weight that it stands for, others as they are."""
@@ -223,8 +234,8 @@ def _write_config(config: Mapping[str, Any], structures: Mapping[str, Mapping[st
         "auto_map": {auto: f"{module}.Compressed{names[role]}" for auto, role in auto_map.items()},
         "compression": {"base_model_type": model_type, "structures": structures},
     }
-    if any(form["kind"] == "tied" for form in structures.values()):
-        # The structure ties the head to factors; transformers would look for one table to tie.
+    if architecture_of(config).head in structures:
+        # The head reads factors or keeps a table of its own; transformers would look for one table to tie.
         compressed["tie_word_embeddings"] = False
     _write_json(directory / "config.json", compressed)
     template = string.Template(_TEMPLATE.read_text(encoding="utf-8"))
@@ -260,7 +271,7 @@ def _write_model_card(
     if licence := _licence_of(source):
         front.append(f"license: {licence}")
     front += ["tags:", "- compressed", "- modelpress"]
-    kinds = sorted({form["kind"] for form in structures.values()})
+    kinds = sorted({form["kind"] for form in structures.values()} - {"dense"})
     what = f"Its layers are factored ({', '.join(kinds)})." if kinds else "It has the original's architecture."
     trust = ", trust_remote_code=True" if structures else ""
     text = f"""# A smaller {base_model or "language model"}

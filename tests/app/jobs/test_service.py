@@ -8,10 +8,11 @@ import pytest
 from app.contract.job import State
 from app.contract.recipe import Recipe
 from app.db import Sessions
-from app.errors import JobEnded, JobNotFound, RatioOutOfRange, Refused, UnknownDataset, UnknownModel
+from app.errors import JobEnded, JobNotFound, MethodDoesNotFit, RatioOutOfRange, Refused, UnknownDataset, UnknownModel
 from app.jobs import store
 from app.jobs.service import JobService
 from tests.conftest import SilentDoorbell
+from tests.tiny import PRESET_RATIOS
 
 
 def recipe(tiny: dict[str, Any], **changes: Any) -> Recipe:
@@ -33,6 +34,7 @@ def test_a_submitted_job_is_queued_and_rung(
     [
         ({"model": "local:nowhere"}, "model", UnknownModel),
         ({"target_ratio": 1000.0}, "target_ratio", RatioOutOfRange),
+        ({"method": "tqcompressor"}, "method", MethodDoesNotFit),
         ({"calibration": {"dataset": "local:nowhere.txt"}}, "calibration.dataset", UnknownDataset),
         ({"calibration": {"dataset": "local:calibration.txt", "length": 512}}, "calibration.length", Refused),
         ({"evaluation": {"datasets": ["local:evaluation.txt"], "window": 512}}, "evaluation.window", Refused),
@@ -58,6 +60,15 @@ def test_a_wrong_recipe_is_refused_by_field_and_nothing_is_kept(
 def test_an_unreachable_ratio_is_answered_with_the_range(service: JobService, tiny: dict[str, Any]) -> None:
     with pytest.raises(RatioOutOfRange, match=r"send a number from 1\.\d+ to \d+\.\d+"):
         service.submit(recipe(tiny, target_ratio=1000.0))
+
+
+@pytest.mark.parametrize(("method", "ratio"), PRESET_RATIOS.items())
+def test_a_preset_answers_to_its_own_ratio_alone(
+    service: JobService, tiny_gpt2: dict[str, Any], method: str, ratio: float
+) -> None:
+    with pytest.raises(RatioOutOfRange, match=r"send a number from 1\.\d+ to 1\.\d+"):
+        service.submit(recipe(tiny_gpt2, method=method, target_ratio=ratio * 1.01))
+    assert service.submit(recipe(tiny_gpt2, method=method, target_ratio=ratio)).state is State.QUEUED
 
 
 def test_pages_follow_each_other_by_cursor(service: JobService, tiny: dict[str, Any]) -> None:
