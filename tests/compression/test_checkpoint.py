@@ -30,6 +30,7 @@ SITE = "model.layers.0.mlp.up_proj"
 class OnePart:
     structures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    removed: tuple[int, ...] = ()
 
 
 def low_rank_part(rank: int = 4) -> OnePart:

@@ -26,6 +26,7 @@ class RandomPart:
 
     structures: Mapping[str, Mapping[str, Any]]
     tensors: Mapping[str, Tensor]
+    removed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,8 @@
 
     package = write_package(source, parts, destination, base_model="org/name")
 
-`source` is the original's directory and `parts` what `sequential.compress` yields. The package holds the original's
-tensors, less the `.weight` of every site that got a structure, plus the tensors of the parts, in the original's dtypes.
-With structures come a modelling file and `structures.py`, so that it opens with
+`source` is the original's directory and `parts` what `sequential.compress` yields; `content` says what the package then
+holds. With structures come a modelling file and `structures.py`, so that it opens with
 
     AutoModelForCausalLM.from_pretrained(destination, trust_remote_code=True)
 
@@ -23,16 +22,16 @@ import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from workers.compression import structures as structures_module
-from workers.compression.architectures import architecture_of, compressed_type, is_tied, read_config, weights
-from workers.compression.headers import INDEX_FILE, WEIGHTS_FILE, StoredTensor, stored_tensors
+from workers.compression.architectures import architecture_of, compressed_type
+from workers.compression.content import DTYPES, Content, Part
+from workers.compression.headers import INDEX_FILE, WEIGHTS_FILE
 
 SHARD_BYTES = 5_000_000_000
 MODELLING_FILE = "modeling_compressed.py"
@@ -45,23 +44,7 @@ _COMPANIONS = re.compile(
     r"|merges\.txt|chat_template\.(jinja|json)|generation_config\.json|(LICEN[CS]E|NOTICE|USE_POLICY)[\w.-]*",
     re.ASCII,
 )
-_DTYPES: Mapping[str, torch.dtype] = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-
-
-class Part(Protocol):
-    """A finished piece of the compressed model; `sequential.CompressedPart` is one."""
-
-    @property
-    def structures(self) -> Mapping[str, Mapping[str, Any]]:
-        """Full module name to the structure's JSON form."""
-
-    @property
-    def tensors(self) -> Mapping[str, Tensor]:
-        """Full tensor name to tensor."""
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -89,20 +72,20 @@ def write_package(
     base_model: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Package:
-    """Writes the package. `parts` is iterated twice, so pass a collection or something that reads them anew.
+    """Writes the package. `parts` is iterated thrice, so pass a collection or something that reads them anew.
 
     `base_model` is the hub id for the model card. Raises FileExistsError where `destination` is there already,
-    MalformedModel where the source is not what it was.
+    MalformedModel where the source is not what it was, ValueError where some MLPs are narrower than others.
     """
     if destination.exists():
         raise FileExistsError(f"{destination} exists already")
     partial = destination.with_name(f".{destination.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    content = _Content(source, parts)
+    content = Content(source, parts)
     structures = content.structures()
     entries = _write_weights(content, partial, shard_bytes)
-    _write_config(content.config, structures, partial)
+    _write_config(content.config(), structures, partial)
     _copy_companions(source, partial)
     _write_model_card(source, base_model, structures, partial)
     write_sums(partial)
@@ -110,65 +93,11 @@ def write_package(
     return Package(destination, sum(_count(entry) for entry in entries), sum(entry.bytes for entry in entries))
 
 
-class _Content:
-    """What the package is to hold, readable as often as needed and never all in memory."""
-
-    def __init__(self, source: Path, parts: Iterable[Part]) -> None:
-        self.config: dict[str, Any] = read_config(source)
-        self._parts = parts
-        self._stored = stored_tensors(source)
-        self._names = weights(self.config, self._stored)
-
-    def structures(self) -> dict[str, Mapping[str, Any]]:
-        """The structure of every replaced module, the head included that a factored embedding takes along."""
-        found = {name: form for part in self._parts for name, form in part.structures.items()}
-        architecture = architecture_of(self.config)
-        if architecture.embedding in found and is_tied(self.config):
-            found.setdefault(architecture.head, {"kind": "tied", "to": architecture.embedding})
-        return found
-
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of the package, always in the same order."""
-        superseded: set[str] = set()
-        untied = False
-        for part in self._parts:
-            untied |= self._unties(part)
-            superseded.update(f"{site}.weight" for site in part.structures)
-            superseded.update(part.tensors)
-            for name, tensor in part.tensors.items():
-                yield name, self._in_original_dtype(name, tensor, part.structures)
-        for name, stored_name in self._names.items():
-            if name not in superseded:
-                yield name, _read(self._stored[stored_name], stored_name)
-        if untied:
-            architecture = architecture_of(self.config)
-            table = self._names[f"{architecture.embedding}.weight"]
-            yield f"{architecture.head}.weight", _read(self._stored[table], table)
-
-    def _unties(self, part: Part) -> bool:
-        """Whether a tied head keeps the original's table for itself from now on."""
-        form = part.structures.get(architecture_of(self.config).head)
-        return form is not None and form["kind"] == "dense" and is_tied(self.config)
-
-    def _in_original_dtype(self, name: str, tensor: Tensor, sites: Iterable[str]) -> Tensor:
-        """A floating tensor in the dtype of the weight that it stands for, others as they are."""
-        if not tensor.is_floating_point():
-            return tensor
-        replaced = next((f"{site}.weight" for site in sites if name.startswith(f"{site}.")), name)
-        return tensor.to(_DTYPES[self._stored[self._names[replaced]].dtype])
-
-
-def _read(stored: StoredTensor, name: str) -> Tensor:
-    with safe_open(stored.file, framework="pt") as file:
-        tensor: Tensor = file.get_tensor(name)
-        return tensor
-
-
 def _count(entry: _Entry) -> int:
     return torch.Size(entry.shape).numel()
 
 
-def _write_weights(content: _Content, directory: Path, shard_bytes: int) -> list[_Entry]:
+def _write_weights(content: Content, directory: Path, shard_bytes: int) -> list[_Entry]:
     """Writes the shards, and an index where there is more than one."""
     entries = [_entry(name, tensor) for name, tensor in content.tensors()]
     shards = _into_shards(entries, shard_bytes)
