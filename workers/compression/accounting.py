@@ -44,9 +44,11 @@ class Pivoted:
     """Low rank with an identity in one factor: the rank × rank freedom of a factorisation is not stored.
 
     The identity sits in `rank` pivot rows of W where out ≤ in, in as many pivot columns otherwise (arXiv 2501.19090).
+    `folded` pivots are the first rows: the outputs stand in an order of their own, which those who read them follow.
     """
 
     rank: int
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ def to_dict(structure: Structure) -> dict[str, Any]:
             return {"kind": "dense"}
         case LowRank(rank):
             return {"kind": "low_rank", "rank": rank}
-        case Pivoted(rank):
-            return {"kind": "pivoted", "rank": rank}
+        case Pivoted(rank, folded):
+            return {"kind": "pivoted", "rank": rank, "folded": folded}
         case Kronecker(terms, out_shape, in_shape, permute_in, permute_out):
             shapes = {"out": list(out_shape), "in": list(in_shape)}
             return {"kind": "kronecker", "terms": terms, **shapes, "permute_in": permute_in, "permute_out": permute_out}
@@ -121,7 +123,7 @@ def _read_kronecker(form: Mapping[str, Any]) -> Kronecker:
 _READERS: Mapping[str, Callable[[Mapping[str, Any]], Structure]] = {
     "dense": lambda form: Dense(),
     "low_rank": lambda form: LowRank(int(form["rank"])),
-    "pivoted": lambda form: Pivoted(int(form["rank"])),
+    "pivoted": lambda form: Pivoted(int(form["rank"]), bool(form.get("folded", False))),
     "kronecker": _read_kronecker,
     "sum": lambda form: Sum(tuple(from_dict(part) for part in form["parts"])),
     "halved": lambda form: Halved(int(form["times"])),
@@ -140,9 +142,10 @@ def parameters(structure: Structure, out_features: int, in_features: int) -> int
         case LowRank(rank):
             _check(1 <= rank <= min(out_features, in_features), structure, out_features, in_features)
             return rank * (out_features + in_features)
-        case Pivoted(rank):
+        case Pivoted(rank, folded):
             _check(1 <= rank < min(out_features, in_features), structure, out_features, in_features)
-            return rank * (out_features + in_features - rank) + min(out_features, in_features)
+            indices = 0 if folded else min(out_features, in_features)
+            return rank * (out_features + in_features - rank) + indices
         case Kronecker(terms, (m1, m2), (n1, n2), permute_in, permute_out):
             fits = m1 * m2 == out_features and n1 * n2 == in_features
             _check(fits and 1 <= terms <= min(m1 * n1, m2 * n2), structure, out_features, in_features)
@@ -225,7 +228,7 @@ def of_size(chosen: Method, site: Site, size: int) -> Structure:
     """The method's structure of a site; `size` is its rank, or the number of its Kronecker terms."""
     match chosen.structure:
         case "pivoted":
-            return Pivoted(size)
+            return Pivoted(size, folded=site.free_outputs)
         case "low_rank":
             return LowRank(size)
         case "kronecker":
@@ -322,7 +325,7 @@ def budget_of(inventory: Inventory, method_name: str, target_ratio: float) -> in
             f"{method_name} reaches ratios from {feasible.lowest:.3f} to {feasible.highest:.3f} on this model; "
             f"{target_ratio:g} was asked for"
         )
-    return int(inventory.total_parameters / target_ratio)
+    return round(inventory.total_parameters / target_ratio)
 
 
 def stored(inventory: Inventory, structures: Mapping[str, Structure]) -> int:

@@ -4,6 +4,9 @@ Every site offers a curve, the divergence of the model against the numbers store
 curve at which one more number buys the same everywhere (a Lagrange multiplier found by bisection), the embedding
 included. The first and last blocks, queries or values are not treated alike or apart by rule: their curves say what
 they need.
+
+A factored matrix takes two products where a dense one takes one. So a site gives up its wholeness only for a saving
+that is worth a second product, and ranks are such that a product runs at full speed.
 """
 
 from collections.abc import Mapping
@@ -29,17 +32,40 @@ from workers.compression.presets import preset_plan
 from workers.compression.sensitivity import Sensitivity
 
 
+SECOND_PRODUCT = 50_000
+"""Starting a matrix product takes about as long as reading so many weights; see bench/RESULTS.md, "Speed"."""
+
+SMALL_SITE = 1 / 4
+"""At most this part of a site is asked for a second product, so that small models can be factored at all."""
+
+RANK_STEP = 32
+"""Ranks are multiples of this where the matrix is large: hardware multiplies whole tiles, and the fewer shapes a model
+has, the fewer kernels take turns in the caches."""
+
+STEPS_PER_SITE = 16
+"""The least number of ranks to choose from; small matrices take smaller steps."""
+
+TABLE_STEP = 8
+"""The step for a table of tokens: its rows are so many that a larger one would miss the target."""
+
+
 @dataclass(frozen=True)
 class Curve:
-    """The points that a site may take: `ranks` (the last one: dense), what each stores, and what each costs in nats."""
+    """The points that a site may take: `ranks` (the last one: dense), what each stores, and what each costs in nats.
+
+    `fee` is what being factored costs at any rank, in stored numbers.
+    """
 
     ranks: Tensor
     stored: Tensor
     divergence: Tensor
+    fee: float = 0.0
 
     def cheapest(self, price: float) -> int:
-        """The index of the point with the least divergence plus price times stored numbers."""
-        return int((self.divergence + price * self.stored).argmin())
+        """The index of the point with the least divergence plus price times the numbers stored and the fee."""
+        cost = self.divergence + price * self.stored
+        cost[:-1] += price * self.fee
+        return int(cost.argmin())
 
 
 def measured_plan(
@@ -71,14 +97,25 @@ def measured_plan(
 def curve(chosen: Method, site: Site, spectrum: Tensor) -> Curve:
     """The curve of a site from the divergence that leaving out each singular value costs."""
     rows, columns = site.out_features, site.in_features
-    ranks = torch.arange(smallest_size(chosen, site), largest_size(chosen, site) + 1)
+    ranks = offered_ranks(chosen, site)
     left_out = spectrum.flip(0).cumsum(0).flip(0)
     counts = [parameters(of_size(chosen, site, rank), rows, columns) for rank in ranks.tolist()]
     return Curve(
         torch.cat((ranks, torch.tensor([min(rows, columns)]))),
         torch.tensor([*counts, rows * columns], dtype=torch.float64),
         torch.cat((left_out[ranks], torch.zeros(1, dtype=torch.float64))),
+        0.0 if site.block is None else min(SECOND_PRODUCT, SMALL_SITE * rows * columns),
     )
+
+
+def offered_ranks(chosen: Method, site: Site) -> Tensor:
+    """The ranks that the site may take, ascending: the ends of its range, and the multiples of its step between."""
+    smallest, largest = smallest_size(chosen, site), largest_size(chosen, site)
+    step = TABLE_STEP if site.block is None else RANK_STEP
+    while step > 1 and step * STEPS_PER_SITE > min(site.out_features, site.in_features):
+        step //= 2
+    between = range(smallest + step - smallest % step, largest, step)
+    return torch.tensor(sorted({smallest, *between, largest}))
 
 
 def _within(curves: Mapping[str, Curve], budget: int) -> dict[str, int]:

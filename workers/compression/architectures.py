@@ -59,6 +59,14 @@ class Mlp:
     leaving: str
     stacked: int = 1
 
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return (*self.entering, self.leaving)
+
+    def sets_order(self, site: str) -> bool:
+        """Whether the hidden units may be put in the order that suits this site, the first that enters the MLP."""
+        return self.stacked == 1 and site.endswith(f".{self.entering[0]}")
+
 
 _GATED = Mlp(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
 
@@ -142,7 +150,8 @@ class Site:
 
     `name` is the module's full path in the transformers model. The matrix maps `in_features` to `out_features`,
     whichever way round `layout` stores it. An embedding is described as the output head would be that shares its table:
-    `out_features` is the vocabulary, `in_features` the width.
+    `out_features` is the vocabulary, `in_features` the width. `free_outputs`: the rows are hidden units of the MLP, which
+    may stand in any order if the rest of the MLP follows; one site of each block sets it.
     """
 
     name: str
@@ -151,6 +160,7 @@ class Site:
     in_features: int
     layout: Layout
     bias: bool
+    free_outputs: bool = False
 
 
 @dataclass(frozen=True)
@@ -283,7 +293,8 @@ def _sites(architecture: Architecture, shapes: Mapping[str, Shape]) -> tuple[Sit
             continue
         out_features, in_features = shape if architecture.layout == "linear" else reversed(shape)
         bias = f"{match[1]}.bias" in shapes
-        sites.append(Site(match[1], int(match[2]), out_features, in_features, architecture.layout, bias))
+        free = architecture.mlp.sets_order(match[1])
+        sites.append(Site(match[1], int(match[2]), out_features, in_features, architecture.layout, bias, free))
     return tuple(sorted(sites, key=lambda site: (site.block, site.name)))
 
 

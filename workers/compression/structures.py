@@ -73,39 +73,45 @@ class LowRankLinear(CompactLinear):
 
 
 class PivotedLinear(CompactLinear):
-    """Low rank whose left (out ≤ in) or right factor holds an identity in its pivots and `mixing` in the other places.
+    """Low rank with an identity in one of the factors.
 
-    out ≤ in: the pivot rows of W are `basis` [rank, in], the others mixing [out - rank, rank] · basis; `order` [out]
-    says for each output where it stands in (pivots, others). Otherwise the pivot columns are `basis` [out, rank], the
-    others basis · mixing [rank, in - rank]; `order` [in] lists the inputs, pivots first.
+    With pivot rows, which is so where out ≤ in or the pivots are folded: the pivot rows of W are `basis` [rank, in],
+    the others mixing [out - rank, rank] · basis, and `order` [out] says for each output where it stands in (pivots,
+    others). Folded pivots simply come first: whoever reads the outputs has been reordered. With pivot columns: they are
+    `basis` [out, rank], the others basis · mixing [rank, in - rank], and `order` [in] lists the inputs, pivots first.
     """
 
-    order: Tensor
+    order: Tensor | None
 
-    def __init__(self, in_features: int, out_features: int, rank: int, bias: bool, **factory: Any) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, form: Mapping[str, Any], bias: bool, **factory: Any
+    ) -> None:
         super().__init__(in_features, out_features, bias, **factory)
-        self.rank = rank
-        self.pivot_rows = out_features <= in_features
+        self.rank, folded = form["rank"], form.get("folded", False)
+        self.pivot_rows = folded or out_features <= in_features
         if self.pivot_rows:
-            self.basis = _parameter(rank, in_features, **factory)
-            self.mixing = _parameter(out_features - rank, rank, **factory)
+            self.basis = _parameter(self.rank, in_features, **factory)
+            self.mixing = _parameter(out_features - self.rank, self.rank, **factory)
         else:
-            self.basis = _parameter(out_features, rank, **factory)
-            self.mixing = _parameter(rank, in_features - rank, **factory)
-        self.register_buffer("order", _identity_order(min(out_features, in_features), factory))
+            self.basis = _parameter(out_features, self.rank, **factory)
+            self.mixing = _parameter(self.rank, in_features - self.rank, **factory)
+        self.register_buffer("order", None if folded else _identity_order(min(out_features, in_features), factory))
 
     def product(self, inputs: Tensor) -> Tensor:
         if self.pivot_rows:
             pivots = functional.linear(inputs, self.basis)
-            return torch.cat((pivots, functional.linear(pivots, self.mixing)), dim=-1)[..., self.order]
-        pivots, others = inputs[..., self.order].tensor_split((self.rank,), dim=-1)
+            outputs = torch.cat((pivots, functional.linear(pivots, self.mixing)), dim=-1)
+            return outputs if self.order is None else outputs[..., self.order]
+        ordered = inputs[..., self.order]
+        pivots, others = ordered[..., : self.rank], ordered[..., self.rank :]
         return functional.linear(pivots + functional.linear(others, self.mixing), self.basis)
 
     def dense(self) -> Tensor:
         if self.pivot_rows:
-            return torch.cat((self.basis, self.mixing @ self.basis))[self.order]
+            matrix = torch.cat((self.basis, self.mixing @ self.basis))
+            return matrix if self.order is None else matrix[self.order]
         ordered = torch.cat((self.basis, self.basis @ self.mixing), dim=1)
-        return torch.empty_like(ordered).index_copy_(1, self.order.long(), ordered)
+        return torch.empty_like(ordered).index_copy_(1, cast("Tensor", self.order).long(), ordered)
 
 
 class KroneckerLinear(CompactLinear):
@@ -207,8 +213,8 @@ class CompactEmbedding(nn.Module):
         """
         if self.order is None:
             return functional.linear(functional.linear(hidden, self.mixing), self.codes)
-        place = torch.argsort(self.order)
-        pivots, others = hidden[..., place].tensor_split((self.codes.shape[1],), dim=-1)
+        ordered = torch.empty_like(hidden).index_copy(-1, self.order.long(), hidden)
+        pivots, others = ordered.tensor_split((self.codes.shape[1],), dim=-1)
         return functional.linear(pivots + functional.linear(others, self.mixing), self.codes)
 
     def dense(self) -> Tensor:
@@ -277,7 +283,7 @@ def build(form: Mapping[str, Any], in_features: int, out_features: int, bias: bo
         case "low_rank":
             return LowRankLinear(in_features, out_features, form["rank"], bias, **factory)
         case "pivoted":
-            return PivotedLinear(in_features, out_features, form["rank"], bias, **factory)
+            return PivotedLinear(in_features, out_features, form, bias, **factory)
         case "kronecker":
             return KroneckerLinear(in_features, out_features, form, bias, **factory)
         case "sum":
