@@ -21,7 +21,7 @@ from workers.compression import structures
 from workers.compression.accounting import Kronecker, Structure, stored, to_dict
 from workers.compression.allocation import measured_plan
 from workers.compression.architectures import Inventory, Site
-from workers.compression.fitting import rearranged_fit
+from workers.compression.kronecker import rearranged_fit
 from workers.compression.models import StreamedModel
 from workers.compression.sensitivity import Sensitivity, measure
 from workers.compression.sequential import CompressedPart, compress

@@ -1,24 +1,26 @@
 """The fits: each against the closed-form optimum, a planted solution or brute force."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from workers.compression.accounting import Kronecker, LowRank, Pivoted, Structure, to_dict
+from workers.compression import fitting
+from workers.compression.accounting import Kronecker, LowRank, Pivoted, Structure, Sum
 from workers.compression.fitting import (
     PIVOT_BOUND,
     Moments,
     Problem,
     fit,
     low_rank,
+    matrix,
     pivoted,
     problem,
-    rearranged_fit,
     spectrum,
 )
-from workers.compression.structures import build
+from workers.compression.kronecker import rearranged_fit
 
 SHAPES = [(24, 40), (40, 24), (24, 24)]
 
@@ -41,17 +43,14 @@ def a_problem(shape: tuple[int, int], outputs: bool = False, seed: int = 0) -> P
 
 
 def dense(structure: Structure, site: Problem) -> Tensor:
-    out_features, in_features = site.target.shape
-    module = build(to_dict(structure), in_features, out_features, bias=False, dtype=torch.float64)
-    module.load_state_dict(fit(structure, site))
-    return module.dense()
+    return matrix(structure, fit(structure, site), site.target)
 
 
 @pytest.mark.parametrize("outputs", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_low_rank_leaves_exactly_the_singular_values_cut_off(shape: tuple[int, int], outputs: bool) -> None:
     site = a_problem(shape, outputs)
-    values = torch.linalg.svdvals(site.weigh(site.target)).square()
+    values = torch.linalg.svdvals(site.weighted()).square()
     assert torch.allclose(spectrum(site), values)
     for rank in (1, 7, 20):
         second, first = low_rank(site, rank)
@@ -136,6 +135,67 @@ def test_the_alternating_fit_reaches_a_point_that_no_small_step_improves() -> No
             moved = {key: value.clone() for key, value in factors.items()}
             moved[name].view(-1)[index] += step
             assert site.error(torch.kron(moved["left"][0], moved["right"][0])) >= best - 1e-4
+
+
+@pytest.mark.parametrize("permuted", [False, True])
+@pytest.mark.parametrize("rows", [2, 6])
+def test_the_kronecker_fit_heeds_what_the_outputs_weigh(rows: int, permuted: bool) -> None:
+    site = a_problem((24, 40), outputs=True)
+    structure = Kronecker(2, (24 // rows, rows), (10, 4), permuted, permuted)
+    blind = fit(structure, replace(site, outputs=None))
+    assert site.error(dense(structure, site)) < 0.95 * site.error(matrix(structure, blind, site.target))
+
+
+def test_no_round_of_the_weighted_kronecker_fit_raises_its_error() -> None:
+    site = a_problem((24, 40), outputs=True)
+    structure = Kronecker(2, (6, 4), (10, 4))
+    factors = fit(structure, site)
+    errors = [site.error(matrix(structure, factors, site.target))]
+    for _ in range(10):
+        factors = fit(structure, site, factors)
+        errors.append(site.error(matrix(structure, factors, site.target)))
+    assert all(after <= before * (1 + 1e-12) for before, after in itertools.pairwise(errors))
+    assert errors[-1] < errors[0]
+
+
+SUMS = [
+    (Kronecker(1, (6, 4), (10, 4)), LowRank(3)),
+    (Pivoted(3), Kronecker(2, (4, 6), (5, 8))),
+    (Kronecker(1, (12, 2), (20, 2), True, True), LowRank(2)),
+]
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+@pytest.mark.parametrize("parts", SUMS)
+def test_a_sum_is_better_than_each_of_its_parts(parts: tuple[Structure, ...], outputs: bool) -> None:
+    site = a_problem((24, 40), outputs)
+    assert site.error(dense(Sum(parts), site)) < 0.98 * min(site.error(dense(part, site)) for part in parts)
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+@pytest.mark.parametrize("parts", SUMS)
+def test_going_on_with_a_sum_never_raises_its_error(
+    parts: tuple[Structure, ...], outputs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = a_problem((24, 40), outputs)
+    errors = []
+    for rounds in range(1, 8):
+        monkeypatch.setattr(fitting, "SUM_ROUNDS", rounds)
+        errors.append(site.error(dense(Sum(parts), site)))
+    assert all(after <= before * (1 + 1e-12) for before, after in itertools.pairwise(errors))
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+def test_a_planted_kronecker_product_with_a_low_rank_residual_is_found(
+    outputs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "SUM_ROUNDS", 200)
+    monkeypatch.setattr(fitting, "SUM_GAIN", 0.0)
+    generator = torch.Generator().manual_seed(0)
+    product = torch.kron(torch.randn(6, 10, generator=generator), torch.randn(4, 4, generator=generator))
+    residual = torch.randn(24, 2, generator=generator) @ torch.randn(2, 40, generator=generator)
+    site = replace(a_problem((24, 40), outputs), target=(product + residual).double())
+    assert site.error(dense(Sum((Kronecker(1, (6, 4), (10, 4)), LowRank(2))), site)) < 1e-5
 
 
 def _moments(features: int) -> Moments:

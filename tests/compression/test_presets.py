@@ -15,10 +15,11 @@ from workers.compression.accounting import Dense, Halved, Kronecker, Plan, Ratio
 from workers.compression.architectures import Inventory, Site, inventory
 from workers.compression.catalog import PRESETS
 from workers.compression.checkpoint import write_package
-from workers.compression.fitting import data_free, fit_halved
+from workers.compression.kronecker import data_free
 from workers.compression.models import StreamedModel
 from workers.compression.presets import PresetDoesNotFit, preset_plan, preset_range, published_size
 from workers.compression.sequential import CompressedPart, compress
+from workers.compression.tables import fit_halved
 from workers.compression.verification import verify
 
 

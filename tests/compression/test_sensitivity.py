@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from workers.compression.accounting import TOLERANCE, feasible_range
 from workers.compression.allocation import measured_plan
-from workers.compression.fitting import table_gram
 from workers.compression.models import StreamedModel
 from workers.compression.sensitivity import Sensitivity, from_tensors, measure, to_tensors
+from workers.compression.tables import table_gram
 
 CONFIG = LlamaConfig(
     hidden_size=64,

@@ -4,14 +4,16 @@ Matrices are [out, in], inputs are rows: y = x Wᵀ. All fits minimise E‖K(T x
 runs over the inputs in the compressed model, and K weighs the outputs. The small eigenproblems are solved in float64.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from workers.compression.accounting import Dense, Halved, Kronecker, LowRank, Pivoted, Structure
-from workers.compression.permutation import search
+from workers.compression.accounting import Dense, Kronecker, LowRank, Pivoted, Structure, Sum, to_dict
+from workers.compression.kronecker import weighted_fit
+from workers.compression.structures import build
 
 PIVOT_BOUND = 1.05
 """Pivots are exchanged until no entry of the mixing matrix exceeds this: it then rounds as harmlessly as a weight."""
@@ -19,15 +21,14 @@ PIVOT_BOUND = 1.05
 DAMPING = 0.02
 """Ridge on the input moments, as part of their mean diagonal."""
 
-TABLE_ROWS = 4096
-"""Rows of an embedding that are weighed at a time."""
-
 SLICE = 512
 """Rows of a square matrix that are computed at a time, where another matrix of its size would be too many."""
 
-ALTERNATIONS = 5
-"""Rounds of solving for one Kronecker factor given the other; the error hardly moves afterwards."""
+SUM_ROUNDS = 20
+"""Rounds at most in which each part of a sum is fitted anew to what the others leave."""
 
+SUM_GAIN = 0.01
+"""The part of its error that a sum must lose in a round to go on."""
 
 EXCHANGES = 2
 """Exchanges at most, per pivot. Each enlarges the pivots' volume; only rounding could make them go on for ever."""
@@ -56,6 +57,12 @@ class Moments:
             _add_product(self.cross, x if original is None else original.flatten(0, -2).float(), x)
         _add_gram(self.inputs, x)
         self.tokens += x.shape[0]
+
+    def reorder(self, order: Tensor) -> None:
+        """For inputs that have been put into `order` [in], which lists their former places."""
+        self.inputs = self.inputs[order][:, order]
+        if self.cross is not None:
+            self.cross = self.cross[order][:, order]
 
 
 def _add_product(sums: Tensor, left: Tensor, right: Tensor) -> None:
@@ -92,6 +99,10 @@ class Problem:
             lost += self._energy(target - approximation[rows].detach().to(target), rows)
             total += self._energy(target, rows)
         return lost / total
+
+    def reordered(self, order: Tensor) -> "Problem":
+        """The same fit with its outputs in `order` [out], which lists their present places."""
+        return Problem(self.target[order], self.inputs, None if self.outputs is None else self.outputs[order])
 
     def weighted(self) -> Tensor:
         """K · T · L."""
@@ -159,18 +170,24 @@ def _divided(matrix: Tensor, root: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(root, half, upper=False, left=False)
 
 
-def fit(structure: Structure, site: Problem) -> dict[str, Tensor]:
-    """The factors of the structure that fit best, float64, by the names of `structures`."""
+def fit(structure: Structure, site: Problem, start: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The factors of the structure that fit best, float64, by the names of `structures`.
+
+    An alternating fit goes on from the factors in `start`, where they are given, and never becomes worse than they are.
+    Raises ValueError for structures that are no matrix's own.
+    """
     match structure:
         case Dense():
             return {"weight": site.target}
         case LowRank(rank):
             second, first = low_rank(site, rank)
             return {"first": first, "second": second}
-        case Pivoted(rank):
-            return pivoted(*low_rank(site, rank))
+        case Pivoted(rank, folded):
+            return pivoted(*low_rank(site, rank), folded=folded)
         case Kronecker():
-            return kronecker(structure, site)
+            return weighted_fit(structure, site.target, site.inputs @ site.inputs.T, site.outputs, start)
+        case Sum(parts):
+            return _fit_sum(parts, site)
         case _:
             raise ValueError(f"there is no fit for {structure}")
 
@@ -182,7 +199,7 @@ def low_rank(site: Problem, rank: int) -> tuple[Tensor, Tensor]:
     matrix is decomposed, and no inverse of an ill-conditioned matrix enters: the subspace is applied to T as a
     projection.
     """
-    basis = _leading(_smaller_gram(site.weighted()), rank)
+    basis = leading(_smaller_gram(site.weighted()), rank)
     if site.target.shape[0] <= site.target.shape[1]:
         if site.outputs is None:
             return basis, basis.T @ site.target
@@ -191,93 +208,65 @@ def low_rank(site: Problem, rank: int) -> tuple[Tensor, Tensor]:
     return second, torch.linalg.solve_triangular(site.inputs, basis.T, upper=False, left=False)
 
 
-def pivoted(second: Tensor, first: Tensor) -> dict[str, Tensor]:
+def pivoted(second: Tensor, first: Tensor, *, folded: bool = False) -> dict[str, Tensor]:
     """The same product second · first with an identity in one factor, exactly: see `accounting.Pivoted`.
+
+    For folded pivots `order` is no factor: it lists the outputs in the order in which the factors give them.
 
     Pivots come from an LU decomposition with partial pivoting and are then exchanged while an entry of the mixing
     matrix exceeds PIVOT_BOUND (the maximum-volume iteration of Goreinov et al., 2010).
     """
-    if second.shape[0] <= first.shape[1]:
-        pivots, others, mixing = _dominant_rows(second)
-        order = _inverse(torch.cat((pivots, others)))
+    if folded or second.shape[0] <= first.shape[1]:
+        pivots, others, mixing = dominant_rows(second)
+        listed = torch.cat((pivots, others))
+        order = listed if folded else _inverse(listed)
         return {"basis": second[pivots] @ first, "mixing": mixing, "order": order.int()}
-    pivots, others, mixing = _dominant_rows(first.T)
+    pivots, others, mixing = dominant_rows(first.T)
     return {"basis": second @ first[:, pivots], "mixing": mixing.T, "order": torch.cat((pivots, others)).int()}
 
 
-def kronecker(structure: Kronecker, site: Problem) -> dict[str, Tensor]:
-    """Σ_k A_k ⊗ B_k by alternating exact solves for A and B in the weighted norm, in the best orders that are allowed.
-
-    The start is the optimum of the plain norm, so the result is never worse than that. `outputs` of the problem is not
-    used.
-    """
-    start = data_free(structure, site.target)
-    left, right = start["left"], start["right"]
-    target, moments = site.target, site.inputs @ site.inputs.T
-    if "order_out" in start:
-        target = target[start["order_out"].argsort()]
-    if "order_in" in start:
-        columns = start["order_in"]
-        target, moments = target[:, columns], moments[columns][:, columns]
-    for _ in range(ALTERNATIONS):
-        left = _solve_left(structure, target, moments, right)
-        right = _solve_right(structure, target, moments, left)
-    return start | {"left": left, "right": right}
+def _fit_sum(parts: tuple[Structure, ...], site: Problem) -> dict[str, Tensor]:
+    """Alternation from each part as the first, so that the sum never falls behind any part alone; the best of them."""
+    orders = (parts[first:] + parts[:first] for first in range(len(parts)))
+    attempts = [_alternated(order, site) for order in orders]
+    best = min(range(len(parts)), key=lambda first: attempts[first].error)
+    fitted = attempts[best].factors
+    return {
+        f"parts.{(place + best) % len(parts)}.{name}": factor
+        for place, factors in enumerate(fitted)
+        for name, factor in factors.items()
+    }
 
 
-def data_free(structure: Structure, target: Tensor) -> dict[str, Tensor]:
-    """The factors of Σ_k A_k ⊗ B_k that are best in the plain norm, whatever flows through them, in the best orders
-    that are allowed. Raises ValueError for other structures."""
-    if not isinstance(structure, Kronecker):
-        raise ValueError(f"there is no data-free fit for {structure}")
-    orders: dict[str, Tensor] = {}
-    if structure.permute_in or structure.permute_out:
-        found = search(target, structure)
-        target = target[found.rows][:, found.columns]
-        orders |= {"order_in": found.columns.int()} if structure.permute_in else {}
-        orders |= {"order_out": _inverse(found.rows).int()} if structure.permute_out else {}
-    left, right = rearranged_fit(structure, target)
-    return {"left": left, "right": right, **orders}
+@dataclass(frozen=True)
+class _FittedSum:
+    factors: list[dict[str, Tensor]]
+    error: float
 
 
-def rearranged_fit(structure: Kronecker, target: Tensor) -> tuple[Tensor, Tensor]:
-    """A [terms, m1, n1] and B [terms, m2, n2] that are best in the plain norm: the truncated singular value
-    decomposition of the rearranged matrix (Van Loan and Pitsianis)."""
-    (m1, m2), (n1, n2), terms = structure.out_shape, structure.in_shape, structure.terms
-    tiles = target.reshape(m1, m2, n1, n2).transpose(1, 2).reshape(m1 * n1, m2 * n2)
-    if m1 * n1 >= m2 * n2:
-        basis = _leading(tiles.T @ tiles, terms)
-        return (tiles @ basis).T.reshape(terms, m1, n1), basis.T.reshape(terms, m2, n2)
-    basis = _leading(tiles @ tiles.T, terms)
-    return basis.T.reshape(terms, m1, n1), (basis.T @ tiles).reshape(terms, m2, n2)
+def _alternated(parts: Sequence[Structure], site: Problem) -> _FittedSum:
+    """Fits each part in turn to what the others leave, which never raises the error, until it stands still."""
+    factors: list[dict[str, Tensor]] = [{} for _ in parts]
+    matrices = [torch.zeros_like(site.target) for _ in parts]
+    error = 1.0
+    for _ in range(SUM_ROUNDS):
+        for place, part in enumerate(parts):
+            others = sum(matrices[:place] + matrices[place + 1 :], torch.zeros_like(site.target))
+            left = replace(site, target=site.target - others)
+            factors[place] = fit(part, left, factors[place] or None)
+            matrices[place] = matrix(part, factors[place], site.target)
+        before, error = error, site.error(sum(matrices, torch.zeros_like(site.target)))
+        if error > (1 - SUM_GAIN) * before:
+            break
+    return _FittedSum(factors, error)
 
 
-def _solve_left(structure: Kronecker, target: Tensor, moments: Tensor, right: Tensor) -> Tensor:
-    """The best A for given B: normal equations in the (k, j1) that every row i1 of A shares."""
-    (m1, m2), (n1, n2), terms = structure.out_shape, structure.in_shape, structure.terms
-    blocks = moments.view(n1, n2, n1, n2)
-    half = torch.einsum("kpc,acbd->kpabd", right, blocks)
-    gram = torch.einsum("kpabd,lpd->kalb", half, right).reshape(terms * n1, terms * n1)
-    rows = (target @ moments).view(m1, m2, n1, n2)
-    sides = torch.einsum("ipbd,lpd->lbi", rows, right).reshape(terms * n1, m1)
-    return _solve(gram, sides).view(terms, n1, m1).transpose(1, 2)
-
-
-def _solve_right(structure: Kronecker, target: Tensor, moments: Tensor, left: Tensor) -> Tensor:
-    """The best B for given A: normal equations in the (k, j2) that every row i2 of B shares."""
-    (m1, m2), (n1, n2), terms = structure.out_shape, structure.in_shape, structure.terms
-    blocks = moments.view(n1, n2, n1, n2)
-    products = torch.einsum("kia,lib->kalb", left, left)
-    gram = torch.einsum("kalb,acbd->kcld", products, blocks).reshape(terms * n2, terms * n2)
-    rows = (target @ moments).view(m1, m2, n1, n2)
-    sides = torch.einsum("ipbd,lib->ldp", rows, left).reshape(terms * n2, m2)
-    return _solve(gram, sides).view(terms, n2, m2).transpose(1, 2)
-
-
-def _solve(gram: Tensor, sides: Tensor) -> Tensor:
-    """Least squares by Cholesky; the ridge at rounding level keeps linearly dependent terms solvable."""
-    ridge = 1e-12 * gram.diagonal().mean() * torch.eye(gram.shape[0], dtype=gram.dtype)
-    return torch.cholesky_solve(sides, torch.linalg.cholesky(gram + ridge))
+def matrix(structure: Structure, factors: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    """The matrix that the factors stand for, of the shape and precision of `like` [out, in]."""
+    out_features, in_features = like.shape
+    layer = build(to_dict(structure), in_features, out_features, bias=False, dtype=like.dtype)
+    layer.load_state_dict(dict(factors))
+    return layer.dense().detach()
 
 
 def spectrum(site: Problem) -> Tensor:
@@ -290,107 +279,7 @@ def _smaller_gram(matrix: Tensor) -> Tensor:
     return matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
 
 
-def fit_halved(structure: Halved, table: Tensor) -> dict[str, Tensor]:
-    """The factors of a `structures.HalvedEmbedding`, in the plain norm: columns are paired by the permutation search,
-    and each pair is replaced by its best common direction (b has unit norm), step after step."""
-    factors: dict[str, Tensor] = {}
-    pairs = []
-    for step in range(structure.times):
-        width = table.shape[1]
-        form = Kronecker(1, (table.shape[0], 1), (width // 2, 2), permute_in=True)
-        # With tiles of one row only the columns' products matter, and a square root of their Gram matrix has them all.
-        root = torch.linalg.cholesky(_damped(table_gram(table, torch.ones(len(table))), 1e-9)[0])
-        order = search(root.T, replace(form, out_shape=(width, 1))).columns
-        left, right = rearranged_fit(form, table[:, order].double())
-        pairs.append(right.flatten())
-        factors[f"order_{step}"] = _inverse(order).int()
-        table = left[0].float()
-    return {"codes": table, "pairs": torch.stack(pairs), **factors}
-
-
-def fit_table(structure: LowRank | Pivoted, table: Tensor, outputs: Tensor, moments: Tensor) -> dict[str, Tensor]:
-    """The factors of a `structures.CompactEmbedding` for a table [tokens, dim] whose rows weigh `outputs` [tokens].
-
-    `moments` [dim, dim] measures what an error of a row does. The table may be large: its Gram matrix is gathered in
-    slices and nothing of its size is held in float64.
-    """
-    unmoved = torch.eye(table.shape[1], dtype=torch.float64)
-    codes, mixing, order = _table_factors(structure, table, outputs, moments, unmoved)
-    factors = {"codes": codes, "mixing": mixing}
-    return factors if order is None else factors | {"order": _inverse(order).int()}
-
-
-def fit_head(
-    structure: LowRank | Pivoted, table: Tensor, outputs: Tensor, moments: Tensor, moved: Tensor
-) -> dict[str, Tensor]:
-    """The factors of a compact layer for an output head [tokens, dim].
-
-    The target is the table times `moved` [dim, dim], which compensation brings in; `moments` [dim, dim] is the second
-    moment of what enters the head. As `fit_table`, it holds nothing of the table's size in float64.
-    """
-    if len(table) <= table.shape[1]:
-        root = torch.linalg.cholesky(_damped(moments, DAMPING)[0])
-        return fit(structure, Problem(table.double() @ moved, root, outputs))
-    codes, mixing, order = _table_factors(structure, table, outputs, moments, moved)
-    if order is None:
-        return {"first": mixing, "second": codes}
-    return {"basis": codes, "mixing": mixing, "order": order.int()}
-
-
-def _table_factors(
-    structure: LowRank | Pivoted, table: Tensor, outputs: Tensor, moments: Tensor, moved: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Codes [tokens, rank] of the table times `moved`, what maps them to features, and, where they are some of the
-    features themselves, the order of the features with those in front."""
-    root = torch.linalg.cholesky(_damped(moments, DAMPING)[0])
-    weighted = moved @ root
-    basis = _leading(weighted.T @ table_gram(table, outputs) @ weighted, structure.rank)
-    features = torch.linalg.solve_triangular(root, basis.T, upper=False, left=False)
-    if isinstance(structure, LowRank):
-        return _times(table, weighted @ basis), features, None
-    pivots, others, mixing = _dominant_rows(features.T)
-    return _times(table, weighted @ basis @ features[:, pivots]), mixing.T, torch.cat((pivots, others))
-
-
-def _times(table: Tensor, matrix: Tensor) -> Tensor:
-    """The product in float32, whatever the table's own precision."""
-    product = torch.empty(len(table), matrix.shape[1])
-    for rows, into in zip(torch.split(table, TABLE_ROWS), torch.split(product, TABLE_ROWS), strict=True):
-        torch.matmul(rows.float(), matrix.float(), out=into)
-    return product
-
-
-def table_error(
-    table: Tensor, approximation: Tensor, outputs: Tensor, moments: Tensor, moved: Tensor | None = None
-) -> float:
-    """Relative weighted squared error of an approximation to a table, both [tokens, dim], with weights as in
-    `fit_table`; the target is the table times `moved` where that is given."""
-    lost = total = 0.0
-    sliced = (torch.split(tensor, TABLE_ROWS) for tensor in (table, approximation, outputs))
-    for rows, approximate, weights in zip(*sliced, strict=True):
-        target = rows.double() if moved is None else rows.double() @ moved
-        lost += float((table_gram(target - approximate, weights) * moments).sum())
-        total += float((table_gram(target, weights) * moments).sum())
-    return lost / total
-
-
-def table_gram(table: Tensor, outputs: Tensor) -> Tensor:
-    """Σ_v k_v² e_v e_vᵀ [dim, dim] in float64 over the rows e_v [dim] of a table, weighed with k [tokens]."""
-    gram = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64)
-    for rows, weights in zip(torch.split(table, TABLE_ROWS), torch.split(outputs, TABLE_ROWS), strict=True):
-        weighed = weights[:, None] * rows.double()
-        gram += weighed.T @ weighed
-    return gram
-
-
-def table_spectrum(table: Tensor, outputs: Tensor, moments: Tensor) -> Tensor:
-    """Squared singular values, descending, of the table weighed on both sides as in `fit_table`."""
-    root = torch.linalg.cholesky(_damped(moments, DAMPING)[0])
-    ascending: Tensor = torch.linalg.eigvalsh(root.T @ table_gram(table, outputs) @ root)
-    return ascending.flip(0).clamp_min(0)
-
-
-def _damped(moments: Tensor, damping: float) -> tuple[Tensor, float]:
+def damped(moments: Tensor, damping: float = DAMPING) -> tuple[Tensor, float]:
     """A float64 copy with the ridge on its diagonal, and the ridge."""
     second = moments.to(torch.float64, copy=True)
     return second, _damp(second, damping)
@@ -409,12 +298,12 @@ def matrix_of(module: nn.Module) -> Tensor:
     return weight if isinstance(module, nn.Linear) else weight.T
 
 
-def _leading(gram: Tensor, rank: int) -> Tensor:
+def leading(gram: Tensor, rank: int) -> Tensor:
     vectors: Tensor = torch.linalg.eigh(gram).eigenvectors
     return vectors[:, -rank:]
 
 
-def _dominant_rows(factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def dominant_rows(factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Rows S of the [m, r] factor, the other rows, and mixing [m − r, r] with factor[others] = mixing · factor[S]."""
     rank = factor.shape[1]
     packed, exchanges = torch.linalg.lu_factor(factor)

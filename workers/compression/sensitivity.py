@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from workers.compression.architectures import Inventory, Site
-from workers.compression.fitting import Moments, matrix_of, problem, spectrum, table_spectrum
+from workers.compression.fitting import Moments, matrix_of, problem, spectrum
+from workers.compression.tables import table_spectrum
 
 TOKENS = 8192
 """How much of the calibration text is used at most: a pass with gradients costs three without."""
@@ -175,7 +176,9 @@ class _SiteMoments:
         if previous is not None and previous is arguments[0]:
             self.inputs[name] = self.inputs[sharing]
         else:
-            self.inputs.setdefault(name, Moments.empty(inputs.shape[-1])).add(inputs)
+            if name not in self.inputs:
+                self.inputs[name] = Moments.empty(inputs.shape[-1])
+            self.inputs[name].add(inputs)
             self._last = arguments[0], name
         output.register_hook(partial(self._returned, name))  # type: ignore[no-untyped-call]
 

@@ -2,15 +2,18 @@
 
 Two streams of hidden states flow through the blocks: the original's and the compressed model's. A site is fitted to the
 original's output on the input that the compressed model has there after the blocks before it; an output head with a
-matrix of its own comes last. Only one block's weights and the two streams are in memory.
+matrix of its own comes last. Only one block's weights are in memory; the two streams wait in a
+temporary directory.
 
 `compress` yields finished parts and keeps no record of them: whoever asks writes them down, and resumes with `start`.
 """
 
 import math
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
@@ -19,21 +22,19 @@ from torch.utils.hooks import RemovableHandle
 
 from workers.compression import structures
 from workers.compression.accounting import Dense, Halved, LowRank, Pivoted, Plan, Structure, to_dict
-from workers.compression.architectures import ARCHITECTURES, Inventory, Site
+from workers.compression.architectures import ARCHITECTURES, Inventory, Mlp, Site
 from workers.compression.fitting import (
     Moments,
     Problem,
-    data_free,
     fit,
-    fit_halved,
-    fit_head,
-    fit_table,
     matrix_of,
     problem,
-    table_error,
 )
+from workers.compression.kronecker import data_free
 from workers.compression.sensitivity import Sensitivity
 from workers.compression.structures import CompactLinear
+from workers.compression.symmetry import reorder_hidden_units
+from workers.compression.tables import fit_halved, fit_head, fit_table, table_error
 
 BATCH = 2
 """Sequences that pass through a block at a time."""
@@ -110,47 +111,82 @@ def compress(
     if start and finished is None:
         raise ValueError("to resume, say where the finished parts are")
     known = sensitivities or {}
-    original = _embedded(model, ids) if plan.compensation > 0 else None
     part = finished(0) if start and finished else _compress_embedding(model, plan, known)
-    _put_embedding(model, part)
-    shared = original is not None and not part.structures
-    streams = _Streams(model, original, list(original) if shared and original else _embedded(model, ids))
     if not start:
         yield part
-    for index in range(model.inventory.blocks):
-        with model.block(index) as block:
-            if index + 1 < start and finished is not None:
-                streams.advance_original(block, index)
-                _restore(block, finished(index + 1), f"{model.inventory.block_prefix}.{index}.")
+    with tempfile.TemporaryDirectory(prefix="hidden-states-") as scratch:
+        streams = _Streams.begin(model, part, ids, Path(scratch), compensated=plan.compensation > 0)
+        for index in range(model.inventory.blocks):
+            with model.block(index) as block:
+                if index + 1 < start and finished is not None:
+                    streams.advance_original(block, index)
+                    _restore(block, finished(index + 1), f"{model.inventory.block_prefix}.{index}.")
+                    streams.advance_compressed(block, index)
+                    continue
+                part = _compress_block(streams, plan, known, block, index)
                 streams.advance_compressed(block, index)
-                continue
-            part = _compress_block(streams, plan, known, block, index)
-            streams.advance_compressed(block, index)
-        yield part
-    if model.inventory.head is not None and start < part_count(model.inventory):
-        yield _compress_head(streams, plan, known, model.inventory.head)
+            yield part
+        if model.inventory.head is not None and start < part_count(model.inventory):
+            yield _compress_head(streams, plan, known, model.inventory.head)
 
 
-def _embedded(model: BlockwiseModel, ids: Tensor) -> list[Tensor]:
-    return [model.hidden(batch) for batch in torch.split(ids, BATCH)]
+def _embedded(model: BlockwiseModel, ids: Tensor) -> Iterator[Tensor]:
+    return (model.hidden(batch) for batch in torch.split(ids, BATCH))
+
+
+class _Stream:
+    """Hidden states in batches, each in a file of its own: only the one at work is in memory."""
+
+    def __init__(self, directory: Path, batches: Iterable[Tensor]) -> None:
+        directory.mkdir()
+        self._files: list[Path] = []
+        for hidden in batches:
+            self._files.append(directory / str(len(self._files)))
+            torch.save(hidden, self._files[-1])
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, batch: int) -> Tensor:
+        hidden: Tensor = torch.load(self._files[batch])
+        return hidden
+
+    def advance(self, batch: int, hidden: Tensor) -> None:
+        torch.save(hidden, self._files[batch])
 
 
 class _Streams:
-    """The hidden states of both models before the current block, in batches.
+    """The hidden states of both models before the current block.
 
-    There is no `original` where nothing is compensated for.
+    There is no `original` where nothing is compensated for. As long as the streams are `alike`, before the first block
+    that was compressed, one of them is computed.
     """
 
-    def __init__(self, model: BlockwiseModel, original: list[Tensor] | None, compressed: list[Tensor]) -> None:
+    def __init__(self, model: BlockwiseModel, original: _Stream | None, compressed: _Stream, *, alike: bool) -> None:
         self.model = model
-        self.original, self.compressed = original, compressed
+        self.original, self.compressed, self.alike = original, compressed, alike
+
+    @classmethod
+    def begin(
+        cls, model: BlockwiseModel, embedding: CompressedPart, ids: Tensor, scratch: Path, *, compensated: bool
+    ) -> "_Streams":
+        """The streams before the first block, kept in `scratch`; the compressed embedding is put into the model."""
+        original = _Stream(scratch / "original", _embedded(model, ids)) if compensated else None
+        _put_embedding(model, embedding)
+        compressed = _Stream(scratch / "compressed", _embedded(model, ids))
+        return cls(model, original, compressed, alike=compensated and not embedding.structures)
 
     def advance_original(self, block: nn.Module, index: int) -> None:
         if self.original is not None:
-            self.original = [self.model.run(block, index, hidden) for hidden in self.original]
+            self._advance(self.original, block, index)
 
     def advance_compressed(self, block: nn.Module, index: int) -> None:
-        self.compressed = [self.model.run(block, index, hidden) for hidden in self.compressed]
+        self._advance(self.compressed, block, index)
+        self.alike = False
+
+    def _advance(self, stream: _Stream, block: nn.Module, index: int) -> None:
+        for batch in range(len(stream)):
+            stream.advance(batch, self.model.run(block, index, stream[batch]))
 
     def observe(self, block: nn.Module, index: int, names: Sequence[str]) -> dict[str, Moments]:
         """The moments of the named sites while the block is still whole; those with the same input share theirs.
@@ -158,28 +194,30 @@ class _Streams:
         The original stream moves on to the block's output.
         """
         moments: dict[str, Moments] = {}
-        for batch, compressed in enumerate(self.compressed):
+        for batch in range(len(self.compressed)):
             before: dict[str, Tensor] | None = None
-            same = False
             if self.original is not None:
-                same = self.original[batch] is compressed
-                self.original[batch], before = self._inputs(block, index, self.original[batch], names)
-            after = before if before is not None and same else self._inputs(block, index, compressed, names)[1]
+                output, before = self._inputs(block, index, self.original[batch], names)
+                self.original.advance(batch, output)
+            if before is not None and self.alike:
+                after, before = before, None
+            else:
+                after = self._inputs(block, index, self.compressed[batch], names)[1]
             leaders: dict[int, str] = {}
             for name, inputs in after.items():
                 leader = leaders.setdefault(id(inputs), name)
+                if name not in moments:
+                    moments[name] = Moments.empty(inputs.shape[-1]) if leader == name else moments[leader]
                 if leader == name:
-                    gathered = moments.setdefault(name, Moments.empty(inputs.shape[-1]))
-                    gathered.add(inputs, None if before is None or same else before[name])
-                moments[name] = moments[leader]
+                    moments[name].add(inputs, None if before is None else before[name])
         return moments
 
     def observe_head(self) -> Moments:
         """The moments of what enters the output head, after the last block."""
         moments = Moments.empty(self.model.inventory.embedding.in_features)
-        for batch, compressed in enumerate(self.compressed):
+        for batch in range(len(self.compressed)):
             before = None if self.original is None else self.model.head_inputs(self.original[batch])
-            moments.add(self.model.head_inputs(compressed), before)
+            moments.add(self.model.head_inputs(self.compressed[batch]), before)
         return moments
 
     def _inputs(
@@ -207,17 +245,47 @@ def _compress_block(
     whole = f"{streams.model.inventory.block_prefix}.{index}"
     planned = {name.removeprefix(f"{whole}."): name for name in plan.structures if name.startswith(f"{whole}.")}
     moments = streams.observe(block, index, list(planned))
+    weights = {name: sensitivities[site].outputs for name, site in planned.items() if site in sensitivities}
     tensors, errors = {}, {}
-    for name, site in planned.items():
-        weights = sensitivities[site].outputs if site in sensitivities else None
-        target = _problem(block, name, moments, plan.compensation, weights)
+    # The site that sets the order of the MLP's hidden units goes first, since the others follow it.
+    for name, site in sorted(planned.items(), key=lambda item: not _is_folded(plan.structures[item[1]])):
         structure = plan.structures[site]
+        target = _problem(block, name, moments, plan.compensation, weights.get(name))
         factors = data_free(structure, target.target) if plan.data_free else fit(structure, target)
+        if _is_folded(structure):
+            mlp, order = ARCHITECTURES[streams.model.inventory.model_type].mlp, factors.pop("order")
+            target = target.reordered(order)
+            _reorder(block, mlp, order, moments, weights)
+            followers = (follower for follower in mlp.sites if follower not in planned)
+            tensors.update(_tensors_of(block, {follower: f"{whole}.{follower}" for follower in followers}))
         compact = _replace(block, name, structure, factors)
         errors[site] = math.sqrt(target.error(compact.dense().cpu()))
-        tensors.update({f"{site}.{key}": tensor.clone() for key, tensor in compact.state_dict().items()})
+        tensors.update(_tensors_of(block, {name: site}))
     forms = {site: to_dict(plan.structures[site]) for site in planned.values()}
     return CompressedPart(index + 1, whole, forms, tensors, errors)
+
+
+def _is_folded(structure: Structure) -> bool:
+    return isinstance(structure, Pivoted) and structure.folded
+
+
+def _reorder(
+    block: nn.Module, mlp: Mlp, order: Tensor, moments: Mapping[str, Moments], weights: dict[str, Tensor]
+) -> None:
+    """Puts the MLP's hidden units into an order, and what is known of them."""
+    reorder_hidden_units(block, mlp, order)
+    weights.update({name: weights[name][order] for name in mlp.entering if name in weights})
+    if mlp.leaving in moments:
+        moments[mlp.leaving].reorder(order)
+
+
+def _tensors_of(block: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Copies of the tensors of some modules, by name in the block, named as in the model."""
+    return {
+        f"{full}.{kind}": tensor.clone()
+        for name, full in names.items()
+        for kind, tensor in block.get_submodule(name).state_dict().items()
+    }
 
 
 def _problem(
