@@ -1,0 +1,70 @@
+"""Orders that cost nothing: hidden units of an MLP that change places together."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.compression.test_sequential import TINY, calibration, open_tiny
+from workers.compression import structures
+from workers.compression.accounting import Pivoted, Plan, feasible_range, uniform_plan
+from workers.compression.architectures import ARCHITECTURES
+from workers.compression.models import StreamedModel
+from workers.compression.sequential import compress
+from workers.compression.symmetry import reorder_hidden_units
+
+REORDERED = sorted(name for name in TINY if ARCHITECTURES[name].mlp.stacked == 1)
+
+
+def hidden_units(model: StreamedModel) -> int:
+    return next(site.out_features for site in model.inventory.sites if site.free_outputs)
+
+
+@pytest.mark.parametrize("model_type", REORDERED)
+@torch.no_grad()
+def test_a_block_computes_the_same_with_its_hidden_units_in_another_order(model_type: str, tmp_path: Path) -> None:
+    model = open_tiny(model_type, tmp_path)
+    hidden = model.hidden(calibration())
+    with model.block(0) as block:
+        entering = block.get_submodule(ARCHITECTURES[model_type].mlp.entering[0])
+        for parameter in block.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+        expected, before = model.run(block, 0, hidden), entering.state_dict()["weight"].clone()
+        reorder_hidden_units(block, ARCHITECTURES[model_type].mlp, torch.randperm(hidden_units(model)))
+        torch.testing.assert_close(model.run(block, 0, hidden), expected)
+        assert not torch.equal(entering.state_dict()["weight"], before)
+
+
+@pytest.mark.parametrize("model_type", REORDERED)
+def test_the_matrix_that_enters_the_mlp_stores_no_order(model_type: str, tmp_path: Path) -> None:
+    inventory = open_tiny(model_type, tmp_path).inventory
+    plan = uniform_plan(inventory, "kronecker", feasible_range(inventory, "kronecker").highest)
+    folded = {name for name, form in plan.structures.items() if isinstance(form, Pivoted) and form.folded}
+    first = ARCHITECTURES[model_type].mlp.entering[0]
+    assert folded == {f"{inventory.block_prefix}.{index}.{first}" for index in range(inventory.blocks)}
+
+
+@pytest.mark.parametrize("others", ["whole", "factored"])
+@pytest.mark.parametrize("model_type", REORDERED)
+@torch.no_grad()
+def test_the_rest_of_the_mlp_follows_folded_pivots(model_type: str, others: str, tmp_path: Path) -> None:
+    """At all but the full rank of random weights a wrong order would show as an error of the size of the output."""
+    model = open_tiny(model_type, tmp_path)
+    mlp = ARCHITECTURES[model_type].mlp
+    sites = mlp.entering[:1] if others == "whole" else mlp.sites
+    planned = {
+        f"{model.inventory.block_prefix}.{index}.{name}": Pivoted(31, folded=name == mlp.entering[0])
+        for index in range(model.inventory.blocks)
+        for name in sites
+    }
+    total = model.inventory.total_parameters
+    hidden = model.hidden(calibration())
+    with model.block(0) as block:
+        expected = model.run(block, 0, hidden) - hidden
+    part = list(compress(model, Plan("kronecker", planned, total, total), calibration()))[1]
+    prefix = f"{model.inventory.block_prefix}.0."
+    with model.block(0) as block:
+        structures.replace(block, {name.removeprefix(prefix): form for name, form in part.structures.items()})
+        block.load_state_dict({name.removeprefix(prefix): each for name, each in part.tensors.items()}, strict=False)
+        found = model.run(block, 0, hidden) - hidden
+    assert (found - expected).norm() < 0.2 * expected.norm()
