@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -75,7 +76,7 @@ class EditedModel(StreamedModel):
         for name, tensor in part.tensors.items():
             if self._is_removed(name):
                 continue
-            _reshape(self._skeleton, name, tensor)
+            _reshape(self._skeleton, name, tensor.shape)
             self._stored_names.setdefault(name, name)
             self._edited[name] = part.tensors
         self._materialise_surroundings()
@@ -169,17 +170,25 @@ class _Absent(nn.Module):
         return hidden
 
 
-def _reshape(skeleton: nn.Module, name: str, tensor: Tensor) -> None:
-    """Gives the empty parameter of that name the tensor's shape, and its layer the sizes that go with it."""
+def put(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Puts a tensor in the place of the parameter of that name, which may have had another shape."""
+    old = module.get_parameter(name)
+    _reshape(module, name, tensor.shape)
+    assign(module, name, tensor.to(old))
+
+
+def _reshape(model: nn.Module, name: str, shape: torch.Size) -> None:
+    """Gives the parameter of that name an empty one's shape, and its layer the sizes that go with it."""
     parent, _, leaf = name.rpartition(".")
-    module = cast("Any", skeleton.get_submodule(parent))
-    empty = getattr(module, leaf)
-    if empty.shape == tensor.shape:
+    module = cast("Any", model.get_submodule(parent))
+    old = getattr(module, leaf)
+    if old.shape == shape:
         return
-    setattr(module, leaf, nn.Parameter(empty.new_empty(tensor.shape), requires_grad=False))
+    setattr(module, leaf, nn.Parameter(old.new_empty(shape), requires_grad=False))
     if leaf != "weight":
         return
     if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = tensor.shape
+        module.out_features, module.in_features = shape
     else:
-        module.nx, module.nf = tensor.shape
+        # transformers' Conv1D stores [in, out].
+        module.nx, module.nf = shape
