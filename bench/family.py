@@ -145,7 +145,7 @@ FAMILY: Mapping[str, Chooser] = {
 
 
 def free_orders(sites: Mapping[str, Problem], channels: int) -> dict[str, Problem]:
-    """The problems by kind, in the orders of hidden units and value channels that a search over all matrices concerned finds.
+    """The problems by kind, in the orders of hidden units and value channels that a search finds over all concerned.
 
     Such an order is folded into the weights on both of its sides and stores nothing.
     """

@@ -99,7 +99,7 @@ def assembled(model: nn.Module, parts: Iterable[CompressedPart]) -> nn.Module:
     """The whole model with the parts in place, its tied head reading the factored table."""
     for part in parts:
         structures.replace(model, part.structures)
-        if part.index == 0 and part.structures:
+        if part.index == 0 and part.structures and model.config.tie_word_embeddings:
             structures.replace(model, {"lm_head": {"kind": "tied", "to": part.name}})
         model.load_state_dict(dict(part.tensors), strict=False)
     return model.eval()

