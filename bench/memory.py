@@ -3,15 +3,16 @@
     python -m bench.memory --sequences 8 --blocks 3
 
 writes a random checkpoint of TinyLlama-1.1B's shape in bfloat16 into a temporary directory, runs every part of the
-engine in a process of its own, and prints its greatest resident memory (VmHWM) and its seconds. The checkpoint always
-has all of its blocks; `--blocks` says how many of them are measured, compressed and evaluated, and `--only` which
-parts run.
+engine in a process of its own, in the environment that the service gives such a process, and prints its greatest
+resident memory (VmHWM) and its seconds. The checkpoint always has all of its blocks; `--blocks` says how many of them
+are measured, compressed and evaluated, and `--only` which parts run.
 """
 
 import argparse
 import dataclasses
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig
 
+from workers.child import child_environment
 from workers.compression.accounting import Plan
 from workers.compression.allocation import measured_plan
 from workers.compression.checkpoint import write_package
@@ -71,7 +73,8 @@ def main() -> None:
 
 def in_a_process_of_its_own(part: str, work: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "bench.memory", *sys.argv[1:], "--part", part, "--work", str(work)]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    environment = os.environ | child_environment(work, {})
+    output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
     found: dict[str, float] = json.loads(output.splitlines()[-1])
     return found
 

@@ -26,7 +26,7 @@ from workers.compression.architectures import original_config, read_config, weig
 from workers.compression.headers import stored_tensors
 from workers.compression.models import StreamedModel
 
-HIDDEN_BYTES = 256 * 2**20
+HIDDEN_BYTES = 64 * 2**20
 """Hidden states that perplexity keeps at a time; a longer text makes several passes over the blocks."""
 
 LOGIT_BYTES = 64 * 2**20

@@ -60,9 +60,9 @@ class Moments:
 
     def reorder(self, order: Tensor) -> None:
         """For inputs that have been put into `order` [in], which lists their former places."""
-        self.inputs = self.inputs[order][:, order]
+        self.inputs = self.inputs[order[:, None], order]
         if self.cross is not None:
-            self.cross = self.cross[order][:, order]
+            self.cross = self.cross[order[:, None], order]
 
 
 def _add_product(sums: Tensor, left: Tensor, right: Tensor) -> None:
@@ -104,15 +104,28 @@ class Problem:
         """The same fit with its outputs in `order` [out], which lists their present places."""
         return Problem(self.target[order], self.inputs, None if self.outputs is None else self.outputs[order])
 
-    def weighted(self) -> Tensor:
-        """K · T · L."""
-        product = self.target @ self.inputs
-        return product if self.outputs is None else product.mul_(self.outputs[:, None])
+    def gram(self) -> Tensor:
+        """The smaller one of G Gᵀ and Gᵀ G, with G = K T L, of which only a slice is formed at a time."""
+        out_features, in_features = self.target.shape
+        smaller = min(out_features, in_features)
+        gram = self.target.new_zeros(smaller, smaller)
+        for start in range(0, max(out_features, in_features), SLICE):
+            some = slice(start, start + SLICE)
+            if out_features <= in_features:
+                # Above its diagonal the root is zero.
+                columns = self._weigh(self.target[:, start:] @ self.inputs[start:, some])
+                gram.addmm_(columns, columns.T)
+            else:
+                rows = self._weigh(self.target[some] @ self.inputs, some)
+                gram.addmm_(rows.T, rows)
+        return gram
 
     def _energy(self, matrix: Tensor, rows: slice) -> float:
         """‖K · matrix · L‖² for some rows of a matrix."""
-        product = matrix @ self.inputs
-        return float((product if self.outputs is None else product.mul_(self.outputs[rows, None])).square_().sum())
+        return float(self._weigh(matrix @ self.inputs, rows).square_().sum())
+
+    def _weigh(self, product: Tensor, rows: slice = slice(None)) -> Tensor:
+        return product if self.outputs is None else product.mul_(self.outputs[rows, None])
 
 
 def problem(
@@ -199,7 +212,7 @@ def low_rank(site: Problem, rank: int) -> tuple[Tensor, Tensor]:
     matrix is decomposed, and no inverse of an ill-conditioned matrix enters: the subspace is applied to T as a
     projection.
     """
-    basis = leading(_smaller_gram(site.weighted()), rank)
+    basis = leading(site.gram(), rank)
     if site.target.shape[0] <= site.target.shape[1]:
         if site.outputs is None:
             return basis, basis.T @ site.target
@@ -271,12 +284,8 @@ def matrix(structure: Structure, factors: Mapping[str, Tensor], like: Tensor) ->
 
 def spectrum(site: Problem) -> Tensor:
     """Squared singular values of K T L, descending: what each rank is worth."""
-    ascending: Tensor = torch.linalg.eigvalsh(_smaller_gram(site.weighted()))
+    ascending: Tensor = torch.linalg.eigvalsh(site.gram())
     return ascending.flip(0).clamp_min(0)
-
-
-def _smaller_gram(matrix: Tensor) -> Tensor:
-    return matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
 
 
 def damped(moments: Tensor, damping: float = DAMPING) -> tuple[Tensor, float]:

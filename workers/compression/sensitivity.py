@@ -142,7 +142,9 @@ def _through_block(
     prefix = f"{model.inventory.block_prefix}.{index}."
     gradients: list[Tensor] = []
     with model.block(index) as block:
-        names = [site.name.removeprefix(prefix) for site in model.inventory.sites_of(index)]
+        # The widest inputs come last, when the moments of the others are gone.
+        ordered = sorted(model.inventory.sites_of(index), key=lambda site: site.in_features)
+        names = [site.name.removeprefix(prefix) for site in ordered]
         sites = _SiteMoments({name: block.get_submodule(name) for name in names})
         for inputs, gradient in zip(torch.split(entering, 1), torch.split(leaving, 1), strict=True):
             inputs.requires_grad_()

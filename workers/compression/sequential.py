@@ -12,7 +12,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -75,7 +75,8 @@ class CompressedPart:
     The model's tensors are the original's, less the `.weight` of every site in `structures`, plus `tensors`. `errors`
     is the relative norm of the difference between each site's output and its target's. The blocks in `removed` are left
     out from here on. Blocks are always numbered as in the original; of a tensor in several parts the last one counts. A
-    tied head whose structure is dense keeps the original's table for itself.
+    tied head whose structure is dense keeps the original's table for itself. `scores` are those by which the removed
+    blocks were chosen, by the number of the block.
     """
 
     index: int
@@ -84,6 +85,7 @@ class CompressedPart:
     tensors: Mapping[str, Tensor]
     errors: Mapping[str, float]
     removed: tuple[int, ...] = ()
+    scores: Mapping[int, float] = field(default_factory=dict)
 
 
 def part_count(inventory: Inventory) -> int:
@@ -247,12 +249,15 @@ def _compress_block(
     moments = streams.observe(block, index, list(planned))
     weights = {name: sensitivities[site].outputs for name, site in planned.items() if site in sensitivities}
     tensors, errors = {}, {}
-    # The site that sets the order of the MLP's hidden units goes first, since the others follow it.
-    for name, site in sorted(planned.items(), key=lambda item: not _is_folded(plan.structures[item[1]])):
+    folded = {name for name, site in planned.items() if _is_folded(plan.structures[site])}
+    # The site that sets the order of the MLP's hidden units goes first, since the others follow it; the widest inputs
+    # come last, when the moments of the others are gone.
+    for name in sorted(planned, key=lambda name: (name not in folded, len(moments[name].inputs))):
+        site = planned[name]
         structure = plan.structures[site]
         target = _problem(block, name, moments, plan.compensation, weights.get(name))
         factors = data_free(structure, target.target) if plan.data_free else fit(structure, target)
-        if _is_folded(structure):
+        if name in folded:
             mlp, order = ARCHITECTURES[streams.model.inventory.model_type].mlp, factors.pop("order")
             target = target.reordered(order)
             _reorder(block, mlp, order, moments, weights)
@@ -280,9 +285,9 @@ def _reorder(
 
 
 def _tensors_of(block: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Copies of the tensors of some modules, by name in the block, named as in the model."""
+    """The tensors of some modules, by name in the block, named as in the model."""
     return {
-        f"{full}.{kind}": tensor.clone()
+        f"{full}.{kind}": tensor
         for name, full in names.items()
         for kind, tensor in block.get_submodule(name).state_dict().items()
     }
@@ -326,18 +331,17 @@ def _compress_embedding(model: BlockwiseModel, plan: Plan, sensitivities: Mappin
         return CompressedPart(0, name, {}, {}, {})
     if not isinstance(structure, LowRank | Pivoted | Halved):
         raise ValueError(f"{name} cannot be {structure}: an embedding is low rank, pivoted, halved or whole")
-    table = model.read([f"{name}.weight"])[f"{name}.weight"]
+    table = model.read([f"{name}.weight"])[f"{name}.weight"].cpu()
     weights, curvature = _table_weights(table, sensitivities.get(name))
-    rows = table.float().cpu()
     if isinstance(structure, Halved):
-        factors = fit_halved(structure, rows)
+        factors = fit_halved(structure, table.float())
     else:
-        factors = fit_table(structure, rows, weights, curvature)
+        factors = fit_table(structure, table, weights, curvature)
     form = to_dict(structure)
     embedding = structures.build_embedding(form, *table.shape, dtype=table.dtype)
     _load(embedding, factors)
-    error = math.sqrt(table_error(rows, embedding.dense(), weights, curvature))
-    tensors = {f"{name}.{key}": tensor.clone() for key, tensor in embedding.state_dict().items()}
+    error = math.sqrt(table_error(table, embedding.dense(), weights, curvature))
+    tensors = {f"{name}.{key}": tensor for key, tensor in embedding.state_dict().items()}
     forms, errors = {name: form}, {name: error}
     head = ARCHITECTURES[model.inventory.model_type].head
     if model.inventory.head is None and isinstance(plan.structures.get(head), Dense):
@@ -373,7 +377,7 @@ def _compress_head(
     compact = structures.build(form, site.in_features, site.out_features, site.bias, dtype=table.dtype)
     _load(compact, fit_head(structure, table, weights, second, moved) | bias)
     error = math.sqrt(table_error(table, compact.dense(), weights, second, moved))
-    tensors = {f"{site.name}.{key}": tensor.clone() for key, tensor in compact.state_dict().items()}
+    tensors = {f"{site.name}.{key}": tensor for key, tensor in compact.state_dict().items()}
     return CompressedPart(index, site.name, {site.name: form}, tensors, {site.name: error})
 
 
@@ -384,5 +388,6 @@ def _put_embedding(model: BlockwiseModel, part: CompressedPart) -> None:
         dtype = part.tensors[f"{name}.codes"].dtype
         scale = getattr(model.embedding_module, "scalar_embed_scale", 1.0)
         embedding = structures.build_embedding(form, old.out_features, old.in_features, scale, dtype=dtype)
-        embedding.load_state_dict({key.removeprefix(f"{name}."): tensor for key, tensor in part.tensors.items()})
+        own = {key.removeprefix(f"{name}."): tensor for key, tensor in part.tensors.items()}
+        embedding.load_state_dict(own, assign=True)
         model.replace(name, embedding)

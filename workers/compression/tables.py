@@ -9,10 +9,9 @@ from torch import Tensor
 
 from workers.compression.accounting import Halved, Kronecker, LowRank, Pivoted
 from workers.compression.fitting import Problem, damped, dominant_rows, fit, leading
-from workers.compression.kronecker import rearranged_fit
 from workers.compression.permutation import search
 
-TABLE_ROWS = 4096
+TABLE_ROWS = 1024
 """Rows of a table that are weighed at a time."""
 
 
@@ -61,10 +60,10 @@ def _table_factors(
 
 
 def _times(table: Tensor, matrix: Tensor) -> Tensor:
-    """The product in float32, whatever the table's own precision."""
-    product = torch.empty(len(table), matrix.shape[1])
+    """The product, formed in float32, in the table's own precision."""
+    product = table.new_empty(len(table), matrix.shape[1])
     for rows, into in zip(torch.split(table, TABLE_ROWS), torch.split(product, TABLE_ROWS), strict=True):
-        torch.matmul(rows.float(), matrix.float(), out=into)
+        into.copy_(rows.float() @ matrix.float())
     return product
 
 
