@@ -115,11 +115,13 @@ def pivoted(rows: int, columns: int, share: float) -> Structure:
 
 
 def tiled(tile: int, rows: int, columns: int, share: float, *, permuted: bool = False) -> Structure | None:
-    """As many terms as the budget holds, with tiles of the given side; None where that would be all of them."""
-    one = Kronecker(1, (rows // tile, tile), (columns // tile, tile), permuted, permuted)
-    indices = permuted * (rows + columns)
-    terms = int((share * rows * columns - indices) / (parameters(one, rows, columns) - indices))
-    return Kronecker(terms, one.out_shape, one.in_shape, permuted, permuted) if terms else None
+    """A Kronecker sum whose left factors take the share; the few numbers of its tiles and orders come on top.
+
+    None where the share is less than one term.
+    """
+    terms = int(share * tile**2)
+    shapes = (rows // tile, tile), (columns // tile, tile)
+    return Kronecker(terms, *shapes, permuted, permuted) if terms else None
 
 
 def half_and_half(rows: int, columns: int, share: float) -> Structure | None:
