@@ -3,21 +3,26 @@
     python -m bench.fit
 
 prints: a planted permuted Kronecker matrix of 768 × 3072 under 10 % noise; what permutation adds on random weights of
-GPT-2 small's shapes; the fits of every structure to one matrix at 70 % of its parameters.
+GPT-2 small's shapes; the fits of every structure to one matrix at 70 % of its parameters; and the whole published
+configuration on GPT-2 small's shapes with random weights.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from workers.compression.accounting import Kronecker, LowRank, Pivoted, Structure, parameters, to_dict
+from workers.compression.accounting import Halved, Kronecker, LowRank, Pivoted, Structure, parameters, to_dict
 from workers.compression.fitting import Moments, fit, problem
+from workers.compression.kronecker import data_free
 from workers.compression.permutation import kept_energy, search
 from workers.compression.structures import build
+from workers.compression.tables import fit_halved
 
 PAPERS = Kronecker(4, (384, 2), (768, 4), permute_in=True, permute_out=True)
+PAPERS_OTHER_WAY = Kronecker(4, (768, 4), (384, 2), permute_in=True, permute_out=True)
 
 
 def main() -> None:
@@ -30,6 +35,8 @@ def main() -> None:
     print("\n| structure, 576 by 1536 | parameters | relative output error | s |\n|---|---|---|---|")
     for structure in (LowRank(293), Pivoted(352), Kronecker(11, (144, 4), (384, 4))):
         one_fit(structure, torch.randn(576, 1536, generator=generator), generator)
+    print("\n| tqcompressor on GPT-2 small's shapes | s |\n|---|---|")
+    published(generator)
 
 
 def planted(terms: int, generator: torch.Generator) -> None:
@@ -70,6 +77,28 @@ def one_fit(structure: Structure, weight: Tensor, generator: torch.Generator) ->
     layer.load_state_dict(factors)
     kind, count = to_dict(structure)["kind"], parameters(structure, out_features, in_features)
     print(f"| {kind} | {count} | {site.error(layer.dense()) ** 0.5:.4f} | {seconds:.1f} |", flush=True)
+
+
+def published(generator: torch.Generator) -> None:
+    """Permutations and factors of every site: twelve matrices of the MLPs, and the embedding halved twice."""
+    wide = [torch.randn(768, 3072, generator=generator) for _ in range(6)]
+    tall = [torch.randn(3072, 768, generator=generator) for _ in range(6)]
+    table = torch.randn(50257, 768, generator=generator)
+    seconds = (
+        timed(lambda: [data_free(PAPERS, weight.double()) for weight in wide]),
+        timed(lambda: [data_free(PAPERS_OTHER_WAY, weight.double()) for weight in tall]),
+        timed(lambda: fit_halved(Halved(2), table)),
+    )
+    names = ("six of 768 × 3072", "six of 3072 × 768", "the embedding, 50257 × 768, halved twice")
+    for name, spent in zip((*names, "all"), (*seconds, sum(seconds)), strict=True):
+        print(f"| {name} | {spent:.1f} |", flush=True)
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds."""
+    started = time.monotonic()
+    work()
+    return time.monotonic() - started
 
 
 if __name__ == "__main__":

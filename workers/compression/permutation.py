@@ -1,9 +1,9 @@
 """The search for the row and column orders in which a matrix is most nearly a sum of Kronecker products.
 
 With the tiles of W flattened into the rows of R, a sum of r terms keeps the energy of the r leading eigenvectors V of
-RᵀR (Van Loan and Pitsianis). For a fixed V the energy is a sum over groups of columns that share a tile, so what
-every swap of two columns would gain follows from Gram matrices of the columns alone. Swaps that touch different
-groups do not disturb each other and are made together; rows take turns with columns, and V follows.
+RᵀR (Van Loan and Pitsianis). For a fixed V the energy is a sum over groups of columns that share a tile, so one product
+of two matrices tells what every swap of two columns would gain. Swaps that touch different groups do not disturb each
+other and are made together; rows take turns with columns, and V follows.
 
 The start groups columns by the correlation that a shared factor leaves between them, and orders each group by norm.
 """
@@ -17,10 +17,13 @@ from torch import Tensor
 from workers.compression.accounting import Kronecker
 
 SWEEPS = 1
-"""Turns of columns and rows at most. On unstructured weights a second one adds a hundredth of the energy."""
+"""Turns of columns and rows at most. On unstructured weights a second one adds three thousandths of the energy."""
 
-ROUNDS = 2
+ROUNDS = 4
 """Batches of swaps on one side before the other side's turn."""
+
+LEAST_GAIN = 1e-6
+"""What a swap must gain, as part of the mean energy of a column, so that rounding alone moves nothing."""
 
 TOLERANCE = 1e-3
 """Part of the matrix's energy."""
@@ -91,96 +94,93 @@ def _merged(closeness: Tensor, candidates: Tensor, size: int) -> Tensor:
 
 def _climbed(matrix: Tensor, structure: Kronecker, start: Permutation, total: float) -> Permutation:
     (_, m2), (_, n2), terms = structure.out_shape, structure.in_shape, structure.terms
-    rows, columns, energy = start.rows, start.columns, start.energy
+    best, rows, columns = start, start.rows, start.columns
     for _ in range(SWEEPS):
         if structure.permute_in and n2 > 1:
             columns = _improved(matrix[rows], columns, m2, n2, terms)
         if structure.permute_out and m2 > 1:
-            rows = _improved(matrix[:, columns].T, rows, n2, m2, terms)
-        reached = kept_energy(matrix[rows][:, columns], m2, n2, terms) / total
-        if reached - energy < TOLERANCE:
-            return Permutation(rows, columns, max(reached, energy))
-        energy = reached
-    return Permutation(rows, columns, energy)
+            rows = _improved(matrix[:, columns].T.contiguous(), rows, n2, m2, terms)
+        found = Permutation(rows, columns, kept_energy(matrix[rows][:, columns], m2, n2, terms) / total)
+        gained, best = found.energy - best.energy, max(best, found, key=lambda each: each.energy)
+        if gained < TOLERANCE:
+            break
+    return best
 
 
 def _improved(matrix: Tensor, order: Tensor, tile_rows: int, tile_columns: int, terms: int) -> Tensor:
     """A better order of the columns of a matrix whose rows stand in their places."""
-    products = _column_products(matrix, tile_rows)
     for _ in range(ROUNDS):
-        leading: Tensor = torch.linalg.eigh(_tile_gram(matrix[:, order], tile_rows, tile_columns)).eigenvectors[
-            :, -terms:
-        ]
-        leading = leading.view(tile_rows, tile_columns, terms)
-        # projector[p, q, i, j]: what the product of rows i, j of columns in the places p, q of a group contributes.
-        projector = torch.einsum("ipk,jqk->pqij", leading, leading).float()
-        order = _reordered_groups(products, order, projector)
-        order, swaps = _swapped(products, order, projector)
-        if not swaps:
+        products = _group_products(matrix[:, order], tile_rows, tile_columns)
+        basis: Tensor = torch.linalg.eigh(products.double().sum(0)).eigenvectors[:, -terms:]
+        leading = basis.float().view(tile_rows, tile_columns, terms)
+        order = _reordered_groups(products, order, leading)
+        swapped = _swapped(_worth(matrix[:, order], leading), tile_columns)
+        if torch.equal(swapped, torch.arange(len(order))):
             break
+        order = order[swapped]
     return order
 
 
 def _tile_gram(matrix: Tensor, tile_rows: int, tile_columns: int) -> Tensor:
     """RᵀR in float64, of as many rows as a tile has entries."""
-    rows, columns = matrix.shape
-    tiles = matrix.reshape(rows // tile_rows, tile_rows, columns // tile_columns, tile_columns)
-    flat = tiles.transpose(1, 2).reshape(-1, tile_rows * tile_columns)
-    return (flat.T @ flat).double()
+    return _group_products(matrix, tile_rows, tile_columns).double().sum(0)
 
 
-def _column_products(matrix: Tensor, tile_rows: int) -> Tensor:
-    """[tile_rows, tile_rows, columns, columns]: the products of all columns over rows i and rows j of the tiles."""
-    sliced = matrix.reshape(-1, tile_rows, matrix.shape[1]).transpose(0, 1)
-    return sliced.transpose(1, 2).unsqueeze(1) @ sliced.unsqueeze(0)
+def _group_products(matrix: Tensor, tile_rows: int, tile_columns: int) -> Tensor:
+    """The share of each group of columns in RᵀR, [groups, tile_rows · tile_columns, the same]."""
+    tiles = _tiles(matrix, tile_rows, tile_columns).permute(2, 0, 1, 3).flatten(2)
+    return tiles.transpose(1, 2) @ tiles
 
 
-def _reordered_groups(products: Tensor, order: Tensor, projector: Tensor) -> Tensor:
-    """Puts the members of each group in their best order."""
-    size = projector.shape[0]
+def _tiles(matrix: Tensor, tile_rows: int, tile_columns: int) -> Tensor:
+    """[tiles down, tile_rows, groups of columns, tile_columns]."""
+    return matrix.reshape(matrix.shape[0] // tile_rows, tile_rows, -1, tile_columns)
+
+
+def _reordered_groups(products: Tensor, order: Tensor, leading: Tensor) -> Tensor:
+    """Puts the members of each group in their best order; `leading` [tile_rows, tile_columns, terms] is V."""
+    tile_rows, size, _ = leading.shape
     if size > LARGEST_REORDERED:
         return order
-    groups = order.view(-1, size)
-    inner = products[:, :, groups[:, :, None], groups[:, None, :]]
-    worth = torch.einsum("pqij,ijgab->gpqab", projector, inner)
+    inner = products.view(-1, tile_rows, size, tile_rows, size)
+    # worth[g, p, q, a, b]: what the product of members a, b contributes if they take the places p, q of group g.
+    worth = torch.einsum("ipk,jqk,giajb->gpqab", leading, leading, inner)
     orders = torch.tensor(list(itertools.permutations(range(size))))
     places = torch.arange(size)
     energies = torch.stack(
         [worth[:, places[:, None], places, each[:, None], each].sum((1, 2)) for each in orders], dim=1
     )
-    return groups.gather(1, orders[energies.argmax(1)]).flatten()
+    return order.view(-1, size).gather(1, orders[energies.argmax(1)]).flatten()
 
 
-def _swapped(products: Tensor, order: Tensor, projector: Tensor) -> tuple[Tensor, int]:
-    """The order after the best swaps between groups, no group in two of them, and how many there were."""
-    size = projector.shape[0]
-    value = _placed(products, order, projector)[order]
-    present = value.diagonal()
-    gain = value + value.T - present - present[:, None]
-    group = torch.arange(order.numel()) // size
-    gain[group[:, None] == group] = 0
+def _worth(placed: Tensor, leading: Tensor) -> Tensor:
+    """[column, place]: the energy that the column of each place would bring to each place, all others staying.
+
+    A group keeps ‖Σ_q Vᵀ_q x_q‖² of its members x_q. A newcomer brings its own square, and twice its product with what
+    the other members of the group sum up to.
+    """
+    tile_rows, size, _ = leading.shape
+    shares = torch.einsum("aigq,iqk->qkag", _tiles(placed, tile_rows, size), leading)
+    others = shares.sum(0) - shares
+    wanted = torch.einsum("qkag,iqk->aigq", others, leading).reshape(placed.shape)
+    columns = _tiles(placed, tile_rows, 1).squeeze(-1)
+    squares = torch.einsum("aic,ajc->cij", columns, columns)
+    alone = torch.einsum("cij,iqk,jqk->cq", squares, leading, leading)
+    return torch.addmm(alone.repeat(1, placed.shape[1] // size), placed.T, wanted, alpha=2)
+
+
+def _swapped(worth: Tensor, size: int) -> Tensor:
+    """The order of the places after the best swaps between groups, no group in two of them."""
+    present = worth.diagonal().clone()
+    gain = (worth + worth.T).sub_(present).sub_(present[:, None])
+    groups = len(worth) // size
+    gain.view(groups, size, groups, size).diagonal(dim1=0, dim2=2).zero_()
     gains, partners = gain.max(1)
-    threshold = 1e-6 * present.abs().mean().item()
-    changed, touched, swaps = order.clone(), set[int](), 0
-    for place in gains.argsort(descending=True).tolist():
-        partner = int(partners[place])
-        if gains[place] <= threshold:
-            break
+    promising = torch.nonzero(gains > LEAST_GAIN * present.abs().mean()).flatten()
+    promising = promising[gains[promising].argsort(descending=True)]
+    order, touched = list(range(len(worth))), set[int]()
+    for place, partner in zip(promising.tolist(), partners[promising].tolist(), strict=True):
         if touched.isdisjoint((place // size, partner // size)):
             touched.update((place // size, partner // size))
-            changed[place], changed[partner] = order[partner], order[place]
-            swaps += 1
-    return changed, swaps
-
-
-def _placed(products: Tensor, order: Tensor, projector: Tensor) -> Tensor:
-    """[column, place]: the energy that each column would bring to each place, all other places as they are."""
-    size, columns = projector.shape[0], order.numel()
-    alone = torch.einsum("ppij,ijaa->pa", projector, products)
-    value = alone[:, :, None].repeat(1, 1, columns // size)
-    weights = 2 * projector.flatten(2).clone()
-    weights[range(size), range(size)] = 0
-    for place in range(size):
-        present = products[:, :, :, order[place::size]].flatten(0, 1).flatten(1)
-        value += (weights[:, place] @ present).view_as(value)
-    return value.permute(1, 2, 0).flatten(1)
+            order[place], order[partner] = partner, place
+    return torch.tensor(order)
