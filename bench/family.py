@@ -124,8 +124,9 @@ def tiled(tile: int, rows: int, columns: int, share: float, *, permuted: bool = 
     return Kronecker(terms, *shapes, permuted, permuted) if terms else None
 
 
-def half_and_half(rows: int, columns: int, share: float) -> Structure | None:
-    product = tiled(4, rows, columns, share / 2)
+def with_residual(product_share: float, rows: int, columns: int, share: float) -> Structure | None:
+    """A Kronecker sum that takes this part of the share, and pivoted low rank for the rest of it."""
+    product = tiled(4, rows, columns, share * product_share)
     if product is None:
         return None
     rest = share - parameters(product, rows, columns) / (rows * columns)
@@ -142,7 +143,8 @@ FAMILY: Mapping[str, Chooser] = {
     "Kronecker 2 × 2, permuted": partial(tiled, 2, permuted=True),
     "Kronecker 4 × 4, permuted": partial(tiled, 4, permuted=True),
     "Kronecker 8 × 8, permuted": partial(tiled, 8, permuted=True),
-    "Kronecker 4 × 4 + pivoted": half_and_half,
+    "Kronecker 4 × 4 + pivoted": partial(with_residual, 1 / 2),
+    "a little Kronecker 4 × 4 + pivoted": partial(with_residual, 1 / 5),
 }
 
 
