@@ -32,7 +32,14 @@ TOKENS = 2048
 Streams = dict[int, Tensor]
 
 
-class ShrinkingModel(Protocol):
+class RunnableModel(Protocol):
+    """What running a block needs of a model; `models.StreamedModel` is one."""
+
+    def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
+        """The block's output for its input."""
+
+
+class ShrinkingModel(RunnableModel, Protocol):
     """What this module needs of a model; `edits.EditedModel` is one. Blocks go by their index in the original."""
 
     @property
@@ -52,14 +59,11 @@ class ShrinkingModel(Protocol):
     def block(self, index: int) -> AbstractContextManager[nn.Module]:
         """A block with its weights, for as long as the context lasts."""
 
-    def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
-        """The block's output for its input."""
-
     def head(self) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
         """The function from the last block's output to logits."""
 
 
-def run_in_batches(model: ShrinkingModel, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
+def run_in_batches(model: RunnableModel, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
     """The block's output [n, T, H] for its input [n, T, H], about `TOKENS` at a time."""
     sequences = max(1, TOKENS // hidden.shape[1])
     return torch.cat([model.run(block, index, some) for some in torch.split(hidden, sequences)])
