@@ -50,7 +50,6 @@ CONFIG = LlamaConfig(
     architectures=["LlamaForCausalLM"],
     dtype="bfloat16",
 )
-RATIO = 1.3
 MODEL, SENSITIVITIES, PARTS, PACKAGE = "model", "sensitivities.safetensors", "parts", "package"
 
 
@@ -105,7 +104,7 @@ def compressing(work: Path, options: argparse.Namespace) -> None:
     (work / PARTS).mkdir()
     model = opened(work / MODEL, options.blocks)
     sensitivities = from_tensors(load_file(work / SENSITIVITIES))
-    plan = planned(work, sensitivities)
+    plan = planned(work, sensitivities, options.ratio)
     for part in compress(model, plan, tokens(options, options.sequences), sensitivities=sensitivities):
         write_part(work / PARTS / f"{part.index:05d}", part)
 
@@ -146,7 +145,7 @@ def opened(directory: Path, blocks: int) -> StreamedModel:
     return model
 
 
-def planned(work: Path, sensitivities: Mapping[str, Sensitivity]) -> Plan:
+def planned(work: Path, sensitivities: Mapping[str, Sensitivity], ratio: float) -> Plan:
     """The plan of the whole model; blocks that were not measured count as one that was."""
     inventory = StreamedModel.open(work / MODEL, dtype=torch.bfloat16).inventory
     prefix = f"{inventory.block_prefix}."
@@ -157,7 +156,7 @@ def planned(work: Path, sensitivities: Mapping[str, Sensitivity]) -> Plan:
         return sensitivities.get(name) or sensitivities[f"{prefix}{min(int(index), last)}.{rest}"]
 
     found = {site.name: stand_in(site.name) for site in inventory.sites}
-    return measured_plan(inventory, "kronecker", RATIO, {**sensitivities, **found})
+    return measured_plan(inventory, "kronecker", ratio, {**sensitivities, **found})
 
 
 def tokens(options: argparse.Namespace, sequences: int) -> Tensor:
@@ -212,6 +211,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sequences", type=int, default=32, help="of calibration")
     parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--ratio", type=float, default=2.0, help="at 2 every matrix is factored, at 1.3 some stay")
     parser.add_argument("--windows", type=int, default=20, help="of evaluation")
     parser.add_argument("--blocks", type=int, default=CONFIG.num_hidden_layers)
     parser.add_argument("--only", nargs="+", choices=PARTS_OF_THE_ENGINE)

@@ -145,10 +145,10 @@ def problem(
     `outputs` is the diagonal of K, such as the root mean square of the loss's gradient at each output. With `spend` the
     moments are emptied on the way: say so for the last site that needs them.
     """
-    target = weight.detach().to("cpu", torch.float64, copy=True)
+    weight = weight.detach().cpu()
     crossed = None
     if compensation > 0 and moments.cross is not None:
-        crossed = _sliced_product(target, moments.cross).div_(moments.tokens)
+        crossed = _float64_product(weight, moments.cross).div_(moments.tokens)
     if spend:
         moments.cross = None
     second = moments.inputs.double().div_(moments.tokens)
@@ -156,16 +156,19 @@ def problem(
         moments.inputs = torch.empty(0)
     ridge = _damp(second, damping)
     root = _cholesky(second)
+    target = weight.to(torch.float64, copy=True)
     if crossed is not None:
         crossed.add_(target, alpha=ridge)
-        target.lerp_(_divided(crossed, root), compensation)
+        _divide(crossed, root)
+        target.lerp_(crossed, compensation)
     return Problem(target, root, outputs)
 
 
-def _sliced_product(matrix: Tensor, single: Tensor) -> Tensor:
-    """The product of a float64 matrix with a float32 one, of which no float64 copy is made."""
-    product = matrix.new_empty(len(matrix), single.shape[1])
-    for columns, into in zip(torch.split(single, SLICE, dim=1), torch.split(product, SLICE, dim=1), strict=True):
+def _float64_product(matrix: Tensor, other: Tensor) -> Tensor:
+    """The product in float64 of two matrices of any precision; of the second one a slice at a time is converted."""
+    matrix = matrix.double()
+    product = matrix.new_empty(len(matrix), other.shape[1])
+    for columns, into in zip(torch.split(other, SLICE, dim=1), torch.split(product, SLICE, dim=1), strict=True):
         into.copy_(matrix @ columns.double())
     return product
 
@@ -177,10 +180,11 @@ def _cholesky(second: Tensor) -> Tensor:
     return root
 
 
-def _divided(matrix: Tensor, root: Tensor) -> Tensor:
-    """matrix · (L Lᵀ)⁻¹."""
-    half = torch.linalg.solve_triangular(root.T, matrix, upper=True, left=False)
-    return torch.linalg.solve_triangular(root, half, upper=False, left=False)
+def _divide(matrix: Tensor, root: Tensor) -> None:
+    """Makes the matrix what it is times (L Lᵀ)⁻¹."""
+    for rows in torch.split(matrix, SLICE):
+        half = torch.linalg.solve_triangular(root.T, rows, upper=True, left=False)
+        rows.copy_(torch.linalg.solve_triangular(root, half, upper=False, left=False))
 
 
 def fit(structure: Structure, site: Problem, start: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -119,15 +119,10 @@ def compress(
     with tempfile.TemporaryDirectory(prefix="hidden-states-") as scratch:
         streams = _Streams.begin(model, part, ids, Path(scratch), compensated=plan.compensation > 0)
         for index in range(model.inventory.blocks):
-            with model.block(index) as block:
-                if index + 1 < start and finished is not None:
-                    streams.advance_original(block, index)
-                    _restore(block, finished(index + 1), f"{model.inventory.block_prefix}.{index}.")
-                    streams.advance_compressed(block, index)
-                    continue
-                part = _compress_block(streams, plan, known, block, index)
-                streams.advance_compressed(block, index)
-            yield part
+            if index + 1 < start and finished is not None:
+                _pass_block(streams, finished(index + 1), index)
+            else:
+                yield _compress_block(streams, plan, known, index)
         if model.inventory.head is not None and start < part_count(model.inventory):
             yield _compress_head(streams, plan, known, model.inventory.head)
 
@@ -240,7 +235,25 @@ class _Streams:
         return output, entered
 
 
+def _pass_block(streams: _Streams, part: CompressedPart, index: int) -> None:
+    """Leads both streams through a block that is finished."""
+    with streams.model.block(index) as block:
+        streams.advance_original(block, index)
+        _restore(block, part, f"{streams.model.inventory.block_prefix}.{index}.")
+        streams.advance_compressed(block, index)
+
+
 def _compress_block(
+    streams: _Streams, plan: Plan, sensitivities: Mapping[str, Sensitivity], index: int
+) -> CompressedPart:
+    """The block with compact layers in the place of its planned sites; both streams have passed it then."""
+    with streams.model.block(index) as block:
+        part = _with_compact_sites(streams, plan, sensitivities, block, index)
+        streams.advance_compressed(block, index)
+        return part
+
+
+def _with_compact_sites(
     streams: _Streams, plan: Plan, sensitivities: Mapping[str, Sensitivity], block: nn.Module, index: int
 ) -> CompressedPart:
     """Puts compact layers in the place of the planned sites of the block."""
@@ -248,26 +261,46 @@ def _compress_block(
     planned = {name.removeprefix(f"{whole}."): name for name in plan.structures if name.startswith(f"{whole}.")}
     moments = streams.observe(block, index, list(planned))
     weights = {name: sensitivities[site].outputs for name, site in planned.items() if site in sensitivities}
-    tensors, errors = {}, {}
     folded = {name for name, site in planned.items() if _is_folded(plan.structures[site])}
+    mlp = ARCHITECTURES[streams.model.inventory.model_type].mlp
+    changed, errors = dict(planned), {}
     # The site that sets the order of the MLP's hidden units goes first, since the others follow it; the widest inputs
     # come last, when the moments of the others are gone.
     for name in sorted(planned, key=lambda name: (name not in folded, len(moments[name].inputs))):
         site = planned[name]
-        structure = plan.structures[site]
-        target = _problem(block, name, moments, plan.compensation, weights.get(name))
-        factors = data_free(structure, target.target) if plan.data_free else fit(structure, target)
-        if name in folded:
-            mlp, order = ARCHITECTURES[streams.model.inventory.model_type].mlp, factors.pop("order")
-            target = target.reordered(order)
-            _reorder(block, mlp, order, moments, weights)
-            followers = (follower for follower in mlp.sites if follower not in planned)
-            tensors.update(_tensors_of(block, {follower: f"{whole}.{follower}" for follower in followers}))
-        compact = _replace(block, name, structure, factors)
-        errors[site] = math.sqrt(target.error(compact.dense().cpu()))
-        tensors.update(_tensors_of(block, {name: site}))
+        errors[site] = _compress_site(
+            block,
+            name,
+            plan,
+            plan.structures[site],
+            _problem(block, name, moments, plan.compensation, weights.get(name)),
+            lambda order: _reorder(block, mlp, order, moments, weights),
+        )
+    if folded:
+        changed |= {name: f"{whole}.{name}" for name in mlp.sites}
     forms = {site: to_dict(plan.structures[site]) for site in planned.values()}
-    return CompressedPart(index + 1, whole, forms, tensors, errors)
+    return CompressedPart(index + 1, whole, forms, _tensors_of(block, changed), errors)
+
+
+def _compress_site(
+    block: nn.Module,
+    name: str,
+    plan: Plan,
+    structure: Structure,
+    target: Problem,
+    reorder: Callable[[Tensor], None],
+) -> float:
+    """Puts a compact layer in the place of a site, and returns its relative error.
+
+    `reorder` is told of the order of the site's outputs where its structure sets one.
+    """
+    factors = data_free(structure, target.target) if plan.data_free else fit(structure, target)
+    if _is_folded(structure):
+        order = factors.pop("order")
+        target = target.reordered(order)
+        reorder(order)
+    compact = _replace(block, name, structure, factors)
+    return math.sqrt(target.error(compact.dense().cpu()))
 
 
 def _is_folded(structure: Structure) -> bool:
