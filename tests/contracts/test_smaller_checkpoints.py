@@ -15,6 +15,7 @@ from tests.contracts.tiny_models import CONFIGS, token_ids
 from workers.compression import structures
 from workers.compression.architectures import ARCHITECTURES
 from workers.compression.checkpoint import write_package
+from workers.compression.dimensions import resized_parameters
 from workers.compression.edits import EditedModel
 from workers.compression.models import StreamedModel
 from workers.compression.sequential import CompressedPart
@@ -196,6 +197,13 @@ def test_the_inventory_counts_what_the_package_stores(
 ) -> None:
     for package in (plain[name], hybrid[name]):
         assert package.edited.inventory.total_parameters == package.parameters
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_it_will_store_is_known_beforehand(
+    name: str, originals: dict[str, tuple[Path, StreamedModel]], plain: dict[str, Written]
+) -> None:
+    assert resized_parameters(originals[name][1].inventory, REMOVED, 20) == plain[name].parameters
 
 
 def test_layer_types_stay_with_their_blocks(plain: dict[str, Written]) -> None:

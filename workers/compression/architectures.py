@@ -168,7 +168,7 @@ class Inventory:
     """What a checkpoint holds. `sites` are those inside the blocks; `head` is None where it is tied to the embedding.
 
     `total_parameters` counts the stored numbers once per distinct tensor: a tied head is free even if a file repeats
-    it.
+    it. `block_parameters` says how many of them each block has.
     """
 
     model_type: str
@@ -180,6 +180,7 @@ class Inventory:
     head: Site | None
     total_parameters: int
     block_prefix: str
+    block_parameters: tuple[int, ...] = ()
 
     def sites_of(self, block: int) -> tuple[Site, ...]:
         return tuple(site for site in self.sites if site.block == block)
@@ -271,6 +272,7 @@ def inventory(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Invent
         head=head,
         total_parameters=sum(math.prod(shape) for shape in shapes.values()),
         block_prefix=architecture.blocks,
+        block_parameters=_block_parameters(architecture, shapes, blocks),
     )
 
 
@@ -316,6 +318,14 @@ def _count_blocks(architecture: Architecture, shapes: Mapping[str, Shape]) -> in
                 f"Block {number} and block 0 do not hold the same tensors: {odd} is in only one of them."
             )
     return len(contents)
+
+
+def _block_parameters(architecture: Architecture, shapes: Mapping[str, Shape], blocks: int) -> tuple[int, ...]:
+    counted = [0] * blocks
+    for name, shape in shapes.items():
+        if match := re.match(rf"{re.escape(architecture.blocks)}\.(\d+)\.", name):
+            counted[int(match[1])] += math.prod(shape)
+    return tuple(counted)
 
 
 def _stated_size(config: Mapping[str, Any], *fields: str) -> int | None:

@@ -1,14 +1,94 @@
-"""Fewer blocks and narrower MLPs: what config.json says of them and how their tensors are then named. Torch-free.
+"""Fewer blocks and narrower MLPs: what they store, what config.json says of them, how their tensors are then named.
+
+Torch-free. Blocks are numbered, and parameters counted, as in the inventory that is given: the original's, or that of
+an `edits.EditedModel`.
 
 Promise: the resized config is one that the architecture's own code reads, so nothing of ours is needed to open it.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from workers.compression.architectures import architecture_of
+from workers.compression.accounting import TOLERANCE, Range, RatioOutOfRange
+from workers.compression.architectures import ARCHITECTURES, Inventory, Site, architecture_of
 from workers.compression.errors import UnsupportedArchitecture
+
+WIDTH_FLOOR = 1 / 4
+"""The least part of its hidden units that an MLP keeps."""
+
+UNITS_STEP = 8
+"""Matrix products are fastest where sizes are multiples of this; the target matters more."""
+
+
+def intermediate_size(inventory: Inventory) -> int:
+    """The hidden units of each MLP. Raises ValueError where they are not equally wide."""
+    sizes = {site.in_features for site in _mlp_sites(inventory) if _leaves(inventory, site)}
+    if len(sizes) != 1:
+        raise ValueError(f"the MLPs of the blocks are not equally wide: {sorted(sizes)}")
+    return sizes.pop()
+
+
+def resized_parameters(inventory: Inventory, removed: Collection[int], size: int) -> int:
+    """The stored numbers of the model without the blocks `removed` and with that many hidden units per MLP."""
+    gone = sum(inventory.block_parameters[block] for block in removed)
+    return inventory.total_parameters - gone - (intermediate_size(inventory) - size) * _per_unit(inventory, removed)
+
+
+def intermediate_size_for(inventory: Inventory, target_ratio: float, removed: Collection[int] = ()) -> int:
+    """The most hidden units with which the model meets the ratio of stored parameters, before / after.
+
+    A multiple of UNITS_STEP where that stays within TOLERANCE of the target. Raises RatioOutOfRange.
+    """
+    feasible = width_range(inventory, removed)
+    if target_ratio not in feasible:
+        raise RatioOutOfRange(
+            f"narrower MLPs reach ratios from {feasible.lowest:.3f} to {feasible.highest:.3f} on this model"
+            + (f" without {len(removed)} of its blocks" if removed else "")
+            + f"; {target_ratio:g} was asked for"
+        )
+    budget = int(inventory.total_parameters / target_ratio)
+    spare = budget - resized_parameters(inventory, removed, 0)
+    exact = spare // _per_unit(inventory, removed)
+    rounded = exact - exact % UNITS_STEP
+    within = resized_parameters(inventory, removed, rounded) >= budget * (1 - TOLERANCE)
+    return rounded if within and rounded >= _least(inventory) else exact
+
+
+def width_range(inventory: Inventory, removed: Collection[int] = ()) -> Range:
+    """The ratios that narrower MLPs reach once the blocks `removed` are gone: from one unit less to WIDTH_FLOOR."""
+    most, least = intermediate_size(inventory) - 1, _least(inventory)
+    total = inventory.total_parameters
+    lowest, highest = (total / resized_parameters(inventory, removed, size) for size in (most, least))
+    return Range(lowest, highest)
+
+
+def _least(inventory: Inventory) -> int:
+    return max(1, round(intermediate_size(inventory) * WIDTH_FLOOR))
+
+
+def _per_unit(inventory: Inventory, removed: Collection[int]) -> int:
+    """What one hidden unit of every remaining MLP stores: its rows, their biases, its column."""
+    size = intermediate_size(inventory)
+    numbers = 0
+    for site in _mlp_sites(inventory):
+        if site.block in removed:
+            continue
+        if _leaves(inventory, site):
+            numbers += site.out_features
+        else:
+            numbers += site.out_features // size * (site.in_features + site.bias)
+    return numbers
+
+
+def _mlp_sites(inventory: Inventory) -> list[Site]:
+    mlp = ARCHITECTURES[inventory.model_type].mlp
+    names = tuple(f".{name}" for name in (*mlp.entering, mlp.leaving))
+    return [site for site in inventory.sites if site.name.endswith(names)]
+
+
+def _leaves(inventory: Inventory, site: Site) -> bool:
+    return site.name.endswith(f".{ARCHITECTURES[inventory.model_type].mlp.leaving}")
 
 
 def resized_config(

@@ -151,8 +151,15 @@ class EditedModel(StreamedModel):
     def _present_inventory(self) -> Inventory:
         shapes = {name: tensor.shape for name, tensor in self._skeleton.state_dict().items()}
         sites = tuple(self._present(site) for site in self.inventory.sites if not self._is_removed(site.name))
+        in_blocks = [0] * self.inventory.blocks
+        for name in self._stored_names:
+            block = block_of(name, self.inventory.block_prefix)
+            if block is not None:
+                in_blocks[block] += shapes[name].numel()
         total = sum(shapes[name].numel() for name in self._stored_names)
-        return dataclasses.replace(self.inventory, sites=sites, total_parameters=total)
+        return dataclasses.replace(
+            self.inventory, sites=sites, total_parameters=total, block_parameters=tuple(in_blocks)
+        )
 
     def _present(self, site: Site) -> Site:
         module = cast("Any", self._skeleton.get_submodule(site.name))
