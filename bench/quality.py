@@ -10,7 +10,8 @@ import argparse
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,68 +22,79 @@ from workers.compression import structures
 from workers.compression.accounting import Kronecker, Structure, stored, to_dict
 from workers.compression.allocation import measured_plan
 from workers.compression.architectures import Inventory, Site
+from workers.compression.catalog import method
+from workers.compression.edits import EditedModel
 from workers.compression.kronecker import rearranged_fit
 from workers.compression.models import StreamedModel
 from workers.compression.sensitivity import Sensitivity, measure
-from workers.compression.sequential import CompressedPart, compress
+from workers.compression.sequential import compress
 
 TILE = 4
 
 
+@dataclass(frozen=True)
+class Bench:
+    """One model, the tokens it is calibrated on, and what an error does to its output."""
+
+    directory: Path
+    dtype: torch.dtype
+    calibration: Tensor
+    measured: Mapping[str, Sensitivity]
+
+    def open(self) -> StreamedModel:
+        return StreamedModel.open(self.directory, dtype=self.dtype)
+
+
 def main() -> None:
     options = arguments()
-    model = StreamedModel.open(options.model, dtype=getattr(torch, options.dtype))
+    dtype = getattr(torch, options.dtype)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     text = windows(tokenizer, options.calibration, options.length)
-    calibration, inside = text[: options.sequences], text[options.sequences :]
-    inside = spread(inside, options.windows)
+    calibration, inside = text[: options.sequences], spread(text[options.sequences :], options.windows)
     outside = spread(windows(tokenizer, options.out, options.length), options.windows)
-    dense = model.whole().eval()
+    dense = StreamedModel.open(options.model, dtype=dtype).whole().eval()
     before = perplexity(dense, inside), perplexity(dense, outside)
     print(f"dense: in {before[0]:.2f}, out {before[1]:.2f}")
-    print("| method | ratio | in | out | measure s | fit s |\n|---|---|---|---|---|---|")
+    print("| method | ratio | in | out | measure s | fit s |\n|---|---|---|---|---|---|", flush=True)
     started = time.monotonic()
+    model = StreamedModel.open(options.model, dtype=dtype)
     measured = {name: found for part in measure(model, calibration) for name, found in part.items()}
     measuring = time.monotonic() - started
+    bench = Bench(options.model, dtype, calibration, measured)
     for ratio in options.ratios:
-        for method in options.methods:
+        for name in options.methods:
             started = time.monotonic()
-            compressed, reached = METHODS[method](model, method, ratio, calibration, measured)
+            compressed, reached = METHODS[name](bench, name, ratio)
             fitting = time.monotonic() - started
             after = perplexity(compressed, inside) / before[0], perplexity(compressed, outside) / before[1]
-            spent = measuring if method == "kronecker" else 0.0
-            print(
-                f"| {method} | {reached:.3f} | {after[0]:.3g} | {after[1]:.3g} | {spent:.0f} | {fitting:.0f} |",
-                flush=True,
-            )
+            spent = f"{measuring:.0f}" if name == "kronecker" else "–"
+            print(f"| {name} | {reached:.3f} | {after[0]:.3g} | {after[1]:.3g} | {spent} | {fitting:.0f} |", flush=True)
 
 
-def fitted(
-    model: StreamedModel, method: str, ratio: float, calibration: Tensor, measured: dict[str, Sensitivity]
-) -> tuple[nn.Module, float]:
+def fitted(bench: Bench, name: str, ratio: float) -> tuple[nn.Module, float]:
     """The model compressed by one of our methods, and the ratio reached."""
-    plan = measured_plan(model.inventory, method, ratio, measured)
-    weights = measured if method == "kronecker" else None
-    fresh = StreamedModel.open(arguments().model, dtype=model.dtype)
-    return assembled(fresh.whole(), compress(fresh, plan, calibration, sensitivities=weights)), plan.ratio
+    model = bench.open()
+    plan = measured_plan(model.inventory, name, ratio, bench.measured)
+    weights = bench.measured if method(name).measured else None
+    parts = list(compress(model, plan, bench.calibration, sensitivities=weights))
+    return EditedModel(bench.open(), parts).whole().eval(), plan.ratio
 
 
-def tqcompressor_style(
-    model: StreamedModel, method: str, ratio: float, calibration: Tensor, measured: dict[str, Sensitivity]
-) -> tuple[nn.Module, float]:
+def tqcompressor_style(bench: Bench, name: str, ratio: float) -> tuple[nn.Module, float]:
     """Data-free Kronecker sums on every site of every block, the paper's fit, with tiles that reach the budget."""
+    model = bench.open()
     share = block_share(model.inventory, ratio)
     forms = {site.name: tiled(site, share) for site in model.inventory.sites}
     compressed = model.whole()
-    matrices = {name: compressed.get_submodule(name).weight.detach().double() for name in forms}
-    structures.replace(compressed, {name: to_dict(form) for name, form in forms.items()})
-    for name, form in forms.items():
-        left, right = rearranged_fit(form, matrices[name])
-        compressed.get_submodule(name).load_state_dict({"left": left, "right": right}, strict=False)
+    matrices = {site: compressed.get_submodule(site).weight.detach().double() for site in forms}
+    structures.replace(compressed, {site: to_dict(form) for site, form in forms.items()})
+    for site, form in forms.items():
+        left, right = rearranged_fit(form, matrices[site])
+        compressed.get_submodule(site).load_state_dict({"left": left, "right": right}, strict=False)
     return compressed.eval(), model.inventory.total_parameters / stored(model.inventory, dict[str, Structure](forms))
 
 
-METHODS = {"kronecker": fitted, "svd": fitted, "tqcompressor": tqcompressor_style}
+METHODS = {"kronecker": fitted, "svd": fitted, "tqcompressor-style": tqcompressor_style}
 
 
 def block_share(inventory: Inventory, ratio: float) -> float:
@@ -93,16 +105,6 @@ def block_share(inventory: Inventory, ratio: float) -> float:
 def tiled(site: Site, share: float) -> Kronecker:
     out_shape, in_shape = (site.out_features // TILE, TILE), (site.in_features // TILE, TILE)
     return Kronecker(max(1, math.ceil(share * TILE**2 - 0.5)), out_shape, in_shape)
-
-
-def assembled(model: nn.Module, parts: Iterable[CompressedPart]) -> nn.Module:
-    """The whole model with the parts in place, its tied head reading the factored table."""
-    for part in parts:
-        structures.replace(model, part.structures)
-        if part.index == 0 and part.structures and model.config.tie_word_embeddings:
-            structures.replace(model, {"lm_head": {"kind": "tied", "to": part.name}})
-        model.load_state_dict(dict(part.tensors), strict=False)
-    return model.eval()
 
 
 def windows(tokenizer: object, path: Path, length: int) -> Tensor:

@@ -16,6 +16,7 @@ FORMS: dict[str, tuple[int, int, dict[str, Any]]] = {
     "low rank": (24, 40, {"kind": "low_rank", "rank": 7}),
     "pivot rows": (24, 40, {"kind": "pivoted", "rank": 9}),
     "pivot columns": (40, 24, {"kind": "pivoted", "rank": 9}),
+    "folded pivots": (40, 24, {"kind": "pivoted", "rank": 9, "folded": True}),
     "nearly full rank": (24, 24, {"kind": "pivoted", "rank": 23}),
     "kronecker, right first": (24, 40, {**KRONECKER, "out": [4, 6], "in": [20, 2]}),
     "kronecker, left first": (24, 40, {**KRONECKER, "out": [3, 8], "in": [4, 10]}),

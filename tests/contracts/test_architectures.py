@@ -158,3 +158,13 @@ def test_streaming_a_package_computes_its_logits(name: str, packages: dict[str, 
 def test_a_package_in_one_piece_computes_its_logits(name: str, packages: dict[str, Written]) -> None:
     whole = StreamedModel.open(packages[name].directory).whole()
     torch.testing.assert_close(logits_of(whole), packages[name].logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_package_generates_with_a_cache_what_it_generates_without(name: str, packages: dict[str, Written]) -> None:
+    model: Any = StreamedModel.open(packages[name].directory).whole()
+    length = {"min_new_tokens": 8, "max_new_tokens": 8, "do_sample": False}
+    prompt = token_ids()[:1, :6]
+    with_cache, without = (model.generate(prompt, use_cache=cached, **length) for cached in (True, False))
+    assert with_cache.shape[1] == 14
+    assert torch.equal(with_cache, without)
