@@ -25,8 +25,8 @@ class Method:
     site keeps the same part. `compensation` is that of `accounting.Plan`.
 
     One structure serves all matrices of a method: where each could choose by its measured error at equal size, all
-    chose pivoted low rank. At half the numbers a fifth of Kronecker terms within it raises the output error by 1 to 9 %,
-    a permuted Kronecker sum alone puts it up by 13 to 148 % ("Which structure a matrix wants" in bench/RESULTS.md).
+    chose pivoted low rank. At half the numbers, to give a fifth of them to Kronecker terms raises the output error by
+    1 to 9 %, and a permuted Kronecker sum alone by 13 to 148 % ("Which structure a matrix wants" in bench/RESULTS.md).
     """
 
     name: str
