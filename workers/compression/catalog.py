@@ -1,4 +1,7 @@
-"""The methods and presets by name, and what sets them apart. Free of torch: the service lists and checks them."""
+"""The methods by name, the ways of resizing and the presets among them, and what sets them apart.
+
+Free of torch: the service lists and checks them.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +29,7 @@ class Method:
 
     One structure serves all matrices of a method: where each could choose by its measured error at equal size, all
     chose pivoted low rank. At half the numbers, to give a fifth of them to Kronecker terms raises the output error by
-    1 to 9 %, and a permuted Kronecker sum alone by 13 to 148 % ("Which structure a matrix wants" in bench/RESULTS.md).
+    1 to 9 %, and the best permuted Kronecker sum by 5 to 134 % ("Which structure a matrix wants" in bench/RESULTS.md).
     """
 
     name: str
@@ -97,14 +100,58 @@ _PUBLISHED = (
 PRESETS: Mapping[str, Preset] = MappingProxyType({preset.name: preset for preset in _PUBLISHED})
 
 
+@dataclass(frozen=True)
+class Resizing:
+    """A way to a smaller model of the same architecture: an ordinary checkpoint, which anything opens.
+
+    `fuses`: blocks go first, as many as the target allows, and their neighbours take over what they did; without, and
+    for what remains, the MLPs become narrower.
+    """
+
+    name: str
+    description: str
+    fuses: bool
+
+
+_RESIZINGS = (
+    Resizing(
+        "fusion",
+        "fewer blocks: those that the final hidden state misses least, their neighbours refitted to make up for them; "
+        "narrower MLPs for the remainder; an ordinary checkpoint",
+        fuses=True,
+    ),
+    Resizing(
+        "width",
+        "narrower MLPs: the hidden units whose loss the others can best make up for, and a down projection fitted "
+        "anew; an ordinary checkpoint",
+        fuses=False,
+    ),
+)
+
+RESIZINGS: Mapping[str, Resizing] = MappingProxyType({resizing.name: resizing for resizing in _RESIZINGS})
+
+
+def names() -> tuple[str, ...]:
+    """What a recipe may name."""
+    return (*METHODS, *RESIZINGS, *PRESETS)
+
+
 def method(name: str) -> Method:
-    """The method of this name. Raises UnknownMethod, also for presets, which no budget can size."""
+    """The method of this name. Raises UnknownMethod, also for those that factor nothing and for presets."""
     try:
         return METHODS[name]
     except KeyError:
-        raise UnknownMethod(f"unknown method {name!r}; send one of {', '.join((*METHODS, *PRESETS))}") from None
+        raise UnknownMethod(f"unknown method {name!r}; send one of {', '.join(names())}") from None
+
+
+def resizing(name: str) -> Resizing:
+    """The way of resizing of this name. Raises UnknownMethod."""
+    try:
+        return RESIZINGS[name]
+    except KeyError:
+        raise UnknownMethod(f"unknown method {name!r}; send one of {', '.join(names())}") from None
 
 
 def is_measured(name: str) -> bool:
     """Whether the method needs to know what an error at each site does to the model's output."""
-    return name not in PRESETS and method(name).measured
+    return name in METHODS and METHODS[name].measured
