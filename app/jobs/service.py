@@ -28,8 +28,9 @@ from app.sources.text import TextSources
 from app.storage import StoredFile
 from workers.compression.accounting import Range, feasible_range
 from workers.compression.architectures import Inventory
-from workers.compression.catalog import PRESETS
+from workers.compression.catalog import PRESETS, RESIZINGS
 from workers.compression.presets import PresetDoesNotFit, preset_range
+from workers.compression.resizing import resizing_range
 
 log = logging.getLogger(__name__)
 
@@ -157,6 +158,8 @@ def check_ratio(recipe: Recipe, inventory: Inventory) -> None:
 
 def range_of(recipe: Recipe, inventory: Inventory) -> Range:
     """The target ratios that the recipe's method reaches on the model."""
+    if recipe.method in RESIZINGS:
+        return resizing_range(inventory, recipe.method)
     if recipe.method not in PRESETS:
         return feasible_range(inventory, recipe.method)
     try:

@@ -6,13 +6,13 @@ import pytest
 from pydantic import ValidationError
 
 from app.contract.recipe import Method, Recipe
-from workers.compression.catalog import METHODS, PRESETS
+from workers.compression.catalog import names
 
 VALID: dict[str, Any] = {"model": "org/name", "target_ratio": 1.5}
 
 
 def test_the_contract_and_the_catalog_name_the_same_methods() -> None:
-    assert set(get_args(Method)) == METHODS.keys() | PRESETS.keys()
+    assert set(get_args(Method)) == set(names())
 
 
 @pytest.mark.parametrize(

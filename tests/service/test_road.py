@@ -17,7 +17,7 @@ from app.serve import running_service
 from app.settings import Settings
 from tests.hub import running_hub
 from tests.tiny import PRESET_RATIOS
-from workers.compression.catalog import METHODS
+from workers.compression.catalog import METHODS, RESIZINGS
 
 OPEN = """
 import sys
@@ -62,7 +62,7 @@ def open_elsewhere(client: Client, job: Job, directory: Path) -> int:
     return int(opened.stdout.split()[-1])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *RESIZINGS])
 def test_a_posted_job_becomes_a_checkpoint_that_stock_transformers_opens(
     client: Client, tiny: dict[str, Any], tmp_path: Path, method: str
 ) -> None:

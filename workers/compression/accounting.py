@@ -181,6 +181,8 @@ class Range:
 class Plan:
     """Which structure each site gets; a site that is not named stays dense.
 
+    `removed` is how many blocks go, and `intermediate_size` the hidden units of each MLP that then remain, or None for
+    as many as before.
     `compensation` says how far a site is fitted to make up for the sites before it: 0 not at all, 1 in full. A
     `data_free` plan fits the weights themselves, whatever flows through them. A tied output head that is named here is
     stored on its own.
@@ -192,6 +194,8 @@ class Plan:
     parameters_after: int
     compensation: float = 0.5
     data_free: bool = False
+    removed: int = 0
+    intermediate_size: int | None = None
 
     @property
     def ratio(self) -> float:
@@ -205,6 +209,8 @@ class Plan:
             "parameters_after": self.parameters_after,
             "compensation": self.compensation,
             "data_free": self.data_free,
+            "removed": self.removed,
+            "intermediate_size": self.intermediate_size,
         }
 
     @classmethod
@@ -217,6 +223,8 @@ class Plan:
             int(form["parameters_after"]),
             float(form["compensation"]),
             bool(form["data_free"]),
+            int(form["removed"]),
+            form["intermediate_size"],
         )
 
 

@@ -27,10 +27,10 @@ from workers.compression.accounting import (
     uniform_plan,
 )
 from workers.compression.architectures import Inventory, Site
-from workers.compression.catalog import PRESETS, Method, method
+from workers.compression.catalog import PRESETS, RESIZINGS, Method, method
 from workers.compression.presets import preset_plan
+from workers.compression.resizing import resized_plan
 from workers.compression.sensitivity import Sensitivity
-
 
 SECOND_PRODUCT = 50_000
 """Starting a matrix product takes about as long as reading so many weights; see bench/RESULTS.md, "Speed"."""
@@ -73,9 +73,11 @@ def measured_plan(
 ) -> Plan:
     """The plan that meets the target with the least divergence predicted.
 
-    A method whose budget is uniform by definition gets `uniform_plan`, a preset its own plan. Raises RatioOutOfRange,
-    UnknownMethod, PresetDoesNotFit.
+    A method whose budget is uniform by definition gets `uniform_plan`; presets and those that resize have plans of
+    their own. Raises RatioOutOfRange, UnknownMethod, PresetDoesNotFit.
     """
+    if method_name in RESIZINGS:
+        return resized_plan(inventory, method_name, target_ratio)
     if method_name in PRESETS:
         return preset_plan(inventory, method_name, target_ratio)
     chosen = method(method_name)

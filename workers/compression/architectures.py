@@ -150,8 +150,8 @@ class Site:
 
     `name` is the module's full path in the transformers model. The matrix maps `in_features` to `out_features`,
     whichever way round `layout` stores it. An embedding is described as the output head would be that shares its table:
-    `out_features` is the vocabulary, `in_features` the width. `free_outputs`: the rows are hidden units of the MLP, which
-    may stand in any order if the rest of the MLP follows; one site of each block sets it.
+    `out_features` is the vocabulary, `in_features` the width. `free_outputs`: the rows are hidden units of the MLP,
+    which may stand in any order if the rest of the MLP follows; one site of each block sets it.
     """
 
     name: str

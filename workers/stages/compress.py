@@ -8,7 +8,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from app.contract.job import Stage
-from workers.compression.sequential import CompressedPart, compress, part_count
+from workers.compression.accounting import Plan
+from workers.compression.architectures import Inventory
+from workers.compression.parts import compress, part_count, resizes
+from workers.compression.sequential import CompressedPart
 from workers.stages import calibrate, compute, inspect
 from workers.stages.context import Context
 from workers.stages.plan import plan_of, sensitivities_of
@@ -18,14 +21,15 @@ NAME = str(Stage.COMPRESS)
 
 def run(context: Context, directory: Path) -> None:
     model = compute.open_model(context, inspect.model_dir(context))
-    blocks, count = model.inventory.blocks, part_count(model.inventory)
+    plan = plan_of(context)
+    count = part_count(model.inventory, plan)
     start = first_unfinished(context, count)
     if start > 0:
-        context.resumed(block=block_of(start) if start <= blocks else None)
-        context.progress(start / count, f"going on from {place_of(start, blocks)}")
+        context.resumed(block=block_of(start, model.inventory, plan))
+        context.progress(start / count, f"going on from {place_of(start, model.inventory, plan)}")
     parts = compress(
         model,
-        plan_of(context),
+        plan,
         calibrate.calibration(context),
         sensitivities=sensitivities_of(context),
         start=start,
@@ -36,24 +40,32 @@ def run(context: Context, directory: Path) -> None:
         write_part(path, part)
         context.bench.finish_part(path)
         done = part.index + 1
-        context.progress(done / count, place_of(min(done, count - 1), blocks))
+        context.progress(done / count, place_of(min(done, count - 1), model.inventory, plan))
 
 
-def block_of(part: int) -> int:
-    """The block that a part is, or stands before: part 0 is the embedding."""
-    return max(part - 1, 0)
+def block_of(part: int, inventory: Inventory, plan: Plan) -> int | None:
+    """The block that a part is, or stands before; None where it is none or not known before it is chosen."""
+    if resizes(plan):
+        return None
+    return max(part - 1, 0) if part <= inventory.blocks else None
 
 
-def place_of(part: int, blocks: int) -> str:
-    """Where in the model a part lies: behind the blocks there is only an output head."""
-    return f"block {block_of(part) + 1} of {blocks}" if part <= blocks else "the output head"
+def place_of(part: int, inventory: Inventory, plan: Plan) -> str:
+    """What a part is, for people. In a model of factors part 0 is the embedding and the head comes last."""
+    if part < plan.removed:
+        return f"fusing away block {part + 1} of {plan.removed}"
+    if resizes(plan):
+        return f"narrowing block {part - plan.removed + 1} of {inventory.blocks - plan.removed}"
+    block = block_of(part, inventory, plan)
+    return "the output head" if block is None else f"block {block + 1} of {inventory.blocks}"
 
 
 class FinishedParts:
     """The parts of the whole compressed model, in order, each read anew whenever it is asked for."""
 
     def __init__(self, context: Context) -> None:
-        self.paths = [part_path(context, i) for i in range(part_count(inspect.model_inventory(context)))]
+        count = part_count(inspect.model_inventory(context), plan_of(context))
+        self.paths = [part_path(context, index) for index in range(count)]
 
     def __iter__(self) -> Iterator[CompressedPart]:
         return map(read_part, self.paths)
@@ -75,7 +87,7 @@ def file_name(index: int) -> str:
 
 
 def write_part(path: Path, part: CompressedPart) -> None:
-    described = {"name": part.name, "structures": part.structures, "errors": part.errors}
+    described = {field: getattr(part, field) for field in ("name", "structures", "errors", "removed", "scores")}
     save_file(dict(part.tensors), path, metadata={"index": str(part.index), "part": json.dumps(described)})
 
 
@@ -85,5 +97,11 @@ def read_part(path: Path) -> CompressedPart:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     described = json.loads(metadata["part"])
     return CompressedPart(
-        int(metadata["index"]), described["name"], described["structures"], tensors, described["errors"]
+        int(metadata["index"]),
+        described["name"],
+        described["structures"],
+        tensors,
+        described["errors"],
+        tuple(described["removed"]),
+        {int(block): score for block, score in described["scores"].items()},
     )
