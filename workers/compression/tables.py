@@ -120,4 +120,5 @@ def fit_halved(structure: Halved, table: Tensor) -> dict[str, Tensor]:
 def _halved(matrix: Tensor, pair: Tensor) -> Tensor:
     """Neighbouring columns summed with the two weights of `pair`."""
     first, second = pair.tolist()
-    return first * matrix[:, ::2] + second * matrix[:, 1::2]
+    halved: Tensor = first * matrix[:, ::2] + second * matrix[:, 1::2]
+    return halved
