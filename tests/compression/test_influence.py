@@ -191,6 +191,19 @@ def test_the_whole_stream_is_there_beside_the_variants(directory: Path) -> None:
     assert torch.allclose(leaving[WHOLE], last_hidden(without(directory, set())), atol=1e-5)
 
 
+def test_a_trial_fusion_leaves_less_than_plain_removal(directory: Path) -> None:
+    tried = score(opened(directory), IDS, "trial_fusion").values
+    plain = score(opened(directory), IDS).values
+    assert tried[0] == pytest.approx(plain[0], abs=1e-6)
+    assert all(tried[block] < 0.95 * plain[block] for block in range(1, BLOCKS))
+
+
+def test_a_trial_fusion_leaves_the_model_as_it_is(directory: Path) -> None:
+    model = opened(directory)
+    first = score(model, IDS, "trial_fusion")
+    assert score(model, IDS, "trial_fusion") == first
+
+
 def test_an_unknown_criterion_is_refused_by_name(directory: Path) -> None:
     with pytest.raises(ValueError, match="unknown criterion 'luck'"):
         score(opened(directory), IDS, "luck")

@@ -26,7 +26,7 @@ from workers.compression.grafting import Ranks, folded, graft
 from workers.compression.influence import BlockScores
 from workers.compression.local_distillation import Checkpoint, Distillation, distil, relative_error
 from workers.compression.models import StreamedModel
-from workers.compression.refit import Refit, last_projection, refit
+from workers.compression.refit import Refit, projection_tensors, refit
 from workers.compression.sequential import CompressedPart
 from workers.compression.streams import Stream
 from workers.compression.variants import run_in_batches
@@ -152,7 +152,7 @@ class _Fusion:
             index,
             name,
             structures={},
-            tensors={name: tensor.cpu() for name, tensor in tensors.items()},
+            tensors=tensors,
             errors={name: error},
             removed=(removed,),
             scores=scores.values,
@@ -164,17 +164,15 @@ class _Fusion:
     def _refitted(self, blocks: Mapping[int, nn.Module], removed: int, hidden: Tensor) -> dict[str, Tensor]:
         """Refits the last projections in place; their tensors by their full names."""
         before = max((block for block in blocks if block < removed), default=None)
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for index, block in blocks.items():
             settings = self.settings.before if index == before else self.settings.after if index > removed else None
             if settings is None:
                 hidden = run_in_batches(self.edited, block, index, hidden)
                 continue
-            targets = self.original_stream.entering(self._following(index, removed))
+            targets = self.original_stream.entering(_following(self.edited, index, removed))
             hidden = refit(self.edited, block, index, hidden, targets, settings)
-            projection = last_projection(self.edited.inventory)
-            for leaf, tensor in block.get_submodule(projection).named_parameters():
-                tensors[f"{self.edited.inventory.block_prefix}.{index}.{projection}.{leaf}"] = tensor.detach()
+            tensors |= projection_tensors(self.edited, block, index)
         return tensors
 
     def _distilled(
@@ -186,7 +184,7 @@ class _Fusion:
                 dtype = torch.float32 if settings.float32 else self.edited.dtype
                 graft(block, donor, self.settings.ranks, dtype=dtype, seed=index)
         teacher = self.original_stream if self.settings.teacher == "original" else self.edited_stream
-        targets = teacher.entering(self._following(max(blocks), removed))
+        targets = teacher.entering(_following(self.edited, max(blocks), removed))
         resumed = self.checkpoints.latest(part) if self.checkpoints else None
         for checkpoint in distil(
             self.edited, blocks, entering, targets, settings, interval=self.settings.interval, resumed=resumed
@@ -198,17 +196,18 @@ class _Fusion:
             f"{prefix}.{index}.{name}": each for index, block in blocks.items() for name, each in folded(block).items()
         }
 
-    def _following(self, index: int, removed: int) -> int:
-        """The block that comes next once `removed` is gone, or the number of blocks: what enters it in the original is
-        what should leave the block `index`."""
-        later = (block for block in self.edited.kept if block > index and block != removed)
-        return next(later, self.edited.inventory.blocks)
-
     @torch.no_grad()
     def _error(self, blocks: Mapping[int, nn.Module], removed: int, hidden: Tensor) -> float:
         """How far the group's output is from the original's, relative, as the root mean square over tokens."""
         for index, block in blocks.items():
             hidden = run_in_batches(self.edited, block, index, hidden)
-        targets = self.original_stream.entering(self._following(max(blocks), removed))
+        targets = self.original_stream.entering(_following(self.edited, max(blocks), removed))
         pairs = zip(hidden, targets, strict=True)
         return math.sqrt(sum(relative_error(one.float(), other.float()).item() for one, other in pairs) / len(hidden))
+
+
+def _following(model: EditedModel, index: int, removed: int) -> int:
+    """The block that comes next once `removed` is gone, or the number of blocks: what enters it in the original is what
+    should leave the block `index`."""
+    later = (block for block in model.kept if block > index and block != removed)
+    return next(later, model.inventory.blocks)

@@ -16,10 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from workers.compression.refit import Refit, refit
 from workers.compression.variants import WHOLE, ShrinkingModel, Variants, run_in_batches
 
 LOGIT_TOKENS = 512
 """Tokens that pass through the head at a time."""
+
+TRIAL = Refit(ridge=0.5)
+"""The closed form by which `trial_fusion` judges."""
 
 
 @dataclass(frozen=True)
@@ -135,11 +139,32 @@ def block_influence(
     return _per_token(totals, variants.ids.numel())
 
 
+def trial_fusion(
+    variants: Variants, blocks: Sequence[int], candidates: Collection[int], unchanged: int
+) -> dict[int, float]:
+    """The macro influence that is left once the block before has been refitted to what the removed one gave.
+
+    The fit sees the tokens that it is judged by, so they should be many times its inputs.
+    """
+    model = variants.model
+
+    def bridge(index: int, entering: Tensor, wanted: Tensor) -> Tensor:
+        with model.block(index) as block:
+            return refit(model, block, index, entering, wanted, TRIAL)
+
+    totals = dict.fromkeys(sorted(candidates), 0.0)
+    for _, leaving in variants.run(blocks, candidates, bridge=bridge):
+        for block in totals:
+            totals[block] += _turning(leaving[WHOLE], leaving[block])
+    return _per_token(totals, variants.ids.numel())
+
+
 CRITERIA: Mapping[str, Criterion] = MappingProxyType(
     {
         "macro_influence": macro_influence,
         "block_influence": block_influence,
         "loss_after_removal": loss_after_removal,
+        "trial_fusion": trial_fusion,
     }
 )
 

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.compression.architectures import ARCHITECTURES, Inventory
-from workers.compression.models import StreamedModel
-from workers.compression.variants import run_in_batches
+from workers.compression.variants import RunnableModel, run_in_batches
 
 _PROBE_TOLERANCE = 0.05
 
@@ -33,7 +32,7 @@ class Refit:
 
 @torch.no_grad()
 def refit(
-    model: StreamedModel, block: nn.Module, index: int, hidden: Tensor, targets: Tensor, settings: Refit
+    model: RunnableModel, block: nn.Module, index: int, hidden: Tensor, targets: Tensor, settings: Refit
 ) -> Tensor:
     """Changes the block's last projection in place; returns the output [N, T, H] that it now has for `hidden`.
 
@@ -55,12 +54,19 @@ def last_projection(inventory: Inventory) -> str:
     return ARCHITECTURES[inventory.model_type].mlp.leaving
 
 
-def _last_projection(model: StreamedModel, block: nn.Module) -> Any:
+def projection_tensors(model: RunnableModel, block: nn.Module, index: int) -> dict[str, Tensor]:
+    """The last projection's weight and, where there is one, bias, by their full names."""
+    name = last_projection(model.inventory)
+    prefix = f"{model.inventory.block_prefix}.{index}.{name}"
+    return {f"{prefix}.{leaf}": each.detach().cpu() for leaf, each in block.get_submodule(name).named_parameters()}
+
+
+def _last_projection(model: RunnableModel, block: nn.Module) -> Any:
     return block.get_submodule(last_projection(model.inventory))
 
 
 def regression(
-    model: StreamedModel, block: nn.Module, index: int, hidden: Tensor, targets: Tensor, ridge: float
+    model: RunnableModel, block: nn.Module, index: int, hidden: Tensor, targets: Tensor, ridge: float
 ) -> Tensor:
     """The change [in, out] of the last projection's matrix, and where it has a bias one row more, the bias's."""
     projection = _last_projection(model, block)
@@ -82,16 +88,16 @@ def regression(
 
 
 @torch.no_grad()
-def adds_to_the_stream(model: StreamedModel, block: nn.Module, index: int, hidden: Tensor) -> bool:
-    """Whether a change of the last projection's output is the same change of the block's: doubling it shows."""
-    token = hidden[:1, :1]
-    seen: list[Tensor] = []
-    projection = _last_projection(model, block)
-    with _watched(projection, lambda inputs, output: seen.append(output)):
-        before = model.run(block, index, token)
-    with _watched(projection, lambda inputs, output: 2 * output):
+def adds_to_the_stream(model: RunnableModel, block: nn.Module, index: int, hidden: Tensor) -> bool:
+    """Whether a change of the last projection's output is the same change of the block's, tried out on one token of
+    the width and kind of `hidden`."""
+    generator = torch.Generator().manual_seed(0)
+    token, added = torch.randn(2, 1, 1, hidden.shape[-1], generator=generator).to(hidden)
+    # Far above rounding in bfloat16, and more than a norm behind the projection would let through.
+    added *= 8
+    before = model.run(block, index, token)
+    with _watched(_last_projection(model, block), lambda inputs, output: output + added.view_as(output)):
         after = model.run(block, index, token)
-    added = seen[0].view_as(before)
     return bool((after - before - added).norm() <= _PROBE_TOLERANCE * added.norm())
 
 

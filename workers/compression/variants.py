@@ -31,9 +31,17 @@ TOKENS = 2048
 
 Streams = dict[int, Tensor]
 
+Bridge = Callable[[int, Tensor, Tensor], Tensor]
+"""From the block before one that is left out, what enters the former and what leaves the latter, both [n, T, H]: what
+is to leave the former instead."""
+
 
 class RunnableModel(Protocol):
     """What running a block needs of a model; `models.StreamedModel` is one."""
+
+    @property
+    def inventory(self) -> Inventory:
+        """That of the original."""
 
     def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
         """The block's output for its input."""
@@ -41,10 +49,6 @@ class RunnableModel(Protocol):
 
 class ShrinkingModel(RunnableModel, Protocol):
     """What this module needs of a model; `edits.EditedModel` is one. Blocks go by their index in the original."""
-
-    @property
-    def inventory(self) -> Inventory:
-        """That of the original."""
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -83,17 +87,18 @@ class Variants:
 
     @torch.no_grad()
     def run(
-        self, blocks: Sequence[int], candidates: Collection[int], unchanged: int = 0
+        self, blocks: Sequence[int], candidates: Collection[int], unchanged: int = 0, bridge: Bridge | None = None
     ) -> Iterator[tuple[Tensor, Streams]]:
         """Yields token ids [n, T], some of the calibration's at a time, and the streams [n, T, H] that leave the last.
 
         `blocks` are those the model now consists of, `candidates` those to be left out. Below the index `unchanged`
-        the blocks are those of the run before, which is then not repeated.
+        the blocks are those of the run before, which is then not repeated. With a `bridge` the block before the one
+        that is left out has another output; then `unchanged` is 0.
         """
         self._divide(len(candidates))
         groups = torch.split(self.ids, self._sequences)
         for some, prefixes in zip(groups, self._prefixes, strict=True):
-            yield some, self._run(some, prefixes, blocks, candidates, unchanged)
+            yield some, self._run(some, prefixes, blocks, candidates, unchanged, bridge)
 
     def _divide(self, candidates: int) -> None:
         """Settles, once, how many sequences a pass takes."""
@@ -108,18 +113,26 @@ class Variants:
             self._prefixes.append(_Prefixes(directory, self._disk // groups))
 
     def _run(
-        self, ids: Tensor, prefixes: "_Prefixes", blocks: Sequence[int], candidates: Collection[int], unchanged: int
+        self,
+        ids: Tensor,
+        prefixes: "_Prefixes",
+        blocks: Sequence[int],
+        candidates: Collection[int],
+        unchanged: int,
+        bridge: Bridge | None,
     ) -> Streams:
         start, streams = prefixes.resume(unchanged, candidates) or (0, {WHOLE: self.model.hidden(ids)})
         remaining = [index for index in blocks if index >= start]
         prefixes.expect(streams[WHOLE].nbytes, remaining, candidates)
+        previous: tuple[int, Tensor] | None = None
         for index in remaining:
             prefixes.keep(index, streams)
             entering = streams[WHOLE]
             with self.model.block(index) as block:
                 streams = {key: run_in_batches(self.model, block, index, each) for key, each in streams.items()}
             if index in candidates:
-                streams[index] = entering
+                streams[index] = bridge(*previous, streams[WHOLE]) if bridge and previous else entering
+            previous = index, entering
         return streams
 
 
