@@ -277,8 +277,12 @@ def _size_limit(chosen: Method, site: Site) -> int:
 
 
 def compressible(inventory: Inventory, chosen: Method) -> tuple[Site, ...]:
-    """The sites that the method may touch and that have something to give."""
-    sites = (*inventory.sites, *tables_of(inventory)) if chosen.factors_embedding else inventory.sites
+    """The sites that the method may touch and that have something to give.
+
+    Tables of another width than the blocks lie behind a projection, as in OPT-350m, and stay whole.
+    """
+    factors_tables = chosen.factors_embedding and inventory.embedding.in_features == inventory.hidden_size
+    sites = (*inventory.sites, *tables_of(inventory)) if factors_tables else inventory.sites
     return tuple(site for site in sites if smallest_size(chosen, site) <= largest_size(chosen, site))
 
 

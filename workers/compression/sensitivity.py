@@ -75,7 +75,7 @@ class DifferentiableModel(Protocol):
 @torch.enable_grad()
 def measure(model: DifferentiableModel, ids: Tensor, *, seed: int = 0) -> Iterator[dict[str, Sensitivity]]:
     """Yields the sensitivities of each part by site name: the head where it has a matrix of its own, the blocks from
-    last to first, then the embedding.
+    last to first, then the embedding, if it is as wide as the blocks.
 
     `ids` are calibration tokens [sequences, length], of which up to TOKENS are used, evenly spread.
     """
@@ -89,7 +89,8 @@ def measure(model: DifferentiableModel, ids: Tensor, *, seed: int = 0) -> Iterat
         for index in reversed(range(model.inventory.blocks)):
             gradients, found = _through_block(model, index, torch.load(Path(scratch) / str(index)), gradients)
             yield found
-        yield {model.inventory.embedding.name: _of_embedding(model, chosen, gradients, head)}
+        if model.inventory.embedding.in_features == model.inventory.hidden_size:
+            yield {model.inventory.embedding.name: _of_embedding(model, chosen, gradients, head)}
 
 
 @torch.no_grad()
