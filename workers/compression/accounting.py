@@ -182,7 +182,8 @@ class Plan:
     """Which structure each site gets; a site that is not named stays dense.
 
     `removed` is how many blocks go, and `intermediate_size` the hidden units of each MLP that then remain, or None for
-    as many as before.
+    as many as before. `factors` is the method that makes what is left as small as planned; its structures follow once
+    that is there to be measured.
     `compensation` says how far a site is fitted to make up for the sites before it: 0 not at all, 1 in full. A
     `data_free` plan fits the weights themselves, whatever flows through them. A tied output head that is named here is
     stored on its own.
@@ -196,6 +197,7 @@ class Plan:
     data_free: bool = False
     removed: int = 0
     intermediate_size: int | None = None
+    factors: str | None = None
 
     @property
     def ratio(self) -> float:
@@ -211,6 +213,7 @@ class Plan:
             "data_free": self.data_free,
             "removed": self.removed,
             "intermediate_size": self.intermediate_size,
+            "factors": self.factors,
         }
 
     @classmethod
@@ -225,6 +228,7 @@ class Plan:
             bool(form["data_free"]),
             int(form["removed"]),
             form["intermediate_size"],
+            form["factors"],
         )
 
 

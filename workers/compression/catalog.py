@@ -105,12 +105,14 @@ class Resizing:
     """A way to a smaller model of the same architecture: an ordinary checkpoint, which anything opens.
 
     `fuses`: blocks go first, as many as the target allows, and their neighbours take over what they did; without, and
-    for what remains, the MLPs become narrower.
+    for what remains, the MLPs become narrower. `factors` names the method that factors what is left, which then bears
+    half of the target; the result is no ordinary checkpoint any more.
     """
 
     name: str
     description: str
     fuses: bool
+    factors: str | None = None
 
 
 _RESIZINGS = (
@@ -125,6 +127,12 @@ _RESIZINGS = (
         "narrower MLPs: the hidden units whose loss the others can best make up for, and a down projection fitted "
         "anew; an ordinary checkpoint",
         fuses=False,
+    ),
+    Resizing(
+        "hybrid",
+        "narrower MLPs for one half of the target, and what is left factored as by `kronecker` for the other",
+        fuses=False,
+        factors="kronecker",
     ),
 )
 

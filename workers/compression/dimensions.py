@@ -8,6 +8,7 @@ Promise: the resized config is one that the architecture's own code reads, so no
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from workers.compression.accounting import TOLERANCE, Range, RatioOutOfRange
@@ -33,6 +34,22 @@ def resized_parameters(inventory: Inventory, removed: Collection[int], size: int
     """The stored numbers of the model without the blocks `removed` and with that many hidden units per MLP."""
     gone = sum(inventory.block_parameters[block] for block in removed)
     return inventory.total_parameters - gone - (intermediate_size(inventory) - size) * _per_unit(inventory, removed)
+
+
+def narrowed(inventory: Inventory, size: int) -> Inventory:
+    """The inventory with that many hidden units per MLP."""
+    present = intermediate_size(inventory)
+
+    def resized(site: Site) -> Site:
+        if site not in changing:
+            return site
+        if _leaves(inventory, site):
+            return replace(site, in_features=size)
+        return replace(site, out_features=site.out_features // present * size)
+
+    changing = _mlp_sites(inventory)
+    total = resized_parameters(inventory, (), size)
+    return replace(inventory, sites=tuple(resized(site) for site in inventory.sites), total_parameters=total)
 
 
 def intermediate_size_for(inventory: Inventory, target_ratio: float, removed: Collection[int] = ()) -> int:

@@ -1,27 +1,29 @@
 """All parts of a compressed model, in order, whatever its plan asks for.
 
 A plan that resizes yields one part for each block that is fused into its neighbours, then one for each block whose MLP
-is narrowed. Any other yields the parts of `sequential`.
+is narrowed. The parts of `sequential` follow where what is left is to be factored, and are all there is otherwise.
 
 Promise: resumed behind any part, the rest is the same as without the interruption.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 
 from torch import Tensor
 
 from workers.compression import sequential
 from workers.compression.accounting import Plan
+from workers.compression.allocation import measured_plan
 from workers.compression.architectures import Inventory
 from workers.compression.edits import EditedModel
 from workers.compression.fusion import CheckpointStore, FusionSettings, fuse
 from workers.compression.influence import removals
 from workers.compression.models import StreamedModel
-from workers.compression.sensitivity import Sensitivity
+from workers.compression.sensitivity import Sensitivity, measure
 from workers.compression.sequential import CompressedPart
 from workers.compression.width import narrow
+
+Finished = Callable[[int], CompressedPart] | None
 
 INFLUENCE_SEQUENCES, INFLUENCE_LENGTH = 4, 512
 """How much text shows which block can go: that of the published measurements, and more moved no choice."""
@@ -33,10 +35,13 @@ def resizes(plan: Plan) -> bool:
 
 def part_count(inventory: Inventory, plan: Plan) -> int:
     """How many parts the plan's model has."""
-    if not resizes(plan):
-        return sequential.part_count(inventory)
-    narrowed = inventory.blocks - plan.removed if plan.intermediate_size is not None else 0
-    return plan.removed + narrowed
+    factored = sequential.part_count(inventory) if plan.factors or not resizes(plan) else 0
+    return resized_parts(inventory, plan) + factored
+
+
+def resized_parts(inventory: Inventory, plan: Plan) -> int:
+    """The parts that fusion and narrowing yield."""
+    return plan.removed + (0 if plan.intermediate_size is None else inventory.blocks - plan.removed)
 
 
 def compress(
@@ -46,42 +51,80 @@ def compress(
     *,
     sensitivities: Mapping[str, Sensitivity] | None = None,
     start: int = 0,
-    finished: Callable[[int], CompressedPart] | None = None,
+    finished: Finished = None,
     checkpoints: CheckpointStore | None = None,
+    seed: int = 0,
 ) -> Iterator[CompressedPart]:
     """Yields the parts from index `start` on, in order; see `sequential.compress` for the arguments.
 
-    `checkpoints` keep what a fusion has trained so far. Raises ValueError for a `start` above 0 without `finished`.
+    `finished` may be asked for every part that has been yielded: given one that reads them from files, what the later
+    parts build on need not stay in memory. `checkpoints` keep what a fusion has trained so far; `seed` is that of
+    `sensitivity.measure`, where factors follow. Raises ValueError for a `start` above 0 without `finished`.
     """
     if start and finished is None:
         raise ValueError("to resume, say where the finished parts are")
-    if resizes(plan):
-        yield from _resized(model, plan, ids, start, finished, checkpoints)
-    else:
+    if not resizes(plan):
         yield from sequential.compress(model, plan, ids, sensitivities=sensitivities, start=start, finished=finished)
+        return
+    edited = EditedModel(model)
+    yield from _fused(edited, model, plan, ids, start, finished, checkpoints)
+    if plan.intermediate_size is not None:
+        yield from _narrowed(edited, model, plan.intermediate_size, ids, start, finished)
+    if plan.factors is not None:
+        yield from _factored(
+            edited, plan, plan.factors, ids, start - resized_parts(model.inventory, plan), finished, seed
+        )
 
 
-def _resized(
+def _fused(
+    edited: EditedModel,
     model: StreamedModel,
     plan: Plan,
     ids: Tensor,
     start: int,
-    finished: Callable[[int], CompressedPart] | None,
+    finished: Finished,
     checkpoints: CheckpointStore | None,
 ) -> Iterator[CompressedPart]:
-    edited, fused = EditedModel(model), min(start, plan.removed)
-    going = removals(edited, ids[:INFLUENCE_SEQUENCES, :INFLUENCE_LENGTH], plan.removed - fused)
+    start = min(start, plan.removed)
+    going = removals(edited, ids[:INFLUENCE_SEQUENCES, :INFLUENCE_LENGTH], plan.removed - start)
     yield from fuse(
-        model, edited, ids, going, FusionSettings(), start=fused, finished=finished, checkpoints=checkpoints
+        model, edited, ids, going, FusionSettings(), start=start, finished=finished, checkpoints=checkpoints
     )
-    if plan.intermediate_size is None:
-        return
-    narrowed = None if finished is None else partial(_behind, finished, plan.removed)
-    start = max(0, start - plan.removed)
-    for part in narrow(edited, plan.intermediate_size, ids, original=model, start=start, finished=narrowed):
-        yield dataclasses.replace(part, index=plan.removed + part.index)
 
 
-def _behind(finished: Callable[[int], CompressedPart], parts: int, index: int) -> CompressedPart:
-    """The finished part that comes so many parts later."""
-    return finished(parts + index)
+def _narrowed(
+    edited: EditedModel, model: StreamedModel, size: int, ids: Tensor, start: int, finished: Finished
+) -> Iterator[CompressedPart]:
+    """Parts behind those of the fusions, all of which are applied at the end."""
+    first = model.inventory.blocks - len(edited.kept)
+    parts: list[CompressedPart] = []
+    for part in narrow(
+        edited, size, ids, original=model, start=max(0, start - first), finished=_behind(finished, first)
+    ):
+        parts.append(dataclasses.replace(part, index=first + part.index))
+        yield parts[-1]
+        if finished is not None:
+            parts.clear()
+    for index in range(first, first + len(edited.kept)) if finished is not None else ():
+        edited.apply(finished(index))
+    for part in parts:
+        edited.apply(part)
+
+
+def _factored(
+    edited: EditedModel, plan: Plan, factors: str, ids: Tensor, start: int, finished: Finished, seed: int
+) -> Iterator[CompressedPart]:
+    """Parts behind those that resize: what these left is measured, and factored down to the size that is planned."""
+    first = resized_parts(edited.inventory, plan)
+    measured = {name: found for part in measure(edited, ids, seed=seed) for name, found in part.items()}
+    rest = measured_plan(edited.inventory, factors, edited.inventory.total_parameters / plan.parameters_after, measured)
+    factored = sequential.compress(
+        edited, rest, ids, sensitivities=measured, start=max(0, start), finished=_behind(finished, first)
+    )
+    for part in factored:
+        yield dataclasses.replace(part, index=first + part.index)
+
+
+def _behind(finished: Finished, parts: int) -> Finished:
+    """The same parts, numbered from so many on."""
+    return None if finished is None else lambda index: finished(parts + index)

@@ -4,11 +4,13 @@ Torch-free: the service asks it at POST. The blocks of a model are alike, so wha
 which.
 """
 
-from workers.compression.accounting import TOLERANCE, Plan, Range, RatioOutOfRange
+import math
+
+from workers.compression.accounting import TOLERANCE, Plan, Range, RatioOutOfRange, feasible_range
 from workers.compression.architectures import Inventory
 from workers.compression.catalog import Resizing, resizing
 from workers.compression.dimensions import intermediate_size as present_size
-from workers.compression.dimensions import intermediate_size_for, resized_parameters, width_range
+from workers.compression.dimensions import intermediate_size_for, narrowed, resized_parameters, width_range
 
 BLOCKS_FLOOR = 1 / 2
 """The least part of its blocks that a model keeps."""
@@ -16,7 +18,10 @@ BLOCKS_FLOOR = 1 / 2
 
 def resizing_range(inventory: Inventory, name: str) -> Range:
     """The lowest and highest target ratio that the method reaches on the model. Raises UnknownMethod."""
-    gone = range(_most_blocks(inventory, resizing(name)))
+    chosen = resizing(name)
+    if chosen.factors is not None:
+        return _shared_range(inventory, chosen.factors)
+    gone = range(_most_blocks(inventory, chosen))
     return Range(width_range(inventory).lowest, width_range(inventory, gone).highest)
 
 
@@ -25,20 +30,39 @@ def resized_plan(inventory: Inventory, name: str, target_ratio: float) -> Plan:
 
     Raises RatioOutOfRange, UnknownMethod.
     """
-    feasible = resizing_range(inventory, name)
+    chosen, feasible = resizing(name), resizing_range(inventory, name)
     if target_ratio not in feasible:
         raise RatioOutOfRange(
             f"{name} reaches ratios from {feasible.lowest:.3f} to {feasible.highest:.3f} on this model; "
             f"{target_ratio:g} was asked for"
         )
     total, whole = inventory.total_parameters, present_size(inventory)
-    removed = _blocks_to_remove(inventory, resizing(name), target_ratio)
+    if chosen.factors is not None:
+        size = intermediate_size_for(inventory, math.sqrt(target_ratio))
+        return Plan(name, {}, total, round(total / target_ratio), intermediate_size=size, factors=chosen.factors)
+    removed = _blocks_to_remove(inventory, chosen, target_ratio)
     after = resized_parameters(inventory, range(removed), whole)
     if abs(after - total / target_ratio) <= TOLERANCE * total / target_ratio:
         return Plan(name, {}, total, after, removed=removed)
     size = intermediate_size_for(inventory, target_ratio, range(removed))
     after = resized_parameters(inventory, range(removed), size)
     return Plan(name, {}, total, after, removed=removed, intermediate_size=size)
+
+
+def _shared_range(inventory: Inventory, factors: str) -> Range:
+    """Where width and factors can bear half of the target each, on a logarithmic scale.
+
+    What factors reach depends on the width, so the upper end is searched for.
+    """
+    width = width_range(inventory)
+    lowest = max(width.lowest, feasible_range(inventory, factors).lowest) ** 2
+    low, high = lowest, width.highest**2
+    for _ in range(12):
+        middle = (low + high) / 2
+        size = intermediate_size_for(inventory, math.sqrt(middle))
+        rest = feasible_range(narrowed(inventory, size), factors)
+        low, high = (middle, high) if math.sqrt(middle) * (1 + TOLERANCE) in rest else (low, middle)
+    return Range(lowest, low)
 
 
 def _blocks_to_remove(inventory: Inventory, chosen: Resizing, target_ratio: float) -> int:

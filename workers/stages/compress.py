@@ -1,16 +1,17 @@
 """Compress the model part by part. Each finished part is durable, so a new attempt goes on behind the last one."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from app.contract.job import Stage
 from workers.compression.accounting import Plan
 from workers.compression.architectures import Inventory
-from workers.compression.parts import compress, part_count, resizes
+from workers.compression.parts import compress, part_count, resized_parts
 from workers.compression.sequential import CompressedPart
 from workers.stages import calibrate, compute, inspect
 from workers.stages.context import Context
@@ -34,6 +35,7 @@ def run(context: Context, directory: Path) -> None:
         sensitivities=sensitivities_of(context),
         start=start,
         finished=lambda index: read_part(part_path(context, index)),
+        seed=context.assignment.recipe.seed,
     )
     for part in parts:
         path = directory / file_name(part.index)
@@ -45,16 +47,16 @@ def run(context: Context, directory: Path) -> None:
 
 def block_of(part: int, inventory: Inventory, plan: Plan) -> int | None:
     """The block that a part is, or stands before; None where it is none or not known before it is chosen."""
-    if resizes(plan):
-        return None
-    return max(part - 1, 0) if part <= inventory.blocks else None
+    factored = part - resized_parts(inventory, plan)
+    return max(factored - 1, 0) if 0 <= factored <= inventory.blocks else None
 
 
 def place_of(part: int, inventory: Inventory, plan: Plan) -> str:
     """What a part is, for people. In a model of factors part 0 is the embedding and the head comes last."""
     if part < plan.removed:
         return f"fusing away block {part + 1} of {plan.removed}"
-    if resizes(plan):
+    resized = resized_parts(inventory, plan)
+    if part < resized:
         return f"narrowing block {part - plan.removed + 1} of {inventory.blocks - plan.removed}"
     block = block_of(part, inventory, plan)
     return "the output head" if block is None else f"block {block + 1} of {inventory.blocks}"
@@ -94,14 +96,35 @@ def write_part(path: Path, part: CompressedPart) -> None:
 def read_part(path: Path) -> CompressedPart:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     described = json.loads(metadata["part"])
     return CompressedPart(
         int(metadata["index"]),
         described["name"],
         described["structures"],
-        tensors,
+        StoredTensors(path),
         described["errors"],
         tuple(described["removed"]),
         {int(block): score for block, score in described["scores"].items()},
     )
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a file by name, each read when it is asked for: many parts may be known and none be in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with safe_open(path, framework="pt") as file:
+            self.names = tuple(file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise KeyError(name)
+        with safe_open(self.path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
