@@ -96,18 +96,14 @@ def _narrowed(
     edited: EditedModel, model: StreamedModel, size: int, ids: Tensor, start: int, finished: Finished
 ) -> Iterator[CompressedPart]:
     """Parts behind those of the fusions, all of which are applied at the end."""
-    first = model.inventory.blocks - len(edited.kept)
-    parts: list[CompressedPart] = []
-    for part in narrow(
-        edited, size, ids, original=model, start=max(0, start - first), finished=_behind(finished, first)
-    ):
-        parts.append(dataclasses.replace(part, index=first + part.index))
-        yield parts[-1]
-        if finished is not None:
-            parts.clear()
-    for index in range(first, first + len(edited.kept)) if finished is not None else ():
-        edited.apply(finished(index))
-    for part in parts:
+    first, count = model.inventory.blocks - len(edited.kept), len(edited.kept)
+    held: list[CompressedPart] = []
+    earlier = _behind(finished, first)
+    for part in narrow(edited, size, ids, original=model, start=max(0, start - first), finished=earlier):
+        yield dataclasses.replace(part, index=first + part.index)
+        if finished is None:
+            held.append(part)
+    for part in held if earlier is None else map(earlier, range(count)):
         edited.apply(part)
 
 
