@@ -163,8 +163,10 @@ class _Fusion:
 
     def _refitted(self, blocks: Mapping[int, nn.Module], removed: int, hidden: Tensor) -> dict[str, Tensor]:
         """Refits the last projections in place; their tensors by their full names."""
-        before = max((block for block in blocks if block < removed), default=None)
         tensors: dict[str, Tensor] = {}
+        if self.settings.before is None and self.settings.after is None:
+            return tensors
+        before = max((block for block in blocks if block < removed), default=None)
         for index, block in blocks.items():
             settings = self.settings.before if index == before else self.settings.after if index > removed else None
             if settings is None:
