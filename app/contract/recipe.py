@@ -5,7 +5,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Method = Literal["kronecker", "svd", "kronecker_sum", "fusion", "width", "hybrid", "tqcompressor", "tqcompressor_tied"]
+Method = Literal[
+    "auto", "kronecker", "svd", "kronecker_sum", "fusion", "width", "hybrid", "tqcompressor", "tqcompressor_tied"
+]
 
 HUB_MODEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", re.ASCII)
 LOCAL_NAME = re.compile(r"local:[^/].*")

@@ -26,11 +26,10 @@ from app.settings import Settings
 from app.sources.models import ModelSources
 from app.sources.text import TextSources
 from app.storage import StoredFile
-from workers.compression.accounting import Range, feasible_range
+from workers.compression.accounting import Range
 from workers.compression.architectures import Inventory
-from workers.compression.catalog import PRESETS, RESIZINGS
-from workers.compression.presets import PresetDoesNotFit, preset_range
-from workers.compression.resizing import resizing_range
+from workers.compression.presets import PresetDoesNotFit
+from workers.compression.ranges import range_of
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +145,7 @@ def check_lengths(recipe: Recipe, config: Mapping[str, Any]) -> None:
 
 
 def check_ratio(recipe: Recipe, inventory: Inventory) -> None:
-    feasible = range_of(recipe, inventory)
+    feasible = feasible_range(recipe, inventory)
     if recipe.target_ratio not in feasible:
         lowest, highest = math.ceil(feasible.lowest * 1000) / 1000, math.floor(feasible.highest * 1000) / 1000
         raise RatioOutOfRange(
@@ -156,14 +155,10 @@ def check_ratio(recipe: Recipe, inventory: Inventory) -> None:
         )
 
 
-def range_of(recipe: Recipe, inventory: Inventory) -> Range:
+def feasible_range(recipe: Recipe, inventory: Inventory) -> Range:
     """The target ratios that the recipe's method reaches on the model."""
-    if recipe.method in RESIZINGS:
-        return resizing_range(inventory, recipe.method)
-    if recipe.method not in PRESETS:
-        return feasible_range(inventory, recipe.method)
     try:
-        return preset_range(inventory, recipe.method)
+        return range_of(inventory, recipe.method)
     except PresetDoesNotFit as error:
         raise MethodDoesNotFit("method", str(error)) from error
 

@@ -62,7 +62,7 @@ def open_elsewhere(client: Client, job: Job, directory: Path) -> int:
     return int(opened.stdout.split()[-1])
 
 
-@pytest.mark.parametrize("method", [*METHODS, *RESIZINGS])
+@pytest.mark.parametrize("method", ["auto", *METHODS, *RESIZINGS])
 def test_a_posted_job_becomes_a_checkpoint_that_stock_transformers_opens(
     client: Client, tiny: dict[str, Any], tmp_path: Path, method: str
 ) -> None:

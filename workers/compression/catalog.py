@@ -136,12 +136,17 @@ _RESIZINGS = (
     ),
 )
 
+AUTO = "auto"
+"""Not a method of its own: it tries the candidates and takes the one that does best on text that they did not see."""
+
+CANDIDATES = ("kronecker", "hybrid", "width", "fusion")
+
 RESIZINGS: Mapping[str, Resizing] = MappingProxyType({resizing.name: resizing for resizing in _RESIZINGS})
 
 
 def names() -> tuple[str, ...]:
     """What a recipe may name."""
-    return (*METHODS, *RESIZINGS, *PRESETS)
+    return (AUTO, *METHODS, *RESIZINGS, *PRESETS)
 
 
 def method(name: str) -> Method:

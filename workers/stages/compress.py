@@ -1,12 +1,7 @@
 """Compress the model part by part. Each finished part is durable, so a new attempt goes on behind the last one."""
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from app.contract.job import Stage
 from workers.compression.accounting import Plan
@@ -15,6 +10,7 @@ from workers.compression.parts import compress, part_count, resized_parts
 from workers.compression.sequential import CompressedPart
 from workers.stages import calibrate, compute, inspect
 from workers.stages.context import Context
+from workers.stages.part_files import read_part, write_part
 from workers.stages.plan import plan_of, sensitivities_of
 
 NAME = str(Stage.COMPRESS)
@@ -86,45 +82,3 @@ def part_path(context: Context, index: int) -> Path:
 
 def file_name(index: int) -> str:
     return f"part-{index:05d}.safetensors"
-
-
-def write_part(path: Path, part: CompressedPart) -> None:
-    described = {field: getattr(part, field) for field in ("name", "structures", "errors", "removed", "scores")}
-    save_file(dict(part.tensors), path, metadata={"index": str(part.index), "part": json.dumps(described)})
-
-
-def read_part(path: Path) -> CompressedPart:
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    described = json.loads(metadata["part"])
-    return CompressedPart(
-        int(metadata["index"]),
-        described["name"],
-        described["structures"],
-        StoredTensors(path),
-        described["errors"],
-        tuple(described["removed"]),
-        {int(block): score for block, score in described["scores"].items()},
-    )
-
-
-class StoredTensors(Mapping[str, Tensor]):
-    """The tensors of a file by name, each read when it is asked for: many parts may be known and none be in memory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with safe_open(path, framework="pt") as file:
-            self.names = tuple(file.keys())
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self.names:
-            raise KeyError(name)
-        with safe_open(self.path, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-            return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)

@@ -1,6 +1,8 @@
 """Measure what an error in each matrix does to the model's output, and share the budget accordingly."""
 
+import itertools
 import json
+import shutil
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -8,22 +10,61 @@ from safetensors.torch import load_file, save_file
 from app.contract.job import Stage
 from workers.compression.accounting import Plan
 from workers.compression.allocation import measured_plan
-from workers.compression.catalog import is_measured
+from workers.compression.catalog import AUTO, is_measured
+from workers.compression.choice import Trial, trials
+from workers.compression.ranges import candidates
 from workers.compression.sensitivity import Sensitivity, from_tensors, measure, to_tensors
-from workers.compression.sequential import part_count
+from workers.compression.sequential import CompressedPart, part_count
 from workers.stages import calibrate, compute, inspect
 from workers.stages.context import Context
+from workers.stages.part_files import read_part, write_part
 
 PLAN = "plan.json"
+CHOICE = "choice.json"
+TRIALS = "trials"
+TRIED = 0.8
+"""Part of this stage that trying methods takes, where it is asked for."""
 SENSITIVITIES = "sensitivities.safetensors"
 
 
 def run(context: Context, directory: Path) -> None:
-    recipe = context.assignment.recipe
-    measured = measure_sensitivities(context) if is_measured(recipe.method) else {}
-    plan = measured_plan(inspect.model_inventory(context), recipe.method, recipe.target_ratio, measured)
+    recipe, inventory = context.assignment.recipe, inspect.model_inventory(context)
+    tried = try_methods(context, directory / TRIALS) if recipe.method == AUTO else []
+    name = min(tried, key=lambda trial: trial.perplexity).method if tried else recipe.method
+    measured = measure_sensitivities(context) if is_measured(name) else {}
+    plan = measured_plan(inventory, name, recipe.target_ratio, measured)
     save_file(to_tensors(measured), directory / SENSITIVITIES)
     (directory / PLAN).write_text(json.dumps(plan.to_dict(), indent=1))
+    (directory / CHOICE).write_text(json.dumps({trial.method: trial.perplexity for trial in tried}, indent=1))
+
+
+def try_methods(context: Context, scratch: Path) -> list[Trial]:
+    """What each method makes of the model in small; its parts wait in `scratch`, which is gone afterwards."""
+    recipe = context.assignment.recipe
+    count = len(candidates(inspect.model_inventory(context), recipe.target_ratio))
+    model = compute.open_model(context, inspect.model_dir(context))
+    parts = itertools.count()
+
+    def keep(part: CompressedPart) -> CompressedPart:
+        path = scratch / str(next(parts))
+        write_part(path, part)
+        return read_part(path)
+
+    tried: list[Trial] = []
+    scratch.mkdir(exist_ok=True)
+    context.progress(0.0, "trying methods")
+    for trial in trials(model, recipe.target_ratio, calibrate.calibration(context), keep=keep, seed=recipe.seed):
+        tried.append(trial)
+        found = ", ".join(f"{each.method} {each.perplexity:.2f}" for each in tried)
+        context.progress(len(tried) / count * TRIED, f"trying methods; perplexity on text kept back: {found}")
+    shutil.rmtree(scratch)
+    return tried
+
+
+def trials_of(context: Context) -> dict[str, float]:
+    """The perplexity that each tried method left, by its name; nothing where the recipe named one."""
+    found: dict[str, float] = json.loads((context.results[Stage.PLAN] / CHOICE).read_text())
+    return found
 
 
 def measure_sensitivities(context: Context) -> dict[str, Sensitivity]:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from app.contract.job import Comparison
 from app.contract.recipe import Recipe
-from workers.stages import compress, evaluate
+from workers.stages import compress, evaluate, plan
 from workers.stages.context import Context
 
 REPORT = "compression_report.json"
@@ -26,7 +26,11 @@ class SiteReport(BaseModel):
 
 
 class CompressionReport(BaseModel):
-    """`compression_report.json` of a package."""
+    """`compression_report.json` of a package.
+
+    `method` is the recipe's, or what `auto` chose; `tried` says what perplexity each method that it tried left on text
+    kept back for that.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -36,6 +40,8 @@ class CompressionReport(BaseModel):
     target_ratio: float
     achieved_ratio: float
     metrics: Comparison
+    method: str
+    tried: dict[str, float]
     sites: tuple[SiteReport, ...]
     versions: dict[str, str]
 
@@ -49,6 +55,8 @@ def write_report(context: Context, package: Path) -> None:
         target_ratio=recipe.target_ratio,
         achieved_ratio=metrics.ratio,
         metrics=metrics,
+        method=plan.plan_of(context).method,
+        tried=plan.trials_of(context),
         sites=tuple(
             SiteReport(name=name, structure=dict(structure), relative_error=part.errors[name])
             for part in compress.FinishedParts(context)

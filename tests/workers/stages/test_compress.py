@@ -2,11 +2,36 @@
 
 import pytest
 
-from workers.stages.compress import place_of
+from tests.compression.test_accounting import llama_like
+from workers.compression.accounting import Plan
+from workers.stages.compress import block_of, place_of
+
+FACTORED = Plan("kronecker", {}, 10, 8)
+RESIZED = Plan("fusion", {}, 10, 8, removed=2, intermediate_size=5)
+HYBRID = Plan("hybrid", {}, 10, 8, intermediate_size=5, factors="kronecker")
+BLOCKS = llama_like().blocks
 
 
 @pytest.mark.parametrize(
-    ("part", "place"), [(0, "block 1 of 3"), (1, "block 1 of 3"), (3, "block 3 of 3"), (4, "the output head")]
+    ("plan", "part", "place"),
+    [
+        (FACTORED, 0, f"block 1 of {BLOCKS}"),
+        (FACTORED, 1, f"block 1 of {BLOCKS}"),
+        (FACTORED, BLOCKS, f"block {BLOCKS} of {BLOCKS}"),
+        (FACTORED, BLOCKS + 1, "the output head"),
+        (RESIZED, 0, "fusing away block 1 of 2"),
+        (RESIZED, 2, f"narrowing block 1 of {BLOCKS - 2}"),
+        (HYBRID, BLOCKS - 1, f"narrowing block {BLOCKS} of {BLOCKS}"),
+        (HYBRID, BLOCKS + 1, f"block 1 of {BLOCKS}"),
+        (HYBRID, 2 * BLOCKS + 1, "the output head"),
+    ],
 )
-def test_a_part_behind_the_blocks_is_the_head(part: int, place: str) -> None:
-    assert place_of(part, 3) == place
+def test_the_progress_names_what_is_at_work(plan: Plan, part: int, place: str) -> None:
+    assert place_of(part, llama_like(), plan) == place
+
+
+def test_only_a_part_that_is_a_block_by_number_is_reported_as_one() -> None:
+    inventory = llama_like()
+    assert [block_of(part, inventory, FACTORED) for part in (0, 1, 2, BLOCKS + 1)] == [0, 0, 1, None]
+    assert block_of(0, inventory, RESIZED) is None
+    assert block_of(BLOCKS + 2, inventory, HYBRID) == 1

@@ -1,0 +1,69 @@
+"""Trying the methods on a model and judging them on text that they did not see."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.compression.test_sequential import calibration, open_tiny
+from workers.compression.choice import KEPT_BACK, trials
+from workers.compression.edits import EditedModel
+from workers.compression.evaluation import perplexity
+from workers.compression.models import StreamedModel
+from workers.compression.parts import compress
+from workers.compression.ranges import candidates, range_of
+from workers.compression.resizing import resized_plan
+from workers.compression.sequential import CompressedPart
+
+RATIO = 1.5
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    path = tmp_path_factory.mktemp("llama")
+    open_tiny("llama", path)
+    return path
+
+
+def test_every_method_that_reaches_the_ratio_is_tried(directory: Path) -> None:
+    model = StreamedModel.open(directory)
+    tried = [trial.method for trial in trials(model, RATIO, calibration())]
+    assert tried == list(candidates(model.inventory, RATIO))
+    assert set(tried) == {"kronecker", "hybrid", "width", "fusion"}
+
+
+def test_a_method_that_does_not_reach_the_ratio_is_not_tried(directory: Path) -> None:
+    inventory = StreamedModel.open(directory).inventory
+    beyond = range_of(inventory, "width").highest * 1.05
+    assert "width" not in candidates(inventory, beyond)
+    assert "kronecker" in candidates(inventory, beyond)
+
+
+def test_a_method_is_judged_by_text_that_was_kept_back(directory: Path) -> None:
+    model, ids = StreamedModel.open(directory), calibration()
+    judging = round(len(ids) * KEPT_BACK)
+    seen, kept_back = ids[:-judging], ids[-judging:]
+    plan = resized_plan(model.inventory, "width", RATIO)
+    expected = perplexity(EditedModel(model, list(compress(model, plan, seen))), kept_back).value
+    found = {trial.method: trial.perplexity for trial in trials(model, RATIO, ids)}
+    assert found["width"] == expected
+
+
+def test_of_a_single_sequence_one_half_judges(directory: Path) -> None:
+    one: Tensor = calibration()[:1]
+    assert len(list(trials(StreamedModel.open(directory), RATIO, one))) == 4
+
+
+def test_parts_may_be_kept_elsewhere(directory: Path) -> None:
+    kept: list[CompressedPart] = []
+
+    def keep(part: CompressedPart) -> CompressedPart:
+        kept.append(part)
+        return part
+
+    model = StreamedModel.open(directory)
+    list(trials(model, RATIO, calibration(), keep=keep))
+    assert {name for part in kept for name in part.structures}
+    assert any(part.removed for part in kept)

@@ -1,0 +1,34 @@
+"""A finished part, written and read back."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from workers.compression.sequential import CompressedPart
+from workers.stages.part_files import read_part, write_part
+
+PART = CompressedPart(
+    7,
+    "model.layers.3",
+    {"model.layers.3.mlp.up_proj": {"kind": "low_rank", "rank": 2}},
+    {"model.layers.3.mlp.up_proj.first": torch.arange(6.0).view(2, 3)},
+    {"model.layers.3.mlp.up_proj": 0.25},
+    removed=(4, 5),
+    scores={3: 0.5, 4: 0.125},
+)
+
+
+def test_a_part_is_read_as_it_was_written(tmp_path: Path) -> None:
+    write_part(tmp_path / "part", PART)
+    found = read_part(tmp_path / "part")
+    for field in ("index", "name", "structures", "errors", "removed", "scores"):
+        assert getattr(found, field) == getattr(PART, field)
+    assert found.tensors.keys() == PART.tensors.keys()
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in PART.tensors.items())
+
+
+def test_a_tensor_that_is_not_there_is_missed_by_name(tmp_path: Path) -> None:
+    write_part(tmp_path / "part", PART)
+    with pytest.raises(KeyError, match="second"):
+        read_part(tmp_path / "part").tensors["model.layers.3.mlp.up_proj.second"]

@@ -1,0 +1,65 @@
+"""Which method serves a model best at a ratio: each one is tried, and judged on text that it did not see.
+
+tried = list(trials(model, 1.3, ids))
+best = min(tried, key=lambda trial: trial.perplexity).method
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from workers.compression.allocation import measured_plan
+from workers.compression.catalog import is_measured
+from workers.compression.edits import EditedModel
+from workers.compression.evaluation import perplexity
+from workers.compression.models import StreamedModel
+from workers.compression.parts import compress
+from workers.compression.ranges import candidates
+from workers.compression.sensitivity import measure
+from workers.compression.sequential import CompressedPart
+
+Keep = Callable[[CompressedPart], CompressedPart]
+
+KEPT_BACK = 1 / 4
+"""The part of the text that judges."""
+
+TRIED_ON = 8
+"""Sequences on which a method is tried: the order of the methods shows long before their last refinement."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a method made of the model: the perplexity on the text that was kept back."""
+
+    method: str
+    perplexity: float
+
+
+def trials(
+    model: StreamedModel, target_ratio: float, ids: Tensor, *, keep: Keep = lambda part: part, seed: int = 0
+) -> Iterator[Trial]:
+    """Yields what each candidate makes of the model.
+
+    `ids` are calibration tokens [sequences, length]; of a single sequence the second half judges. `keep` may put a part
+    into a file and return one that reads it from there, so that the tried model need not be in memory.
+    """
+    ids = ids if len(ids) > 1 else ids[:, : ids.shape[1] // 2 * 2].view(2, -1)
+    judging = max(1, round(len(ids) * KEPT_BACK))
+    seen, kept_back = ids[:-judging][:TRIED_ON], ids[-judging:][:TRIED_ON]
+    for name in candidates(model.inventory, target_ratio):
+        tried = EditedModel(model, _tried(EditedModel(model), name, target_ratio, seen, keep, seed))
+        yield Trial(name, perplexity(tried, kept_back).value)
+
+
+def _tried(
+    model: EditedModel, name: str, target_ratio: float, ids: Tensor, keep: Keep, seed: int
+) -> list[CompressedPart]:
+    measured = {}
+    if is_measured(name):
+        measured = {site: found for part in measure(model, ids, seed=seed) for site, found in part.items()}
+    plan = measured_plan(model.inventory, name, target_ratio, measured)
+    parts: list[CompressedPart] = []
+    for part in compress(model, plan, ids, sensitivities=measured, finished=parts.__getitem__, seed=seed):
+        parts.append(keep(part))  # noqa: PERF401 - `finished` reads the list while it grows
+    return parts
