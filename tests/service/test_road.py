@@ -1,5 +1,6 @@
 """The whole road with real processes: a posted recipe becomes a checkpoint on the client's disk."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -62,7 +63,7 @@ def open_elsewhere(client: Client, job: Job, directory: Path) -> int:
     return int(opened.stdout.split()[-1])
 
 
-@pytest.mark.parametrize("method", ["auto", *METHODS, *RESIZINGS])
+@pytest.mark.parametrize("method", [*METHODS, *RESIZINGS])
 def test_a_posted_job_becomes_a_checkpoint_that_stock_transformers_opens(
     client: Client, tiny: dict[str, Any], tmp_path: Path, method: str
 ) -> None:
@@ -71,6 +72,28 @@ def test_a_posted_job_becomes_a_checkpoint_that_stock_transformers_opens(
     assert job.metrics is not None
     assert job.metrics.before.parameters / job.metrics.after.parameters == job.achieved_ratio
     assert 0 < open_elsewhere(client, job, tmp_path) <= job.metrics.after.parameters
+
+
+def test_the_report_of_a_fused_model_says_which_blocks_went_and_why(
+    client: Client, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    job = finish(client, {**tiny, "method": "fusion", "target_ratio": 1.5})
+    open_elsewhere(client, job, tmp_path)
+    (removed,) = report_of(tmp_path)["removed_blocks"]
+    assert removed["scores"][str(removed["block"])] == min(removed["scores"].values())
+    assert not list((tmp_path / "checkpoint").glob("*.py"))
+
+
+def test_the_report_says_what_auto_tried_and_chose(client: Client, tiny: dict[str, Any], tmp_path: Path) -> None:
+    open_elsewhere(client, finish(client, {**tiny, "method": "auto"}), tmp_path)
+    report = report_of(tmp_path)
+    assert report["tried"].keys() == {"kronecker", "hybrid", "width", "fusion"}
+    assert report["tried"][report["method"]] == min(report["tried"].values())
+
+
+def report_of(directory: Path) -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((directory / "checkpoint" / "compression_report.json").read_text())
+    return report
 
 
 @pytest.mark.parametrize(("method", "ratio"), PRESET_RATIOS.items())

@@ -25,9 +25,20 @@ class SiteReport(BaseModel):
     relative_error: float
 
 
+class RemovedBlock(BaseModel):
+    """A block of the original that is gone, and by what: the scores of all blocks when it was chosen, the least of
+    which went."""
+
+    model_config = ConfigDict(frozen=True)
+
+    block: int
+    scores: dict[int, float]
+
+
 class CompressionReport(BaseModel):
     """`compression_report.json` of a package.
 
+    `removed_blocks` are in the order in which they went; `intermediate_size` is that of narrowed MLPs, or None.
     `method` is the recipe's, or what `auto` chose; `tried` says what perplexity each method that it tried left on text
     kept back for that.
     """
@@ -43,25 +54,33 @@ class CompressionReport(BaseModel):
     method: str
     tried: dict[str, float]
     sites: tuple[SiteReport, ...]
+    removed_blocks: tuple[RemovedBlock, ...]
+    intermediate_size: int | None
     versions: dict[str, str]
 
 
 def write_report(context: Context, package: Path) -> None:
     metrics = evaluate.metrics(context)
-    recipe = context.assignment.recipe
+    recipe, planned = context.assignment.recipe, plan.plan_of(context)
     report = CompressionReport(
         job_id=context.assignment.job_id,
         recipe=recipe,
         target_ratio=recipe.target_ratio,
         achieved_ratio=metrics.ratio,
         metrics=metrics,
-        method=plan.plan_of(context).method,
+        method=planned.method,
         tried=plan.trials_of(context),
         sites=tuple(
             SiteReport(name=name, structure=dict(structure), relative_error=part.errors[name])
             for part in compress.FinishedParts(context)
             for name, structure in part.structures.items()
         ),
+        removed_blocks=tuple(
+            RemovedBlock(block=block, scores=dict(part.scores))
+            for part in compress.FinishedParts(context)
+            for block in part.removed
+        ),
+        intermediate_size=planned.intermediate_size,
         versions={name: version(name) for name in ("modelpress", "torch", "transformers", "safetensors")},
     )
     (package / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
