@@ -36,13 +36,14 @@ from workers.compression.evaluation import perplexity
 from workers.compression.models import StreamedModel
 from workers.compression.sensitivity import Sensitivity, from_tensors, measure, to_tensors
 from workers.compression.sequential import compress
-from workers.stages.compress import read_part, write_part
+from workers.stages.part_files import read_part, write_part
 
+KEY_HEADS = 4
 CONFIG = LlamaConfig(
     hidden_size=2048,
     num_hidden_layers=22,
     num_attention_heads=32,
-    num_key_value_heads=4,
+    num_key_value_heads=KEY_HEADS,
     intermediate_size=5632,
     vocab_size=32000,
     max_position_embeddings=2048,
@@ -107,6 +108,7 @@ def compressing(work: Path, options: argparse.Namespace) -> None:
     plan = planned(work, sensitivities, options.ratio)
     for part in compress(model, plan, tokens(options, options.sequences), sensitivities=sensitivities):
         write_part(work / PARTS / f"{part.index:05d}", part)
+        del part  # or it stays in memory beside the next one
 
 
 def packaging(work: Path, options: argparse.Namespace) -> None:
@@ -187,7 +189,7 @@ def write_checkpoint(directory: Path) -> int:
 def tensor_shapes() -> Iterator[tuple[str, list[int]]]:
     """The names and shapes of a Llama checkpoint."""
     hidden, inner, vocabulary = CONFIG.hidden_size, CONFIG.intermediate_size, CONFIG.vocab_size
-    keys = hidden // CONFIG.num_attention_heads * CONFIG.num_key_value_heads
+    keys = hidden // CONFIG.num_attention_heads * KEY_HEADS
     yield "model.embed_tokens.weight", [vocabulary, hidden]
     for index in range(CONFIG.num_hidden_layers):
         block = f"model.layers.{index}."

@@ -32,14 +32,14 @@ def inputs(features: int, tokens: int = 500, seed: int = 1) -> Tensor:
     return torch.randn(tokens, features, generator=generator) / torch.arange(1, features + 1) @ mixing
 
 
-def a_problem(shape: tuple[int, int], outputs: bool = False, seed: int = 0) -> Problem:
+def a_problem(shape: tuple[int, int], outputs: bool = False, seed: int = 0, compensation: float = 0.0) -> Problem:
     generator = torch.Generator().manual_seed(seed)
     moments = Moments.empty(shape[1])
     x = inputs(shape[1])
-    moments.add(x)
+    moments.add(x, x.roll(1, 0) if compensation else None)
     weight = torch.randn(*shape, generator=generator)
     root = torch.rand(shape[0], generator=generator).double() + 0.1 if outputs else None
-    return problem(weight, moments, damping=1e-4, outputs=root)
+    return problem(weight, moments, damping=1e-4, compensation=compensation, outputs=root)
 
 
 def dense(structure: Structure, site: Problem) -> Tensor:
@@ -98,7 +98,44 @@ def test_moments_do_not_depend_on_the_batches() -> None:
     whole.add(x, y)
     for part in (slice(0, 100), slice(100, None)):
         halves.add(x[part], y[part])
+    assert whole.cross is not None and halves.cross is not None
     assert torch.allclose(whole.cross, halves.cross, rtol=1e-4, atol=1e-3) and whole.tokens == halves.tokens
+
+
+def test_moments_that_are_given_up_leave_the_same_fit() -> None:
+    def gathered() -> Moments:
+        moments = Moments.empty(16)
+        moments.add(inputs(16), inputs(16, seed=2))
+        return moments
+
+    weight = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    kept, spent = gathered(), gathered()
+    expected = problem(weight, kept, compensation=0.5)
+    found = problem(weight, spent, compensation=0.5, spend=True)
+    assert torch.equal(found.target, expected.target) and torch.equal(found.inputs, expected.inputs)
+    assert spent.inputs.numel() == 0 and spent.cross is None
+    assert torch.equal(kept.inputs, gathered().inputs)
+
+
+def test_a_problem_leaves_the_weight_as_it_is() -> None:
+    moments = Moments.empty(16)
+    moments.add(inputs(16), inputs(16, seed=2))
+    weight = torch.randn(8, 16, dtype=torch.float64)
+    before = weight.clone()
+    assert not torch.equal(problem(weight, moments, compensation=1.0).target, before)
+    assert torch.equal(weight, before)
+
+
+def test_slices_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    def errors_and_spectra() -> list[Tensor]:
+        sites = [a_problem(shape, outputs=True, compensation=0.5) for shape in SHAPES]
+        errors = [site.error(torch.ones(shape)) for site, shape in zip(sites, SHAPES, strict=True)]
+        return [torch.tensor(errors), *(spectrum(site) for site in sites), *(site.inputs for site in sites)]
+
+    whole = errors_and_spectra()
+    monkeypatch.setattr(fitting, "SLICE", 7)
+    for sliced, expected in zip(errors_and_spectra(), whole, strict=True):
+        assert (sliced - expected).norm() < 1e-3 * expected.norm()
 
 
 def test_a_planted_kronecker_sum_is_found() -> None:

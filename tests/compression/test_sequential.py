@@ -1,5 +1,7 @@
 """Compressing a whole model part by part, on tiny models of several architectures opened from real files."""
 
+import gc
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from workers.compression import structures
+from workers.compression import structures, two_streams
 from workers.compression.accounting import TOLERANCE, LowRank, Pivoted, Plan, feasible_range, uniform_plan
 from workers.compression.allocation import measured_plan
 from workers.compression.checkpoint import write_package
@@ -205,3 +207,32 @@ def test_a_head_that_the_plan_leaves_out_is_a_part_without_content(tmp_path: Pat
     model = open_tiny("llama", tmp_path, UNTIED["llama"])
     planned = uniform_plan(model.inventory, "svd", 1.02)
     assert list(compress(model, planned, calibration(400)))[-1] == CompressedPart(4, "lm_head", {}, {}, {})
+
+
+def test_the_streams_wait_in_files_that_are_gone_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setattr(two_streams, "TOKENS", 64)
+    model = open_tiny("llama", tmp_path / "model")
+    parts = compress(model, uniform_plan(model.inventory, "kronecker", 1.2), calibration())
+    kept = [[len(list(scratch.glob(f"*/{stream}/*"))) for stream in ("original", "compressed")] for _ in parts]
+    assert kept[1:] == [[3, 3]] * (len(kept) - 1)
+    assert list(scratch.iterdir()) == []
+
+
+def test_no_stream_is_whole_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(two_streams, "TOKENS", 58)
+    model = open_tiny("llama", tmp_path)
+    ids = calibration()[:, :29]
+    for _ in compress(model, uniform_plan(model.inventory, "kronecker", 1.2), ids):
+        held = [each for each in gc.get_objects() if type(each) is Tensor and each.shape[1:] == (29, 32)]
+        assert sum(len(each) for each in held) <= 2
+
+
+def test_tables_behind_a_projection_stay_whole(tmp_path: Path) -> None:
+    model = open_tiny("opt", tmp_path, {"word_embed_proj_dim": 16, "ffn_dim": 96})
+    target = feasible_range(model.inventory, "kronecker").highest
+    plan = measured_plan(model.inventory, "kronecker", target, sensitivities_of(model))
+    assert model.inventory.embedding.name not in plan.structures
+    assert all(part.errors for part in list(compress(model, plan, calibration()))[1:])

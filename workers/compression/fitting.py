@@ -51,24 +51,33 @@ class Moments:
     def add(self, compressed: Tensor, original: Tensor | None = None) -> None:
         """Both [..., in]: the same tokens in the two streams; `original` is left out where the streams are one."""
         x = compressed.flatten(0, -2).float()
+        before = x if original is None else original.flatten(0, -2)
         if original is not None and self.cross is None:
             self.cross = self.inputs.clone()
         if self.cross is not None:
-            _add_product(self.cross, x if original is None else original.flatten(0, -2).float(), x)
+            _add_product(self.cross, before, x)
         _add_gram(self.inputs, x)
         self.tokens += x.shape[0]
 
     def reorder(self, order: Tensor) -> None:
         """For inputs that have been put into `order` [in], which lists their former places."""
-        self.inputs = self.inputs[order[:, None], order]
+        self.inputs = _reordered(self.inputs, order)
         if self.cross is not None:
-            self.cross = self.cross[order[:, None], order]
+            self.cross = _reordered(self.cross, order)
+
+
+def _reordered(matrix: Tensor, order: Tensor) -> Tensor:
+    """Rows and columns in `order`."""
+    result = torch.empty_like(matrix)
+    for rows, into in zip(torch.split(order, SLICE), torch.split(result, SLICE), strict=True):
+        torch.index_select(matrix[rows], 1, order, out=into)
+    return result
 
 
 def _add_product(sums: Tensor, left: Tensor, right: Tensor) -> None:
-    """Adds leftᵀ · right."""
+    """Adds leftᵀ · right, the latter in float32."""
     for rows, columns in zip(torch.split(sums, SLICE), torch.split(left, SLICE, dim=1), strict=True):
-        rows += (columns.T @ right).cpu()
+        rows += (columns.T.float() @ right).cpu()
 
 
 def _add_gram(sums: Tensor, x: Tensor) -> None:

@@ -87,7 +87,7 @@ def measure(model: DifferentiableModel, ids: Tensor, *, seed: int = 0) -> Iterat
         if model.inventory.head is not None:
             yield {model.inventory.head.name: _of_head(model, model.inventory.head, head)}
         for index in reversed(range(model.inventory.blocks)):
-            gradients, found = _through_block(model, index, torch.load(Path(scratch) / str(index)), gradients)
+            gradients, found = _through_block(model, index, Path(scratch) / str(index), gradients)
             yield found
         if model.inventory.embedding.in_features == model.inventory.hidden_size:
             yield {model.inventory.embedding.name: _of_embedding(model, chosen, gradients, head)}
@@ -137,20 +137,24 @@ def _at_the_head(model: DifferentiableModel, hidden: Tensor, seed: int) -> tuple
 
 
 def _through_block(
-    model: DifferentiableModel, index: int, entering: Tensor, leaving: Tensor
+    model: DifferentiableModel, index: int, entering: Path, leaving: Tensor
 ) -> tuple[Tensor, dict[str, Sensitivity]]:
-    """From the gradients at a block's output to those at its input, and the sensitivities of its sites on the way."""
+    """From the gradients at a block's output to those at its input, and the sensitivities of its sites on the way.
+
+    `entering` is the file of the block's inputs; the gradients at the input take the place of those at the output.
+    """
     prefix = f"{model.inventory.block_prefix}.{index}."
-    gradients: list[Tensor] = []
     with model.block(index) as block:
         # The widest inputs come last, when the moments of the others are gone.
         ordered = sorted(model.inventory.sites_of(index), key=lambda site: site.in_features)
         names = [site.name.removeprefix(prefix) for site in ordered]
         sites = _SiteMoments({name: block.get_submodule(name) for name in names})
-        for inputs, gradient in zip(torch.split(entering, 1), torch.split(leaving, 1), strict=True):
+        for inputs, gradient in zip(torch.split(torch.load(entering), 1), torch.split(leaving, 1), strict=True):
             inputs.requires_grad_()
-            gradients += torch.autograd.grad(model.run(block, index, inputs), inputs, gradient)
-        return torch.cat(gradients), {prefix + name: sites.sensitivity(name) for name in names}
+            (before,) = torch.autograd.grad(model.run(block, index, inputs), inputs, gradient)
+            gradient.copy_(before)
+        del inputs, before
+        return leaving, {prefix + name: sites.sensitivity(name) for name in names}
 
 
 class _SiteMoments:

@@ -10,21 +10,18 @@ temporary directory.
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from workers.compression import structures
 from workers.compression.accounting import Dense, Halved, LowRank, Pivoted, Plan, Structure, to_dict
 from workers.compression.architectures import ARCHITECTURES, Inventory, Mlp, Site
 from workers.compression.fitting import (
-    Moments,
     Problem,
     fit,
     matrix_of,
@@ -35,37 +32,7 @@ from workers.compression.sensitivity import Sensitivity
 from workers.compression.structures import CompactLinear
 from workers.compression.symmetry import reorder_hidden_units
 from workers.compression.tables import fit_halved, fit_head, fit_table, table_error
-
-BATCH = 2
-"""Sequences that pass through a block at a time."""
-
-
-class BlockwiseModel(Protocol):
-    """What this module needs of a model; `models.StreamedModel` is one."""
-
-    inventory: Inventory
-
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Token ids [batch, length] to the first block's input [batch, length, width]."""
-
-    def block(self, index: int) -> AbstractContextManager[nn.Module]:
-        """A block with its weights, for as long as the context lasts."""
-
-    def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
-        """The block's output for its input, with the position arguments of its index."""
-
-    def head_inputs(self, hidden: Tensor) -> Tensor:
-        """The last block's output [batch, length, width] to what enters the output head."""
-
-    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Tensors of the checkpoint by name."""
-
-    def replace(self, name: str, module: nn.Module) -> None:
-        """Puts a module in the place of the embedding."""
-
-    @property
-    def embedding_module(self) -> nn.Module:
-        """The embedding itself."""
+from workers.compression.two_streams import BlockwiseModel, StoredMoments, StoredStates, TwoStreams, embedded
 
 
 @dataclass(frozen=True)
@@ -117,7 +84,7 @@ def compress(
     if not start:
         yield part
     with tempfile.TemporaryDirectory(prefix="hidden-states-") as scratch:
-        streams = _Streams.begin(model, part, ids, Path(scratch), compensated=plan.compensation > 0)
+        streams = _begin(model, part, ids, Path(scratch), compensated=plan.compensation > 0)
         for index in range(model.inventory.blocks):
             if index + 1 < start and finished is not None:
                 _pass_block(streams, finished(index + 1), index)
@@ -127,115 +94,17 @@ def compress(
             yield _compress_head(streams, plan, known, model.inventory.head)
 
 
-def _embedded(model: BlockwiseModel, ids: Tensor) -> Iterator[Tensor]:
-    return (model.hidden(batch) for batch in torch.split(ids, BATCH))
+def _begin(
+    model: BlockwiseModel, embedding: CompressedPart, ids: Tensor, scratch: Path, *, compensated: bool
+) -> TwoStreams:
+    """The streams before the first block, kept in `scratch`; the compressed embedding is put into the model."""
+    original = StoredStates(scratch / "original", embedded(model, ids)) if compensated else None
+    _put_embedding(model, embedding)
+    compressed = StoredStates(scratch / "compressed", embedded(model, ids))
+    return TwoStreams(model, original, compressed, scratch, alike=compensated and not embedding.structures)
 
 
-class _Stream:
-    """Hidden states in batches, each in a file of its own: only the one at work is in memory."""
-
-    def __init__(self, directory: Path, batches: Iterable[Tensor]) -> None:
-        directory.mkdir()
-        self._files: list[Path] = []
-        for hidden in batches:
-            self._files.append(directory / str(len(self._files)))
-            torch.save(hidden, self._files[-1])
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, batch: int) -> Tensor:
-        hidden: Tensor = torch.load(self._files[batch])
-        return hidden
-
-    def advance(self, batch: int, hidden: Tensor) -> None:
-        torch.save(hidden, self._files[batch])
-
-
-class _Streams:
-    """The hidden states of both models before the current block.
-
-    There is no `original` where nothing is compensated for. As long as the streams are `alike`, before the first block
-    that was compressed, one of them is computed.
-    """
-
-    def __init__(self, model: BlockwiseModel, original: _Stream | None, compressed: _Stream, *, alike: bool) -> None:
-        self.model = model
-        self.original, self.compressed, self.alike = original, compressed, alike
-
-    @classmethod
-    def begin(
-        cls, model: BlockwiseModel, embedding: CompressedPart, ids: Tensor, scratch: Path, *, compensated: bool
-    ) -> "_Streams":
-        """The streams before the first block, kept in `scratch`; the compressed embedding is put into the model."""
-        original = _Stream(scratch / "original", _embedded(model, ids)) if compensated else None
-        _put_embedding(model, embedding)
-        compressed = _Stream(scratch / "compressed", _embedded(model, ids))
-        return cls(model, original, compressed, alike=compensated and not embedding.structures)
-
-    def advance_original(self, block: nn.Module, index: int) -> None:
-        if self.original is not None:
-            self._advance(self.original, block, index)
-
-    def advance_compressed(self, block: nn.Module, index: int) -> None:
-        self._advance(self.compressed, block, index)
-        self.alike = False
-
-    def _advance(self, stream: _Stream, block: nn.Module, index: int) -> None:
-        for batch in range(len(stream)):
-            stream.advance(batch, self.model.run(block, index, stream[batch]))
-
-    def observe(self, block: nn.Module, index: int, names: Sequence[str]) -> dict[str, Moments]:
-        """The moments of the named sites while the block is still whole; those with the same input share theirs.
-
-        The original stream moves on to the block's output.
-        """
-        moments: dict[str, Moments] = {}
-        for batch in range(len(self.compressed)):
-            before: dict[str, Tensor] | None = None
-            if self.original is not None:
-                output, before = self._inputs(block, index, self.original[batch], names)
-                self.original.advance(batch, output)
-            if before is not None and self.alike:
-                after, before = before, None
-            else:
-                after = self._inputs(block, index, self.compressed[batch], names)[1]
-            leaders: dict[int, str] = {}
-            for name, inputs in after.items():
-                leader = leaders.setdefault(id(inputs), name)
-                if name not in moments:
-                    moments[name] = Moments.empty(inputs.shape[-1]) if leader == name else moments[leader]
-                if leader == name:
-                    moments[name].add(inputs, None if before is None else before[name])
-        return moments
-
-    def observe_head(self) -> Moments:
-        """The moments of what enters the output head, after the last block."""
-        moments = Moments.empty(self.model.inventory.embedding.in_features)
-        for batch in range(len(self.compressed)):
-            before = None if self.original is None else self.model.head_inputs(self.original[batch])
-            moments.add(self.model.head_inputs(self.compressed[batch]), before)
-        return moments
-
-    def _inputs(
-        self, block: nn.Module, index: int, hidden: Tensor, names: Sequence[str]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The block's output, and what entered each of the named sites on the way."""
-        entered: dict[str, Tensor] = {}
-
-        def watch(name: str) -> RemovableHandle:
-            return block.get_submodule(name).register_forward_pre_hook(
-                lambda _, arguments: entered.update({name: arguments[0]})
-            )
-
-        handles = [watch(name) for name in names]
-        output = self.model.run(block, index, hidden)
-        for handle in handles:
-            handle.remove()
-        return output, entered
-
-
-def _pass_block(streams: _Streams, part: CompressedPart, index: int) -> None:
+def _pass_block(streams: TwoStreams, part: CompressedPart, index: int) -> None:
     """Leads both streams through a block that is finished."""
     with streams.model.block(index) as block:
         streams.advance_original(block, index)
@@ -244,7 +113,7 @@ def _pass_block(streams: _Streams, part: CompressedPart, index: int) -> None:
 
 
 def _compress_block(
-    streams: _Streams, plan: Plan, sensitivities: Mapping[str, Sensitivity], index: int
+    streams: TwoStreams, plan: Plan, sensitivities: Mapping[str, Sensitivity], index: int
 ) -> CompressedPart:
     """The block with compact layers in the place of its planned sites; both streams have passed it then."""
     with streams.model.block(index) as block:
@@ -254,7 +123,7 @@ def _compress_block(
 
 
 def _with_compact_sites(
-    streams: _Streams, plan: Plan, sensitivities: Mapping[str, Sensitivity], block: nn.Module, index: int
+    streams: TwoStreams, plan: Plan, sensitivities: Mapping[str, Sensitivity], block: nn.Module, index: int
 ) -> CompressedPart:
     """Puts compact layers in the place of the planned sites of the block."""
     whole = f"{streams.model.inventory.block_prefix}.{index}"
@@ -264,16 +133,21 @@ def _with_compact_sites(
     folded = {name for name, site in planned.items() if _is_folded(plan.structures[site])}
     mlp = ARCHITECTURES[streams.model.inventory.model_type].mlp
     changed, errors = dict(planned), {}
-    # The site that sets the order of the MLP's hidden units goes first, since the others follow it; the widest inputs
-    # come last, when the moments of the others are gone.
-    for name in sorted(planned, key=lambda name: (name not in folded, len(moments[name].inputs))):
+    # The site that sets the order of the MLP's hidden units goes first, since the others follow it.
+    for name in sorted(planned, key=lambda name: name not in folded):
         site = planned[name]
         errors[site] = _compress_site(
             block,
             name,
             plan,
             plan.structures[site],
-            _problem(block, name, moments, plan.compensation, weights.get(name)),
+            problem(
+                matrix_of(block.get_submodule(name)),
+                moments.take(name),
+                compensation=plan.compensation,
+                outputs=weights.get(name),
+                spend=True,
+            ),
             lambda order: _reorder(block, mlp, order, moments, weights),
         )
     if folded:
@@ -307,14 +181,12 @@ def _is_folded(structure: Structure) -> bool:
     return isinstance(structure, Pivoted) and structure.folded
 
 
-def _reorder(
-    block: nn.Module, mlp: Mlp, order: Tensor, moments: Mapping[str, Moments], weights: dict[str, Tensor]
-) -> None:
+def _reorder(block: nn.Module, mlp: Mlp, order: Tensor, moments: StoredMoments, weights: dict[str, Tensor]) -> None:
     """Puts the MLP's hidden units into an order, and what is known of them."""
     reorder_hidden_units(block, mlp, order)
     weights.update({name: weights[name][order] for name in mlp.entering if name in weights})
     if mlp.leaving in moments:
-        moments[mlp.leaving].reorder(order)
+        moments.reorder(mlp.leaving, order)
 
 
 def _tensors_of(block: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -324,16 +196,6 @@ def _tensors_of(block: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]
         for name, full in names.items()
         for kind, tensor in block.get_submodule(name).state_dict().items()
     }
-
-
-def _problem(
-    block: nn.Module, name: str, moments: dict[str, Moments], compensation: float, outputs: Tensor | None
-) -> Problem:
-    """The fit of a site; its moments leave the dictionary, and are given up with the last site that shares them."""
-    own = moments.pop(name)
-    spend = all(own is not other for other in moments.values())
-    weight = matrix_of(block.get_submodule(name))
-    return problem(weight, own, compensation=compensation, outputs=outputs, spend=spend)
 
 
 def _replace(block: nn.Module, name: str, structure: Structure, factors: Mapping[str, Tensor]) -> CompactLinear:
@@ -390,7 +252,7 @@ def _table_weights(table: Tensor, sensitivity: Sensitivity | None) -> tuple[Tens
 
 
 def _compress_head(
-    streams: _Streams, plan: Plan, sensitivities: Mapping[str, Sensitivity], site: Site
+    streams: TwoStreams, plan: Plan, sensitivities: Mapping[str, Sensitivity], site: Site
 ) -> CompressedPart:
     """The output head's compact layer, or a part without content where the plan leaves the head whole."""
     index = part_count(streams.model.inventory) - 1

@@ -38,6 +38,7 @@ def run(context: Context, directory: Path) -> None:
         write_part(path, part)
         context.bench.finish_part(path)
         done = part.index + 1
+        del part  # or it stays in memory beside the next one
         context.progress(done / count, place_of(min(done, count - 1), model.inventory, plan))
 
 
