@@ -1,9 +1,11 @@
 """Who gets how many parameters, and what a second product must be worth."""
 
+import dataclasses
+
 import torch
 
 from workers.compression.accounting import largest_size, smallest_size
-from workers.compression.allocation import SECOND_PRODUCT, curve, offered_ranks
+from workers.compression.allocation import SECOND_PRODUCT, Curve, curve, offered_ranks
 from workers.compression.architectures import Site
 from workers.compression.catalog import method
 
@@ -30,6 +32,9 @@ def test_a_site_stays_whole_where_a_factored_one_saves_less_than_a_second_produc
     costs = points.divergence + 1.0 * points.stored
     costs[:-1] += points.fee
     assert (costs[:-1][barely[:-1]] > costs[-1]).all()
+    offered = Curve(points.ranks[barely], points.stored[barely], points.divergence[barely], points.fee)
+    assert offered.cheapest(1.0) == len(offered.ranks) - 1
+    assert dataclasses.replace(offered, fee=0.0).cheapest(1.0) == 0
 
 
 def test_the_table_of_tokens_pays_no_fee_since_its_factors_are_read_where_the_table_was() -> None:

@@ -3,9 +3,10 @@
 import pytest
 
 from tests.compression.test_sequential import TINY, open_tiny
-from workers.compression.accounting import TOLERANCE, RatioOutOfRange
+from workers.compression.accounting import TOLERANCE, RatioOutOfRange, feasible_range
 from workers.compression.architectures import Inventory
 from workers.compression.catalog import RESIZINGS, UnknownMethod
+from workers.compression.dimensions import narrowed
 from workers.compression.resizing import resized_plan, resizing_range
 
 
@@ -31,6 +32,15 @@ def test_fusion_gives_up_whole_blocks_before_it_narrows_what_remains(inventory: 
     assert (exactly.removed, exactly.intermediate_size) == (1, None)
     assert beyond.removed == 1
     assert beyond.intermediate_size is not None
+
+
+def test_all_over_its_range_hybrid_leaves_the_factors_a_share_that_they_can_bear(inventory: Inventory) -> None:
+    feasible = resizing_range(inventory, "hybrid")
+    for part in (0.0, 0.01, 0.5, 0.99, 1.0):
+        plan = resized_plan(inventory, "hybrid", feasible.lowest + part * (feasible.highest - feasible.lowest))
+        assert plan.intermediate_size is not None
+        narrower = narrowed(inventory, plan.intermediate_size)
+        assert narrower.total_parameters / plan.parameters_after in feasible_range(narrower, "kronecker")
 
 
 def test_width_alone_keeps_every_block(inventory: Inventory) -> None:

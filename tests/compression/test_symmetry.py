@@ -9,7 +9,9 @@ from tests.compression.test_sequential import TINY, calibration, open_tiny
 from workers.compression import structures
 from workers.compression.accounting import Pivoted, Plan, feasible_range, uniform_plan
 from workers.compression.architectures import ARCHITECTURES
+from workers.compression.edits import EditedModel
 from workers.compression.models import StreamedModel
+from workers.compression.sensitivity import Sensitivity
 from workers.compression.sequential import compress
 from workers.compression.symmetry import reorder_hidden_units
 
@@ -68,3 +70,46 @@ def test_the_rest_of_the_mlp_follows_folded_pivots(model_type: str, others: str,
         block.load_state_dict({name.removeprefix(prefix): each for name, each in part.tensors.items()}, strict=False)
         found = model.run(block, 0, hidden) - hidden
     assert (found - expected).norm() < 0.2 * expected.norm()
+
+
+@pytest.mark.parametrize("model_type", REORDERED)
+@torch.no_grad()
+def test_folded_pivots_change_neither_the_model_nor_its_errors(model_type: str, tmp_path: Path) -> None:
+    """A factorisation is the same wherever its pivots lie; all that is known of the hidden units must follow them."""
+    original = uneven(open_tiny(model_type, tmp_path / "even"), tmp_path / "uneven")
+    mlp, inventory = ARCHITECTURES[model_type].mlp, original.inventory
+    generator = torch.Generator().manual_seed(0)
+    known = {
+        site.name: Sensitivity(torch.empty(0), torch.rand(site.out_features, generator=generator).double() + 0.05)
+        for site in inventory.sites
+    }
+    found = {}
+    for folded in (True, False):
+        planned = {
+            f"{inventory.block_prefix}.{index}.{name}": Pivoted(8, folded=folded and name == mlp.entering[0])
+            for index in range(inventory.blocks)
+            for name in mlp.sites
+        }
+        total = inventory.total_parameters
+        model = StreamedModel.open(tmp_path / "uneven", dtype=torch.float64)
+        plan = Plan("kronecker", planned, total, total)
+        parts = list(compress(model, plan, calibration(), sensitivities=known))
+        errors = {name: error for part in parts for name, error in part.errors.items()}
+        found[folded] = EditedModel(StreamedModel.open(tmp_path / "uneven", dtype=torch.float64), parts), errors
+    (one, errors), (other, same_errors) = found[True], found[False]
+    torch.testing.assert_close(one.whole()(calibration()).logits, other.whole()(calibration()).logits)
+    assert errors == pytest.approx(same_errors, rel=1e-3)
+
+
+def uneven(model: StreamedModel, directory: Path) -> StreamedModel:
+    """The model with hidden units of very different size, so that their order matters to every fit."""
+    whole = model.whole()
+    for index in range(model.inventory.blocks):
+        block = whole.get_submodule(f"{model.inventory.block_prefix}.{index}")
+        for name in ARCHITECTURES[model.inventory.model_type].mlp.sites:
+            weight = block.get_submodule(name).weight
+            scales = torch.logspace(-1, 1, hidden_units(model))
+            torch.nn.init.normal_(weight, std=0.1)
+            weight *= scales if weight.shape[1] == len(scales) else scales[:, None]
+    whole.save_pretrained(directory)
+    return StreamedModel.open(directory)

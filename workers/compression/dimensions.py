@@ -69,18 +69,19 @@ def intermediate_size_for(inventory: Inventory, target_ratio: float, removed: Co
     exact = spare // _per_unit(inventory, removed)
     rounded = exact - exact % UNITS_STEP
     within = resized_parameters(inventory, removed, rounded) >= budget * (1 - TOLERANCE)
-    return rounded if within and rounded >= _least(inventory) else exact
+    return rounded if within and rounded >= least_intermediate_size(inventory) else exact
 
 
 def width_range(inventory: Inventory, removed: Collection[int] = ()) -> Range:
     """The ratios that narrower MLPs reach once the blocks `removed` are gone: from one unit less to WIDTH_FLOOR."""
-    most, least = intermediate_size(inventory) - 1, _least(inventory)
+    most, least = intermediate_size(inventory) - 1, least_intermediate_size(inventory)
     total = inventory.total_parameters
     lowest, highest = (total / resized_parameters(inventory, removed, size) for size in (most, least))
     return Range(lowest, highest)
 
 
-def _least(inventory: Inventory) -> int:
+def least_intermediate_size(inventory: Inventory) -> int:
+    """The hidden units that an MLP keeps at least."""
     return max(1, round(intermediate_size(inventory) * WIDTH_FLOOR))
 
 

@@ -10,7 +10,13 @@ from workers.compression.accounting import TOLERANCE, Plan, Range, RatioOutOfRan
 from workers.compression.architectures import Inventory
 from workers.compression.catalog import Resizing, resizing
 from workers.compression.dimensions import intermediate_size as present_size
-from workers.compression.dimensions import intermediate_size_for, narrowed, resized_parameters, width_range
+from workers.compression.dimensions import (
+    intermediate_size_for,
+    least_intermediate_size,
+    narrowed,
+    resized_parameters,
+    width_range,
+)
 
 BLOCKS_FLOOR = 1 / 2
 """The least part of its blocks that a model keeps."""
@@ -52,17 +58,13 @@ def resized_plan(inventory: Inventory, name: str, target_ratio: float) -> Plan:
 def _shared_range(inventory: Inventory, factors: str) -> Range:
     """Where width and factors can bear half of the target each, on a logarithmic scale.
 
-    What factors reach depends on the width, so the upper end is searched for.
+    What factors reach depends on the width; what they reach at the narrowest holds for all.
     """
     width = width_range(inventory)
-    lowest = max(width.lowest, feasible_range(inventory, factors).lowest) ** 2
-    low, high = lowest, width.highest**2
-    for _ in range(12):
-        middle = (low + high) / 2
-        size = intermediate_size_for(inventory, math.sqrt(middle))
-        rest = feasible_range(narrowed(inventory, size), factors)
-        low, high = (middle, high) if math.sqrt(middle) * (1 + TOLERANCE) in rest else (low, middle)
-    return Range(lowest, low)
+    factored = feasible_range(narrowed(inventory, least_intermediate_size(inventory)), factors)
+    # Hidden units are whole, so the width may take a little more than its half and leave the factors a little less.
+    lowest = max(width.lowest, factored.lowest * (1 + TOLERANCE)) ** 2
+    return Range(lowest, min(width.highest, factored.highest) ** 2)
 
 
 def _blocks_to_remove(inventory: Inventory, chosen: Resizing, target_ratio: float) -> int:
