@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 from torch import Tensor
 
 from tests.compression.test_sequential import calibration, open_tiny
@@ -21,7 +20,6 @@ RATIO = 1.5
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
     path = tmp_path_factory.mktemp("llama")
     open_tiny("llama", path)
     return path

@@ -35,15 +35,6 @@ SHORT = Distillation(tokens=20 * 4 * 24, batch=4, rate=1e-3, coefficient_rate=1e
 TRAINED = FusionSettings(group=4, ranks=Ranks(4, 4), distillation=SHORT)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other cost more than a tiny model's arithmetic."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def write(model_type: str, directory: Path) -> Path:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SIZES))

@@ -1,6 +1,5 @@
 """A donor's weights within a receiver's: silent at first, trainable, and gone into plain tensors at the end."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,15 +21,6 @@ SIZES = {
 }
 RANKS = Ranks(coefficients=3, correction=5)
 BIASED = ["gpt2", "qwen2", "opt"]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other cost more than a tiny model's arithmetic."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def opened(model_type: str, directory: Path) -> StreamedModel:

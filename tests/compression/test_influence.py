@@ -1,6 +1,5 @@
 """Which block can go: every score against a model of transformers from which the block was really removed."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,15 +24,6 @@ SIZES = {
     "max_position_embeddings": 64,
 }
 IDS = torch.randint(80, (5, 16), generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other cost more than a tiny model's arithmetic."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def write(model_type: str, directory: Path) -> Path:

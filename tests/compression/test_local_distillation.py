@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -28,15 +27,6 @@ CONFIG = LlamaConfig(
     vocab_size=50,
 )
 SETTINGS = Distillation(tokens=12 * 4 * 8, batch=4, rate=3e-3, coefficient_rate=3e-3)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other cost more than a tiny model's arithmetic."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

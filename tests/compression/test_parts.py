@@ -28,7 +28,6 @@ class Resized:
 
 @pytest.fixture(scope="module", params=[(model, name) for model in MODELS for name in TARGETS], ids="-".join)
 def resized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Resized:
-    torch.set_num_threads(1)
     model_type, name = request.param
     directory = tmp_path_factory.mktemp(model_type)
     model = open_tiny(model_type, directory)

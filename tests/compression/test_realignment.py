@@ -1,6 +1,5 @@
 """A sweep of refits over a model that has lost blocks, on tiny models opened from real files."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,15 +22,6 @@ CONFIG = LlamaConfig(
 )
 IDS = torch.randint(80, (60, 24), generator=torch.Generator().manual_seed(1))
 OTHERS = torch.randint(80, (6, 24), generator=torch.Generator().manual_seed(2))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other cost more than a tiny model's arithmetic."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

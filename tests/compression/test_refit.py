@@ -1,6 +1,5 @@
 """The last projection before a gap, fitted anew: against least squares written out, with and without biases."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,15 +21,6 @@ SIZES = {
     "max_position_embeddings": 64,
 }
 OWN = {"opt": {"word_embed_proj_dim": 16, "ffn_dim": 24}, "phi3": {"pad_token_id": 0}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other cost more than a tiny model's arithmetic."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def opened(model_type: str, directory: Path) -> StreamedModel:

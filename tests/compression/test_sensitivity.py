@@ -1,7 +1,6 @@
 """What an error at a site costs: the prediction against the divergence that the error really makes."""
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,15 +23,6 @@ CONFIG = LlamaConfig(
     vocab_size=200,
 )
 IDS = torch.randint(200, (16, 48), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other cost more than a tiny model's arithmetic."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

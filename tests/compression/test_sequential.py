@@ -2,7 +2,6 @@
 
 import gc
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,15 +47,6 @@ def open_tiny(model_type: str, directory: Path, settings: dict[str, Any] | None 
     config = AutoConfig.for_model(model_type, **{**SIZES, **(settings or TINY[model_type])})
     AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     return StreamedModel.open(directory)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other cost more than a tiny model's arithmetic."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def calibration(vocabulary: int = 80) -> Tensor:
@@ -142,7 +132,6 @@ def test_a_site_that_the_plan_leaves_out_stays_as_it_is(tmp_path: Path) -> None:
 @pytest.fixture(scope="module", params=UNTIED)
 def untied(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Untied":
     """A model with a head of its own, compressed so far that the head has to give."""
-    torch.set_num_threads(1)
     directory = tmp_path_factory.mktemp(request.param)
     model = open_tiny(request.param, directory, UNTIED[request.param])
     sensitivities = sensitivities_of(model)

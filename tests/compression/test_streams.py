@@ -1,6 +1,5 @@
 """Hidden states at the block they are asked for, computed once where there is room."""
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -36,15 +35,6 @@ class Watched(EditedModel):
     def block(self, index: int) -> AbstractContextManager[nn.Module]:
         self.loaded.append(index)
         return super().block(index)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other cost more than a tiny model's arithmetic."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

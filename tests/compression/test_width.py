@@ -17,11 +17,6 @@ from workers.compression.width import narrow
 SOME = ("llama", "gpt2", "opt", "opt-projected", "gemma2", "phi3", "gpt_neox")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def calibration(sequences: int = 8) -> Tensor:
     return torch.randint(3, 96, (sequences, 32), generator=torch.Generator().manual_seed(4))
 
