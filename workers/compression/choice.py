@@ -1,7 +1,9 @@
 """Which method serves a model best at a ratio: each one is tried, and judged on text that it did not see.
 
-tried = list(trials(model, 1.3, ids))
-best = min(tried, key=lambda trial: trial.perplexity).method
+    tried = list(trials(model, 1.3, ids))
+    best = min(tried, key=lambda trial: trial.perplexity).method
+
+Promise: no candidate has seen the text that judges it, and none leaves a trace in the model.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +27,7 @@ KEPT_BACK = 1 / 4
 """The part of the text that judges."""
 
 TRIED_ON = 8
-"""Sequences on which a method is tried: the order of the methods shows long before their last refinement."""
+"""Sequences on which a method is tried, and by which it is judged, at most: a trial must not cost what a job costs."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from workers.compression.accounting import Plan
 from workers.compression.allocation import measured_plan
 from workers.compression.architectures import Inventory
 from workers.compression.edits import EditedModel
-from workers.compression.fusion import CheckpointStore, FusionSettings, fuse
+from workers.compression.fusion import FusionSettings, fuse
 from workers.compression.influence import removals
 from workers.compression.models import StreamedModel
 from workers.compression.sensitivity import Sensitivity, measure
@@ -26,7 +26,7 @@ from workers.compression.width import narrow
 Finished = Callable[[int], CompressedPart] | None
 
 INFLUENCE_SEQUENCES, INFLUENCE_LENGTH = 4, 512
-"""How much text shows which block can go: that of the published measurements, and more moved no choice."""
+"""How much of the calibration text shows which block can go."""
 
 
 def resizes(plan: Plan) -> bool:
@@ -52,14 +52,13 @@ def compress(
     sensitivities: Mapping[str, Sensitivity] | None = None,
     start: int = 0,
     finished: Finished = None,
-    checkpoints: CheckpointStore | None = None,
     seed: int = 0,
 ) -> Iterator[CompressedPart]:
     """Yields the parts from index `start` on, in order; see `sequential.compress` for the arguments.
 
     `finished` may be asked for every part that has been yielded: given one that reads them from files, what the later
-    parts build on need not stay in memory. `checkpoints` keep what a fusion has trained so far; `seed` is that of
-    `sensitivity.measure`, where factors follow. Raises ValueError for a `start` above 0 without `finished`.
+    parts build on need not stay in memory. `seed` is that of `sensitivity.measure`, where factors follow. Raises
+    ValueError for a `start` above 0 without `finished`.
     """
     if start and finished is None:
         raise ValueError("to resume, say where the finished parts are")
@@ -67,7 +66,7 @@ def compress(
         yield from sequential.compress(model, plan, ids, sensitivities=sensitivities, start=start, finished=finished)
         return
     edited = EditedModel(model)
-    yield from _fused(edited, model, plan, ids, start, finished, checkpoints)
+    yield from _fused(edited, model, plan, ids, start, finished)
     if plan.intermediate_size is not None:
         yield from _narrowed(edited, model, plan.intermediate_size, ids, start, finished)
     if plan.factors is not None:
@@ -83,13 +82,10 @@ def _fused(
     ids: Tensor,
     start: int,
     finished: Finished,
-    checkpoints: CheckpointStore | None,
 ) -> Iterator[CompressedPart]:
     start = min(start, plan.removed)
     going = removals(edited, ids[:INFLUENCE_SEQUENCES, :INFLUENCE_LENGTH], plan.removed - start)
-    yield from fuse(
-        model, edited, ids, going, FusionSettings(), start=start, finished=finished, checkpoints=checkpoints
-    )
+    yield from fuse(model, edited, ids, going, FusionSettings(), start=start, finished=finished)
 
 
 def _narrowed(

@@ -2,8 +2,7 @@
 
 Two streams of hidden states flow through the blocks: the original's and the compressed model's. A site is fitted to the
 original's output on the input that the compressed model has there after the blocks before it; an output head with a
-matrix of its own comes last. Only one block's weights are in memory; the two streams wait in a
-temporary directory.
+matrix of its own comes last. Only one block's weights are in memory; the two streams wait in a temporary directory.
 
 `compress` yields finished parts and keeps no record of them: whoever asks writes them down, and resumes with `start`.
 """
@@ -21,12 +20,7 @@ from torch import Tensor, nn
 from workers.compression import structures
 from workers.compression.accounting import Dense, Halved, LowRank, Pivoted, Plan, Structure, to_dict
 from workers.compression.architectures import ARCHITECTURES, Inventory, Mlp, Site
-from workers.compression.fitting import (
-    Problem,
-    fit,
-    matrix_of,
-    problem,
-)
+from workers.compression.fitting import Problem, fit, matrix_of, problem
 from workers.compression.kronecker import data_free
 from workers.compression.sensitivity import Sensitivity
 from workers.compression.structures import CompactLinear

@@ -10,7 +10,7 @@ bytes, resumed or not.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
@@ -22,7 +22,6 @@ from workers.compression.architectures import ARCHITECTURES
 from workers.compression.edits import put
 from workers.compression.fitting import matrix_of
 from workers.compression.pruning import Pruned, prune
-from workers.compression.sensitivity import Sensitivity
 from workers.compression.sequential import CompressedPart
 from workers.compression.two_streams import BlockwiseModel, StoredStates, embedded
 
@@ -53,16 +52,15 @@ def narrow(
     *,
     original: BlockwiseModel,
     compensation: float = 0.5,
-    sensitivities: Mapping[str, Sensitivity] | None = None,
     start: int = 0,
     finished: Callable[[int], CompressedPart] | None = None,
 ) -> Iterator[CompressedPart]:
     """Yields a part for every block of `model` that remains, from the part `start` on; `model` stays as it is.
 
     `ids` are calibration tokens [sequences, length]. `compensation` is how much of the difference between the two
-    streams the down projection is to make up for: 0 nothing, 1 all that the text shows. `sensitivities` weigh the
-    outputs when units are chosen. When resuming, `finished` gives the parts before `start`. Raises ValueError for a
-    `start` above 0 without `finished`, and where a block does not have `intermediate_size` hidden units.
+    streams the down projection is to make up for: 0 nothing, 1 all that the text shows. When resuming, `finished` gives
+    the parts before `start`. Raises ValueError for a `start` above 0 without `finished`, and where a block does not
+    have `intermediate_size` hidden units.
     """
     if start and finished is None:
         raise ValueError("to resume, say where the finished parts are")
@@ -77,7 +75,7 @@ def narrow(
                 streams.advance_original(index)
                 part = finished(number)
             else:
-                part = _narrow_block(streams, index, number, intermediate_size, compensation, sensitivities or {})
+                part = _narrow_block(streams, index, number, intermediate_size, compensation)
                 yield part
             streams.advance_narrowed(index, part)
 
@@ -180,17 +178,15 @@ def _narrow_block(
     number: int,
     size: int,
     compensation: float,
-    sensitivities: Mapping[str, Sensitivity],
 ) -> CompressedPart:
     inventory = streams.model.inventory
     mlp = ARCHITECTURES[inventory.model_type].mlp
     whole = f"{inventory.block_prefix}.{index}"
     site = f"{whole}.{mlp.leaving}"
-    weights = sensitivities[site].outputs if site in sensitivities else None
     with streams.model.block(index) as block:
         moments = streams.observe(block, index, mlp.leaving)
         refit = _Refit(moments, block.get_submodule(mlp.leaving), compensation)
-        found = prune(refit.target, refit.units, size, weights)
+        found = prune(refit.target, refit.units, size)
         tensors = refit.tensors(mlp.leaving, found)
         for name in mlp.entering:
             tensors |= _rows(name, block.get_submodule(name), found, mlp.stacked)
