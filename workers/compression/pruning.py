@@ -27,15 +27,17 @@ class Pruned:
     error: float
 
 
-def prune(matrix: Tensor, moments: Tensor, size: int) -> Pruned:
+def prune(matrix: Tensor, moments: Tensor, size: int, outputs: Tensor | None = None) -> Pruned:
     """The `size` inputs of the matrix [out, in] that give its outputs best, and the columns that do it.
 
-    `moments` [in, in] is E[h hᵀ], positive definite, float64. Raises ValueError where there are not more inputs than
+    `moments` [in, in] is E[h hᵀ], positive definite, float64; `outputs` [out] weighs the outputs in the choice, while
+    the fit is the best for each output whatever their weights. Raises ValueError where there are not more inputs than
     `size`.
     """
     if not 0 < size < len(moments):
         raise ValueError(f"of {len(moments)} units {size} cannot be kept")
-    kept = _survivors(matrix, torch.cholesky_inverse(torch.linalg.cholesky(moments)), size)
+    weighed = matrix if outputs is None else outputs.to(matrix)[:, None] * matrix
+    kept = _survivors(weighed, torch.cholesky_inverse(torch.linalg.cholesky(moments)), size)
     columns = torch.linalg.solve(moments[kept][:, kept], (matrix @ moments[:, kept]).T).T
     lost = matrix.clone()
     lost[:, kept] -= columns
