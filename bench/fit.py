@@ -14,12 +14,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from workers.compression.accounting import Halved, Kronecker, LowRank, Pivoted, Structure, parameters, to_dict
-from workers.compression.fitting import Moments, fit, problem
-from workers.compression.kronecker import data_free
-from workers.compression.permutation import kept_energy, search
+from workers.compression.accounting.plans import Halved, Kronecker, LowRank, Pivoted, Structure, parameters, to_dict
+from workers.compression.factors.fitting import Moments, fit, problem
+from workers.compression.factors.kronecker import data_free
+from workers.compression.factors.permutation import kept_energy, search
+from workers.compression.factors.tables import fit_halved
 from workers.compression.structures import build
-from workers.compression.tables import fit_halved
 
 PAPERS = Kronecker(4, (384, 2), (768, 4), permute_in=True, permute_out=True)
 PAPERS_OTHER_WAY = Kronecker(4, (768, 4), (384, 2), permute_in=True, permute_out=True)

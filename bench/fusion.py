@@ -19,14 +19,14 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from bench.quality import perplexity, spread, windows
-from workers.compression.dimensions import intermediate_size_for
-from workers.compression.edits import EditedModel
-from workers.compression.fusion import FusionSettings, fuse
-from workers.compression.influence import removals
-from workers.compression.models import StreamedModel
-from workers.compression.realignment import realign
-from workers.compression.sequential import CompressedPart
-from workers.compression.width import narrow
+from workers.compression.accounting.dimensions import intermediate_size_for
+from workers.compression.models.edited import EditedModel
+from workers.compression.models.streamed import StreamedModel
+from workers.compression.parts import CompressedPart
+from workers.compression.resizing.fusion import FusionSettings, fuse
+from workers.compression.resizing.influence import removals
+from workers.compression.resizing.realignment import realign
+from workers.compression.resizing.width import narrow
 
 SCORED = (4, 512)
 """Sequences and tokens of each by which blocks are scored."""

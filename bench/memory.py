@@ -29,13 +29,13 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from workers.child import child_environment
-from workers.compression.accounting import Plan
-from workers.compression.allocation import measured_plan
-from workers.compression.checkpoint import write_package
+from workers.compression.accounting.plans import Plan
 from workers.compression.evaluation import perplexity
-from workers.compression.models import StreamedModel
-from workers.compression.sensitivity import Sensitivity, from_tensors, measure, to_tensors
-from workers.compression.sequential import compress
+from workers.compression.factors.allocation import measured_plan
+from workers.compression.factors.sensitivity import Sensitivity, from_tensors, measure, to_tensors
+from workers.compression.factors.sequential import compress
+from workers.compression.models.streamed import StreamedModel
+from workers.compression.package.checkpoint import write_package
 from workers.stages.part_files import read_part, write_part
 
 KEY_HEADS = 4

@@ -26,10 +26,10 @@ from app.settings import Settings
 from app.sources.models import ModelSources
 from app.sources.text import TextSources
 from app.storage import StoredFile
-from workers.compression.accounting import Range
-from workers.compression.architectures import Inventory
-from workers.compression.presets import PresetDoesNotFit
-from workers.compression.ranges import range_of
+from workers.compression.accounting.architectures import Inventory
+from workers.compression.accounting.plans import Range
+from workers.compression.accounting.presets import PresetDoesNotFit
+from workers.compression.accounting.ranges import range_of
 
 log = logging.getLogger(__name__)
 

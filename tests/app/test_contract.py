@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.contract.recipe import Method, Recipe
-from workers.compression.catalog import names
+from workers.compression.accounting.catalog import names
 
 VALID: dict[str, Any] = {"model": "org/name", "target_ratio": 1.5}
 

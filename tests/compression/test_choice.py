@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from tests.compression.test_sequential import calibration, open_tiny
+from tests.compression.factors.test_sequential import calibration, open_tiny
+from workers.compression.accounting.ranges import candidates, range_of
+from workers.compression.accounting.sizes import resized_plan
 from workers.compression.choice import KEPT_BACK, trials
-from workers.compression.edits import EditedModel
 from workers.compression.evaluation import perplexity
-from workers.compression.models import StreamedModel
-from workers.compression.parts import compress
-from workers.compression.ranges import candidates, range_of
-from workers.compression.resizing import resized_plan
-from workers.compression.sequential import CompressedPart
+from workers.compression.models.edited import EditedModel
+from workers.compression.models.streamed import StreamedModel
+from workers.compression.parts import CompressedPart
+from workers.compression.pipeline import compress
 
 RATIO = 1.5
 

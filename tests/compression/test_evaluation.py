@@ -11,7 +11,7 @@ from tests.contracts.tiny_models import save_tiny_model, token_ids
 from tests.tiny import write_tiny_model
 from workers.compression import evaluation
 from workers.compression.evaluation import greedy_sample, perplexity, speed, stored_size
-from workers.compression.models import StreamedModel
+from workers.compression.models.streamed import StreamedModel
 
 
 @pytest.mark.parametrize("limit", [1, 2**20])

@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM
 
 from tests.contracts.tiny_models import CONFIGS, token_ids
 from workers.compression import structures
-from workers.compression.architectures import ARCHITECTURES
-from workers.compression.checkpoint import write_package
-from workers.compression.dimensions import resized_parameters
-from workers.compression.edits import EditedModel
-from workers.compression.models import StreamedModel
-from workers.compression.sequential import CompressedPart
-from workers.compression.verification import Probe, Verified, verify_all
+from workers.compression.accounting.architectures import ARCHITECTURES
+from workers.compression.accounting.dimensions import resized_parameters
+from workers.compression.models.edited import EditedModel
+from workers.compression.models.streamed import StreamedModel
+from workers.compression.package.checkpoint import write_package
+from workers.compression.package.verification import Probe, Verified, verify_all
+from workers.compression.parts import CompressedPart
 
 BLOCKS = 5
 REMOVED = (0, 3)

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from workers.compression.allocation import measured_plan
-from workers.compression.catalog import is_measured
-from workers.compression.edits import EditedModel
+from workers.compression.accounting.catalog import is_measured
+from workers.compression.accounting.ranges import candidates
 from workers.compression.evaluation import perplexity
-from workers.compression.models import StreamedModel
-from workers.compression.parts import compress
-from workers.compression.ranges import candidates
-from workers.compression.sensitivity import measure
-from workers.compression.sequential import CompressedPart
+from workers.compression.factors.allocation import measured_plan
+from workers.compression.factors.sensitivity import measure
+from workers.compression.models.edited import EditedModel
+from workers.compression.models.streamed import StreamedModel
+from workers.compression.parts import CompressedPart
+from workers.compression.pipeline import compress
 
 Keep = Callable[[CompressedPart], CompressedPart]
 

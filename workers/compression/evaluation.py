@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from workers.compression.architectures import original_config, read_config, weights
-from workers.compression.headers import stored_tensors
-from workers.compression.models import StreamedModel
+from workers.compression.accounting.architectures import original_config, read_config, weights
+from workers.compression.accounting.headers import stored_tensors
+from workers.compression.models.streamed import StreamedModel
 
 HIDDEN_BYTES = 64 * 2**20
 """Hidden states that perplexity keeps at a time; a longer text makes several passes over the blocks."""

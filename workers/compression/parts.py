@@ -1,122 +1,31 @@
-"""All parts of a compressed model, in order, whatever its plan asks for.
+"""What every road to a smaller model yields, one after another: parts that are finished and can be kept."""
 
-A plan that resizes yields one part for each block that is fused into its neighbours, then one for each block whose MLP
-is narrowed. The parts of `sequential` follow where what is left is to be factored, and are all there is otherwise.
-
-Promise: resumed behind any part, the rest is the same as without the interruption.
-"""
-
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
-from workers.compression import sequential
-from workers.compression.accounting import Plan
-from workers.compression.allocation import measured_plan
-from workers.compression.architectures import Inventory
-from workers.compression.edits import EditedModel
-from workers.compression.fusion import FusionSettings, fuse
-from workers.compression.influence import removals
-from workers.compression.models import StreamedModel
-from workers.compression.sensitivity import Sensitivity, measure
-from workers.compression.sequential import CompressedPart
-from workers.compression.width import narrow
 
-Finished = Callable[[int], CompressedPart] | None
+@dataclass(frozen=True)
+class CompressedPart:
+    """A finished piece of the compressed model.
 
-INFLUENCE_SEQUENCES, INFLUENCE_LENGTH = 4, 512
-"""How much of the calibration text shows which block can go."""
-
-
-def resizes(plan: Plan) -> bool:
-    return plan.removed > 0 or plan.intermediate_size is not None
-
-
-def part_count(inventory: Inventory, plan: Plan) -> int:
-    """How many parts the plan's model has."""
-    factored = sequential.part_count(inventory) if plan.factors or not resizes(plan) else 0
-    return resized_parts(inventory, plan) + factored
-
-
-def resized_parts(inventory: Inventory, plan: Plan) -> int:
-    """The parts that fusion and narrowing yield."""
-    return plan.removed + (0 if plan.intermediate_size is None else inventory.blocks - plan.removed)
-
-
-def compress(
-    model: StreamedModel,
-    plan: Plan,
-    ids: Tensor,
-    *,
-    sensitivities: Mapping[str, Sensitivity] | None = None,
-    start: int = 0,
-    finished: Finished = None,
-    seed: int = 0,
-) -> Iterator[CompressedPart]:
-    """Yields the parts from index `start` on, in order; see `sequential.compress` for the arguments.
-
-    `finished` may be asked for every part that has been yielded: given one that reads them from files, what the later
-    parts build on need not stay in memory. `seed` is that of `sensitivity.measure`, where factors follow. Raises
-    ValueError for a `start` above 0 without `finished`.
+    The model's tensors are the original's, less the `.weight` of every site in `structures`, plus `tensors`. `errors`
+    is the relative norm of the difference between each site's output and its target's. The blocks in `removed` are left
+    out from here on. Blocks are always numbered as in the original; of a tensor in several parts the last one counts. A
+    tied head whose structure is dense keeps the original's table for itself. `scores` are those by which the removed
+    blocks were chosen, by the number of the block.
     """
-    if start and finished is None:
-        raise ValueError("to resume, say where the finished parts are")
-    if not resizes(plan):
-        yield from sequential.compress(model, plan, ids, sensitivities=sensitivities, start=start, finished=finished)
-        return
-    edited = EditedModel(model)
-    yield from _fused(edited, model, plan, ids, start, finished)
-    if plan.intermediate_size is not None:
-        yield from _narrowed(edited, model, plan.intermediate_size, ids, start, finished)
-    if plan.factors is not None:
-        yield from _factored(
-            edited, plan, plan.factors, ids, start - resized_parts(model.inventory, plan), finished, seed
-        )
+
+    index: int
+    name: str
+    structures: Mapping[str, Mapping[str, Any]]
+    tensors: Mapping[str, Tensor]
+    errors: Mapping[str, float]
+    removed: tuple[int, ...] = ()
+    scores: Mapping[int, float] = field(default_factory=dict)
 
 
-def _fused(
-    edited: EditedModel,
-    model: StreamedModel,
-    plan: Plan,
-    ids: Tensor,
-    start: int,
-    finished: Finished,
-) -> Iterator[CompressedPart]:
-    start = min(start, plan.removed)
-    going = removals(edited, ids[:INFLUENCE_SEQUENCES, :INFLUENCE_LENGTH], plan.removed - start)
-    yield from fuse(model, edited, ids, going, FusionSettings(), start=start, finished=finished)
-
-
-def _narrowed(
-    edited: EditedModel, model: StreamedModel, size: int, ids: Tensor, start: int, finished: Finished
-) -> Iterator[CompressedPart]:
-    """Parts behind those of the fusions, all of which are applied at the end."""
-    first, count = model.inventory.blocks - len(edited.kept), len(edited.kept)
-    held: list[CompressedPart] = []
-    earlier = _behind(finished, first)
-    for part in narrow(edited, size, ids, original=model, start=max(0, start - first), finished=earlier):
-        yield dataclasses.replace(part, index=first + part.index)
-        if finished is None:
-            held.append(part)
-    for part in held if earlier is None else map(earlier, range(count)):
-        edited.apply(part)
-
-
-def _factored(
-    edited: EditedModel, plan: Plan, factors: str, ids: Tensor, start: int, finished: Finished, seed: int
-) -> Iterator[CompressedPart]:
-    """Parts behind those that resize: what these left is measured, and factored down to the size that is planned."""
-    first = resized_parts(edited.inventory, plan)
-    measured = {name: found for part in measure(edited, ids, seed=seed) for name, found in part.items()}
-    rest = measured_plan(edited.inventory, factors, edited.inventory.total_parameters / plan.parameters_after, measured)
-    factored = sequential.compress(
-        edited, rest, ids, sensitivities=measured, start=max(0, start), finished=_behind(finished, first)
-    )
-    for part in factored:
-        yield dataclasses.replace(part, index=first + part.index)
-
-
-def _behind(finished: Finished, parts: int) -> Finished:
-    """The same parts, numbered from so many on."""
-    return None if finished is None else lambda index: finished(parts + index)
+Finished = Callable[[int], CompressedPart]
+"""Gives the part of that number, which was yielded before."""

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.contract.job import Stage
-from workers.compression.accounting import Plan
-from workers.compression.architectures import Inventory
-from workers.compression.parts import compress, part_count, resized_parts
-from workers.compression.sequential import CompressedPart
+from workers.compression.accounting.architectures import Inventory
+from workers.compression.accounting.plans import Plan
+from workers.compression.parts import CompressedPart
+from workers.compression.pipeline import compress, part_count, resized_parts
 from workers.stages import calibrate, compute, inspect
 from workers.stages.context import Context
 from workers.stages.part_files import read_part, write_part

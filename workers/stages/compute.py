@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from workers.compression.models import StreamedModel
+from workers.compression.models.streamed import StreamedModel
 from workers.stages.context import Context
 
 

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
 from app.contract.job import Comparison, Metrics, Stage
-from workers.compression.checkpoint import write_package
 from workers.compression.evaluation import greedy_sample, perplexity, speed, stored_size
-from workers.compression.models import StreamedModel
+from workers.compression.models.streamed import StreamedModel
+from workers.compression.package.checkpoint import write_package
 from workers.stages import calibrate, compress, compute, inspect
 from workers.stages.context import Context
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from app.contract.job import Stage
-from workers.compression.checkpoint import SUMS_FILE, write_sums
+from workers.compression.package.checkpoint import SUMS_FILE, write_sums
 from workers.stages import evaluate
 from workers.stages.context import Context
 from workers.stages.report import write_report

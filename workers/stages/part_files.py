@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workers.compression.sequential import CompressedPart
+from workers.compression.parts import CompressedPart
 
 
 def write_part(path: Path, part: CompressedPart) -> None:

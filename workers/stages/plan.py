@@ -8,13 +8,14 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from app.contract.job import Stage
-from workers.compression.accounting import Plan
-from workers.compression.allocation import measured_plan
-from workers.compression.catalog import AUTO, is_measured
+from workers.compression.accounting.catalog import AUTO, is_measured
+from workers.compression.accounting.plans import Plan
+from workers.compression.accounting.ranges import candidates
 from workers.compression.choice import Trial, trials
-from workers.compression.ranges import candidates
-from workers.compression.sensitivity import Sensitivity, from_tensors, measure, to_tensors
-from workers.compression.sequential import CompressedPart, part_count
+from workers.compression.factors.allocation import measured_plan
+from workers.compression.factors.sensitivity import Sensitivity, from_tensors, measure, to_tensors
+from workers.compression.factors.sequential import part_count
+from workers.compression.parts import CompressedPart
 from workers.stages import calibrate, compute, inspect
 from workers.stages.context import Context
 from workers.stages.part_files import read_part, write_part

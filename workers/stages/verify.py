@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from app.contract.job import Stage
-from workers.compression.verification import verify
+from workers.compression.package.verification import verify
 from workers.messages import DoneReport
 from workers.stages import evaluate, package
 from workers.stages.context import Context

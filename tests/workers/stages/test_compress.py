@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.compression.test_accounting import llama_like
-from workers.compression.accounting import Plan
+from tests.compression.accounting.test_plans import llama_like
+from workers.compression.accounting.plans import Plan
 from workers.stages.compress import block_of, place_of
 
 FACTORED = Plan("kronecker", {}, 10, 8)

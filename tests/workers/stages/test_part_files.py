@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from workers.compression.sequential import CompressedPart
+from workers.compression.parts import CompressedPart
 from workers.stages.part_files import read_part, write_part
 
 PART = CompressedPart(

@@ -1,0 +1,24 @@
+"""Which ratios each method reaches on a model, whatever kind of method it is. Free of torch: POST asks it."""
+
+from workers.compression.accounting.architectures import Inventory
+from workers.compression.accounting.catalog import AUTO, CANDIDATES, PRESETS, RESIZINGS
+from workers.compression.accounting.plans import Range, feasible_range
+from workers.compression.accounting.presets import preset_range
+from workers.compression.accounting.sizes import resizing_range
+
+
+def range_of(inventory: Inventory, name: str) -> Range:
+    """The lowest and highest target ratio of a method. Raises UnknownMethod, PresetDoesNotFit."""
+    if name == AUTO:
+        ranges = [range_of(inventory, candidate) for candidate in CANDIDATES]
+        return Range(min(each.lowest for each in ranges), max(each.highest for each in ranges))
+    if name in RESIZINGS:
+        return resizing_range(inventory, name)
+    if name in PRESETS:
+        return preset_range(inventory, name)
+    return feasible_range(inventory, name)
+
+
+def candidates(inventory: Inventory, target_ratio: float) -> tuple[str, ...]:
+    """The methods among which `auto` chooses that reach the ratio on the model."""
+    return tuple(name for name in CANDIDATES if target_ratio in range_of(inventory, name))

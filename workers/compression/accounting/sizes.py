@@ -1,0 +1,79 @@
+"""How many blocks and how many hidden units a target ratio leaves, for the methods that keep the architecture.
+
+Torch-free: the service asks it at POST. The blocks of a model are alike, so what goes is counted before it is known
+which.
+"""
+
+import math
+
+from workers.compression.accounting.architectures import Inventory
+from workers.compression.accounting.catalog import Resizing, resizing
+from workers.compression.accounting.dimensions import intermediate_size as present_size
+from workers.compression.accounting.dimensions import (
+    intermediate_size_for,
+    least_intermediate_size,
+    narrowed,
+    resized_parameters,
+    width_range,
+)
+from workers.compression.accounting.plans import TOLERANCE, Plan, Range, RatioOutOfRange, feasible_range
+
+BLOCKS_FLOOR = 1 / 2
+"""The least part of its blocks that a model keeps."""
+
+
+def resizing_range(inventory: Inventory, name: str) -> Range:
+    """The lowest and highest target ratio that the method reaches on the model. Raises UnknownMethod."""
+    chosen = resizing(name)
+    if chosen.factors is not None:
+        return _shared_range(inventory, chosen.factors)
+    gone = range(_most_blocks(inventory, chosen))
+    return Range(width_range(inventory).lowest, width_range(inventory, gone).highest)
+
+
+def resized_plan(inventory: Inventory, name: str, target_ratio: float) -> Plan:
+    """The plan that meets the target within TOLERANCE: as many blocks as the method gives up, then narrower MLPs.
+
+    Raises RatioOutOfRange, UnknownMethod.
+    """
+    chosen, feasible = resizing(name), resizing_range(inventory, name)
+    if target_ratio not in feasible:
+        raise RatioOutOfRange(
+            f"{name} reaches ratios from {feasible.lowest:.3f} to {feasible.highest:.3f} on this model; "
+            f"{target_ratio:g} was asked for"
+        )
+    total, whole = inventory.total_parameters, present_size(inventory)
+    if chosen.factors is not None:
+        size = intermediate_size_for(inventory, math.sqrt(target_ratio))
+        return Plan(name, {}, total, round(total / target_ratio), intermediate_size=size, factors=chosen.factors)
+    removed = _blocks_to_remove(inventory, chosen, target_ratio)
+    after = resized_parameters(inventory, range(removed), whole)
+    if abs(after - total / target_ratio) <= TOLERANCE * total / target_ratio:
+        return Plan(name, {}, total, after, removed=removed)
+    size = intermediate_size_for(inventory, target_ratio, range(removed))
+    after = resized_parameters(inventory, range(removed), size)
+    return Plan(name, {}, total, after, removed=removed, intermediate_size=size)
+
+
+def _shared_range(inventory: Inventory, factors: str) -> Range:
+    """Where width and factors can bear half of the target each, on a logarithmic scale.
+
+    What factors reach depends on the width; what they reach at the narrowest holds for all.
+    """
+    width = width_range(inventory)
+    factored = feasible_range(narrowed(inventory, least_intermediate_size(inventory)), factors)
+    # Hidden units are whole, so the width may take a little more than its half and leave the factors a little less.
+    lowest = max(width.lowest, factored.lowest * (1 + TOLERANCE)) ** 2
+    return Range(lowest, min(width.highest, factored.highest) ** 2)
+
+
+def _blocks_to_remove(inventory: Inventory, chosen: Resizing, target_ratio: float) -> int:
+    """The most blocks whose removal leaves no less than the target asks for, within the tolerance."""
+    budget = inventory.total_parameters / target_ratio * (1 - TOLERANCE)
+    whole = present_size(inventory)
+    counts = range(_most_blocks(inventory, chosen), -1, -1)
+    return next(count for count in counts if resized_parameters(inventory, range(count), whole) >= budget)
+
+
+def _most_blocks(inventory: Inventory, chosen: Resizing) -> int:
+    return int(inventory.blocks * (1 - BLOCKS_FLOOR)) if chosen.fuses else 0

@@ -1,0 +1,1 @@
+"""The written form of a compressed model, and opening it as a client would."""

@@ -1,0 +1,120 @@
+"""All parts of a compressed model, in order, whatever its plan asks for.
+
+A plan that resizes yields one part for each block that is fused into its neighbours, then one for each block whose MLP
+is narrowed. The parts of `sequential` follow where what is left is to be factored, and are all there is otherwise.
+
+Promise: resumed behind any part, the rest is the same as without the interruption.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from workers.compression.accounting.architectures import Inventory
+from workers.compression.accounting.plans import Plan
+from workers.compression.factors import sequential
+from workers.compression.factors.allocation import measured_plan
+from workers.compression.factors.sensitivity import Sensitivity, measure
+from workers.compression.models.edited import EditedModel
+from workers.compression.models.streamed import StreamedModel
+from workers.compression.parts import CompressedPart, Finished
+from workers.compression.resizing.fusion import FusionSettings, fuse
+from workers.compression.resizing.influence import removals
+from workers.compression.resizing.width import narrow
+
+INFLUENCE_SEQUENCES, INFLUENCE_LENGTH = 4, 512
+"""How much of the calibration text shows which block can go."""
+
+
+def resizes(plan: Plan) -> bool:
+    return plan.removed > 0 or plan.intermediate_size is not None
+
+
+def part_count(inventory: Inventory, plan: Plan) -> int:
+    """How many parts the plan's model has."""
+    factored = sequential.part_count(inventory) if plan.factors or not resizes(plan) else 0
+    return resized_parts(inventory, plan) + factored
+
+
+def resized_parts(inventory: Inventory, plan: Plan) -> int:
+    """The parts that fusion and narrowing yield."""
+    return plan.removed + (0 if plan.intermediate_size is None else inventory.blocks - plan.removed)
+
+
+def compress(
+    model: StreamedModel,
+    plan: Plan,
+    ids: Tensor,
+    *,
+    sensitivities: Mapping[str, Sensitivity] | None = None,
+    start: int = 0,
+    finished: Finished | None = None,
+    seed: int = 0,
+) -> Iterator[CompressedPart]:
+    """Yields the parts from index `start` on, in order; see `sequential.compress` for the arguments.
+
+    `finished` may be asked for every part that has been yielded: given one that reads them from files, what the later
+    parts build on need not stay in memory. `seed` is that of `sensitivity.measure`, where factors follow. Raises
+    ValueError for a `start` above 0 without `finished`.
+    """
+    if start and finished is None:
+        raise ValueError("to resume, say where the finished parts are")
+    if not resizes(plan):
+        yield from sequential.compress(model, plan, ids, sensitivities=sensitivities, start=start, finished=finished)
+        return
+    edited = EditedModel(model)
+    yield from _fused(edited, model, plan, ids, start, finished)
+    if plan.intermediate_size is not None:
+        yield from _narrowed(edited, model, plan.intermediate_size, ids, start, finished)
+    if plan.factors is not None:
+        yield from _factored(
+            edited, plan, plan.factors, ids, start - resized_parts(model.inventory, plan), finished, seed
+        )
+
+
+def _fused(
+    edited: EditedModel,
+    model: StreamedModel,
+    plan: Plan,
+    ids: Tensor,
+    start: int,
+    finished: Finished | None,
+) -> Iterator[CompressedPart]:
+    start = min(start, plan.removed)
+    going = removals(edited, ids[:INFLUENCE_SEQUENCES, :INFLUENCE_LENGTH], plan.removed - start)
+    yield from fuse(model, edited, ids, going, FusionSettings(), start=start, finished=finished)
+
+
+def _narrowed(
+    edited: EditedModel, model: StreamedModel, size: int, ids: Tensor, start: int, finished: Finished | None
+) -> Iterator[CompressedPart]:
+    """Parts behind those of the fusions, all of which are applied at the end."""
+    first, count = model.inventory.blocks - len(edited.kept), len(edited.kept)
+    held: list[CompressedPart] = []
+    earlier = _behind(finished, first)
+    for part in narrow(edited, size, ids, original=model, start=max(0, start - first), finished=earlier):
+        yield dataclasses.replace(part, index=first + part.index)
+        if finished is None:
+            held.append(part)
+    for part in held if earlier is None else map(earlier, range(count)):
+        edited.apply(part)
+
+
+def _factored(
+    edited: EditedModel, plan: Plan, factors: str, ids: Tensor, start: int, finished: Finished | None, seed: int
+) -> Iterator[CompressedPart]:
+    """Parts behind those that resize: what these left is measured, and factored down to the size that is planned."""
+    first = resized_parts(edited.inventory, plan)
+    measured = {name: found for part in measure(edited, ids, seed=seed) for name, found in part.items()}
+    rest = measured_plan(edited.inventory, factors, edited.inventory.total_parameters / plan.parameters_after, measured)
+    factored = sequential.compress(
+        edited, rest, ids, sensitivities=measured, start=max(0, start), finished=_behind(finished, first)
+    )
+    for part in factored:
+        yield dataclasses.replace(part, index=first + part.index)
+
+
+def _behind(finished: Finished | None, parts: int) -> Finished | None:
+    """The same parts, numbered from so many on."""
+    return None if finished is None else lambda index: finished(parts + index)
