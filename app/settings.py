@@ -58,6 +58,12 @@ class Settings(BaseSettings):
     keep_work_seconds: float = Field(24 * 3600.0, ge=0, description="age at which work files of ended jobs are deleted")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int | None = Field(None, ge=1, description="CPU threads of the computing child; unset: all cores")
+    memory_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="what the computing child should stay below: slower, and a model that does not fit is compressed "
+        "but not timed; unset: what machine and container have",
+    )
 
     @cached_property
     def artifacts_dir(self) -> Path:

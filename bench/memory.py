@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig
 
-from workers.child import child_environment
+from workers.child import SPARING, child_environment
 from workers.compression.accounting.plans import Plan
 from workers.compression.evaluation import perplexity
 from workers.compression.factors.allocation import measured_plan
@@ -73,7 +73,7 @@ def main() -> None:
 
 def in_a_process_of_its_own(part: str, work: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "bench.memory", *sys.argv[1:], "--part", part, "--work", str(work)]
-    environment = os.environ | child_environment(work, {})
+    environment = os.environ | child_environment(work, SPARING)
     output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
     found: dict[str, float] = json.loads(output.splitlines()[-1])
     return found

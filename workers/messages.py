@@ -28,6 +28,7 @@ class Assignment(Message):
     work_dir: Path = Field(description="of the job; each attempt writes below its own number")
     device: str
     threads: int | None
+    memory_bytes: int | None = Field(None, description="what the child should stay below; None: what the machine has")
 
 
 class ProgressReport(Message):

@@ -32,6 +32,9 @@ def comparison_table(comparison: Comparison) -> Table:
             )
     for name, field in (("reading", "prefill_tokens_per_second"), ("writing", "decode_tokens_per_second")):
         slow, fast = getattr(before, field), getattr(after, field)
+        if slow is None or fast is None:
+            # One of the two does not fit into the worker's memory, and so was not timed.
+            continue
         table.add_row(f"tokens/s, {name}", f"{slow:,.1f}", f"{fast:,.1f}", f"{fast / slow:.2f} times")
     return table
 

@@ -18,12 +18,13 @@ class State(StrEnum):
 
 
 class Stage(StrEnum):
-    """The stages of a job, in the order in which they run."""
+    """The stages of a job, in the order in which they run; `distill` only where the recipe asks for it."""
 
     INSPECT = "inspect"
     CALIBRATE = "calibrate"
     PLAN = "plan"
     COMPRESS = "compress"
+    DISTILL = "distill"
     EVALUATE = "evaluate"
     PACKAGE = "package"
     VERIFY = "verify"
@@ -49,9 +50,11 @@ class Metrics(Answer):
     parameters: int = Field(description="stored parameters, each distinct tensor counted once")
     bytes: int = Field(description="bytes of those tensors")
     perplexity: dict[str, float] = Field(description="per evaluation dataset")
-    prefill_tokens_per_second: float
-    decode_tokens_per_second: float
-    sample: str = Field(description="a greedy continuation of a fixed prompt")
+    prefill_tokens_per_second: float | None = Field(
+        description="reading a prompt; null where the model does not fit into the worker's memory"
+    )
+    decode_tokens_per_second: float | None = Field(description="writing, with a cache; null likewise")
+    sample: str | None = Field(description="a greedy continuation of a fixed prompt; null likewise")
 
 
 class Comparison(Answer):

@@ -1,20 +1,23 @@
 """Measure the original and the result, on text that the calibration did not see.
 
-The result is measured in its written form, so the numbers are those of the files that a client downloads.
+The result is measured in its written form, so the numbers are those of the files that a client downloads. A model that
+does not fit into memory is measured block by block, but neither timed nor asked to write.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoTokenizer
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel
 
 from app.contract.job import Comparison, Metrics, Stage
 from workers.compression.evaluation import greedy_sample, perplexity, speed, stored_size
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.package.checkpoint import write_package
-from workers.stages import calibrate, compress, compute, inspect
+from workers.stages import calibrate, compress, compute, inspect, memory
 from workers.stages.context import Context
 
 DRAFT = "draft"
@@ -23,6 +26,15 @@ PROBE = "probe.safetensors"
 PROMPT = "The capital of France is"
 PROBE_SEQUENCES, PROBE_LENGTH = 2, 32
 SPEED_PROMPT, SPEED_NEW_TOKENS = 512, 32
+
+
+@dataclass(frozen=True)
+class Use:
+    """What only a whole model shows: tokens per second, reading and writing, and what it writes."""
+
+    prefill: float | None = None
+    decode: float | None = None
+    sample: str | None = None
 
 
 def run(context: Context, directory: Path) -> None:
@@ -42,18 +54,22 @@ def measure(context: Context, directory: Path) -> Metrics:
     size = stored_size(directory)
     model = compute.open_model(context, directory)
     perplexities = {name: perplexity(model, ids).value for name, ids in calibrate.evaluations(context).items()}
-    whole = model.whole()
-    length = min(SPEED_PROMPT, whole.config.max_position_embeddings // 2)
-    tokenizer = AutoTokenizer.from_pretrained(inspect.model_dir(context))
-    pace = speed(whole, prompt=length, new_tokens=min(SPEED_NEW_TOKENS, length))
+    use = use_of(context, model.whole()) if memory.holds(context, model) else Use()
     return Metrics(
         parameters=size.parameters,
         bytes=size.bytes,
         perplexity=perplexities,
-        prefill_tokens_per_second=pace.prefill,
-        decode_tokens_per_second=pace.decode,
-        sample=greedy_sample(whole, tokenizer, PROMPT).replace("\0", "\ufffd"),
+        prefill_tokens_per_second=use.prefill,
+        decode_tokens_per_second=use.decode,
+        sample=use.sample,
     )
+
+
+def use_of(context: Context, whole: PreTrainedModel) -> Use:
+    length = min(SPEED_PROMPT, whole.config.max_position_embeddings // 2)
+    tokenizer = AutoTokenizer.from_pretrained(inspect.model_dir(context))
+    pace = speed(whole, prompt=length, new_tokens=min(SPEED_NEW_TOKENS, length))
+    return Use(pace.prefill, pace.decode, greedy_sample(whole, tokenizer, PROMPT).replace("\0", "\ufffd"))
 
 
 def write_probe(context: Context, directory: Path, path: Path) -> None:
@@ -61,8 +77,17 @@ def write_probe(context: Context, directory: Path, path: Path) -> None:
     windows = next(iter(calibrate.evaluations(context).values()))
     ids = windows[:PROBE_SEQUENCES, :PROBE_LENGTH].contiguous()
     with torch.no_grad():
-        logits = StreamedModel.open(directory).whole()(ids).logits
+        logits = streamed_logits(StreamedModel.open(directory), ids)
     save_file({"ids": ids, "logits": logits.contiguous()}, path)
+
+
+def streamed_logits(model: StreamedModel, ids: Tensor) -> Tensor:
+    """Token ids [sequences, length] to logits [sequences, length, vocabulary], one block in memory at a time."""
+    hidden = model.hidden(ids)
+    for index in range(model.inventory.blocks):
+        with model.block(index) as block:
+            hidden = model.run(block, index, hidden)
+    return model.logits(hidden)
 
 
 def metrics(context: Context) -> Comparison:

@@ -6,9 +6,10 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from app.contract.job import Stage
+from workers.compression.evaluation import stored_size
 from workers.compression.package.verification import verify
 from workers.messages import DoneReport
-from workers.stages import evaluate, package
+from workers.stages import evaluate, memory, package
 from workers.stages.context import Context
 
 FILE = "verified.json"
@@ -18,7 +19,10 @@ TIMEOUT_SECONDS = 1800.0
 def run(context: Context, directory: Path) -> None:
     context.progress(0.1, "opening the package in a fresh process")
     probe = load_file(context.results[Stage.EVALUATE] / evaluate.PROBE)
-    found = verify(package.package_dir(context), probe["ids"], probe["logits"], timeout=TIMEOUT_SECONDS)
+    finished = package.package_dir(context)
+    weights = stored_size(finished).parameters * probe["logits"].itemsize
+    room = memory.for_opening(context, weights)
+    found = verify(finished, probe["ids"], probe["logits"], timeout=TIMEOUT_SECONDS, memory=room)
     (directory / FILE).write_text(json.dumps({"difference": found.difference, "parameters": found.parameters}))
 
 

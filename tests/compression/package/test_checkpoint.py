@@ -189,3 +189,12 @@ def test_verification_finds_the_damage(damage: str, source: Path, tmp_path: Path
 def test_verification_tells_what_keeps_a_package_from_opening(tmp_path: Path) -> None:
     with pytest.raises(VerificationFailed, match="does not open"):
         verify(tmp_path, token_ids(), torch.zeros(2, 12, 96))
+
+
+def test_a_package_larger_than_memory_is_verified_too(source: Path, tmp_path: Path) -> None:
+    directory = write_package(source, [low_rank_part()], tmp_path / "package").directory
+    with torch.no_grad():
+        logits = StreamedModel.open(directory).whole()(token_ids()).logits
+    assert verify(directory, token_ids(), logits, memory=30_000).difference < 1e-6
+    with pytest.raises(VerificationFailed, match="other logits"):
+        verify(directory, token_ids(), logits + 1, memory=30_000)

@@ -47,15 +47,18 @@ class Verified:
     generated: tuple[int, ...]
 
 
-def verify(directory: Path, ids: Tensor, logits: Tensor, *, timeout: float | None = None) -> Verified:
-    """Opens one package. `timeout` is in seconds. Raises VerificationFailed."""
-    return verify_all([Probe(directory, ids, logits)], timeout=timeout)[0]
+def verify(
+    directory: Path, ids: Tensor, logits: Tensor, *, timeout: float | None = None, memory: int | None = None
+) -> Verified:
+    """Opens one package. `timeout` is in seconds. Of the weights at most `memory` bytes are held at a time, and the
+    others read from the disk whenever they are needed; None holds all. Raises VerificationFailed."""
+    return verify_all([Probe(directory, ids, logits)], timeout=timeout, memory=memory)[0]
 
 
-def verify_all(probes: Sequence[Probe], *, timeout: float | None = None) -> list[Verified]:
+def verify_all(probes: Sequence[Probe], *, timeout: float | None = None, memory: int | None = None) -> list[Verified]:
     """Opens several packages, one after the other in the same fresh process. Raises VerificationFailed."""
     with tempfile.TemporaryDirectory(prefix="verify-") as elsewhere:
-        arguments: list[str] = []
+        arguments = ["all" if memory is None else str(memory)]
         for number, probe in enumerate(probes):
             expected = Path(elsewhere) / f"{number}.safetensors"
             save_file({"ids": probe.ids.contiguous(), "logits": probe.logits.contiguous()}, expected)

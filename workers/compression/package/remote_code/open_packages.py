@@ -1,9 +1,10 @@
 """Opens packages as a stranger would, with torch and transformers alone, and prints what happened as one JSON list.
 
-    python -I open_packages.py PACKAGE PROBE [PACKAGE PROBE ...]
+    python -I open_packages.py MEMORY PACKAGE PROBE [PACKAGE PROBE ...]
 
-A probe is a safetensors file with `ids` [N, T] and the `logits` [N, T, V] that are expected for them. This file is run,
-never imported: it must not be able to import anything of ours, or it would not show that the package stands alone.
+MEMORY is how many bytes of weights are held at a time, or `all`. A probe is a safetensors file with `ids` [N, T] and
+the `logits` [N, T, V] that are expected for them. This file is run, never imported: it must not be able to import
+anything of ours, or it would not show that the package stands alone.
 """
 
 import json
@@ -22,9 +23,11 @@ NEW_TOKENS = 4
 
 
 @torch.no_grad()
-def facts(package: str, probe: dict[str, torch.Tensor]) -> dict[str, object]:
+def facts(package: str, probe: dict[str, torch.Tensor], memory: int | None) -> dict[str, object]:
     """What loading, one forward and a short generation of the package show."""
     options: Any = {"trust_remote_code": True, "local_files_only": True, "dtype": probe["logits"].dtype}
+    if memory is not None:
+        options |= {"device_map": "auto", "max_memory": {"cpu": memory}, "offload_folder": "offloaded"}
     causal: Any = AutoModelForCausalLM
     model, loading = causal.from_pretrained(package, output_loading_info=True, **options)
     model.eval()
@@ -48,5 +51,6 @@ def facts(package: str, probe: dict[str, torch.Tensor]) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    pairs = zip(sys.argv[1::2], sys.argv[2::2], strict=True)
-    json.dump([facts(package, load_file(Path(probe))) for package, probe in pairs], sys.stdout)
+    held = None if sys.argv[1] == "all" else int(sys.argv[1])
+    pairs = zip(sys.argv[2::2], sys.argv[3::2], strict=True)
+    json.dump([facts(package, load_file(Path(probe)), held) for package, probe in pairs], sys.stdout)

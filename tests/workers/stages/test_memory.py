@@ -1,0 +1,74 @@
+"""What a job does where a model does not fit into memory: it streams, says what it did not measure, and succeeds."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from app.contract.recipe import Calibration, Evaluation, Recipe
+from tests.tiny import write_text, write_tiny_model
+from workers.messages import Assignment, DoneReport
+from workers.runner import walk
+from workers.stages.memory import left, left_in_container
+
+
+@pytest.fixture
+def assignment(tmp_path: Path) -> Assignment:
+    texts = {f"local:{name}": write_text(tmp_path / name, 600, offset) for name, offset in (("a.txt", 0), ("b.txt", 1))}
+    return Assignment(
+        job_id="job",
+        attempt=1,
+        recipe=Recipe(
+            model="local:model",
+            target_ratio=1.2,
+            calibration=Calibration(datasets=("local:a.txt",), sequences=4, length=16),
+            evaluation=Evaluation(datasets=("local:b.txt",), window=16, max_tokens=64),
+        ),
+        model_path=write_tiny_model(tmp_path / "model"),
+        texts=texts,
+        work_dir=tmp_path / "work",
+        device="cpu",
+        threads=1,
+        memory_bytes=None,
+    )
+
+
+def done(assignment: Assignment) -> DoneReport:
+    reports: list[BaseModel] = []
+    walk(assignment, reports.append)
+    assert isinstance(reports[-1], DoneReport), reports[-1]
+    return reports[-1]
+
+
+def test_a_model_that_fits_is_timed_and_writes(assignment: Assignment) -> None:
+    metrics = done(assignment).metrics.after
+    assert metrics.prefill_tokens_per_second is not None
+    assert metrics.decode_tokens_per_second is not None
+    assert metrics.sample is not None
+
+
+def test_one_that_does_not_fit_is_compressed_measured_and_verified_but_not_timed(assignment: Assignment) -> None:
+    metrics = done(assignment.model_copy(update={"memory_bytes": 1})).metrics
+    assert metrics.ratio >= 1.19
+    assert metrics.after.perplexity.keys() == {"local:b.txt"}
+    assert metrics.after.prefill_tokens_per_second is None
+    assert metrics.after.decode_tokens_per_second is None
+    assert metrics.after.sample is None
+
+
+def test_what_is_left_ends_at_the_limit_of_the_container(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("400\n")
+    assert left_in_container(tmp_path) == 600
+
+
+@pytest.mark.parametrize("limit", ["max", None])
+def test_without_a_limit_the_container_takes_nothing_away(limit: str | None, tmp_path: Path) -> None:
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(limit)
+        (tmp_path / "memory.current").write_text("400")
+    assert left_in_container(tmp_path) == 2**63
+
+
+def test_what_is_left_of_an_operators_limit_is_less_what_the_process_has_taken() -> None:
+    assert left(10**12) < 10**12 - 10**7
