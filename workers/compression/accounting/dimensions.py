@@ -149,6 +149,14 @@ def renumbered(name: str, prefix: str, kept: Sequence[int]) -> str:
     return f"{prefix}.{kept.index(int(match[1]))}{name[match.end() :]}"
 
 
+def original_name(name: str, prefix: str, kept: Sequence[int]) -> str:
+    """The name before only the blocks `kept` remained: the inverse of `renumbered`."""
+    match = re.match(rf"{re.escape(prefix)}\.(\d+)(?=\.|$)", name)
+    if match is None:
+        return name
+    return f"{prefix}.{kept[int(match[1])]}{name[match.end() :]}"
+
+
 def block_of(name: str, prefix: str) -> int | None:
     """The number of the block that a module or tensor lies in; None outside the blocks."""
     match = re.match(rf"{re.escape(prefix)}\.(\d+)\.", name)

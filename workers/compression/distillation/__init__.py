@@ -1,0 +1,1 @@
+"""Training the whole compressed model until its next-token distributions are again those of the original."""

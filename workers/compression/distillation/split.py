@@ -1,0 +1,46 @@
+"""A language model in two: what enters its output head, and the logits of so many of these states at a time.
+
+The logits of a batch are by far the largest thing that training would hold. Made in slices, they need not exist at
+once. No architecture's forward is repeated here: the head is the model's own forward around a decoder that does
+nothing, so that whatever a model does to its logits, such as soft-capping, is done.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+
+def states(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Token ids [N, T] to what enters the output head, [N, T, E]."""
+    found: Tensor = _decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
+    return found
+
+
+def logits(model: PreTrainedModel, entering: Tensor) -> Tensor:
+    """What enters the output head, [n, E], to logits [n, V]."""
+    with _passing_through(_decoder(model)):
+        found: Tensor = model(inputs_embeds=entering[None], use_cache=False).logits
+    return found[0]
+
+
+def _decoder(model: PreTrainedModel) -> nn.Module:
+    decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    return decoder
+
+
+@contextmanager
+def _passing_through(decoder: nn.Module) -> Iterator[None]:
+    """For a while the decoder gives back the embeddings that it is called with."""
+
+    def forward(*others: Any, inputs_embeds: Tensor, **more: Any) -> BaseModelOutputWithPastAndCrossAttentions:
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
+
+    decoder.forward = forward
+    try:
+        yield
+    finally:
+        del decoder.forward

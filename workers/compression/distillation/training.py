@@ -1,0 +1,199 @@
+"""Distilling a student from its teacher over packed windows of text.
+
+    for checkpoint in distil(teacher, student, windows, settings):
+        ...                               # durable where the caller wrote it down: pass the last one as `resumed`
+
+Promise: a training that was resumed from a checkpoint ends with the same weights as one that was not interrupted, bit
+for bit on the CPU. What a step does follows from the state before it and the step's number alone.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from workers.compression.distillation.objective import Objective
+from workers.compression.distillation.parallel import Alone, Ranks
+from workers.compression.distillation.settings import Settings
+from workers.compression.distillation.stability import Watch
+from workers.compression.distillation.trained import trainable
+from workers.compression.errors import CompressionError
+
+RESTARTS = 4
+"""How often a training may go back and halve its learning rate before it is given up."""
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+class Diverged(CompressionError):
+    """The loss rose or was no number, again and again, however low the learning rate."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training after `step` of its `steps` steps.
+
+    `tokens` were seen, `losses` is the curve, one number a step. `restarts` counts how often the training diverged, was
+    put back to the checkpoint before and went on at half the learning rate. `tensors` are what is trained, in float32,
+    and the optimizer's state, by name: a copy that later steps leave alone.
+    """
+
+    step: int
+    steps: int
+    tokens: int
+    losses: tuple[float, ...]
+    restarts: int
+    tensors: Mapping[str, Tensor]
+
+
+@torch.enable_grad()
+def distil(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    windows: Tensor,
+    settings: Settings,
+    *,
+    seed: int = 0,
+    resumed: Checkpoint | None = None,
+    compute_dtype: torch.dtype | None = None,
+    cache: Path | None = None,
+    ranks: Ranks | None = None,
+) -> Iterator[Checkpoint]:
+    """Trains the student in place; yields a checkpoint every `settings.interval` steps and after the last.
+
+    `windows` [N, T] are token ids, taken in a random order that `seed` decides, then in another, and so on. The student
+    is in float32 and computes in `compute_dtype` where that is given; the teacher computes in its own. `cache` is a
+    directory for this teacher's logits, see `Settings.cached_logits`. `ranks` divides each step among processes that
+    all call this with the same arguments. Raises Diverged; ValueError where the settings leave nothing to train.
+    """
+    training = _Training(teacher, student, windows, settings, seed, compute_dtype, cache, ranks or Alone())
+    kept = training.checkpoint() if resumed is None else resumed
+    training.restore(kept)
+    while training.step < training.steps:
+        if not training.advance():
+            kept = dataclasses.replace(kept, restarts=kept.restarts + 1)
+            if kept.restarts > RESTARTS:
+                raise Diverged(
+                    f"The distillation diverged {kept.restarts} times near step {training.step} of {training.steps}, "
+                    f"at last at a learning rate of {settings.rate / 2**RESTARTS:.1g}; a lower one may help."
+                )
+            training.restore(kept)
+        elif training.step % settings.interval == 0 or training.step == training.steps:
+            kept = training.checkpoint()
+            yield kept
+
+
+class _Training:
+    """The student, its optimizer and how far they are."""
+
+    def __init__(
+        self,
+        teacher: PreTrainedModel,
+        student: PreTrainedModel,
+        windows: Tensor,
+        settings: Settings,
+        seed: int,
+        compute_dtype: torch.dtype | None,
+        cache: Path | None,
+        ranks: Ranks,
+    ) -> None:
+        self.step, self.steps = 0, settings.steps(windows.shape[1])
+        self._settings, self._windows, self._seed, self._ranks = settings, windows, seed, ranks
+        self._device, self._compute_dtype = student.device, compute_dtype
+        self._names = trainable(student, settings.train)
+        student.requires_grad_(False)
+        for parameter in self._names.values():
+            parameter.requires_grad_(True)
+        self._objective = Objective(teacher, student, settings, windows.shape[1])
+        self._optimizer = _optimizer(self._names, settings)
+        self._losses: list[float] = []
+        self._restarts = 0
+        self._watch = Watch()
+
+    def advance(self) -> bool:
+        """One step; False, with the weights as they were, where it shows that the training has diverged."""
+        self._optimizer.zero_grad()
+        loss = self._backward(self._chosen())
+        self._ranks.add([loss, *self._gradients()])
+        norm = nn.utils.get_total_norm(self._gradients())
+        if self._watch.diverged(loss.item()) or not math.isfinite(norm.item()):
+            return False
+        if norm > self._settings.clip:
+            nn.utils.clip_grads_with_norm_(self._names.values(), self._settings.clip, norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._settings.rate_at(self.step, self.steps) / 2**self._restarts
+        self._optimizer.step()
+        self.step += 1
+        self._losses.append(loss.item())
+        return True
+
+    def checkpoint(self) -> Checkpoint:
+        tensors = {f"trained:{name}": each.detach().clone() for name, each in self._names.items()}
+        if self.step:
+            for field in _MOMENTS:
+                states = {name: self._optimizer.state[each][field] for name, each in self._names.items()}
+                tensors |= {f"{field}:{name}": state.clone() for name, state in states.items()}
+        tokens = self.step * self._settings.sequences * self._windows.shape[1]
+        return Checkpoint(self.step, self.steps, tokens, tuple(self._losses), self._restarts, tensors)
+
+    @torch.no_grad()
+    def restore(self, checkpoint: Checkpoint) -> None:
+        self.step, self._restarts = checkpoint.step, checkpoint.restarts
+        self._losses, self._watch = list(checkpoint.losses), Watch(checkpoint.losses)
+        self._optimizer.state.clear()
+        for name, parameter in self._names.items():
+            parameter.copy_(checkpoint.tensors[f"trained:{name}"])
+            if self.step:
+                moments = {field: checkpoint.tensors[f"{field}:{name}"].clone() for field in _MOMENTS}
+                self._optimizer.state[parameter] = moments
+
+    def _backward(self, chosen: Tensor) -> Tensor:
+        """Leaves the gradients of this process's share of the step, and gives the share's part of the loss."""
+        loss = torch.zeros((), device=self._device)
+        # One context for the step: the weights are cast once, not anew for each micro-batch.
+        with self._autocast():
+            for ids in torch.split(self._windows[chosen], self._settings.micro_batch):
+                loss += self._objective.backward(ids.to(self._device))
+        return loss
+
+    def _chosen(self) -> Tensor:
+        """This process's share of the windows of the step: the next ones of one random order after another."""
+        size, count = self._settings.sequences, len(self._windows)
+        places = range(self.step * size, (self.step + 1) * size)
+        orders = {epoch: self._order(epoch) for epoch in {place // count for place in places}}
+        chosen = torch.stack([orders[place // count][place % count] for place in places])
+        return self._ranks.share(chosen)
+
+    def _order(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(1_000_003 * self._seed + epoch)
+        return torch.randperm(len(self._windows), generator=generator)
+
+    def _gradients(self) -> list[Tensor]:
+        found = []
+        for parameter in self._names.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            found.append(parameter.grad)
+        return found
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self._compute_dtype is None:
+            return nullcontext()
+        return torch.autocast(self._device.type, self._compute_dtype)
+
+
+def _optimizer(names: Mapping[str, nn.Parameter], settings: Settings) -> torch.optim.AdamW:
+    matrices = [each for each in names.values() if each.ndim > 1]
+    vectors = [each for each in names.values() if each.ndim < 2]
+    groups = [
+        {"params": parameters, "weight_decay": decay}
+        for parameters, decay in ((matrices, settings.weight_decay), (vectors, 0.0))
+        if parameters
+    ]
+    return torch.optim.AdamW(groups, lr=settings.rate, betas=settings.betas, eps=settings.epsilon, fused=True)
