@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from workers.compression import structures
 from workers.compression.accounting.architectures import inventory
 from workers.compression.accounting.plans import to_dict, uniform_plan
-from workers.compression.evaluation import Speed, speed
+from workers.compression.evaluation.speed import Speed, speed
 from workers.compression.models.streamed import StreamedModel
 
 ROUNDS = 7

@@ -9,7 +9,7 @@ from tests.compression.factors.test_sequential import calibration, open_tiny
 from workers.compression.accounting.ranges import candidates, range_of
 from workers.compression.accounting.sizes import resized_plan
 from workers.compression.choice import KEPT_BACK, trials
-from workers.compression.evaluation import perplexity
+from workers.compression.evaluation.fidelity import perplexity
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart

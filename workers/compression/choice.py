@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workers.compression.accounting.catalog import is_measured
 from workers.compression.accounting.ranges import candidates
-from workers.compression.evaluation import perplexity
+from workers.compression.evaluation.fidelity import perplexity
 from workers.compression.factors.allocation import measured_plan
 from workers.compression.factors.sensitivity import measure
 from workers.compression.models.edited import EditedModel

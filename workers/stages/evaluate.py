@@ -14,7 +14,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
 from app.contract.job import Comparison, Metrics, Stage
-from workers.compression.evaluation import greedy_sample, perplexity, speed, stored_size
+from workers.compression.evaluation.fidelity import perplexity
+from workers.compression.evaluation.size import stored_size
+from workers.compression.evaluation.speed import greedy_sample, speed
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.package.checkpoint import write_package
 from workers.stages import calibrate, compress, compute, inspect, memory

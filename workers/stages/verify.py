@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from app.contract.job import Stage
-from workers.compression.evaluation import stored_size
+from workers.compression.evaluation.size import stored_size
 from workers.compression.package.verification import verify
 from workers.messages import DoneReport
 from workers.stages import evaluate, memory, package

@@ -18,7 +18,7 @@ from torch import Tensor
 from tests.contracts.tiny_models import save_tiny_model, token_ids
 from tests.tiny import byte_tokenizer
 from workers.compression.errors import VerificationFailed
-from workers.compression.evaluation import stored_size
+from workers.compression.evaluation.size import stored_size
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.package.checkpoint import write_package
 from workers.compression.package.verification import verify

@@ -1,0 +1,1 @@
+"""What a model is worth, what that was measured on, and beside what it must be seen."""
