@@ -23,7 +23,6 @@ from workers.compression.accounting.dimensions import intermediate_size_for
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.resizing.fusion import FusionSettings, fuse
 from workers.compression.resizing.influence import removals
 from workers.compression.resizing.realignment import realign
 from workers.compression.resizing.width import narrow
@@ -100,20 +99,10 @@ def realigned(bench: Bench) -> EditedModel:
     return model
 
 
-def fused(bench: Bench) -> EditedModel:
-    """One block after the other, each chosen in what the fusion before has left; closed form only."""
-    model = EditedModel(bench.original)
-    sequences, length = SCORED
-    order = removals(model, bench.calibration[:sequences, :length], blocks_to_remove(bench))
-    list(fuse(bench.original, model, bench.calibration, order, FusionSettings()))
-    return model
-
-
 METHODS: dict[str, Callable[[Bench], EditedModel]] = {
     "drop": drop,
     "width": width,
     "drop, realigned": realigned,
-    "fusion": fused,
 }
 """Dropping comes first: the others are measured by it."""
 

@@ -1,7 +1,7 @@
 """All parts of a compressed model, in order, whatever its plan asks for.
 
-A plan that resizes yields one part for each block that is fused into its neighbours, then one for each block whose MLP
-is narrowed. The parts of `sequential` follow where what is left is to be factored, and are all there is otherwise.
+A plan that resizes yields the parts of `fusion` where blocks go, then one for each block whose MLP is narrowed. The
+parts of `sequential` follow where what is left is to be factored, and are all there is otherwise.
 
 Promise: resumed behind any part, the rest is the same as without the interruption.
 """
@@ -19,7 +19,7 @@ from workers.compression.factors.sensitivity import Sensitivity, measure
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart, Finished
-from workers.compression.resizing.fusion import FusionSettings, fuse
+from workers.compression.resizing import fusion
 from workers.compression.resizing.influence import removals
 from workers.compression.resizing.width import narrow
 
@@ -39,7 +39,12 @@ def part_count(inventory: Inventory, plan: Plan) -> int:
 
 def resized_parts(inventory: Inventory, plan: Plan) -> int:
     """The parts that fusion and narrowing yield."""
-    return plan.removed + (0 if plan.intermediate_size is None else inventory.blocks - plan.removed)
+    return fused_parts(inventory, plan) + (0 if plan.intermediate_size is None else inventory.blocks - plan.removed)
+
+
+def fused_parts(inventory: Inventory, plan: Plan) -> int:
+    """The parts that removing blocks yields, the first of all."""
+    return fusion.part_count(inventory.blocks, plan.removed, absorbs=False) if plan.removed else 0
 
 
 def compress(
@@ -64,9 +69,11 @@ def compress(
         yield from sequential.compress(model, plan, ids, sensitivities=sensitivities, start=start, finished=finished)
         return
     edited = EditedModel(model)
-    yield from _fused(edited, model, plan, ids, start, finished)
+    if plan.removed:
+        yield from _fused(edited, model, plan, ids, start, finished)
     if plan.intermediate_size is not None:
-        yield from _narrowed(edited, model, plan.intermediate_size, ids, start, finished)
+        first = fused_parts(model.inventory, plan)
+        yield from _narrowed(edited, model, plan.intermediate_size, ids, first, start, finished)
     if plan.factors is not None:
         yield from _factored(
             edited, plan, plan.factors, ids, start - resized_parts(model.inventory, plan), finished, seed
@@ -81,16 +88,19 @@ def _fused(
     start: int,
     finished: Finished | None,
 ) -> Iterator[CompressedPart]:
-    start = min(start, plan.removed)
-    going = removals(edited, ids[:INFLUENCE_SEQUENCES, :INFLUENCE_LENGTH], plan.removed - start)
-    yield from fuse(model, edited, ids, going, FusionSettings(), start=start, finished=finished)
+    gone = min(start, plan.removed)
+    if finished is not None:
+        for index in range(gone):
+            edited.apply(finished(index))
+    going = removals(edited, ids[:INFLUENCE_SEQUENCES, :INFLUENCE_LENGTH], plan.removed - gone)
+    yield from fusion.fuse(model, edited, ids, going, plan.removed, start=start, finished=finished)
 
 
 def _narrowed(
-    edited: EditedModel, model: StreamedModel, size: int, ids: Tensor, start: int, finished: Finished | None
+    edited: EditedModel, model: StreamedModel, size: int, ids: Tensor, first: int, start: int, finished: Finished | None
 ) -> Iterator[CompressedPart]:
-    """Parts behind those of the fusions, all of which are applied at the end."""
-    first, count = model.inventory.blocks - len(edited.kept), len(edited.kept)
+    """Parts from the index `first` on, all of which are applied at the end."""
+    count = len(edited.kept)
     held: list[CompressedPart] = []
     earlier = _behind(finished, first)
     for part in narrow(edited, size, ids, original=model, start=max(0, start - first), finished=earlier):

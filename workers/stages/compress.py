@@ -7,7 +7,7 @@ from app.contract.job import Stage
 from workers.compression.accounting.architectures import Inventory
 from workers.compression.accounting.plans import Plan
 from workers.compression.parts import CompressedPart
-from workers.compression.pipeline import compress, part_count, resized_parts
+from workers.compression.pipeline import compress, fused_parts, part_count, resized_parts
 from workers.stages import calibrate, compute, inspect
 from workers.stages.context import Context
 from workers.stages.part_files import read_part, write_part
@@ -50,11 +50,17 @@ def block_of(part: int, inventory: Inventory, plan: Plan) -> int | None:
 
 def place_of(part: int, inventory: Inventory, plan: Plan) -> str:
     """What a part is, for people. In a model of factors part 0 is the embedding and the head comes last."""
+    remaining, fused, resized = (
+        inventory.blocks - plan.removed,
+        fused_parts(inventory, plan),
+        resized_parts(inventory, plan),
+    )
     if part < plan.removed:
-        return f"fusing away block {part + 1} of {plan.removed}"
-    resized = resized_parts(inventory, plan)
+        return f"removing block {part + 1} of {plan.removed}"
+    if part < min(fused, inventory.blocks):
+        return f"refitting block {part - plan.removed + 1} of {remaining}"
     if part < resized:
-        return f"narrowing block {part - plan.removed + 1} of {inventory.blocks - plan.removed}"
+        return f"narrowing block {part - fused + 1} of {remaining}"
     block = block_of(part, inventory, plan)
     return "the output head" if block is None else f"block {block + 1} of {inventory.blocks}"
 

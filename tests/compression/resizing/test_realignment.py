@@ -54,16 +54,21 @@ def test_the_realigned_model_is_nearer_to_the_original(original: StreamedModel) 
     assert divergence(edited, original) < before
 
 
-def test_every_block_from_the_first_gap_on_gets_one_part(original: StreamedModel) -> None:
+def test_every_block_that_remains_gets_one_part_which_is_empty_up_to_the_first_gap(original: StreamedModel) -> None:
     parts = list(realign(original, shortened(original, 2, 3, 5), IDS, first=3))
-    assert [part.index for part in parts] == [3, 4, 5]
+    assert [part.index for part in parts] == [3, 4, 5, 6]
     assert [list(part.tensors) for part in parts] == [
-        [f"model.layers.{block}.mlp.down_proj.weight"] for block in (1, 4, 6)
+        [],
+        *([f"model.layers.{block}.mlp.down_proj.weight"] for block in (1, 4, 6)),
     ]
 
 
-def test_a_whole_model_needs_no_sweep(original: StreamedModel) -> None:
-    assert list(realign(original, EditedModel(original), IDS)) == []
+def test_without_the_first_block_all_others_are_refitted(original: StreamedModel) -> None:
+    assert all(part.tensors for part in realign(original, shortened(original, 0), IDS))
+
+
+def test_a_whole_model_stays_as_it_is(original: StreamedModel) -> None:
+    assert not any(part.tensors for part in realign(original, EditedModel(original), IDS))
 
 
 def test_resumed_it_gives_the_same_parts(original: StreamedModel) -> None:

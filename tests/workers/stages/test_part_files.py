@@ -28,6 +28,12 @@ def test_a_part_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in PART.tensors.items())
 
 
+def test_a_part_without_tensors_is_read_as_it_was_written(tmp_path: Path) -> None:
+    write_part(tmp_path / "part", CompressedPart(0, "model.layers.3", {}, {}, {}, removed=(3,)))
+    found = read_part(tmp_path / "part")
+    assert (found.removed, dict(found.tensors)) == ((3,), {})
+
+
 def test_a_tensor_that_is_not_there_is_missed_by_name(tmp_path: Path) -> None:
     write_part(tmp_path / "part", PART)
     with pytest.raises(KeyError, match="second"):

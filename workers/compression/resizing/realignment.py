@@ -1,6 +1,6 @@
 """One sweep over a model that has lost blocks, after which its stream is again near the original's. No training.
 
-    parts = list(realign(original, edited, ids))      # one part for each block from the first gap on
+    parts = list(realign(original, edited, ids))      # one part for each block that remains
 
 The last projection before each gap is refitted to what the original has after the gap, that of every other block partly
 to what the original has there: each on the stream that the refits before it have left.
@@ -37,26 +37,28 @@ def realign(
     start: int = 0,
     finished: Finished | None = None,
 ) -> Iterator[CompressedPart]:
-    """Yields one part for each block from the one before the first gap on, and applies it to `edited`.
+    """Yields one part for each block that remains, and applies it to `edited`; up to the first gap there is nothing to
+    refit, and the parts are empty.
 
     `ids` are calibration tokens [sequences, length]. Parts are numbered from `first` on. When resuming at the number
     `start`, `edited` is as it was before the sweep, and `finished` gives the parts from `first` up to there.
     """
     following = dict(pairwise((*edited.kept, edited.inventory.blocks)))
-    gaps = [block for block, after in following.items() if after > block + 1]
-    swept = [block for block in edited.kept if gaps and block >= gaps[0]]
+    first_gap = next((index for index in range(edited.inventory.blocks) if index not in edited.kept), None)
     wanted, present = Stream(original, ids), Stream(edited, ids)
-    for number, index in enumerate(swept, first):
+    for number, index in enumerate(edited.kept, first):
         if number < start and finished is not None:
             edited.apply(finished(number))
             continue
-        settings = before if index in gaps else elsewhere
-        hidden, targets = present.entering(index), wanted.entering(following[index])
-        with edited.block(index) as block:
-            output = refit(edited, block, index, hidden, targets, settings)
-            tensors = projection_tensors(edited, block, index)
         name = f"{edited.inventory.block_prefix}.{index}"
-        error = ((output - targets).float().norm() / targets.float().norm()).item()
-        part = CompressedPart(number, name, {}, tensors, {name: error})
+        part = CompressedPart(number, name, {}, {}, {})
+        if first_gap is not None and following[index] > first_gap:
+            settings = before if following[index] > index + 1 else elsewhere
+            hidden, targets = present.entering(index), wanted.entering(following[index])
+            with edited.block(index) as block:
+                output = refit(edited, block, index, hidden, targets, settings)
+                tensors = projection_tensors(edited, block, index)
+            error = ((output - targets).float().norm() / targets.float().norm()).item()
+            part = CompressedPart(number, name, {}, tensors, {name: error})
         edited.apply(part)
         yield part
