@@ -1,0 +1,279 @@
+"""Text that nobody has to bring: token sequences written by the model that is to be compressed.
+
+    for tokens in sample(model, tokenizer, 32, 1024, seed=0):    # one batch of rows after another, [rows, 1024]
+        ...
+
+Every sequence is documents one behind the other, without padding: where one ends, the next begins in the same row. A
+document is opened by tokens that are given (a word, the mark of a document's beginning, or the frame of a question and
+of its answer) and written on by the model, each row at a temperature of its own.
+
+Promise: the same model, tokenizer, arguments, machine and number of threads give the same tokens, and a batch does not
+depend on those before it. The whole model must be in memory, beside it the keys and values of `Sampling.batch` rows.
+
+Sources: text from the model itself as the data of distillation and calibration: LLM-QAT, arXiv 2305.17888; questions
+that a chat model asks itself when shown the frame alone: Magpie, arXiv 2406.08464; min-p: arXiv 2407.01082.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+SINGLE_QUERY = "modelpress_single_query"
+PLACE_OF_QUESTION = "PLACEOFQUESTION"
+WORD_MARKS = ("Ġ", "▁")
+"""What a token of a word that follows a space begins with, in byte-level and in SentencePiece vocabularies."""
+
+Opening = tuple[int, ...]
+Document = tuple[Opening, ...]
+"""What is given of a document: its first tokens, and the tokens after each place where the model came to an end."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the text is drawn.
+
+    `batch` rows are written at once; their temperatures lie evenly between `coolest` and `hottest` over all sequences.
+    A token less probable than `min_p` times the most probable one is never drawn. The first token after the mark of a
+    document's beginning is drawn at `opening_temperature` from all tokens instead, since it decides on the document.
+    """
+
+    batch: int = 64
+    coolest: float = 0.8
+    hottest: float = 1.2
+    min_p: float = 0.02
+    opening_temperature: float = 1.5
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or not 0 < self.coolest <= self.hottest or self.opening_temperature <= 0:
+            raise ValueError(f"not a way to sample: {self}")
+        if not 0 <= self.min_p < 1:
+            raise ValueError(f"min_p lies from 0 to below 1, not at {self.min_p}")
+
+
+@dataclass(frozen=True)
+class Openings:
+    """How documents of one model begin and end.
+
+    Attributes:
+        prefix: what the tokenizer puts before every text; often nothing.
+        words: tokens that begin a word.
+        mark: the token that stands at the beginning of documents, where the model has one of its own.
+        question: the frame of a user's message up to the message, where there is a chat template.
+        answer: what stands between the end of that message and the reply.
+        ends: tokens that end a document or a message.
+    """
+
+    prefix: Opening
+    words: Tensor
+    mark: int | None
+    question: Opening
+    answer: Opening
+    ends: frozenset[int]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "Openings":
+        prefix = tuple(tokenizer("")["input_ids"])
+        ends = end_tokens(model, tokenizer)
+        if prefix and prefix[-1] in ends:
+            prefix = ()
+        question, answer = chat_frame(tokenizer)
+        own = next((token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None), None)
+        # The marks of a chat model's turns open no document, so only what stands before every text does.
+        mark = prefix[0] if prefix else None if question else own
+        return cls(prefix, word_tokens(model, tokenizer), mark, question, answer, ends)
+
+    def draw(self, generator: torch.Generator) -> Document:
+        """A document, of every kind that the model has equally often."""
+        kinds: list[Document] = [((*self.prefix, int(self.words[drawn_number(len(self.words), generator)])),)]
+        if self.mark is not None:
+            kinds.append(((self.mark,),))
+        if self.question:
+            kinds.append((self.question, self.answer))
+        return kinds[drawn_number(len(kinds), generator)]
+
+
+class Row:
+    """One sequence while it is written: what is given next, and what comes at the next end."""
+
+    def __init__(self, openings: Openings, generator: torch.Generator) -> None:
+        self.openings = openings
+        self.generator = generator
+        self.given: list[int] = []
+        self.later: list[Opening] = []
+        self.at_beginning = False
+        self.begin(last=None)
+
+    def begin(self, last: int | None) -> None:
+        """Open the next part of the document, or the next one; a token that stands there already is not doubled."""
+        if not self.later:
+            self.later = list(self.openings.draw(self.generator))
+        opening = self.later.pop(0)
+        self.at_beginning = opening == (self.openings.mark,)
+        self.given = list(opening[1:] if opening[0] == last else opening)
+
+    def take(self, written: int) -> int:
+        """The next token of this row: a given one, or else the one that the model has written."""
+        if self.given:
+            return self.given.pop(0)
+        self.at_beginning = False
+        if written in self.openings.ends:
+            self.begin(last=written)
+        return written
+
+
+def sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    length: int,
+    sampling: Sampling | None = None,
+    *,
+    seed: int,
+    start: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[Tensor]:
+    """Write `count` sequences of `length` tokens; yields them in batches of `Sampling.batch`, each [rows, length].
+
+    The batches before number `start` are skipped: one that was interrupted goes on with those that it has not got.
+    `progress` is called with the tokens that the running batch has written so far, after each step.
+    The model computes where it is and in its own dtype; its mode and its attention are as before between batches.
+    """
+    sampling = Sampling() if sampling is None else sampling
+    openings = Openings.of(model, tokenizer)
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.linspace(sampling.coolest, sampling.hottest, count)
+    batches = torch.split(spread[torch.randperm(count, generator=generator)], sampling.batch)
+    seeds = torch.randint(2**62, (len(batches),), generator=generator).tolist()
+    for number in range(start, len(batches)):
+        own = torch.Generator().manual_seed(seeds[number])
+        rows = [Row(openings, own) for _ in batches[number]]
+        yield _written(model, rows, length, batches[number], sampling, own, progress)
+
+
+@torch.inference_mode()
+def _written(
+    model: PreTrainedModel,
+    rows: list[Row],
+    length: int,
+    temperatures: Tensor,
+    sampling: Sampling,
+    generator: torch.Generator,
+    progress: Callable[[int], None] | None,
+) -> Tensor:
+    """All rows, one token each at a time: [rows, length] of int64 on the CPU."""
+    tokens = torch.tensor([row.take(-1) for row in rows])
+    taken = [tokens]
+    cache = DynamicCache(config=model.config)
+    with _attending_singly(model):
+        while len(taken) < length:
+            outputs = model(tokens[:, None].to(model.device), past_key_values=cache, use_cache=True)
+            written = drawn(outputs.logits[:, -1].float().cpu(), rows, temperatures, sampling, generator)
+            tokens = torch.tensor([row.take(token) for row, token in zip(rows, written.tolist(), strict=True)])
+            taken.append(tokens)
+            if progress is not None:
+                progress(len(taken) * len(rows))
+    return torch.stack(taken, dim=1)
+
+
+def drawn(
+    logits: Tensor, rows: list[Row], temperatures: Tensor, sampling: Sampling, generator: torch.Generator
+) -> Tensor:
+    """One token for each row: logits [rows, V] → [rows], by inversion of the cumulated probabilities."""
+    beginning = torch.tensor([row.at_beginning and not row.given for row in rows])
+    temperature = torch.where(beginning, sampling.opening_temperature, temperatures)
+    least = torch.where(beginning, 0.0, sampling.min_p)
+    probabilities = (logits / temperature[:, None]).softmax(-1)
+    floor = probabilities.amax(-1, keepdim=True) * least[:, None]
+    cumulated = probabilities.masked_fill_(probabilities < floor, 0).cumsum(-1)
+    point = torch.rand(len(rows), 1, generator=generator) * cumulated[:, -1:]
+    return torch.searchsorted(cumulated, point, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every token that is known to end a document or a message."""
+    settings = (
+        model.config.eos_token_id,
+        getattr(model.generation_config, "eos_token_id", None),
+        tokenizer.eos_token_id,
+    )
+    return frozenset(
+        token
+        for setting in settings
+        if setting is not None
+        for token in (setting if isinstance(setting, list) else [setting])
+    )
+
+
+def word_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Tokens that begin a word behind a space, [words]; where the vocabulary marks none, all but the special ones."""
+    special = set(tokenizer.all_special_ids)
+    count = min(model.config.vocab_size, len(tokenizer))
+    ordinary = [token for token in range(count) if token not in special]
+    pieces = tokenizer.convert_ids_to_tokens(ordinary)
+    words = [
+        token
+        for token, piece in zip(ordinary, pieces, strict=True)
+        if piece.startswith(WORD_MARKS) and piece[1:].isalpha()
+    ]
+    return torch.tensor(words or ordinary)
+
+
+def chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[Opening, Opening]:
+    """The tokens before a user's message, and those from its end to the reply; empty without a chat template."""
+    if not tokenizer.chat_template:
+        return (), ()
+    rendered: Any = tokenizer.apply_chat_template(
+        [{"role": "user", "content": PLACE_OF_QUESTION}], tokenize=False, add_generation_prompt=True
+    )
+    before, found, after = str(rendered).partition(PLACE_OF_QUESTION)
+    if not (found and before and after):
+        return (), ()
+    question, answer = (tuple(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (before, after))
+    return question, answer
+
+
+def drawn_number(below: int, generator: torch.Generator) -> int:
+    return int(torch.randint(below, (), generator=generator))
+
+
+@contextmanager
+def _attending_singly(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode and `attend_singly` for as long as the context lasts."""
+    attention, training = model.config._attn_implementation, model.training
+    AttentionInterface.register(SINGLE_QUERY, attend_singly)
+    model.train(False)
+    model.set_attn_implementation(SINGLE_QUERY)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(attention)
+        model.train(training)
+
+
+def attend_singly(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Attention of one new token, query [N, heads, 1, D], to all that its cache holds, [N, groups, T, D] each.
+
+    Two plain products, the heads of a group side by side: on a CPU several times faster than the fused kernels, which
+    are made for many queries. A cache holds no token that may not be seen, so there is no mask.
+    """
+    rows, heads, _one, width = query.shape
+    grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], width)
+    scores = (grouped @ key.transpose(2, 3)).float() * (width**-0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    attended = scores.softmax(-1).to(value.dtype) @ value
+    return attended.view(rows, 1, heads, value.shape[-1]), None
