@@ -61,7 +61,7 @@ class FetchProgress(Message):
 class FetchDone(Message):
     event: Literal["done"] = "done"
     model_path: Path = Field(description="a directory with config.json and safetensors, or a .gguf file")
-    texts: dict[str, Path] = Field(description="dataset -> a UTF-8 file, documents separated by blank lines")
+    texts: dict[str, Path] = Field(description="dataset -> a .txt file, or a .jsonl file with a document a line")
     text_revisions: dict[str, str] = Field(description="dataset of the hub -> the commit that was fetched")
 
 
@@ -82,7 +82,7 @@ def fetch_request(settings: Settings, recipe: Recipe, source: Source) -> FetchRe
     return FetchRequest(
         model=recipe.model,
         revision=source.revision,
-        texts=tuple(dict.fromkeys((recipe.calibration.dataset, *recipe.evaluation.datasets))),
+        texts=tuple(dict.fromkeys(dataset for _, dataset in recipe.texts())),
         text_revisions=source.text_revisions,
         sources_dir=settings.sources_dir,
         model_roots=settings.model_roots,

@@ -24,7 +24,7 @@ class Assignment(Message):
     attempt: int
     recipe: Recipe
     model_path: Path = Field(description="a directory with safetensors, or a .gguf file")
-    texts: dict[str, Path] = Field(description="a UTF-8 file for each dataset of the recipe")
+    texts: dict[str, Path] = Field(description="for each dataset a .txt file, or a .jsonl file with a document a line")
     work_dir: Path = Field(description="of the job; each attempt writes below its own number")
     device: str
     threads: int | None

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from app.contract.job import Stage
 from workers.messages import Assignment
-from workers.stages import calibrate, compress, evaluate, inspect, package, plan, verify
+from workers.stages import calibrate, compress, distill, evaluate, inspect, package, plan, verify
 from workers.stages.context import Context
 from workers.stages.failures import describe
 from workers.stages.workbench import Workbench, directory_identity, file_sha256, fingerprint
@@ -33,13 +33,15 @@ STAGES: Mapping[Stage, ModuleType] = {
     Stage.CALIBRATE: calibrate,
     Stage.PLAN: plan,
     Stage.COMPRESS: compress,
+    Stage.DISTILL: distill,
     Stage.EVALUATE: evaluate,
     Stage.PACKAGE: package,
     Stage.VERIFY: verify,
 }
-"""In the order in which they run. Each reads the results of those before it and leaves a durable one of its own."""
+"""In the order in which they run. Each reads the results of those before it and leaves a durable one of its own.
+Without distillation in the recipe there is no such stage."""
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 """Raise it when a stage's result changes its meaning: results of an older worker are then computed again."""
 
 
@@ -75,6 +77,8 @@ def walk(assignment: Assignment, report: Callable[[BaseModel], None]) -> bool:
     context = Context(assignment, Workbench(assignment.work_dir, assignment.attempt, identity(assignment)), report)
     try:
         for stage, module in STAGES.items():
+            if stage is Stage.DISTILL and assignment.recipe.distillation is None:
+                continue
             context.stage = stage
             context.results[stage] = run(context, module)
         report(verify.done(context))

@@ -13,7 +13,7 @@ from app.cli.tables import job_details, job_table
 from app.cli.terminal import STDOUT, paragraph
 from app.client import Client
 from app.contract.job import State
-from app.contract.recipe import Method
+from app.contract.recipe import Method, Trained
 from app.errors import Refused
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -38,9 +38,19 @@ def compress(
     ratio: Annotated[float, typer.Option(help="Stored parameters before / after: 1.5 means 1.5 times smaller.")],
     out: Out,
     method: Annotated[Method | None, typer.Option(help="How the weights are made smaller.")] = None,
-    calibration: Annotated[str | None, typer.Option(metavar="DATASET", help="Text to fit the result to.")] = None,
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DATASET", help="Text to fit the result to; may be given more than once."),
+    ] = None,
     sequences: Annotated[int | None, typer.Option(help="Number of calibration sequences.")] = None,
     length: Annotated[int | None, typer.Option(help="Tokens per calibration sequence.")] = None,
+    distill: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DATASET", help="Train the result on this text; may be given more than once."),
+    ] = None,
+    distill_tokens: Annotated[int | None, typer.Option(help="Train the result on so many tokens.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of that training, at its highest.")] = None,
+    train: Annotated[Trained | None, typer.Option(help="What of the result is trained.")] = None,
     evaluation: Annotated[
         list[str] | None, typer.Option(metavar="DATASET", help="Text to measure on; may be given more than once.")
     ] = None,
@@ -62,7 +72,8 @@ def compress(
             model=path.reference if path else model,
             target_ratio=ratio,
             method=method,
-            calibration=given(dataset=calibration, sequences=sequences, length=length),
+            calibration=given(datasets=calibration, sequences=sequences, length=length),
+            distillation=given(datasets=distill, tokens=distill_tokens, learning_rate=learning_rate, train=train),
             evaluation=given(datasets=evaluation, window=window, max_tokens=max_tokens),
             seed=seed,
         )

@@ -1,6 +1,7 @@
 """The recipe of a job: what a client asks for, as it travels over the wire and lies in the database."""
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -37,14 +38,21 @@ class Options(BaseModel):
 
 class Calibration(Options):
     """Text on which the original's activations are measured."""
+def check_mixture(datasets: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(datasets)) < len(datasets):
+        raise ValueError("name each dataset once; they are mixed evenly")
+    return datasets
 
-    dataset: Dataset = Field("builtin:python-docs", description="where the text comes from")
+
+
+Mixture = Annotated[tuple[Dataset, ...], Field(min_length=1, max_length=8), AfterValidator(check_mixture)]
+    datasets: Mixture = Field(("builtin:python-docs",), description="where the text comes from, evenly mixed")
     sequences: int = Field(32, ge=1, le=4096, description="number of sequences")
     length: int = Field(1024, ge=16, le=32768, description="tokens per sequence")
 
 
 class Evaluation(Options):
-    """Text on which original and result are compared; never text of the calibration."""
+    """Text on which original and result are compared; never text of the calibration or the distillation."""
 
     datasets: tuple[Dataset, ...] = Field(("builtin:python-docs-test",), min_length=1, max_length=8)
     window: int = Field(1024, ge=16, le=32768, description="tokens per window; windows do not overlap")
@@ -96,3 +104,10 @@ class Recipe(Options):
             if len(key) > 64 or len(value) > 512:
                 raise ValueError("keys are at most 64 characters long, values 512")
         return metadata
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Every field that names a dataset, such as 'calibration.datasets.0', and the dataset."""
+        sections = {"calibration": self.calibration, "distillation": self.distillation, "evaluation": self.evaluation}
+        for name, section in sections.items():
+            for index, dataset in enumerate(section.datasets if section else ()):
+                yield f"{name}.datasets.{index}", dataset

@@ -27,6 +27,7 @@ from app.sources.models import ModelSources
 from app.sources.text import TextSources
 from app.storage import StoredFile
 from workers.compression.accounting.architectures import Inventory
+from workers.compression.accounting.catalog import leaves_factors
 from workers.compression.accounting.plans import Range
 from workers.compression.accounting.presets import PresetDoesNotFit
 from workers.compression.accounting.ranges import range_of
@@ -63,6 +64,7 @@ class JobService:
         model = self.models.resolve(recipe.model)
         check_lengths(recipe, model.config)
         check_ratio(recipe, model.inventory)
+        check_trained(recipe)
         source = Source(
             reference=recipe.model,
             revision=model.revision,
@@ -124,13 +126,21 @@ class JobService:
 
     def check_texts(self, recipe: Recipe) -> dict[str, str]:
         """The commits of those texts that come from the hub."""
-        texts = [self.texts.check(recipe.calibration.dataset, "calibration.dataset")]
-        for index, dataset in enumerate(recipe.evaluation.datasets):
-            field = f"evaluation.datasets.{index}"
-            if dataset == recipe.calibration.dataset:
-                raise Refused(field, f"{dataset!r} is also the text of the calibration; evaluate on other text")
-            texts.append(self.texts.check(dataset, field))
+        check_overlap(recipe)
+        fields: dict[str, str] = {}
+        for field, dataset in recipe.texts():
+            fields.setdefault(dataset, field)
+        texts = [self.texts.check(dataset, field) for dataset, field in fields.items()]
         return {text.reference: text.revision for text in texts if text.revision is not None}
+
+
+def check_overlap(recipe: Recipe) -> None:
+    """Nothing may be measured on text that the result was made from."""
+    made_from = {dataset: field for field, dataset in recipe.texts() if not field.startswith("evaluation.")}
+    for index, dataset in enumerate(recipe.evaluation.datasets):
+        if dataset in made_from:
+            field = f"evaluation.datasets.{index}"
+            raise Refused(field, f"{dataset!r} is also {made_from[dataset]}; evaluate on other text")
 
 
 def check_lengths(recipe: Recipe, config: Mapping[str, Any]) -> None:
@@ -139,6 +149,8 @@ def check_lengths(recipe: Recipe, config: Mapping[str, Any]) -> None:
     if not isinstance(positions, int):
         return
     lengths = {"calibration.length": recipe.calibration.length, "evaluation.window": recipe.evaluation.window}
+    if recipe.distillation is not None:
+        lengths["distillation.length"] = recipe.distillation.length
     for field, length in lengths.items():
         if length > positions:
             raise Refused(field, f"{length} tokens are more than the model's {positions} positions; send {positions}")
@@ -152,6 +164,15 @@ def check_ratio(recipe: Recipe, inventory: Inventory) -> None:
             "target_ratio",
             f"{recipe.target_ratio:g} cannot be reached for {recipe.model} with method {recipe.method!r}; "
             f"send a number from {lowest:.3f} to {highest:.3f}",
+        )
+
+
+def check_trained(recipe: Recipe) -> None:
+    """Factors can be trained only where the method is sure to leave some."""
+    distillation = recipe.distillation
+    if distillation is not None and distillation.train == "factors" and not leaves_factors(recipe.method):
+        raise Refused(
+            "distillation.train", f"the method {recipe.method!r} need not leave factors; send 'all' or 'norms'"
         )
 
 

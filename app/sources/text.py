@@ -1,7 +1,6 @@
 """Which text a dataset reference means, checked when a job is posted: `builtin:`, `local:` or `hub:`."""
 
 import codecs
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +8,19 @@ from typing import Literal
 
 from app.errors import UnknownDataset
 from app.settings import Settings
+from app.sources.documents import JSON_LINES, parse_line
 from app.sources.hub import Hub, NotOnHub, RemoteFile, Repository
 from app.sources.local import locate
 
 HUB = "hub:"
 BUILTIN = ("python-docs", "python-docs-test")
 ROOTS_SETTING = "MODELPRESS_DATA_ROOTS"
-PARQUET = b"PAR1"
+PARQUET = ".parquet"
+BEGINNINGS = {PARQUET: b"PAR1", JSON_LINES: b"{"}
+"""What a file of a hub dataset begins with, by how its name ends; where there are both kinds, the first is taken."""
 HUB_TIMEOUT_SECONDS = 5.0
 FIRST_READ = 64 * 1024
+LONGEST_LINE = 16 * 2**20
 HUB_NAME = re.compile(
     r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<config>[\w.-]+))?/(?P<split>[\w.-]+)", re.ASCII
 )
@@ -33,7 +36,7 @@ class ResolvedText:
     """The commit that a hub dataset is at."""
     repository: Repository | None = None
     files: tuple[RemoteFile, ...] = ()
-    """The parquet files of the split, in order."""
+    """The parquet files of the split, in order, or its .jsonl files."""
 
 
 class TextSources:
@@ -68,7 +71,7 @@ class TextSources:
 
     def check_local(self, reference: str, name: str, field: str) -> ResolvedText:
         path = locate(name, self.roots, field=field, unknown=UnknownDataset, setting=ROOTS_SETTING)
-        if path.suffix not in (".txt", ".jsonl") or not path.is_file():
+        if path.suffix not in (".txt", JSON_LINES) or not path.is_file():
             raise UnknownDataset(field, f"'{reference}' is not a .txt or .jsonl file")
         if complaint := complaint_about(path):
             raise UnknownDataset(field, f"'{reference}' {complaint}")
@@ -80,16 +83,19 @@ class TextSources:
         name, config, split = hub_parts(reference, field)
         try:
             repository = self.hub.repository("dataset", name, revision)
-            files = parquet_files(repository, config, split)
+            files = split_files(repository, config, split)
             if not files:
                 raise UnknownDataset(
-                    field, f"'{name}' has no parquet files of that configuration and split; look at its file list"
+                    field,
+                    f"'{name}' has no parquet or .jsonl files of that configuration and split; look at its file list",
                 )
-            beginning = self.hub.read(repository, files[0], 0, len(PARQUET))  # a listing can be public, the files not
+            suffix = Path(files[0].name).suffix
+            # A listing can be public, the files not.
+            beginning = self.hub.read(repository, files[0], 0, len(BEGINNINGS[suffix]))
         except NotOnHub as error:
             raise UnknownDataset(field, str(error)) from error
-        if beginning != PARQUET:
-            raise UnknownDataset(field, f"'{files[0].name}' of '{name}' is not a parquet file")
+        if beginning != BEGINNINGS[suffix]:
+            raise UnknownDataset(field, f"'{files[0].name}' of '{name}' is not a {suffix} file")
         return ResolvedText(reference, "hub", revision=repository.revision, repository=repository, files=files)
 
 
@@ -101,13 +107,16 @@ def hub_parts(reference: str, field: str) -> tuple[str, str | None, str]:
     return parts["repository"], parts["config"], parts["split"]
 
 
-def parquet_files(repository: Repository, config: str | None, split: str) -> tuple[RemoteFile, ...]:
-    """`CONFIG/SPLIT-*.parquet` or `CONFIG/SPLIT/*.parquet`; without a configuration `data/SPLIT-*.parquet`."""
-    folder, split = re.escape(config or "data"), re.escape(split)
-    pattern = re.compile(rf"{folder}/{split}(-[\w.-]+|/[\w.-]+)?\.parquet", re.ASCII)
-    return tuple(
-        sorted((file for file in repository.files if pattern.fullmatch(file.name)), key=lambda file: file.name)
-    )
+def split_files(repository: Repository, config: str | None, split: str) -> tuple[RemoteFile, ...]:
+    """`CONFIG/SPLIT-*.parquet` or `CONFIG/SPLIT/*.parquet`, or the same with `.jsonl`; without a configuration the
+    folder is `data` or none."""
+    folder = f"{re.escape(config)}/" if config else "(data/)?"
+    for suffix in BEGINNINGS:
+        pattern = re.compile(rf"{folder}{re.escape(split)}(-[\w.-]+|/[\w.-]+)?{re.escape(suffix)}", re.ASCII)
+        found = [file for file in repository.files if pattern.fullmatch(file.name)]
+        if found:
+            return tuple(sorted(found, key=lambda file: file.name))
+    return ()
 
 
 def complaint_about(path: Path) -> str | None:
@@ -120,21 +129,10 @@ def complaint_about(path: Path) -> str | None:
         codecs.getincrementaldecoder("utf-8")().decode(beginning)
     except UnicodeDecodeError:
         return "is not UTF-8 text"
-    if path.suffix == ".jsonl":
+    if path.suffix == JSON_LINES:
         try:
             with path.open(encoding="utf-8") as lines:
-                document_of(lines.readline(16 * 2**20))
+                parse_line(lines.readline(LONGEST_LINE), 1)
         except ValueError as error:
-            return f"{error} in its first line"
+            return str(error)
     return None
-
-
-def document_of(line: str) -> str:
-    """The text of one line of a .jsonl file. Raises ValueError, which completes 'the file …'."""
-    try:
-        match json.loads(line):
-            case {"text": str(text)}:
-                return text
-    except (ValueError, RecursionError):
-        raise ValueError("has no JSON") from None
-    raise ValueError('has no "text"')

@@ -1,9 +1,9 @@
-"""Text as a file: whatever a dataset reference means becomes one UTF-8 file, documents separated by blank lines.
+"""Text as a file: whatever a dataset reference means becomes one .txt or .jsonl file (see `documents`).
 
 Only the fetching process imports this: it downloads, and it reads parquet.
 """
 
-import hashlib
+import itertools
 import os
 import platform
 import shutil
@@ -15,21 +15,32 @@ import pyarrow.parquet
 
 from app.errors import UnknownDataset
 from app.sources import python_docs
-from app.sources.download import READ_BYTES, Downloads, digest, folder_name
+from app.sources.documents import (
+    JSON_LINES,
+    Document,
+    characters,
+    conversation,
+    join_lines,
+    read_documents,
+    to_line,
+)
+from app.sources.download import READ_BYTES, Downloads, folder_name
 from app.sources.hub import NotOnHub
-from app.sources.text import HUB, ResolvedText, TextSources, document_of, hub_parts
+from app.sources.text import HUB, ResolvedText, TextSources, hub_parts
 
 FIELD = "dataset"
-BETWEEN = "\n\n"
 LARGEST_TEXT = 256_000_000
+ROWS_LOOKED_AT = 1024
+LINES_TOGETHER = 1_000_000
 BUILTIN_TEXTS = {
-    "builtin:python-docs": python_docs.training_text,
-    "builtin:python-docs-test": python_docs.evaluation_text,
+    "builtin:python-docs": python_docs.training_documents,
+    "builtin:python-docs-test": python_docs.evaluation_documents,
 }
 
 
 class TextFiles:
-    """Kept as `builtin/NAME-VERSION.txt`, `local/SHA256.txt` and `ORG--NAME/COMMIT/CONFIG--SPLIT.txt` below `texts`."""
+    """Kept as `builtin/NAME-VERSION.jsonl` and `ORG--NAME/COMMIT/CONFIG--SPLIT.jsonl` below `texts`; local text stays
+    where it is."""
 
     def __init__(self, sources: TextSources, downloads: Downloads) -> None:
         self.sources = sources
@@ -50,31 +61,16 @@ class TextFiles:
             return self.fetch_hub(reference, revision)
         text = self.sources.check(reference, FIELD)
         if text.path is not None:
-            return self.open_local(reference, text.path), None
+            check_local(reference, text.path)
+            return text.path, None
         return self.write_builtin(reference), None
 
     def write_builtin(self, reference: str) -> Path:
         name = reference.removeprefix("builtin:")
-        final = self.directory / "builtin" / f"{name}-{platform.python_version()}.txt"
+        final = self.directory / "builtin" / f"{name}-{platform.python_version()}{JSON_LINES}"
         with self.downloads.claimed(final) as missing:
             if missing:
-                write_documents([BUILTIN_TEXTS[reference]()], final)
-        return final
-
-    def open_local(self, reference: str, path: Path) -> Path:
-        """The operator's own .txt file; of a .jsonl file the texts, kept under the digest of the file."""
-        try:
-            if path.suffix == ".txt":
-                check_utf8(path)
-                return path
-            final = self.directory / "local" / f"{digest(path, hashlib.sha256())}.txt"
-            with self.downloads.claimed(final) as missing, path.open(encoding="utf-8") as lines:
-                if missing:
-                    write_documents((document_of(line) for line in lines if line.strip()), final)
-        except UnicodeDecodeError as error:
-            raise UnknownDataset(FIELD, f"'{reference}' is not UTF-8 text") from error
-        except ValueError as error:
-            raise UnknownDataset(FIELD, f"'{reference}' {error} in one of its lines") from error
+                write_documents(BUILTIN_TEXTS[reference](), final)
         return final
 
     def fetch_hub(self, reference: str, revision: str | None) -> tuple[Path, str | None]:
@@ -85,46 +81,80 @@ class TextFiles:
         with self.downloads.claimed(final) as missing:
             if missing:
                 partial = final.with_name(f"{final.name}.partial")
-                write_documents(self.hub_documents(text, partial), final, LARGEST_TEXT)
+                write_documents(whole_documents(self.hub_rows(text, partial)), final, LARGEST_TEXT)
                 shutil.rmtree(partial)
         return final, text.revision
 
-    def hub_documents(self, text: ResolvedText, directory: Path) -> Iterator[str]:
+    def hub_rows(self, text: ResolvedText, directory: Path) -> Iterator[Document]:
         """File after file, each downloaded when the ones before it are used up."""
         for file in text.files:
+            path = directory / Path(file.name).name
             try:
                 if text.repository is not None:
                     self.downloads.files(text.repository, (file,), directory)
-                yield from column_of(directory / Path(file.name).name)
+                yield from read_documents(path) if path.suffix == JSON_LINES else parquet_rows(path)
             except NotOnHub as error:
                 raise UnknownDataset(FIELD, str(error)) from error
             except (pyarrow.ArrowException, KeyError) as error:
                 raise UnknownDataset(
-                    FIELD, f"'{file.name}' of '{text.reference}' is not parquet with a column 'text' of strings"
+                    FIELD,
+                    f"'{file.name}' of '{text.reference}' is not parquet with a column 'text' of strings or a column "
+                    "'messages' of roles and contents",
                 ) from error
+            except ValueError as error:
+                raise UnknownDataset(FIELD, f"'{file.name}' of '{text.reference}' {error}") from error
 
     def place(self, reference: str, revision: str) -> Path:
         repository, config, split = hub_parts(reference, FIELD)
-        return self.directory / folder_name(repository) / revision / f"{config or 'data'}--{split}.txt"
+        return self.directory / folder_name(repository) / revision / f"{config or 'data'}--{split}{JSON_LINES}"
 
 
-def column_of(path: Path) -> Iterator[str]:
+def check_local(reference: str, path: Path) -> None:
+    """Read all of a file of the operator's, of which the beginning was checked when the job was posted."""
+    try:
+        if path.suffix == JSON_LINES:
+            for _ in read_documents(path):
+                pass
+        else:
+            check_utf8(path)
+    except UnicodeDecodeError as error:
+        raise UnknownDataset(FIELD, f"'{reference}' is not UTF-8 text") from error
+    except ValueError as error:
+        raise UnknownDataset(FIELD, f"'{reference}' {error}") from error
+
+
+def parquet_rows(path: Path) -> Iterator[Document]:
+    """Raises KeyError where there is no column 'text' or 'messages', ValueError for messages that are none."""
     with pyarrow.parquet.ParquetFile(path) as table:
-        if "text" not in table.schema_arrow.names:
+        name = next((name for name in ("text", "messages") if name in table.schema_arrow.names), None)
+        if name is None:
             raise KeyError("text")
-        for batch in table.iter_batches(batch_size=1024, columns=["text"]):
-            for value in batch.column(0).cast(pyarrow.string()):
-                yield value.as_py() or ""
+        for batch in table.iter_batches(batch_size=1024, columns=[name]):
+            column = batch.column(0)
+            if name == "text":
+                yield from (text or "" for text in column.cast(pyarrow.string()).to_pylist())
+            else:
+                yield from (conversation(messages or ()) for messages in column.to_pylist())
 
 
-def write_documents(documents: Iterable[str], final: Path, most_characters: int | None = None) -> None:
+def whole_documents(rows: Iterable[Document]) -> Iterator[Document]:
+    """The rows, or what they are the lines of: a dataset with empty rows, as WikiText, is a text cut at its lines."""
+    rows = iter(rows)
+    first = list(itertools.islice(rows, ROWS_LOOKED_AT))
+    rows = itertools.chain(first, rows)
+    if "" in first:
+        return join_lines((row for row in rows if isinstance(row, str)), LINES_TOGETHER)
+    return rows
+
+
+def write_documents(documents: Iterable[Document], final: Path, most_characters: int | None = None) -> None:
     """All of the documents, or as many as it takes to reach `most_characters`; by one rename."""
     incomplete = final.with_name(f"{final.name}.incomplete")
     written = 0
     with incomplete.open("w", encoding="utf-8", newline="") as file:
         for document in documents:
-            file.write(BETWEEN + document if written else document)
-            written += len(document) + len(BETWEEN)
+            file.write(to_line(document))
+            written += characters(document)
             if most_characters is not None and written >= most_characters:
                 break
         file.flush()

@@ -71,6 +71,17 @@ def test_options_of_text_reach_the_recipe(run: Run, script: Script) -> None:
     assert script.posted[0]["evaluation"] == {"window": 32, "max_tokens": 96}
 
 
+def test_options_of_training_reach_the_recipe(run: Run, script: Script) -> None:
+    wanted = "--distill local:a --distill local:b --distill-tokens 4096 --learning-rate 1e-3 --train norms"
+    run("compress", "local:tiny", "--ratio", "1.3", "--out", "out", *wanted.split())
+    assert script.posted[0]["distillation"] == {
+        "datasets": ["local:a", "local:b"],
+        "tokens": 4096,
+        "learning_rate": 1e-3,
+        "train": "norms",
+    }
+
+
 def test_away_from_a_terminal_there_are_no_control_characters(run: Run, script: Script) -> None:
     script.states = [running(0.4, detail="block \x1b[31m12"), succeeded()]
     script.files = {"config.json": b"{}"}

@@ -26,6 +26,16 @@ def test_the_contract_and_the_catalog_name_the_same_methods() -> None:
         ({"model": "local:/etc/passwd"}, "local:NAME"),
         ({"evaluation": {"window": 1024, "max_tokens": 512}}, "lower window"),
         ({"evaluation": {"datasets": ["https://example.org/text"]}}, "builtin:NAME"),
+        ({"calibration": {"datasets": []}}, "at least 1"),
+        ({"calibration": {"datasets": ["local:a", "local:a"]}}, "each dataset once"),
+        ({"calibration": {"datasets": ["local:a", "local:b"], "sequences": 1}}, "none for some of 2"),
+        ({"distillation": {"datasets": ["nowhere"]}}, "builtin:NAME"),
+        ({"distillation": {"tokens": 2047}}, "less than one step .2048.; lower sequences"),
+        ({"distillation": {"learning_rate": 0}}, "greater than 0"),
+        ({"distillation": {"temperature": 0}}, "greater than or equal to 0.1"),
+        ({"distillation": {"warm_up": 1.5}}, "less than or equal to 1"),
+        ({"distillation": {"hidden": -1}}, "greater than or equal to 0"),
+        ({"distillation": {"train": "head"}}, "'all', 'factors' or 'norms'"),
         ({"metadata": {"key": "x" * 513}}, "values 512"),
         ({"method": "magic"}, "kronecker"),
         ({"unknown": 1}, "not permitted"),
@@ -34,3 +44,17 @@ def test_the_contract_and_the_catalog_name_the_same_methods() -> None:
 def test_a_wrong_field_is_refused_with_the_way_out(changes: dict[str, Any], way_out: str) -> None:
     with pytest.raises(ValidationError, match=way_out):
         Recipe.model_validate({**VALID, **changes})
+
+
+def test_without_a_section_of_its_own_nothing_is_distilled() -> None:
+    assert Recipe.model_validate(VALID).distillation is None
+
+
+def test_every_dataset_is_told_with_the_field_that_names_it() -> None:
+    recipe = Recipe.model_validate({**VALID, "distillation": {"datasets": ["local:a", "local:b"]}})
+    assert dict(recipe.texts()) == {
+        "calibration.datasets.0": "builtin:python-docs",
+        "distillation.datasets.0": "local:a",
+        "distillation.datasets.1": "local:b",
+        "evaluation.datasets.0": "builtin:python-docs-test",
+    }

@@ -26,6 +26,7 @@ from app.errors import (
     UnsupportedModel,
 )
 from app.settings import Settings
+from app.sources.documents import read_documents
 from tests.checkpoints import (
     CONFIG,
     SHAPES,
@@ -228,38 +229,71 @@ def test_builtin_text_becomes_a_file(request_for: MakeRequest, model_root: Path)
     assert training.stat().st_size > evaluation.stat().st_size > 200_000
 
 
-def test_a_local_text_stays_where_it_is(request_for: MakeRequest, model_root: Path, data_root: Path) -> None:
-    (data_root / "a.txt").write_text("hello")
-    assert fetch_text(request_for, model_root, "local:a.txt") == (data_root / "a.txt", None)
-
-
-def test_json_lines_become_documents(request_for: MakeRequest, model_root: Path, data_root: Path) -> None:
-    (data_root / "a.jsonl").write_text('{"text": "one\\ntwo"}\n\n{"text": "drei"}\n')
-    path, _ = fetch_text(request_for, model_root, "local:a.jsonl")
-    assert path.read_text() == "one\ntwo\n\ndrei"
+@pytest.mark.parametrize(("name", "content"), [("a.txt", "hello"), ("a.jsonl", '{"text": "hello"}\n')])
+def test_a_local_text_stays_where_it_is(
+    request_for: MakeRequest, model_root: Path, data_root: Path, name: str, content: str
+) -> None:
+    (data_root / name).write_text(content)
+    assert fetch_text(request_for, model_root, f"local:{name}") == (data_root / name, None)
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("a.txt", b"a" * 100_000 + b"\xff"), ("a.jsonl", b'{"text": "x"}\n{"text": 1}\n')]
+    ("name", "content", "complaint"),
+    [
+        ("a.txt", b"a" * 100_000 + b"\xff", "a.txt' is not UTF-8"),
+        ("a.jsonl", b'{"text": "x"}\n\n{"text": 1}\n', "a.jsonl' has neither .* in line 3"),
+    ],
 )
 def test_text_that_goes_bad_further_down_is_refused(
-    request_for: MakeRequest, model_root: Path, data_root: Path, name: str, content: bytes
+    request_for: MakeRequest, model_root: Path, data_root: Path, name: str, content: bytes, complaint: str
 ) -> None:
     (data_root / name).write_bytes(content)
-    with pytest.raises(UnknownDataset, match=name):
+    with pytest.raises(UnknownDataset, match=complaint):
         fetch_text(request_for, model_root, f"local:{name}")
 
 
 def test_parquet_rows_become_documents(hub: LoopbackHub, request_for: MakeRequest, model_root: Path) -> None:
     files = {
         "raw/test-00001.parquet": parquet_bytes(["drei"]),
-        "raw/test-00000.parquet": parquet_bytes(["eins", None, "zwei ü"]),
+        "raw/test-00000.parquet": parquet_bytes(["eins", "zwei ü"]),
     }
     commit = hub.add("acme/text", files, kind="datasets").commit
     path, revision = fetch_text(request_for, model_root, "hub:acme/text/raw/test")
-    assert path.read_text() == "eins\n\n\n\nzwei ü\n\ndrei"
+    assert list(read_documents(path)) == ["eins", "zwei ü", "drei"]
     assert revision == commit
     assert [left.name for left in path.parent.iterdir() if left.is_dir()] == []
+
+
+def test_rows_that_are_the_lines_of_a_text_are_put_together(
+    hub: LoopbackHub, request_for: MakeRequest, model_root: Path
+) -> None:
+    rows = parquet_bytes(["", " = Title = \n", None, " A paragraph . \n"])
+    hub.add("acme/text", {"data/test-0.parquet": rows}, kind="datasets")
+    path, _ = fetch_text(request_for, model_root, "hub:acme/text/test")
+    assert list(read_documents(path)) == ["\n\n = Title = \n\n\n\n\n A paragraph . \n"]
+
+
+TALK = [{"role": "user", "content": "Eins?"}, {"role": "assistant", "content": "Zwei."}]
+
+
+@pytest.mark.parametrize("name", ["data/test-0.parquet", "test.jsonl"])
+def test_conversations_of_the_hub_stay_conversations(
+    hub: LoopbackHub, request_for: MakeRequest, model_root: Path, name: str
+) -> None:
+    content = json_bytes({"messages": TALK})
+    if name.endswith(".parquet"):
+        buffer = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.table({"messages": [TALK]}), buffer)
+        content = buffer.getvalue()
+    hub.add("acme/talk", {name: content}, kind="datasets")
+    path, _ = fetch_text(request_for, model_root, "hub:acme/talk/test")
+    assert list(read_documents(path)) == [TALK]
+
+
+def test_a_bad_line_of_a_hub_file_is_named(hub: LoopbackHub, request_for: MakeRequest, model_root: Path) -> None:
+    hub.add("acme/text", {"test.jsonl": b'{"text": "x"}\n{"text": 1}\n'}, kind="datasets")
+    with pytest.raises(UnknownDataset, match=r"'test\.jsonl' of 'hub:acme/text/test' has neither .* in line 2"):
+        fetch_text(request_for, model_root, "hub:acme/text/test")
 
 
 def test_a_dataset_at_a_known_commit_is_fetched_once(
@@ -285,11 +319,16 @@ def test_parquet_without_text_is_refused(
 def test_the_request_names_every_text_once_and_no_secret(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, hub_token=SecretStr("hf_secret"))
     recipe = Recipe.model_validate(
-        {"model": NAME, "target_ratio": 1.5, "evaluation": {"datasets": ["local:a.txt", "local:a.txt"]}}
+        {
+            "model": NAME,
+            "target_ratio": 1.5,
+            "distillation": {"datasets": ["builtin:python-docs", "local:b.jsonl"]},
+            "evaluation": {"datasets": ["local:a.txt", "local:a.txt"]},
+        }
     )
     source = Source(reference=NAME, revision="c" * 40, model_type="llama", parameters=1)
     request = fetch_request(settings, recipe, source)
-    assert (request.revision, request.texts) == ("c" * 40, ("builtin:python-docs", "local:a.txt"))
+    assert (request.revision, request.texts) == ("c" * 40, ("builtin:python-docs", "local:b.jsonl", "local:a.txt"))
     assert "hf_secret" not in request.model_dump_json()
     assert "hf_secret" in fetch_environment(settings).values()
 

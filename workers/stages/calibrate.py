@@ -1,5 +1,7 @@
-"""Turn the recipe's texts into token windows: one set to calibrate on, one for each evaluation."""
+"""Turn the recipe's texts into windows of tokens: some to calibrate on, some to distil on, some for each evaluation."""
 
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,39 +11,104 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from app.contract.job import Stage
+from app.contract.recipe import Distillation
+from app.sources.documents import Document, read_documents
 from workers.stages import inspect
 from workers.stages.context import Context
 from workers.stages.failures import StageFailed
+from workers.stages.overlap import record_overlaps
 
 FILE = "tokens.safetensors"
 CALIBRATION = "calibration"
+DISTILLATION = "distillation"
 EVALUATION = "evaluation:"
+BETWEEN = "\n\n"
+DOCUMENTS_AT_ONCE = 256
 
 
 def run(context: Context, directory: Path) -> None:
     recipe = context.assignment.recipe
     tokenizer = AutoTokenizer.from_pretrained(inspect.model_dir(context))
     windows = {CALIBRATION: calibration_windows(context, tokenizer)}
+    if recipe.distillation is not None:
+        windows[DISTILLATION] = distillation_windows(context, tokenizer, recipe.distillation)
     for index, dataset in enumerate(recipe.evaluation.datasets):
         context.progress(index / len(recipe.evaluation.datasets), f"reading {dataset}")
-        tokens = tokenize(tokenizer, context.assignment.texts[dataset])
-        count = min(len(tokens), recipe.evaluation.max_tokens)
-        windows[EVALUATION + dataset] = cut(tokens[:count], recipe.evaluation.window, dataset, "evaluation.window")
+        windows[EVALUATION + dataset] = evaluation_windows(context, tokenizer, dataset)
     save_file(windows, directory / FILE)
+    judged = {name.removeprefix(EVALUATION): ids for name, ids in windows.items() if name.startswith(EVALUATION)}
+    record_overlaps(directory, judged, [ids for name, ids in windows.items() if not name.startswith(EVALUATION)])
 
 
 def calibration_windows(context: Context, tokenizer: Any) -> Tensor:
-    """At most the asked number of windows, drawn from the text without overlap; fewer where the text is short."""
-    calibration = context.assignment.recipe.calibration
-    tokens = tokenize(tokenizer, context.assignment.texts[calibration.dataset])
-    windows = cut(tokens, calibration.length, calibration.dataset, "calibration.length")
-    order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(context.assignment.recipe.seed))
-    return windows[order[: calibration.sequences].sort().values].contiguous()
+    """The asked number of windows, as evenly as possible from each dataset; fewer where a text is short."""
+    calibration, seed = context.assignment.recipe.calibration, context.assignment.recipe.seed
+    count = len(calibration.datasets)
+    drawn = []
+    for index, dataset in enumerate(calibration.datasets):
+        documents = token_documents(context, tokenizer, dataset)
+        windows = packed(documents, tokenizer.eos_token_id, calibration.length, dataset, "calibration.length")
+        share = (calibration.sequences * (index + 1)) // count - (calibration.sequences * index) // count
+        drawn.append(windows[shuffled(len(windows), seed)[:share].sort().values])
+    return torch.cat(drawn)
 
 
-def tokenize(tokenizer: Any, path: Path) -> Tensor:
-    text = path.read_text(encoding="utf-8")
-    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
+def distillation_windows(context: Context, tokenizer: Any, distillation: Distillation) -> Tensor:
+    """As many windows of each dataset, and no more than the tokens ask for; those of a shorter text come repeatedly."""
+    seed, length = context.assignment.recipe.seed, distillation.length
+    found = []
+    for dataset in distillation.datasets:
+        context.progress(0.0, f"reading {dataset}")
+        documents = token_documents(context, tokenizer, dataset)
+        windows = packed(documents, tokenizer.eos_token_id, length, dataset, "distillation.length")
+        found.append(windows[shuffled(len(windows), seed)])
+    needed = -(-distillation.tokens // (length * len(found)))
+    each = min(needed, max(len(windows) for windows in found))
+    return torch.cat([windows[torch.arange(each) % len(windows)] for windows in found])
+
+
+def evaluation_windows(context: Context, tokenizer: Any, dataset: str) -> Tensor:
+    """The beginning of the text, its documents separated by blank lines."""
+    evaluation = context.assignment.recipe.evaluation
+    text = BETWEEN.join(plain_text(tokenizer, document) for document in documents_of(context, dataset))
+    (tokens,) = tokenize(tokenizer, [text])
+    return cut(tokens[: evaluation.max_tokens], evaluation.window, dataset, "evaluation.window")
+
+
+def token_documents(context: Context, tokenizer: Any, dataset: str) -> Iterator[Tensor]:
+    """The token ids of each document of a dataset."""
+    yield from text_documents(tokenizer, documents_of(context, dataset))
+
+
+def text_documents(tokenizer: Any, documents: Iterable[Document]) -> Iterator[Tensor]:
+    texts = (plain_text(tokenizer, document) for document in documents)
+    while some := list(itertools.islice(texts, DOCUMENTS_AT_ONCE)):
+        yield from tokenize(tokenizer, some)
+
+
+def documents_of(context: Context, dataset: str) -> Iterator[Document]:
+    return read_documents(context.assignment.texts[dataset])
+
+
+def plain_text(tokenizer: Any, document: Document) -> str:
+    """A conversation as the model's chat template writes it; without a template its contents follow each other."""
+    if isinstance(document, str):
+        return document
+    if tokenizer.chat_template is None:
+        return BETWEEN.join(message["content"] for message in document)
+    return str(tokenizer.apply_chat_template(document, tokenize=False))
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str]) -> Iterator[Tensor]:
+    for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
+        yield torch.tensor(ids, dtype=torch.int64)
+
+
+def packed(documents: Iterable[Tensor], end: int | None, length: int, dataset: str, field: str) -> Tensor:
+    """Documents of token ids, one behind the other with the token `end` between them, as windows [windows, length]."""
+    separator = torch.tensor([] if end is None else [end], dtype=torch.int64)
+    pieces = [piece for document in documents for piece in (document, separator)]
+    return cut(torch.cat(pieces[:-1] or [separator]), length, dataset, field)
 
 
 def cut(tokens: Tensor, length: int, dataset: str, field: str) -> Tensor:
@@ -54,9 +121,18 @@ def cut(tokens: Tensor, length: int, dataset: str, field: str) -> Tensor:
     return tokens[: count * length].view(count, length)
 
 
+def shuffled(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
 def calibration(context: Context) -> Tensor:
     """[sequences, length] of int64."""
     return load_file(context.results[Stage.CALIBRATE] / FILE)[CALIBRATION]
+
+
+def distillation(context: Context) -> Tensor:
+    """[windows, length] of int64."""
+    return load_file(context.results[Stage.CALIBRATE] / FILE)[DISTILLATION]
 
 
 def evaluations(context: Context) -> dict[str, Tensor]:

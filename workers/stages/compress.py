@@ -66,7 +66,8 @@ def place_of(part: int, inventory: Inventory, plan: Plan) -> str:
 
 
 class FinishedParts:
-    """The parts of the whole compressed model, in order, each read anew whenever it is asked for."""
+    """The parts of the whole compressed model, in order, each read anew whenever it is asked for; what distillation
+    trained is the last, once it has."""
 
     def __init__(self, context: Context) -> None:
         count = part_count(inspect.model_inventory(context), plan_of(context))
@@ -81,10 +82,15 @@ def first_unfinished(context: Context, count: int) -> int:
 
 
 def part_path(context: Context, index: int) -> Path:
+        if Stage.DISTILL in context.results:
+            self.paths.append(context.results[Stage.DISTILL] / file_name(count))
     path = context.bench.finished_part(NAME, file_name(index))
     if path is None:
         raise FileNotFoundError(f"part {index} of the compressed model is gone")
     return path
+    def __len__(self) -> int:
+        return len(self.paths)
+
 
 
 def file_name(index: int) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from app.contract.job import Stage
+from app.contract.recipe import Recipe
 from workers.messages import Assignment, ProgressReport, ResumedReport
 from workers.stages.workbench import Workbench
 
@@ -23,7 +24,11 @@ SHARES = {
     Stage.PACKAGE: 0.02,
     Stage.VERIFY: 0.04,
 }
-"""Part of the whole that each stage takes, as measured on a small model; only the progress bar leans on it."""
+"""Part of the whole that each stage takes without distillation, as measured on a small model; only the progress bar
+leans on it."""
+
+TOKENS_LIKE_THE_REST = 65_536
+"""So many tokens of distillation take as long as all other stages together."""
 
 PACE_NEEDS = 0.02
 """Progress within this attempt before its pace is worth extrapolating."""
@@ -41,8 +46,9 @@ class Context:
 
     def progress(self, fraction: float, detail: str | None = None) -> None:
         """Report how much of the running stage is done."""
-        before = FETCHED + sum(share for stage, share in SHARES.items() if stage in self.results)
-        whole = min(before + SHARES[self.stage] * fraction, 1.0)
+        shares = shares_of(self.assignment.recipe)
+        before = FETCHED + sum(share for stage, share in shares.items() if stage in self.results)
+        whole = min(before + shares[self.stage] * fraction, 1.0)
         if self.fraction_at_start is None:
             self.fraction_at_start = whole
         self.report(
@@ -58,3 +64,10 @@ class Context:
     def resumed(self, block: int | None = None) -> None:
         """Say that this attempt goes on here with what earlier attempts have finished."""
         self.report(ResumedReport(stage=self.stage, block=block))
+
+
+def shares_of(recipe: Recipe) -> dict[Stage, float]:
+    """Part of the whole that each stage of the recipe takes; the rest is FETCHED."""
+    tokens = 0 if recipe.distillation is None else recipe.distillation.tokens
+    weights = SHARES | {Stage.DISTILL: sum(SHARES.values()) * tokens / TOKENS_LIKE_THE_REST}
+    return {stage: weight / sum(weights.values()) * (1 - FETCHED) for stage, weight in weights.items()}

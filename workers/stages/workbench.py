@@ -70,6 +70,19 @@ class Workbench:
     def finish_part(self, path: Path) -> None:
         self.record(path.with_name(f"{path.name}.{RECORD}"), path.parent, [path])
 
+    def parts(self, name: str) -> list[str]:
+        """The parts of a result that any attempt has recorded, in the order of their names; they may be damaged."""
+        suffix = f".{RECORD}"
+        records = {path.name for attempt in self.attempts() for path in (attempt / name).glob(f"*{suffix}")}
+        return sorted(record.removesuffix(suffix) for record in records)
+
+    def discard_part(self, name: str, part: str) -> None:
+        """Remove a part of this attempt and of those before it."""
+        for attempt in self.attempts():
+            if int(attempt.name) <= self.attempt:
+                (attempt / name / f"{part}.{RECORD}").unlink(missing_ok=True)
+                (attempt / name / part).unlink(missing_ok=True)
+
     def attempts(self) -> Iterator[Path]:
         numbers = (
             [int(path.name) for path in self.root.iterdir() if path.name.isdecimal()] if self.root.exists() else []

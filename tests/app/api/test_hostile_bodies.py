@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.app.api.conftest import Finished
 
 HEADERS = {"Content-Type": "application/json"}
-FIELDS = ["model", "target_ratio", "method", "calibration", "evaluation", "seed", "metadata"]
+FIELDS = ["model", "target_ratio", "method", "calibration", "distillation", "evaluation", "seed", "metadata"]
 NASTY = [
     "\0",
     "\ud800",

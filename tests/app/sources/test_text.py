@@ -61,6 +61,9 @@ def test_a_character_cut_by_the_first_read_is_no_error(sources: TextSources, dat
         ("a.jsonl", b"not json\n", "JSON"),
         ("b.jsonl", b'{"body": "x"}\n', '"text"'),
         ("c.jsonl", b'{"text": 7}\n', '"text"'),
+        ("d.jsonl", b'{"messages": []}\n', '"messages"'),
+        ("e.jsonl", b'{"messages": [{"role": "user"}]}\n', '"content" in line 1'),
+        ("f.jsonl", b'{"text": "\\ud800"}\n', "JSON"),
     ],
 )
 def test_what_is_no_text_is_refused(
@@ -102,10 +105,13 @@ def test_a_hub_dataset_is_pinned_and_its_files_are_in_order(sources: TextSources
     [
         ("hub:acme/text/raw/train", "raw/train/0000.parquet"),
         ("hub:acme/text/train", "data/train-00000-of-00001.parquet"),
+        ("hub:acme/text/raw/train", "raw/train-0.jsonl"),
+        ("hub:acme/text/train", "train.jsonl"),
     ],
 )
-def test_both_layouts_of_the_hub_are_known(sources: TextSources, hub: LoopbackHub, reference: str, file: str) -> None:
-    hub.add("acme/text", {file: b"PAR1", "README.md": b""}, kind="datasets")
+def test_the_layouts_of_the_hub_are_known(sources: TextSources, hub: LoopbackHub, reference: str, file: str) -> None:
+    beginning = b"PAR1" if file.endswith(".parquet") else b'{"text": "x"}'
+    hub.add("acme/text", {file: beginning, "README.md": b""}, kind="datasets")
     assert [found.name for found in sources.check(reference, FIELD).files] == [file]
 
 

@@ -168,3 +168,8 @@ def resizing(name: str) -> Resizing:
 def is_measured(name: str) -> bool:
     """Whether the method needs to know what an error at each site does to the model's output."""
     return name in METHODS and METHODS[name].measured
+
+
+def leaves_factors(name: str) -> bool:
+    """Whether what the method leaves is sure to hold factors. `auto` may choose a method that leaves none."""
+    return name in METHODS or name in PRESETS or (name in RESIZINGS and RESIZINGS[name].factors is not None)

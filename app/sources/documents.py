@@ -1,0 +1,84 @@
+"""Text as documents: a .txt file is one, a .jsonl file holds one a line, either `{"text": …}` or the `{"messages": …}`
+of a conversation.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+JSON_LINES = ".jsonl"
+
+
+class Message(TypedDict):
+    role: str
+    content: str
+
+
+Document = str | Sequence[Message]
+"""Plain text, or a conversation, which a model's chat template turns into text."""
+
+
+def read_documents(path: Path) -> Iterator[Document]:
+    """The documents of a file. Raises ValueError, which completes 'the file …' and names the line."""
+    with path.open(encoding="utf-8") as file:
+        if path.suffix != JSON_LINES:
+            yield file.read()
+            return
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield parse_line(line, number)
+
+
+def parse_line(line: str, number: int) -> Document:
+    """One line of a .jsonl file. Raises ValueError, which completes 'the file …' and names the line."""
+    try:
+        found = json.loads(line)
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no character
+    except (ValueError, RecursionError):
+        raise ValueError(f"has no JSON in line {number}") from None
+    match found:
+        case {"text": str(text)}:
+            return text
+        case {"messages": [_, *_] as messages}:
+            try:
+                return conversation(messages)
+            except ValueError as error:
+                raise ValueError(f"{error} in line {number}") from None
+    raise ValueError(f'has neither "text" nor "messages" in line {number}')
+
+
+def conversation(messages: Iterable[object]) -> Sequence[Message]:
+    """Raises ValueError, which completes 'the file …', where a message lacks its role or content."""
+    found = []
+    for message in messages:
+        match message:
+            case {"role": str(role), "content": str(content)}:
+                found.append(Message(role=role, content=content))
+            case _:
+                raise ValueError('has a message without a "role" and a "content"')
+    return found
+
+
+def to_line(document: Document) -> str:
+    """The line of a .jsonl file that holds a document."""
+    field = "text" if isinstance(document, str) else "messages"
+    return json.dumps({field: document}, ensure_ascii=False) + "\n"
+
+
+def characters(document: Document) -> int:
+    return len(document) if isinstance(document, str) else sum(len(message["content"]) for message in document)
+
+
+def join_lines(rows: Iterable[str], size: int) -> Iterator[str]:
+    """Documents of about so many characters each, out of the lines of a text; a blank line between two of them."""
+    gathered: list[str] = []
+    length = 0
+    for row in rows:
+        gathered.append(row)
+        length += len(row)
+        if length >= size:
+            yield "\n\n".join(gathered)
+            gathered, length = [], 0
+    if gathered:
+        yield "\n\n".join(gathered)

@@ -1,0 +1,152 @@
+"""Train the compressed model to predict what the original predicts. What was trained becomes one more part.
+
+The training is kept every so many steps: a new attempt goes on behind the last step that was kept, and ends with the
+weights that an undisturbed one ends with.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from app.contract.job import Stage
+from app.contract.recipe import Distillation
+from workers.compression.distillation.settings import Settings
+from workers.compression.distillation.trained import trained_part
+from workers.compression.distillation.training import Checkpoint, distil
+from workers.compression.models.edited import EditedModel
+from workers.compression.models.streamed import StreamedModel
+from workers.stages import calibrate, compress, compute, inspect
+from workers.stages.context import Context
+from workers.stages.part_files import write_part
+from workers.stages.training_files import read_checkpoint, write_checkpoint
+
+TRAINING = "training"
+"""Under this name the training is kept, beside the results of the stages; the last state of it is no part of them."""
+
+CURVE = "curve.json"
+CURVE_POINTS = 500
+KEPT_TIMES, LONGEST_INTERVAL = 10, 50
+"""A training is kept so many times, and after so many steps at the latest."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """The mean loss of the steps since the point before."""
+
+    step: int
+    tokens: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """How a training went. It diverged `restarts` times, and went on at half the learning rate each time."""
+
+    tokens: int
+    restarts: int
+    points: tuple[Point, ...]
+
+
+def run(context: Context, directory: Path) -> None:
+    distillation, place = asked(context), compute.device(context)
+    parts = compress.FinishedParts(context)
+    original = StreamedModel.open(inspect.model_dir(context), device=place, dtype=torch.float32)
+    edited = EditedModel(original, parts)
+    student, teacher = edited.whole(), compute.open_model(context, inspect.model_dir(context)).whole()
+    windows = calibrate.distillation(context)
+    kept = last_kept(context)
+    if kept is not None:
+        context.resumed()
+        context.progress(kept.step / kept.steps, f"going on: {place_of(kept, distillation)}")
+    for checkpoint in distil(
+        teacher,
+        student,
+        windows,
+        settings_of(distillation),
+        seed=context.assignment.recipe.seed,
+        resumed=kept,
+        compute_dtype=None if teacher.dtype == torch.float32 else teacher.dtype,
+    ):
+        keep(context, checkpoint)
+        context.progress(checkpoint.step / checkpoint.steps, place_of(checkpoint, distillation))
+        kept = checkpoint
+    part = trained_part(edited, student, len(parts), distillation.train)
+    write_part(directory / compress.file_name(part.index), part)
+    if kept is not None:
+        (directory / CURVE).write_text(json.dumps(asdict(curve_of_training(kept)), indent=1))
+
+
+def asked(context: Context) -> Distillation:
+    distillation = context.assignment.recipe.distillation
+    if distillation is None:
+        raise ValueError("the recipe asks for no distillation")
+    return distillation
+
+
+def settings_of(distillation: Distillation) -> Settings:
+    settings = Settings(
+        tokens=distillation.tokens,
+        sequences=distillation.sequences,
+        micro_batch=distillation.micro_batch,
+        rate=distillation.learning_rate,
+        warm_up=distillation.warm_up,
+        temperature=distillation.temperature,
+        cross_entropy=distillation.cross_entropy,
+        hidden=distillation.hidden,
+        train=distillation.train,
+        checkpointing=distillation.checkpointing,
+    )
+    often = settings.steps(distillation.length) // KEPT_TIMES
+    return replace(settings, interval=min(max(1, often), LONGEST_INTERVAL))
+
+
+def place_of(checkpoint: Checkpoint, distillation: Distillation) -> str:
+    """How far a training is, for people."""
+    seen = f"distilling: {min(checkpoint.tokens, distillation.tokens):,} of {distillation.tokens:,} tokens"
+    loss = f", loss {checkpoint.losses[-1]:.3g}" if checkpoint.losses else ""
+    times = "once" if checkpoint.restarts == 1 else f"{checkpoint.restarts} times"
+    diverged = f"; diverged {times}, the learning rate is lower since" if checkpoint.restarts else ""
+    return seen + loss + diverged
+
+
+def keep(context: Context, checkpoint: Checkpoint) -> None:
+    """Make a training durable, and drop the earlier states of it."""
+    name = f"{checkpoint.step:08d}.safetensors"
+    path = context.bench.begin(TRAINING) / name
+    write_checkpoint(path, checkpoint)
+    context.bench.finish_part(path)
+    for earlier in context.bench.parts(TRAINING):
+        if earlier < name:
+            context.bench.discard_part(TRAINING, earlier)
+
+
+def last_kept(context: Context) -> Checkpoint | None:
+    for name in reversed(context.bench.parts(TRAINING)):
+        path = context.bench.finished_part(TRAINING, name)
+        if path is not None:
+            return read_checkpoint(path)
+    return None
+
+
+def curve_of_training(checkpoint: Checkpoint) -> Curve:
+    """At most CURVE_POINTS points, evenly spread, the last of which is the end."""
+    losses, count = checkpoint.losses, min(len(checkpoint.losses), CURVE_POINTS)
+    ends = [len(losses) * (number + 1) // count for number in range(count)]
+    tokens = checkpoint.tokens // max(1, checkpoint.step)
+    points = tuple(
+        Point(end, end * tokens, fmean(losses[start:end])) for start, end in zip([0, *ends], ends, strict=False)
+    )
+    return Curve(checkpoint.tokens, checkpoint.restarts, points)
+
+
+def curve(context: Context) -> Curve | None:
+    """None where the recipe asks for no distillation."""
+    directory = context.results.get(Stage.DISTILL)
+    if directory is None:
+        return None
+    found: dict[str, Any] = json.loads((directory / CURVE).read_text())
+    return Curve(found["tokens"], found["restarts"], tuple(Point(**point) for point in found["points"]))
