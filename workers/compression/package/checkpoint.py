@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,9 @@ class Package:
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
+    """A tensor that was written; `bytes` is its size in the file."""
+
     name: str
     dtype: str
     shape: tuple[int, ...]
@@ -84,24 +86,26 @@ def write_package(
     partial.mkdir(parents=True)
     content = Content(source, parts)
     structures = content.structures()
-    entries = _write_weights(content, partial, shard_bytes)
+    entries = write_weights(content.tensors, partial, shard_bytes)
     _write_config(content.config(), structures, partial)
-    _copy_companions(source, partial)
+    copy_companions(source, partial)
     _write_model_card(source, base_model, structures, partial)
     write_sums(partial)
-    _publish(partial, destination)
+    publish(partial, destination)
     return Package(destination, sum(_count(entry) for entry in entries), sum(entry.bytes for entry in entries))
 
 
-def _count(entry: _Entry) -> int:
+def _count(entry: Entry) -> int:
     return torch.Size(entry.shape).numel()
 
 
-def _write_weights(content: Content, directory: Path, shard_bytes: int) -> list[_Entry]:
-    """Writes the shards, and an index where there is more than one."""
-    entries = [_entry(name, tensor) for name, tensor in content.tensors()]
+def write_weights(
+    read: Callable[[], Iterator[tuple[str, Tensor]]], directory: Path, shard_bytes: int = SHARD_BYTES
+) -> list[Entry]:
+    """Writes the shards, and an index where there is more than one. `read` is called twice, for the same tensors."""
+    entries = [_entry(name, tensor) for name, tensor in read()]
     shards = _into_shards(entries, shard_bytes)
-    tensors = content.tensors()
+    tensors = read()
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = WEIGHTS_FILE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
@@ -109,16 +113,16 @@ def _write_weights(content: Content, directory: Path, shard_bytes: int) -> list[
         weight_map.update({entry.name: name for entry in shard})
     if len(shards) > 1:
         total = sum(entry.bytes for entry in entries)
-        _write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
     return entries
 
 
-def _entry(name: str, tensor: Tensor) -> _Entry:
-    return _Entry(name, _DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), tensor.numel() * tensor.element_size())
+def _entry(name: str, tensor: Tensor) -> Entry:
+    return Entry(name, _DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), tensor.numel() * tensor.element_size())
 
 
-def _into_shards(entries: Sequence[_Entry], limit: int) -> list[list[_Entry]]:
-    shards: list[list[_Entry]] = [[]]
+def _into_shards(entries: Sequence[Entry], limit: int) -> list[list[Entry]]:
+    shards: list[list[Entry]] = [[]]
     filled = 0
     for entry in entries:
         if shards[-1] and filled + entry.bytes > limit:
@@ -129,7 +133,7 @@ def _into_shards(entries: Sequence[_Entry], limit: int) -> list[list[_Entry]]:
     return shards
 
 
-def _write_shard(path: Path, shard: Sequence[_Entry], tensors: Iterator[tuple[str, Tensor]]) -> None:
+def _write_shard(path: Path, shard: Sequence[Entry], tensors: Iterator[tuple[str, Tensor]]) -> None:
     """Writes the header first and then one tensor after the other, which `safetensors.save_file` cannot."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
@@ -149,7 +153,7 @@ def _write_shard(path: Path, shard: Sequence[_Entry], tensors: Iterator[tuple[st
 
 def _write_config(config: Mapping[str, Any], structures: Mapping[str, Mapping[str, Any]], directory: Path) -> None:
     if not structures:
-        _write_json(directory / "config.json", config)
+        write_json(directory / "config.json", config)
         return
     model_type = config["model_type"]
     names = _class_names(model_type)
@@ -166,7 +170,7 @@ def _write_config(config: Mapping[str, Any], structures: Mapping[str, Mapping[st
     if architecture_of(config).head in structures:
         # The head reads factors or keeps a table of its own; transformers would look for one table to tie.
         compressed["tie_word_embeddings"] = False
-    _write_json(directory / "config.json", compressed)
+    write_json(directory / "config.json", compressed)
     template = string.Template(_TEMPLATE.read_text(encoding="utf-8"))
     code = template.substitute(names, model_type=own_type, prefix=architecture_of(config).base)
     (directory / MODELLING_FILE).write_text(code, encoding="utf-8")
@@ -184,7 +188,7 @@ def _class_names(model_type: str) -> dict[str, str]:
     return {role: found.__name__ for role, found in classes.items()}
 
 
-def _copy_companions(source: Path, directory: Path) -> None:
+def copy_companions(source: Path, directory: Path) -> None:
     """Tokenizer, generation config, chat template, licence and notices, as they are."""
     for path in sorted(source.iterdir()):
         if path.is_file() and _COMPANIONS.fullmatch(path.name):
@@ -227,7 +231,8 @@ def _licence_of(source: Path) -> str | None:
     return stated[1] if stated else None
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """As transformers writes its configs."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -240,7 +245,8 @@ def write_sums(directory: Path) -> None:
     (directory / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
 
 
-def _publish(partial: Path, destination: Path) -> None:
+def publish(partial: Path, destination: Path) -> None:
+    """Renames the finished directory once all of it is on the disk."""
     for path in partial.iterdir():
         _sync(path)
     _sync(partial)
