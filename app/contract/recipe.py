@@ -50,6 +50,41 @@ Mixture = Annotated[tuple[Dataset, ...], Field(min_length=1, max_length=8), Afte
     sequences: int = Field(32, ge=1, le=4096, description="number of sequences")
     length: int = Field(1024, ge=16, le=32768, description="tokens per sequence")
 
+    @model_validator(mode="after")
+    def check_sequences(self) -> Self:
+        if self.sequences < len(self.datasets):
+            raise ValueError(f"{self.sequences} sequences leave none for some of {len(self.datasets)} datasets")
+        return self
+
+
+class Distillation(Options):
+    """Training of the compressed model to predict what the original predicts.
+
+    The loss is the divergence from the original's distributions, with a weight of 1, plus what has a weight here. The
+    original, the compressed model in float32 and three times what is trained must fit into the worker's memory side by
+    side; otherwise the job ends with `out_of_memory`.
+    """
+
+    datasets: Mixture = Field(("builtin:python-docs",), description="text to train on, evenly mixed")
+    tokens: int = Field(262_144, ge=16, le=1_000_000_000, description="tokens to train on; short text is passed again")
+    length: int = Field(512, ge=16, le=32768, description="tokens per sequence")
+    sequences: int = Field(4, ge=1, le=4096, description="sequences per step of the optimiser")
+    micro_batch: int = Field(2, ge=1, le=4096, description="sequences at a time; fewer need less memory")
+    checkpointing: bool = Field(False, description="compute activations twice, which needs less memory and more time")
+    learning_rate: float = Field(2e-4, gt=0, le=0.1, description="at its highest, after the warm-up")
+    warm_up: float = Field(0.05, ge=0, le=1, description="part of the steps in which the learning rate rises")
+    temperature: float = Field(1.0, ge=0.1, le=20, description="of both distributions that are compared")
+    cross_entropy: float = Field(0.0, ge=0, le=100, description="weight of predicting the text itself")
+    hidden: float = Field(0.0, ge=0, le=100, description="weight of the normalised error of the last hidden states")
+    train: Trained = Field("all", description="what is trained: every weight, the factors, or norms and biases")
+
+    @model_validator(mode="after")
+    def check_step(self) -> Self:
+        step = self.sequences * self.length
+        if self.tokens < step:
+            raise ValueError(f"tokens ({self.tokens}) is less than one step ({step}); lower sequences or length")
+        return self
+
 
 class Evaluation(Options):
     """Text on which original and result are compared; never text of the calibration or the distillation."""
@@ -83,6 +118,7 @@ class Recipe(Options):
     )
     method: Method = Field("kronecker", description="how the weights are made smaller")
     calibration: Calibration = Calibration()
+    distillation: Distillation | None = Field(None, description="training after the compression; null: none")
     evaluation: Evaluation = Evaluation()
     seed: int = Field(0, ge=0, lt=2**63)
     metadata: dict[str, str] = Field(
