@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 Method = Literal[
     "auto", "kronecker", "svd", "kronecker_sum", "fusion", "width", "hybrid", "tqcompressor", "tqcompressor_tied"
 ]
+Trained = Literal["all", "factors", "norms"]
 
 HUB_MODEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", re.ASCII)
 LOCAL_NAME = re.compile(r"local:[^/].*")
@@ -27,7 +28,14 @@ def check_dataset(reference: str) -> str:
     raise ValueError("send 'builtin:NAME', 'local:NAME' or 'hub:org/name/config/split'")
 
 
+def check_mixture(datasets: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(datasets)) < len(datasets):
+        raise ValueError("name each dataset once; they are mixed evenly")
+    return datasets
+
+
 Dataset = Annotated[str, AfterValidator(check_dataset)]
+Mixture = Annotated[tuple[Dataset, ...], Field(min_length=1, max_length=8), AfterValidator(check_mixture)]
 
 
 class Options(BaseModel):
@@ -38,14 +46,7 @@ class Options(BaseModel):
 
 class Calibration(Options):
     """Text on which the original's activations are measured."""
-def check_mixture(datasets: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(datasets)) < len(datasets):
-        raise ValueError("name each dataset once; they are mixed evenly")
-    return datasets
 
-
-
-Mixture = Annotated[tuple[Dataset, ...], Field(min_length=1, max_length=8), AfterValidator(check_mixture)]
     datasets: Mixture = Field(("builtin:python-docs",), description="where the text comes from, evenly mixed")
     sequences: int = Field(32, ge=1, le=4096, description="number of sequences")
     length: int = Field(1024, ge=16, le=32768, description="tokens per sequence")

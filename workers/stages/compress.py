@@ -72,9 +72,14 @@ class FinishedParts:
     def __init__(self, context: Context) -> None:
         count = part_count(inspect.model_inventory(context), plan_of(context))
         self.paths = [part_path(context, index) for index in range(count)]
+        if Stage.DISTILL in context.results:
+            self.paths.append(context.results[Stage.DISTILL] / file_name(count))
 
     def __iter__(self) -> Iterator[CompressedPart]:
         return map(read_part, self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
 
 
 def first_unfinished(context: Context, count: int) -> int:
@@ -82,15 +87,10 @@ def first_unfinished(context: Context, count: int) -> int:
 
 
 def part_path(context: Context, index: int) -> Path:
-        if Stage.DISTILL in context.results:
-            self.paths.append(context.results[Stage.DISTILL] / file_name(count))
     path = context.bench.finished_part(NAME, file_name(index))
     if path is None:
         raise FileNotFoundError(f"part {index} of the compressed model is gone")
     return path
-    def __len__(self) -> int:
-        return len(self.paths)
-
 
 
 def file_name(index: int) -> str:
