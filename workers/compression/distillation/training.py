@@ -9,7 +9,7 @@ for bit on the CPU. What a step does follows from the state before it and the st
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,8 @@ from workers.compression.distillation.objective import Objective
 from workers.compression.distillation.parallel import Alone, Ranks
 from workers.compression.distillation.settings import Settings
 from workers.compression.distillation.stability import Watch
+from workers.compression.distillation.teacher import CachedTeacher, Teacher
+from workers.compression.distillation.teacher_cache import TeacherCache
 from workers.compression.distillation.trained import trainable
 from workers.compression.errors import CompressionError
 
@@ -64,13 +66,15 @@ def distil(
     compute_dtype: torch.dtype | None = None,
     cache: Path | None = None,
     ranks: Ranks | None = None,
+    told: Callable[[int, float], None] | None = None,
 ) -> Iterator[Checkpoint]:
     """Trains the student in place; yields a checkpoint every `settings.interval` steps and after the last.
 
     `windows` [N, T] are token ids, taken in a random order that `seed` decides, then in another, and so on. The student
     is in float32 and computes in `compute_dtype` where that is given; the teacher computes in its own. `cache` is a
     directory for this teacher's logits, see `Settings.cached_logits`. `ranks` divides each step among processes that
-    all call this with the same arguments. Raises Diverged; ValueError where the settings leave nothing to train.
+    all call this with the same arguments. `told` is called behind each step, with the number of steps that are done and
+    the loss. Raises Diverged; ValueError where the settings leave nothing to train.
     """
     training = _Training(teacher, student, windows, settings, seed, compute_dtype, cache, ranks or Alone())
     kept = training.checkpoint() if resumed is None else resumed
@@ -84,7 +88,10 @@ def distil(
                     f"at last at a learning rate of {settings.rate / 2**RESTARTS:.1g}; a lower one may help."
                 )
             training.restore(kept)
-        elif training.step % settings.interval == 0 or training.step == training.steps:
+            continue
+        if told is not None:
+            told(training.step, training.loss)
+        if training.step % settings.interval == 0 or training.step == training.steps:
             kept = training.checkpoint()
             yield kept
 
@@ -110,11 +117,16 @@ class _Training:
         student.requires_grad_(False)
         for parameter in self._names.values():
             parameter.requires_grad_(True)
-        self._objective = Objective(teacher, student, settings, windows.shape[1])
+        self._objective = Objective(_teacher(teacher, windows, settings, cache), student, settings, windows.shape[1])
         self._optimizer = _optimizer(self._names, settings)
         self._losses: list[float] = []
         self._restarts = 0
         self._watch = Watch()
+
+    @property
+    def loss(self) -> float:
+        """That of the last step."""
+        return self._losses[-1]
 
     def advance(self) -> bool:
         """One step; False, with the weights as they were, where it shows that the training has diverged."""
@@ -186,6 +198,13 @@ class _Training:
         if self._compute_dtype is None:
             return nullcontext()
         return torch.autocast(self._device.type, self._compute_dtype)
+
+
+def _teacher(model: PreTrainedModel, windows: Tensor, settings: Settings, cache: Path | None) -> Teacher:
+    """Keeps what the teacher says where it will be asked again and the loss needs nothing else of it."""
+    if cache is None or not settings.cached_logits or settings.hidden or settings.tokens <= windows.numel():
+        return Teacher(model)
+    return CachedTeacher(model, TeacherCache(cache, settings.cached_logits, settings.temperature))
 
 
 def _optimizer(names: Mapping[str, nn.Parameter], settings: Settings) -> torch.optim.AdamW:
