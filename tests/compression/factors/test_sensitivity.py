@@ -1,6 +1,7 @@
 """What an error at a site costs: the prediction against the divergence that the error really makes."""
 
 import copy
+import gc
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,14 @@ def test_a_site_that_matters_more_keeps_more(directory: Path, sensitivities: dic
     kept = [measured_plan(inventory, "kronecker", 1.5, each).structures.get(name) for each in (sensitivities, louder)]
     ranks = [getattr(structure, "rank", 64) for structure in kept]
     assert ranks[0] < ranks[1]
+
+
+def test_no_activation_of_a_finished_block_waits_for_the_collector(directory: Path) -> None:
+    model = StreamedModel.open(directory)
+    gc.collect()
+    gc.disable()
+    try:
+        alive = [sum(isinstance(each, Tensor) for each in gc.get_objects()) for _ in measure(model, IDS)]
+    finally:
+        gc.enable()
+    assert max(alive[1:]) <= alive[0]

@@ -154,6 +154,7 @@ def _through_block(
             (before,) = torch.autograd.grad(model.run(block, index, inputs), inputs, gradient)
             gradient.copy_(before)
         del inputs, before
+        sites.stop()
         return leaving, {prefix + name: sites.sensitivity(name) for name in names}
 
 
@@ -165,8 +166,13 @@ class _SiteMoments:
         self.inputs: dict[str, Moments] = {}
         self.gradients = {name: torch.zeros(()) for name in modules}
         self._last: tuple[Tensor | None, str] = (None, "")
-        for name, module in modules.items():
-            module.register_forward_hook(partial(self._passed, name))
+        self._hooks = [module.register_forward_hook(partial(self._passed, name)) for name, module in modules.items()]
+
+    def stop(self) -> None:
+        """Lets go of the block's activations, which would wait, in a ring with the hooks, for Python's collector."""
+        for hook in self._hooks:
+            hook.remove()
+        self._last = None, ""
 
     def sensitivity(self, name: str) -> Sensitivity:
         """Of one site; to be asked once, since its moments are then given up."""
