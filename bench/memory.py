@@ -4,8 +4,8 @@
 
 writes a random checkpoint of TinyLlama-1.1B's shape in bfloat16 into a temporary directory, runs every part of the
 engine in a process of its own, in the environment that the service gives such a process, and prints its greatest
-resident memory (VmHWM) and its seconds. The checkpoint always has all of its blocks; `--blocks` says how many of them
-are measured, compressed and evaluated, and `--only` which parts run.
+resident memory (VmHWM) and its seconds; then the whole job in one. The checkpoint always has all of its blocks;
+`--blocks` says how many of them the parts measure, compress and evaluate (the job takes all), `--only` which ones run.
 """
 
 import argparse
@@ -13,7 +13,9 @@ import dataclasses
 import json
 import math
 import os
+import random
 import re
+import string
 import subprocess
 import sys
 import tempfile
@@ -24,18 +26,23 @@ from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import torch
+from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import LlamaConfig
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from app.contract.recipe import Calibration, Evaluation, Recipe
 from workers.child import SPARING, child_environment
 from workers.compression.accounting.plans import Plan
-from workers.compression.evaluation import perplexity
+from workers.compression.evaluation.fidelity import perplexity
 from workers.compression.factors.allocation import measured_plan
 from workers.compression.factors.sensitivity import Sensitivity, from_tensors, measure, to_tensors
 from workers.compression.factors.sequential import compress
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.package.checkpoint import write_package
+from workers.messages import Assignment
+from workers.runner import walk
 from workers.stages.part_files import read_part, write_part
 
 KEY_HEADS = 4
@@ -119,6 +126,50 @@ def evaluating(work: Path, options: argparse.Namespace) -> None:
     perplexity(opened(work / PACKAGE, options.blocks), tokens(options, options.windows))
 
 
+def whole_job(work: Path, options: argparse.Namespace) -> None:
+    """All stages in one process, as the worker's child walks them, told to stay below `--memory` bytes."""
+    byte_tokenizer().save_pretrained(work / MODEL)
+    texts = {f"local:{name}": write_text(work / f"{name}.txt", seed) for seed, name in enumerate(("seen", "unseen"))}
+    seen, unseen = texts
+    recipe = Recipe(
+        model="local:model",
+        target_ratio=options.ratio,
+        calibration=Calibration(datasets=(seen,), sequences=options.sequences, length=options.length),
+        evaluation=Evaluation(datasets=(unseen,), window=options.length, max_tokens=options.windows * options.length),
+    )
+    assignment = Assignment(
+        job_id="job",
+        attempt=1,
+        recipe=recipe,
+        model_path=work / MODEL,
+        texts=texts,
+        work_dir=work / "job",
+        device="cpu",
+        threads=None,
+        memory_bytes=options.memory,
+    )
+
+    def told(report: BaseModel) -> None:
+        print(f"{peak() / 1e6:.0f} MB", report.model_dump_json(exclude_none=True)[:600], file=sys.stderr, flush=True)
+
+    assert walk(assignment, told)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {token: number for number, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def write_text(path: Path, seed: int) -> Path:
+    """A million random letters, each a token."""
+    generator = random.Random(seed)  # noqa: S311 - any letters do
+    path.write_text("".join(generator.choices(string.ascii_letters, k=10**6)))
+    return path
+
+
 PARTS_OF_THE_ENGINE: Mapping[str, Callable[[Path, argparse.Namespace], None]] = MappingProxyType(
     {
         "import": importing,
@@ -126,6 +177,7 @@ PARTS_OF_THE_ENGINE: Mapping[str, Callable[[Path, argparse.Namespace], None]] = 
         "compress": compressing,
         "package": packaging,
         "evaluate": evaluating,
+        "job": whole_job,
     }
 )
 
@@ -216,6 +268,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ratio", type=float, default=2.0, help="at 2 every matrix is factored, at 1.3 some stay")
     parser.add_argument("--windows", type=int, default=20, help="of evaluation")
     parser.add_argument("--blocks", type=int, default=CONFIG.num_hidden_layers)
+    parser.add_argument("--memory", type=int, default=1_200_000_000, help="bytes that the whole job is told to spare")
     parser.add_argument("--only", nargs="+", choices=PARTS_OF_THE_ENGINE)
     parser.add_argument("--scratch", type=Path, help="a directory on a disk with 6 GB free; not in memory")
     parser.add_argument("--part", choices=PARTS_OF_THE_ENGINE, help=argparse.SUPPRESS)
