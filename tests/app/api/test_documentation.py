@@ -22,6 +22,7 @@ def test_operations_have_readable_names(operations: dict[str, dict[str, Any]]) -
         "list_artifacts",
         "download_artifact",
         "download_checkpoint",
+        "get_report_schema",
         "check_liveness",
         "check_readiness",
     }

@@ -1,0 +1,23 @@
+"""The schemas of files that travel with a result, for programs that read them."""
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from app.api.documentation import Responses, refusals
+from app.contract.report import SCHEMA_PATH, report_schema
+
+SCHEMA_TYPE = "application/schema+json"
+SCHEMA: Responses = {200: {"content": {SCHEMA_TYPE: {}}, "description": "A JSON schema"}}
+
+router = APIRouter(tags=["schemas"])
+
+
+@router.get(
+    SCHEMA_PATH,
+    operation_id="get_report_schema",
+    response_class=JSONResponse,
+    responses=SCHEMA | refusals(),
+)
+def get_report_schema() -> JSONResponse:
+    """The JSON schema of `compression_report.json`, of the version that its `schema_version` states."""
+    return JSONResponse(report_schema(), media_type=SCHEMA_TYPE)

@@ -1,0 +1,128 @@
+"""`compression_report.json`: what was done to a model, what it cost, and what it takes to do it again.
+
+The file travels with the checkpoint, so it is understood without the service: `GET /schemas/compression-report/1` has
+its schema. Fields may be added to a version; none changes its meaning or goes without a new one.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.contract.job import Comparison
+from app.contract.recipe import Recipe
+
+SCHEMA_VERSION: Literal[1] = 1
+SCHEMA_PATH = f"/schemas/compression-report/{SCHEMA_VERSION}"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class SiteReport(Section):
+    """One matrix of the original and what became of it."""
+
+    name: str = Field(description="the module's name in the original")
+    block: int | None = Field(None, description="number of its block in the original; null outside the blocks")
+    role: str = Field(description="its name within the block, such as 'mlp.down_proj'; outside, its whole name")
+    structure: dict[str, Any] | None = Field(None, description="as in config.json; null where it is a plain matrix")
+    parameters_before: int
+    parameters_after: int = Field(description="0 where the matrix is gone, or reads the table of another")
+    relative_error: float | None = Field(
+        None,
+        description="norm of the difference of its outputs from their target / norm of the target, before training",
+    )
+
+    @property
+    def kept(self) -> float:
+        """The part of its parameters that is left."""
+        return self.parameters_after / self.parameters_before
+
+
+class RemovedBlock(Section):
+    """A block of the original that is gone, and by what: the scores of all blocks when it was chosen, the least of
+    which went."""
+
+    block: int
+    scores: dict[int, float]
+
+
+class CurvePoint(Section):
+    """The mean loss of the steps since the point before."""
+
+    step: int
+    tokens: int = Field(description="trained on so far")
+    loss: float
+
+
+class DistillationReport(Section):
+    """How the training went."""
+
+    tokens: int = Field(description="trained on in all")
+    restarts: int = Field(
+        0, description="times that it diverged and went on from before that at half the learning rate"
+    )
+    points: tuple[CurvePoint, ...]
+
+
+class OriginalRecord(Section):
+    """Exactly which model was compressed."""
+
+    reference: str = Field(description="as in the recipe")
+    revision: str | None = Field(None, description="commit of a hub model")
+    sha256: dict[str, str] = Field(description="of each of its files that was read")
+
+
+class TextRecord(Section):
+    """Exactly which text was read."""
+
+    revision: str | None = Field(None, description="commit of a hub dataset")
+    sha256: str
+
+
+class Environment(Section):
+    """Where it was computed. Elsewhere sums are rounded in another order, and the last bits differ."""
+
+    device: str = Field(description="the processor's instruction set, or the name of the GPU")
+    dtype: str = Field(description="in which matrices were multiplied")
+    threads: int
+    platform: str
+
+
+class Reproducibility(Section):
+    """With the recipe, all that the result depends on: the same again gives the same weights, bit for bit."""
+
+    original: OriginalRecord
+    texts: dict[str, TextRecord] = Field(description="by their names in the recipe")
+    versions: dict[str, str]
+    environment: Environment
+
+
+class CompressionReport(Section):
+    """The report of one job."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    job_id: str
+    recipe: Recipe
+    method: str = Field(description="the recipe's, or the one that 'auto' chose")
+    tried: dict[str, float] = Field(
+        description="perplexity that each method left which 'auto' tried, on text kept back for that"
+    )
+    target_ratio: float
+    achieved_ratio: float = Field(description="stored parameters before / after")
+    metrics: Comparison
+    sites: tuple[SiteReport, ...] = Field(description="every matrix, those of the embedding and the head included")
+    removed_blocks: tuple[RemovedBlock, ...] = Field(description="in the order in which they went")
+    intermediate_size: int | None = Field(None, description="hidden units of narrowed MLPs")
+    distillation: DistillationReport | None = None
+    dense_export: str | None = Field(None, description="directory of the checkpoint with its factors multiplied out")
+    reproducibility: Reproducibility
+
+
+def report_schema() -> dict[str, Any]:
+    """The JSON schema of the report."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": SCHEMA_PATH,
+        **CompressionReport.model_json_schema(mode="serialization"),
+    }

@@ -1,0 +1,118 @@
+"""The model card: what the hub reads of it, and what it promises people."""
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard, ModelCardData
+
+from app.contract.report import CompressionReport
+from tests.workers.report.reports import TEXTS, distillation_report, factored_report, fused_report
+from workers.report.card import front_matter_of, model_card
+from workers.report.plots import Plot
+
+
+def read(report: CompressionReport, **original: object) -> ModelCardData:
+    """The front matter as the hub's own library reads it."""
+    return ModelCard(model_card(report, original, [], own_code=True)).data
+
+
+def with_model(reference: str) -> CompressionReport:
+    report = factored_report()
+    return report.model_copy(update={"recipe": report.recipe.model_copy(update={"model": reference})})
+
+
+def test_the_hub_learns_from_which_model_and_which_text_it_was_made() -> None:
+    data = read(factored_report())
+    assert data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert data["base_model_relation"] == "finetune"
+    assert data.datasets == ["Salesforce/wikitext"]
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "text-generation")
+
+
+def test_the_hub_learns_what_was_measured() -> None:
+    results = read(factored_report()).eval_results
+    assert results is not None
+    of_the_hub, local = results
+    assert (of_the_hub.dataset_type, of_the_hub.dataset_config, of_the_hub.dataset_split) == (
+        "Salesforce/wikitext",
+        "wikitext-2-raw-v1",
+        "test",
+    )
+    assert (of_the_hub.metric_type, of_the_hub.metric_value) == ("perplexity", 34.02)
+    assert (local.dataset_name, local.metric_value) == ("state-of-the-union.txt", 53.41)
+
+
+def test_a_local_model_and_local_text_are_not_said_to_be_on_the_hub() -> None:
+    report = with_model("local:mine")
+    recipe = report.recipe.model_copy(
+        update={
+            "calibration": report.recipe.calibration.model_copy(update={"datasets": ("local:a.txt",)}),
+            "distillation": None,
+        }
+    )
+    data = read(report.model_copy(update={"recipe": recipe}))
+    assert data.base_model is None
+    assert "base_model_relation" not in data
+    assert data.datasets is None
+
+
+def test_licence_and_language_are_those_of_the_original() -> None:
+    stated = {
+        "license": "other",
+        "license_name": "llama3.2",
+        "license_link": "https://example.org/l",
+        "language": ["en"],
+    }
+    data = read(factored_report(), **stated, tags=["not inherited"])
+    assert {name: data[name] for name in stated} == stated
+    assert "not inherited" not in (data.tags or [])
+
+
+@pytest.mark.parametrize(("original", "notice"), [({}, "states no licence"), ({"license": "mit"}, "licence: mit")])
+def test_the_notice_says_under_which_licence_it_stands(original: dict[str, object], notice: str) -> None:
+    assert notice in model_card(factored_report(), original, [], own_code=True)
+
+
+def test_a_card_of_the_original_that_cannot_be_read_states_nothing(tmp_path: Path) -> None:
+    assert front_matter_of(tmp_path) == {}
+    (tmp_path / "README.md").write_text("---\nlicense: [\n---\n")
+    assert front_matter_of(tmp_path) == {}
+    (tmp_path / "README.md").write_text("no front matter")
+    assert front_matter_of(tmp_path) == {}
+
+
+def test_a_card_of_the_original_is_read(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\nlanguage:\n- en\n---\n# The original\n")
+    assert front_matter_of(tmp_path) == {"license": "apache-2.0", "language": ["en"]}
+
+
+def test_trust_is_asked_for_only_where_there_is_code() -> None:
+    assert "trust_remote_code" in model_card(factored_report(), {}, [], own_code=True)
+    assert "trust_remote_code" not in model_card(fused_report(), {}, [], own_code=False)
+
+
+def test_every_number_of_the_comparison_stands_in_the_table() -> None:
+    card = model_card(factored_report(), {}, [], own_code=True)
+    assert "| stored parameters | 134,515,008 | 103,471,936 |" in card
+    assert f"| perplexity, `{TEXTS[1]}` | 24.50 | 53.41 |" in card
+
+
+def test_plots_are_embedded_by_relative_names() -> None:
+    card = model_card(factored_report(), {}, [Plot("plots/allocation.png", "Who keeps what.")], own_code=True)
+    assert "![Who keeps what.](plots/allocation.png)" in card
+
+
+def test_a_dense_export_is_said_not_to_be_smaller() -> None:
+    assert "**not smaller**" in model_card(factored_report(dense_export="dense"), {}, [], own_code=True)
+    assert "**not smaller**" not in model_card(factored_report(), {}, [], own_code=True)
+
+
+def test_a_training_is_described() -> None:
+    assert "262,144 tokens" in model_card(factored_report(distillation=distillation_report()), {}, [], own_code=True)
+
+
+def test_a_hostile_name_stays_text() -> None:
+    card = model_card(with_model("local:a](https://evil) <b>|`x`"), {}, [], own_code=True)
+    assert r"# a\]\(https" not in card
+    assert r"evil) \<b\>\|\`x\`, 1.30 times smaller" in card
+    assert "`local:a](https://evil) <b>x`" in card

@@ -1,0 +1,258 @@
+"""The model card: what the model is, what it came to, how to make it again; for people, and for the hub.
+
+    text = model_card(report, original, plots, own_code=True)
+
+`original` is the front matter of the original's card, from which licence and language are inherited. Promise: nothing
+is claimed that the report or the original does not say.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from app.contract.job import Metrics
+from app.contract.report import CompressionReport
+from workers.report.plots import Plot, measured
+
+CARD = "README.md"
+RELATION = "finetune"
+"""Of the hub's four relations (adapter, merge, quantized, finetune) the one for weights that were changed and then
+stand for themselves."""
+
+
+def front_matter_of(directory: Path) -> Mapping[str, Any]:
+    """What a model's card states for the hub; nothing where it has no card, or none that can be read."""
+    try:
+        card = ModelCard((directory / CARD).read_text(encoding="utf-8"), ignore_metadata_errors=True)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    stated: Mapping[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
+    return stated
+
+
+def model_card(report: CompressionReport, original: Mapping[str, Any], plots: Sequence[Plot], *, own_code: bool) -> str:
+    """`own_code`: the package brings a modelling file, and opens with `trust_remote_code`."""
+    sections = [
+        what_it_is(report),
+        how_to_load(own_code),
+        results(report, plots),
+        how_it_was_made(report),
+        reproducibility(report),
+        limits(report, own_code),
+        licence_notice(report, original),
+    ]
+    return f"---\n{front_matter(report, original).to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def front_matter(report: CompressionReport, original: Mapping[str, Any]) -> ModelCardData:
+    base = hub_model(report)
+    inherited = {
+        name: original[name] for name in ("license", "license_name", "license_link", "language") if name in original
+    }
+    made_from = [
+        *report.recipe.calibration.datasets,
+        *(report.recipe.distillation.datasets if report.recipe.distillation else ()),
+    ]
+    datasets = list(dict.fromkeys(hub_dataset(dataset)[0] for dataset in made_from if dataset.startswith("hub:")))
+    return ModelCardData(
+        base_model=base,
+        base_model_relation=RELATION if base else None,
+        datasets=datasets or None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["compressed", "modelpress", report.method],
+        model_name=title(report),
+        eval_results=list(eval_results(report)),
+        **inherited,
+    )
+
+
+def eval_results(report: CompressionReport) -> Iterator[EvalResult]:
+    """The result's perplexities in the hub's form."""
+    for dataset, perplexity in report.metrics.after.perplexity.items():
+        name, config, split = hub_dataset(dataset)
+        yield EvalResult(
+            task_type="text-generation",
+            dataset_type=name,
+            dataset_name=dataset.partition(":")[2],
+            dataset_config=config,
+            dataset_split=split,
+            dataset_revision=report.reproducibility.texts[dataset].revision,
+            metric_type="perplexity",
+            metric_name=f"Perplexity, windows of {report.recipe.evaluation.window} tokens",
+            metric_value=round(perplexity, 4),
+        )
+
+
+def hub_model(report: CompressionReport) -> str | None:
+    """'org/name' of an original from the hub."""
+    reference = report.recipe.model
+    return None if reference.startswith("local:") else reference.partition("@")[0]
+
+
+def hub_dataset(dataset: str) -> tuple[str, str | None, str | None]:
+    """Name, configuration and split of a dataset of the hub; any other has a name alone."""
+    kind, _, name = dataset.partition(":")
+    if kind != "hub":
+        return name, None, None
+    organisation, repository, *rest = name.split("/")
+    return f"{organisation}/{repository}", (rest[0] if len(rest) == 2 else None), rest[-1]
+
+
+def title(report: CompressionReport) -> str:
+    name = (hub_model(report) or report.recipe.model.removeprefix("local:")).rpartition("/")[2]
+    return f"{name}, {report.achieved_ratio:.2f} times smaller"
+
+
+def what_it_is(report: CompressionReport) -> str:
+    base = hub_model(report)
+    source = f"[{base}](https://huggingface.co/{base})" if base else code(report.recipe.model)
+    before, after = report.metrics.before.parameters, report.metrics.after.parameters
+    return (
+        f"# {plain(title(report))}\n\n"
+        f"{source}, compressed by Modelpress from {before:,} to {after:,} stored parameters. The "
+        "tokenizer is the original's."
+    )
+
+
+def how_to_load(own_code: bool) -> str:
+    trust = ", trust_remote_code=True" if own_code else ""
+    needs = (
+        "It needs torch and transformers 4.57 or newer, and runs the two small Python files beside the weights, which "
+        "hold its compact layers."
+        if own_code
+        else "It is an ordinary checkpoint of the original's architecture: whatever opens that opens this."
+    )
+    return f"""## How to load it
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/directory"{trust})
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory"{trust})
+```
+
+{needs}"""
+
+
+def results(report: CompressionReport, plots: Sequence[Plot]) -> str:
+    evaluation = report.recipe.evaluation
+    how = (
+        f"Perplexity over at most {evaluation.max_tokens:,} tokens of each text in windows of {evaluation.window}, on "
+        "text that neither the calibration nor any training saw."
+    )
+    pictures = [f"![{plot.caption}]({plot.name})" for plot in plots]
+    return "\n\n".join(["## Results", results_table(measured(report)), how, *pictures])
+
+
+def results_table(models: Mapping[str, Metrics]) -> str:
+    """A column for each model that was measured."""
+    texts = next(iter(models.values())).perplexity
+    rows: list[tuple[str, list[float | None], str]] = [
+        ("stored parameters", [model.parameters for model in models.values()], "{:,}"),
+        ("weights, MB", [model.bytes / 1e6 for model in models.values()], "{:,.1f}"),
+    ]
+    rows += [
+        (f"perplexity, {code(text)}", [model.perplexity.get(text) for model in models.values()], "{:,.2f}")
+        for text in texts
+    ]
+    rows += [
+        ("tokens/s, reading", [model.prefill_tokens_per_second for model in models.values()], "{:,.1f}"),
+        ("tokens/s, writing", [model.decode_tokens_per_second for model in models.values()], "{:,.1f}"),
+    ]
+    lines = [f"| | {' | '.join(models)} |", "|---|" + "---:|" * len(models)]
+    for name, values, style in rows:
+        if any(value is not None for value in values):
+            cells = ["–" if value is None else style.format(value) for value in values]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def how_it_was_made(report: CompressionReport) -> str:
+    recipe = report.recipe
+    chosen = " (chosen by `auto`)" if recipe.method != report.method else ""
+    facts = [
+        f"Method: `{report.method}`{chosen}. Asked for {report.target_ratio:g} times fewer stored parameters, came to "
+        f"{report.achieved_ratio:.4g}.",
+        f"Calibration: {recipe.calibration.sequences} sequences of {recipe.calibration.length} tokens of "
+        f"{listed(recipe.calibration.datasets)}.",
+    ]
+    if report.removed_blocks:
+        gone = ", ".join(str(removed.block) for removed in report.removed_blocks)
+        facts.append(f"Blocks removed, in this order: {gone}.")
+    if report.intermediate_size is not None:
+        facts.append(f"The MLPs have {report.intermediate_size} hidden units.")
+    if report.distillation is not None and recipe.distillation is not None:
+        facts.append(
+            f"Distillation from the original: {report.distillation.tokens:,} tokens of "
+            f"{listed(recipe.distillation.datasets)}, learning rate {recipe.distillation.learning_rate:g}, trained: "
+            f"{recipe.distillation.train}."
+        )
+    facts.append("What became of each matrix stands in `compression_report.json`.")
+    return "## How it was made\n\n" + "\n".join(f"- {fact}" for fact in facts)
+
+
+def reproducibility(report: CompressionReport) -> str:
+    record = report.reproducibility
+    original = f"- Original: {code(record.original.reference)}"
+    if record.original.revision:
+        original += f" at commit `{record.original.revision}`"
+    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    place = record.environment
+    return f"""## Reproducibility
+
+{original}
+- Seed: {report.recipe.seed}
+- Versions: {versions}
+- Computed on {place.device} in {place.dtype}, {place.threads} threads, {place.platform}
+
+`compression_report.json` holds the recipe and the SHA-256 of every file and text that was read. The same recipe on the
+same machine gives the same weights bit for bit. `sha256sum --check SHA256SUMS` checks the files here."""
+
+
+def limits(report: CompressionReport, own_code: bool) -> str:
+    worse = max(
+        report.metrics.after.perplexity[text] / before for text, before in report.metrics.before.perplexity.items()
+    )
+    facts = [
+        f"It is not the original: on the texts above its perplexity is up to {worse:.2f} times the original's, and it "
+        "may lose more on text, languages or tasks that differ from its calibration.",
+        "What was not measured above, such as safety, facts or following instructions, has to be measured before it is "
+        "relied on. The original's own limits and biases stay.",
+    ]
+    if own_code:
+        facts.append("Engines that do not run code of a checkpoint cannot open it as it is.")
+    if report.dense_export:
+        facts.append(
+            f"`{report.dense_export}/` holds the same model with its factors multiplied out. It opens anywhere as a "
+            "model of the original's architecture and is **not smaller** than one of its shape."
+        )
+    return "## Limits\n\n" + "\n".join(f"- {fact}" for fact in facts)
+
+
+def licence_notice(report: CompressionReport, original: Mapping[str, Any]) -> str:
+    stated = original.get("license_name") or original.get("license")
+    if stated is None:
+        notice = "The original states no licence that could be read. Ask its authors before you pass this model on."
+    else:
+        link = original.get("license_link")
+        name = f"[{plain(str(stated))}]({link})" if link else plain(str(stated))
+        notice = f"This model is a derivative of the original and under its licence: {name}."
+    return f"## Licence\n\n{notice} Licence and notice files that came with the original lie beside the weights."
+
+
+def listed(datasets: Sequence[str]) -> str:
+    return ", ".join(map(code, datasets))
+
+
+def code(text: str) -> str:
+    """Text as code, which Markdown leaves alone, also in a table."""
+    return f"`{text.replace('`', '').replace('|', '')}`"
+
+
+def plain(text: str) -> str:
+    """Text that Markdown must not take for its own."""
+    return "".join(f"\\{character}" if character in "\\`*_[]<>|#" else character for character in text)
