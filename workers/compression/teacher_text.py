@@ -15,17 +15,17 @@ that a chat model asks itself when shown the frame alone: Magpie, arXiv 2406.084
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SINGLE_QUERY = "modelpress_single_query"
+from workers.compression.models.decoding import decoding
+
 PLACE_OF_QUESTION = "PLACEOFQUESTION"
-WORD_MARKS = ("Ġ", "▁")
+WORD_MARKS = "Ġ▁"
 """What a token of a word that follows a space begins with, in byte-level and in SentencePiece vocabularies."""
 
 Opening = tuple[int, ...]
@@ -43,7 +43,7 @@ class Sampling:
     """
 
     batch: int = 64
-    coolest: float = 0.8
+    coolest: float = 0.9
     hottest: float = 1.2
     min_p: float = 0.02
     opening_temperature: float = 1.5
@@ -61,7 +61,7 @@ class Openings:
 
     Attributes:
         prefix: what the tokenizer puts before every text; often nothing.
-        words: tokens that begin a word.
+        words: tokens that begin a word with a capital.
         mark: the token that stands at the beginning of documents, where the model has one of its own.
         question: the frame of a user's message up to the message, where there is a chat template.
         answer: what stands between the end of that message and the reply.
@@ -168,11 +168,9 @@ def _written(
     """All rows, one token each at a time: [rows, length] of int64 on the CPU."""
     tokens = torch.tensor([row.take(-1) for row in rows])
     taken = [tokens]
-    cache = DynamicCache(config=model.config)
-    with _attending_singly(model):
+    with decoding(model) as decode:
         while len(taken) < length:
-            outputs = model(tokens[:, None].to(model.device), past_key_values=cache, use_cache=True)
-            written = drawn(outputs.logits[:, -1].float().cpu(), rows, temperatures, sampling, generator)
+            written = drawn(decode(tokens).float().cpu(), rows, temperatures, sampling, generator)
             tokens = torch.tensor([row.take(token) for row, token in zip(rows, written.tolist(), strict=True)])
             taken.append(tokens)
             if progress is not None:
@@ -210,17 +208,16 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fr
 
 
 def word_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Tokens that begin a word behind a space, [words]; where the vocabulary marks none, all but the special ones."""
+    """Tokens that begin a word with a capital, as documents do, [words]; without any, all but the special ones."""
     special = set(tokenizer.all_special_ids)
-    count = min(model.config.vocab_size, len(tokenizer))
-    ordinary = [token for token in range(count) if token not in special]
+    ordinary = [token for token in range(min(model.config.vocab_size, len(tokenizer))) if token not in special]
     pieces = tokenizer.convert_ids_to_tokens(ordinary)
-    words = [
-        token
-        for token, piece in zip(ordinary, pieces, strict=True)
-        if piece.startswith(WORD_MARKS) and piece[1:].isalpha()
-    ]
+    words = [token for token, piece in zip(ordinary, pieces, strict=True) if is_capitalised(piece.lstrip(WORD_MARKS))]
     return torch.tensor(words or ordinary)
+
+
+def is_capitalised(piece: str) -> bool:
+    return len(piece) > 1 and piece.isalpha() and piece.istitle()
 
 
 def chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[Opening, Opening]:
@@ -239,41 +236,3 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[Opening, Opening]:
 
 def drawn_number(below: int, generator: torch.Generator) -> int:
     return int(torch.randint(below, (), generator=generator))
-
-
-@contextmanager
-def _attending_singly(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode and `attend_singly` for as long as the context lasts."""
-    attention, training = model.config._attn_implementation, model.training
-    AttentionInterface.register(SINGLE_QUERY, attend_singly)
-    model.train(False)
-    model.set_attn_implementation(SINGLE_QUERY)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(attention)
-        model.train(training)
-
-
-def attend_singly(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    **_: object,
-) -> tuple[Tensor, None]:
-    """Attention of one new token, query [N, heads, 1, D], to all that its cache holds, [N, groups, T, D] each.
-
-    Two plain products, the heads of a group side by side: on a CPU several times faster than the fused kernels, which
-    are made for many queries. A cache holds no token that may not be seen, so there is no mask.
-    """
-    rows, heads, _one, width = query.shape
-    grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], width)
-    scores = (grouped @ key.transpose(2, 3)).float() * (width**-0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    attended = scores.softmax(-1).to(value.dtype) @ value
-    return attended.view(rows, 1, heads, value.shape[-1]), None

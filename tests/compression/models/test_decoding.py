@@ -1,0 +1,38 @@
+"""Writing one token after another gives what reading all of them at once gives."""
+
+import pytest
+import torch
+
+from tests.contracts.tiny_models import CONFIGS, VOCABULARY, tiny_model
+from workers.compression.models import decoding
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_logits_are_those_of_the_whole_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "ROOM", 7)  # more room has to be made on the way
+    model = tiny_model(name)
+    ids = torch.randint(VOCABULARY, (3, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), decoding.decoding(model) as decode:
+        logits = torch.stack([decode(tokens) for tokens in ids.T], dim=1)
+    torch.testing.assert_close(logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_second_context_begins_anew() -> None:
+    model, tokens = tiny_model("llama"), torch.tensor([5, 6])
+    with torch.no_grad():
+        with decoding.decoding(model) as decode:
+            first = decode(tokens)
+            assert not torch.equal(decode(tokens), first)
+        with decoding.decoding(model) as decode:
+            assert torch.equal(decode(tokens), first)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = tiny_model("llama")
+    model.train()
+    attention = model.config._attn_implementation
+    with pytest.raises(RuntimeError), decoding.decoding(model):
+        assert not model.training
+        raise RuntimeError
+    assert model.training
+    assert model.config._attn_implementation == attention
