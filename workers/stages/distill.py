@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from app.contract.job import Stage
 from app.contract.recipe import Distillation
@@ -53,31 +54,44 @@ class Curve:
 
 def run(context: Context, directory: Path) -> None:
     distillation, place = asked(context), compute.device(context)
-    parts = compress.FinishedParts(context)
     original = StreamedModel.open(inspect.model_dir(context), device=place, dtype=torch.float32)
+    parts = compress.FinishedParts(context)
     edited = EditedModel(original, parts)
-    student, teacher = edited.whole(), compute.open_model(context, inspect.model_dir(context)).whole()
-    windows = calibrate.distillation(context)
+    student = edited.whole()
+    trained = train(context, student, distillation)
+    part = trained_part(edited, student, len(parts), distillation.train)
+    write_part(directory / compress.file_name(part.index), part)
+    (directory / CURVE).write_text(json.dumps(asdict(as_curve(trained)), indent=1))
+
+
+def train(context: Context, student: PreTrainedModel, distillation: Distillation) -> Checkpoint:
+    """Trains the student in place, from where an earlier attempt was, and gives the last state of the training."""
+    teacher = compute.open_model(context, inspect.model_dir(context)).whole()
+    settings, step_tokens = settings_of(distillation), distillation.sequences * distillation.length
+    steps = settings.steps(distillation.length)
     kept = last_kept(context)
     if kept is not None:
         context.resumed()
-        context.progress(kept.step / kept.steps, f"going on: {place_of(kept, distillation)}")
+
+    def tell(step: int, loss: float) -> None:
+        tokens = min(step * step_tokens, distillation.tokens)
+        context.progress(step / steps, place_of(tokens, distillation.tokens, loss, kept.restarts if kept else 0))
+
     for checkpoint in distil(
         teacher,
         student,
-        windows,
-        settings_of(distillation),
+        calibrate.distillation(context),
+        settings,
         seed=context.assignment.recipe.seed,
         resumed=kept,
         compute_dtype=None if teacher.dtype == torch.float32 else teacher.dtype,
+        told=tell,
     ):
         keep(context, checkpoint)
-        context.progress(checkpoint.step / checkpoint.steps, place_of(checkpoint, distillation))
         kept = checkpoint
-    part = trained_part(edited, student, len(parts), distillation.train)
-    write_part(directory / compress.file_name(part.index), part)
-    if kept is not None:
-        (directory / CURVE).write_text(json.dumps(asdict(curve_of_training(kept)), indent=1))
+    if kept is None:
+        raise ValueError("a training of no steps")
+    return kept
 
 
 def asked(context: Context) -> Distillation:
@@ -104,13 +118,11 @@ def settings_of(distillation: Distillation) -> Settings:
     return replace(settings, interval=min(max(1, often), LONGEST_INTERVAL))
 
 
-def place_of(checkpoint: Checkpoint, distillation: Distillation) -> str:
+def place_of(tokens: int, of: int, loss: float, restarts: int) -> str:
     """How far a training is, for people."""
-    seen = f"distilling: {min(checkpoint.tokens, distillation.tokens):,} of {distillation.tokens:,} tokens"
-    loss = f", loss {checkpoint.losses[-1]:.3g}" if checkpoint.losses else ""
-    times = "once" if checkpoint.restarts == 1 else f"{checkpoint.restarts} times"
-    diverged = f"; diverged {times}, the learning rate is lower since" if checkpoint.restarts else ""
-    return seen + loss + diverged
+    times = "once" if restarts == 1 else f"{restarts} times"
+    diverged = f"; diverged {times} and went on at a lower learning rate" if restarts else ""
+    return f"distilling: {tokens:,} of {of:,} tokens, loss {loss:.3g}{diverged}"
 
 
 def keep(context: Context, checkpoint: Checkpoint) -> None:
@@ -132,7 +144,7 @@ def last_kept(context: Context) -> Checkpoint | None:
     return None
 
 
-def curve_of_training(checkpoint: Checkpoint) -> Curve:
+def as_curve(checkpoint: Checkpoint) -> Curve:
     """At most CURVE_POINTS points, evenly spread, the last of which is the end."""
     losses, count = checkpoint.losses, min(len(checkpoint.losses), CURVE_POINTS)
     ends = [len(losses) * (number + 1) // count for number in range(count)]
