@@ -4,12 +4,22 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Method = Literal[
-    "auto", "kronecker", "svd", "kronecker_sum", "fusion", "width", "hybrid", "tqcompressor", "tqcompressor_tied"
+    "auto",
+    "kronecker",
+    "svd",
+    "kronecker_sum",
+    "fusion",
+    "fusegpt",
+    "width",
+    "hybrid",
+    "tqcompressor",
+    "tqcompressor_tied",
 ]
 Trained = Literal["all", "factors", "norms"]
+FUSING: tuple[Method, ...] = ("fusion", "fusegpt")
 
 HUB_MODEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", re.ASCII)
 LOCAL_NAME = re.compile(r"local:[^/].*")
@@ -87,6 +97,18 @@ class Distillation(Options):
         return self
 
 
+class Fusion(Options):
+    """How the removed blocks are taken up by those that stay."""
+
+    tokens: int | None = Field(
+        None,
+        ge=16,
+        le=100_000_000_000,
+        description="tokens of the calibration text on which the blocks around each removed one are distilled, in all; "
+        "null: none for `fusion`, 20 passes for each removed block for `fusegpt`",
+    )
+
+
 class Evaluation(Options):
     """Text on which original and result are compared; never text of the calibration or the distillation."""
 
@@ -119,6 +141,7 @@ class Recipe(Options):
     )
     method: Method = Field("kronecker", description="how the weights are made smaller")
     calibration: Calibration = Calibration()
+    fusion: Fusion | None = Field(None, description="for the methods `fusion` and `fusegpt` only")
     distillation: Distillation | None = Field(None, description="training after the compression; null: none")
     evaluation: Evaluation = Evaluation()
     seed: int = Field(0, ge=0, lt=2**63)
@@ -133,6 +156,14 @@ class Recipe(Options):
             return ratio
         hint = f"send {1 / ratio:.3g}" if 0 < ratio < 1 else "send a number above 1, such as 1.5"
         raise ValueError(f"must be above 1, since it is stored parameters before / after; {hint}")
+
+    @field_validator("fusion")
+    @classmethod
+    def check_fusion(cls, fusion: Fusion | None, info: ValidationInfo) -> Fusion | None:
+        method = info.data.get("method", "fusion")
+        if fusion is not None and method not in FUSING:
+            raise ValueError(f"only for the methods {' and '.join(FUSING)}; leave it out for {method!r}")
+        return fusion
 
     @field_validator("metadata")
     @classmethod

@@ -36,6 +36,9 @@ def test_the_contract_and_the_catalog_name_the_same_methods() -> None:
         ({"distillation": {"warm_up": 1.5}}, "less than or equal to 1"),
         ({"distillation": {"hidden": -1}}, "greater than or equal to 0"),
         ({"distillation": {"train": "head"}}, "'all', 'factors' or 'norms'"),
+        ({"method": "width", "fusion": {"tokens": 1000}}, "only for the methods fusion and fusegpt"),
+        ({"fusion": {}}, "leave it out for 'kronecker'"),
+        ({"method": "fusegpt", "fusion": {"tokens": 0}}, "greater than or equal to 16"),
         ({"metadata": {"key": "x" * 513}}, "values 512"),
         ({"method": "magic"}, "kronecker"),
         ({"unknown": 1}, "not permitted"),
@@ -48,6 +51,13 @@ def test_a_wrong_field_is_refused_with_the_way_out(changes: dict[str, Any], way_
 
 def test_without_a_section_of_its_own_nothing_is_distilled() -> None:
     assert Recipe.model_validate(VALID).distillation is None
+
+
+@pytest.mark.parametrize("method", ["fusion", "fusegpt"])
+def test_the_tokens_of_a_fusion_can_be_named(method: str) -> None:
+    fusion = Recipe.model_validate({**VALID, "method": method, "fusion": {"tokens": 1000}}).fusion
+    assert fusion is not None
+    assert fusion.tokens == 1000
 
 
 def test_every_dataset_is_told_with_the_field_that_names_it() -> None:

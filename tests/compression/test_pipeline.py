@@ -1,13 +1,14 @@
 """A whole model, whatever its plan asks for: as many parts as announced, resumable behind each, as large as planned."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM
 
 from tests.compression.factors.test_sequential import calibration, open_tiny
+from tests.compression.resizing.small_models import Kept, same
 from workers.compression.accounting.plans import TOLERANCE, Plan
 from workers.compression.accounting.sizes import resized_plan
 from workers.compression.models.streamed import StreamedModel
@@ -15,7 +16,14 @@ from workers.compression.package.checkpoint import write_package
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress, part_count
 
-TARGETS = {"fusion": 1.5, "width": 1.2, "hybrid": 1.4}
+PLANS = {
+    "fusion": ("fusion", 1.5, 0),
+    "fusion-distilled": ("fusion", 1.5, 384),
+    "fusegpt": ("fusegpt", 1.5, 384),
+    "width": ("width", 1.2, 0),
+    "hybrid": ("hybrid", 1.4, 0),
+}
+"""The method, the target and the tokens of distillation."""
 MODELS = ("llama", "gpt2")
 
 
@@ -26,12 +34,13 @@ class Resized:
     parts: list[CompressedPart]
 
 
-@pytest.fixture(scope="module", params=[(model, name) for model in MODELS for name in TARGETS], ids="-".join)
+@pytest.fixture(scope="module", params=[(model, name) for model in MODELS for name in PLANS], ids="-".join)
 def resized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Resized:
     model_type, name = request.param
     directory = tmp_path_factory.mktemp(model_type)
     model = open_tiny(model_type, directory)
-    plan = resized_plan(model.inventory, name, TARGETS[name])
+    method, target, tokens = PLANS[name]
+    plan = dataclasses.replace(resized_plan(model.inventory, method, target), absorption_tokens=tokens)
     return Resized(directory, plan, list(compress(model, plan, calibration())))
 
 
@@ -42,7 +51,7 @@ def test_there_are_as_many_parts_as_announced_numbered_in_order(resized: Resized
 
 
 def test_blocks_go_first_and_say_by_which_scores(resized: Resized) -> None:
-    assert resized.plan.removed == (1 if resized.plan.method == "fusion" else 0)
+    assert resized.plan.removed == (1 if resized.plan.method in ("fusion", "fusegpt") else 0)
     for part in resized.parts[: resized.plan.removed]:
         assert len(part.removed) == 1
         assert min(part.scores, key=lambda block: part.scores[block]) == part.removed[0]
@@ -52,7 +61,7 @@ def test_blocks_go_first_and_say_by_which_scores(resized: Resized) -> None:
 def test_what_remains_is_refitted_before_it_is_narrowed(resized: Resized) -> None:
     kept = [block for block in range(3) if block not in {gone for part in resized.parts for gone in part.removed}]
     names = [part.name.rpartition(".")[2] for part in resized.parts[resized.plan.removed :]]
-    if resized.plan.method == "fusion":
+    if resized.plan.method == "fusion" and not resized.plan.absorption_tokens:
         assert names == [str(block) for block in 2 * kept]
 
 
@@ -71,10 +80,25 @@ def test_resumed_behind_any_part_the_rest_is_the_same(resized: Resized) -> None:
         model = StreamedModel.open(resized.directory)
         rest = compress(model, resized.plan, calibration(), start=start, finished=resized.parts.__getitem__)
         for found, expected in zip(rest, resized.parts[start:], strict=True):
-            assert (found.index, found.removed, found.tensors.keys()) == (
-                expected.index, expected.removed, expected.tensors.keys()
-            )  # fmt: skip
-            assert all(torch.equal(tensor, expected.tensors[name]) for name, tensor in found.tensors.items())
+            assert same(found, expected)
+
+
+@pytest.mark.parametrize("method", ["fusion", "fusegpt"])
+def test_killed_within_a_distillation_it_goes_on_to_the_same_weights(method: str, tmp_path: Path) -> None:
+    model = open_tiny("llama", tmp_path)
+    plan = dataclasses.replace(resized_plan(model.inventory, method, 1.5), absorption_tokens=120 * 4 * 32)
+    whole = list(compress(model, plan, calibration()))
+    done: list[CompressedPart] = []
+    store = Kept(end_after=1)
+    with pytest.raises(KeyboardInterrupt):
+        for part in compress(model, plan, calibration(), checkpoints=store):
+            done.append(part)  # noqa: PERF402 - what was finished before the end stays
+    (step,) = {checkpoint.step for checkpoint in store.checkpoints.values()}
+    assert 0 < step < 120
+    for part in compress(model, plan, calibration(), start=len(done), finished=done.__getitem__, checkpoints=store):
+        done.append(part)  # noqa: PERF402 - `finished` reads the list while it grows
+    for found, expected in zip(done, whole, strict=True):
+        assert same(found, expected)
 
 
 def test_to_resume_the_finished_parts_are_needed(resized: Resized) -> None:

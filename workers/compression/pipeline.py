@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from workers.compression.accounting.architectures import Inventory
+from workers.compression.accounting.catalog import resizing
 from workers.compression.accounting.plans import Plan
 from workers.compression.factors import sequential
 from workers.compression.factors.allocation import measured_plan
@@ -20,7 +21,10 @@ from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart, Finished
 from workers.compression.resizing import fusion
+from workers.compression.resizing.absorption import Absorption, CheckpointStore
+from workers.compression.resizing.fusegpt import fuse_one_by_one, fusegpt
 from workers.compression.resizing.influence import removals
+from workers.compression.resizing.local_distillation import Distillation
 from workers.compression.resizing.width import narrow
 
 INFLUENCE_SEQUENCES, INFLUENCE_LENGTH = 4, 512
@@ -44,7 +48,9 @@ def resized_parts(inventory: Inventory, plan: Plan) -> int:
 
 def fused_parts(inventory: Inventory, plan: Plan) -> int:
     """The parts that removing blocks yields, the first of all."""
-    return fusion.part_count(inventory.blocks, plan.removed, absorbs=False) if plan.removed else 0
+    if plan.removed == 0 or resizing(plan.method).published:
+        return plan.removed
+    return fusion.part_count(inventory.blocks, plan.removed, absorbs=plan.absorption_tokens > 0)
 
 
 def compress(
@@ -55,13 +61,14 @@ def compress(
     sensitivities: Mapping[str, Sensitivity] | None = None,
     start: int = 0,
     finished: Finished | None = None,
+    checkpoints: CheckpointStore | None = None,
     seed: int = 0,
 ) -> Iterator[CompressedPart]:
     """Yields the parts from index `start` on, in order; see `sequential.compress` for the arguments.
 
     `finished` may be asked for every part that has been yielded: given one that reads them from files, what the later
-    parts build on need not stay in memory. `seed` is that of `sensitivity.measure`, where factors follow. Raises
-    ValueError for a `start` above 0 without `finished`.
+    parts build on need not stay in memory. `checkpoints` keeps how far a distillation within a part is. `seed` is that
+    of `sensitivity.measure`, where factors follow. Raises ValueError for a `start` above 0 without `finished`.
     """
     if start and finished is None:
         raise ValueError("to resume, say where the finished parts are")
@@ -70,7 +77,7 @@ def compress(
         return
     edited = EditedModel(model)
     if plan.removed:
-        yield from _fused(edited, model, plan, ids, start, finished)
+        yield from _fused(edited, model, plan, ids, start, finished, checkpoints)
     if plan.intermediate_size is not None:
         first = fused_parts(model.inventory, plan)
         yield from _narrowed(edited, model, plan.intermediate_size, ids, first, start, finished)
@@ -87,13 +94,29 @@ def _fused(
     ids: Tensor,
     start: int,
     finished: Finished | None,
+    checkpoints: CheckpointStore | None,
 ) -> Iterator[CompressedPart]:
     gone = min(start, plan.removed)
     if finished is not None:
         for index in range(gone):
             edited.apply(finished(index))
     going = removals(edited, ids[:INFLUENCE_SEQUENCES, :INFLUENCE_LENGTH], plan.removed - gone)
-    yield from fusion.fuse(model, edited, ids, going, plan.removed, start=start, finished=finished)
+    tokens = plan.absorption_tokens // plan.removed
+    if resizing(plan.method).published:
+        yield from fuse_one_by_one(edited, ids, going, fusegpt(tokens), start=gone, checkpoints=checkpoints)
+        return
+    absorption = Absorption(Distillation(tokens)) if tokens else None
+    yield from fusion.fuse(
+        model,
+        edited,
+        ids,
+        going,
+        plan.removed,
+        absorption,
+        start=start,
+        finished=finished,
+        checkpoints=checkpoints,
+    )
 
 
 def _narrowed(

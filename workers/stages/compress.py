@@ -8,7 +8,9 @@ from workers.compression.accounting.architectures import Inventory
 from workers.compression.accounting.plans import Plan
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress, fused_parts, part_count, resized_parts
+from workers.compression.resizing.local_distillation import Checkpoint
 from workers.stages import calibrate, compute, inspect
+from workers.stages.absorption_files import CheckpointFiles
 from workers.stages.context import Context
 from workers.stages.part_files import read_part, write_part
 from workers.stages.plan import plan_of, sensitivities_of
@@ -24,6 +26,12 @@ def run(context: Context, directory: Path) -> None:
     if start > 0:
         context.resumed(block=block_of(start, model.inventory, plan))
         context.progress(start / count, f"going on from {place_of(start, model.inventory, plan)}")
+
+    def tell(part: int, checkpoint: Checkpoint) -> None:
+        place = place_of(part, model.inventory, plan)
+        context.progress(part / count, f"{place}, step {checkpoint.step} of its distillation")
+
+    checkpoints = CheckpointFiles(context.bench, NAME, directory, tell)
     parts = compress(
         model,
         plan,
@@ -31,12 +39,14 @@ def run(context: Context, directory: Path) -> None:
         sensitivities=sensitivities_of(context),
         start=start,
         finished=lambda index: read_part(part_path(context, index)),
+        checkpoints=checkpoints,
         seed=context.assignment.recipe.seed,
     )
     for part in parts:
         path = directory / file_name(part.index)
         write_part(path, part)
         context.bench.finish_part(path)
+        checkpoints.clear(part.index)
         done = part.index + 1
         del part  # or it stays in memory beside the next one
         context.progress(done / count, place_of(min(done, count - 1), model.inventory, plan))
@@ -50,15 +60,15 @@ def block_of(part: int, inventory: Inventory, plan: Plan) -> int | None:
 
 def place_of(part: int, inventory: Inventory, plan: Plan) -> str:
     """What a part is, for people. In a model of factors part 0 is the embedding and the head comes last."""
-    remaining, fused, resized = (
-        inventory.blocks - plan.removed,
-        fused_parts(inventory, plan),
-        resized_parts(inventory, plan),
-    )
+    remaining = inventory.blocks - plan.removed
+    fused, resized = fused_parts(inventory, plan), resized_parts(inventory, plan)
     if part < plan.removed:
-        return f"removing block {part + 1} of {plan.removed}"
+        verb = "removing" if fused > plan.removed else "fusing away"
+        return f"{verb} block {part + 1} of {plan.removed}"
     if part < min(fused, inventory.blocks):
         return f"refitting block {part - plan.removed + 1} of {remaining}"
+    if part < fused:
+        return f"distilling removed block {part - inventory.blocks + 1} of {plan.removed} into those around it"
     if part < resized:
         return f"narrowing block {part - fused + 1} of {remaining}"
     block = block_of(part, inventory, plan)

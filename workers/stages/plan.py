@@ -3,12 +3,13 @@
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
 from app.contract.job import Stage
-from workers.compression.accounting.catalog import AUTO, is_measured
+from workers.compression.accounting.catalog import AUTO, RESIZINGS, is_measured
 from workers.compression.accounting.plans import Plan
 from workers.compression.accounting.ranges import candidates
 from workers.compression.choice import Trial, trials
@@ -16,6 +17,7 @@ from workers.compression.factors.allocation import measured_plan
 from workers.compression.factors.sensitivity import Sensitivity, from_tensors, measure, to_tensors
 from workers.compression.factors.sequential import part_count
 from workers.compression.parts import CompressedPart
+from workers.compression.resizing.fusegpt import EPOCHS
 from workers.stages import calibrate, compute, inspect
 from workers.stages.context import Context
 from workers.stages.part_files import read_part, write_part
@@ -34,9 +36,20 @@ def run(context: Context, directory: Path) -> None:
     name = min(tried, key=lambda trial: trial.perplexity).method if tried else recipe.method
     measured = measure_sensitivities(context) if is_measured(name) else {}
     plan = measured_plan(inventory, name, recipe.target_ratio, measured)
+    plan = replace(plan, absorption_tokens=absorption_tokens(context, plan))
     save_file(to_tensors(measured), directory / SENSITIVITIES)
     (directory / PLAN).write_text(json.dumps(plan.to_dict(), indent=1))
     (directory / CHOICE).write_text(json.dumps({trial.method: trial.perplexity for trial in tried}, indent=1))
+
+
+def absorption_tokens(context: Context, plan: Plan) -> int:
+    """Those that the recipe names; otherwise none, or as many as the published procedure takes."""
+    fusion = context.assignment.recipe.fusion
+    if fusion is not None and fusion.tokens is not None:
+        return fusion.tokens
+    if plan.method not in RESIZINGS or not RESIZINGS[plan.method].published:
+        return 0
+    return EPOCHS * calibrate.calibration(context).numel() * plan.removed
 
 
 def try_methods(context: Context, scratch: Path) -> list[Trial]:

@@ -8,6 +8,8 @@ from workers.stages.compress import block_of, place_of
 
 FACTORED = Plan("kronecker", {}, 10, 8)
 RESIZED = Plan("fusion", {}, 10, 8, removed=2, intermediate_size=5)
+DISTILLED = Plan("fusion", {}, 10, 8, removed=2, absorption_tokens=9)
+PUBLISHED = Plan("fusegpt", {}, 10, 8, removed=2, intermediate_size=5, absorption_tokens=9)
 HYBRID = Plan("hybrid", {}, 10, 8, intermediate_size=5, factors="kronecker")
 BLOCKS = llama_like().blocks
 
@@ -22,6 +24,9 @@ BLOCKS = llama_like().blocks
         (RESIZED, 0, "removing block 1 of 2"),
         (RESIZED, 2, f"refitting block 1 of {BLOCKS - 2}"),
         (RESIZED, BLOCKS, f"narrowing block 1 of {BLOCKS - 2}"),
+        (DISTILLED, BLOCKS + 1, "distilling removed block 2 of 2 into those around it"),
+        (PUBLISHED, 1, "fusing away block 2 of 2"),
+        (PUBLISHED, 2, f"narrowing block 1 of {BLOCKS - 2}"),
         (HYBRID, BLOCKS - 1, f"narrowing block {BLOCKS} of {BLOCKS}"),
         (HYBRID, BLOCKS + 1, f"block 1 of {BLOCKS}"),
         (HYBRID, 2 * BLOCKS + 1, "the output head"),

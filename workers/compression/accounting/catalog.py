@@ -105,22 +105,31 @@ class Resizing:
     """A way to a smaller model of the same architecture: an ordinary checkpoint, which anything opens.
 
     `fuses`: blocks go first, as many as the target allows, and their neighbours take over what they did; without, and
-    for what remains, the MLPs become narrower. `factors` names the method that factors what is left, which then bears
-    half of the target; the result is no ordinary checkpoint any more.
+    for what remains, the MLPs become narrower. `published`: blocks go as FuseGPT has it, one after another, each
+    distilled into its group before the next is chosen. `factors` names the method that factors what is left, which then
+    bears half of the target; the result is no ordinary checkpoint any more.
     """
 
     name: str
     description: str
     fuses: bool
+    published: bool = False
     factors: str | None = None
 
 
 _RESIZINGS = (
     Resizing(
         "fusion",
-        "fewer blocks: those that the final hidden state misses least, their neighbours refitted to make up for them; "
-        "narrower MLPs for the remainder; an ordinary checkpoint",
+        "fewer blocks: those that the final hidden state misses least, the others refitted to make up for them, and on "
+        "request distilled; narrower MLPs for the remainder; an ordinary checkpoint",
         fuses=True,
+    ),
+    Resizing(
+        "fusegpt",
+        "FuseGPT as published, for comparison: as `fusion`, but each block is distilled into its group with 20 passes "
+        "over the calibration text before the next is chosen, on a CPU hours for a small model",
+        fuses=True,
+        published=True,
     ),
     Resizing(
         "width",

@@ -183,7 +183,8 @@ class Plan:
 
     `removed` is how many blocks go, and `intermediate_size` the hidden units of each MLP that then remain, or None for
     as many as before. `factors` is the method that makes what is left as small as planned; its structures follow once
-    that is there to be measured.
+    that is there to be measured. `absorption_tokens` are those of the distillations in which the removed blocks are
+    taken up, all of them together.
     `compensation` says how far a site is fitted to make up for the sites before it: 0 not at all, 1 in full. A
     `data_free` plan fits the weights themselves, whatever flows through them. A tied output head that is named here is
     stored on its own.
@@ -198,6 +199,7 @@ class Plan:
     removed: int = 0
     intermediate_size: int | None = None
     factors: str | None = None
+    absorption_tokens: int = 0
 
     @property
     def ratio(self) -> float:
@@ -214,6 +216,7 @@ class Plan:
             "removed": self.removed,
             "intermediate_size": self.intermediate_size,
             "factors": self.factors,
+            "absorption_tokens": self.absorption_tokens,
         }
 
     @classmethod
@@ -229,6 +232,7 @@ class Plan:
             int(form["removed"]),
             form["intermediate_size"],
             form["factors"],
+            int(form["absorption_tokens"]),
         )
 
 

@@ -1,0 +1,76 @@
+"""How far the distillation of a removed block is, kept in files."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from workers.compression.resizing.local_distillation import Checkpoint
+from workers.stages.absorption_files import CheckpointFiles
+from workers.stages.workbench import Workbench
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "job_a"
+
+
+def files(root: Path, attempt: int = 1) -> CheckpointFiles:
+    bench = Workbench(root, attempt, "inputs")
+    return CheckpointFiles(bench, "compress", bench.begin("compress"), lambda part, checkpoint: None)
+
+
+def checkpoint(step: int) -> Checkpoint:
+    return Checkpoint(
+        step, 1 / step, {"trained:1.weight": torch.full((2, 3), float(step)), "step:1": torch.tensor(1.0)}
+    )
+
+
+def on_disk(root: Path) -> list[str]:
+    return sorted(path.name for path in root.rglob("*.safetensors"))
+
+
+def test_a_later_attempt_goes_on_from_the_last_checkpoint(root: Path) -> None:
+    store = files(root)
+    for step in (100, 200):
+        store.keep(3, checkpoint(step))
+    found = files(root, attempt=2).latest(3)
+    assert found is not None
+    assert (found.step, found.loss) == (200, 1 / 200)
+    assert found.tensors.keys() == checkpoint(200).tensors.keys()
+    assert all(torch.equal(tensor, found.tensors[name]) for name, tensor in checkpoint(200).tensors.items())
+
+
+def test_the_last_one_takes_the_place_of_those_before_it(root: Path) -> None:
+    store = files(root)
+    for step in (900, 1000, 1100):
+        store.keep(3, checkpoint(step))
+    assert on_disk(root) == ["distillation-00003-000001100.safetensors"]
+
+
+def test_one_that_was_not_recorded_to_the_end_does_not_count(root: Path) -> None:
+    files(root).keep(3, checkpoint(100))
+    (path,) = root.rglob("*.safetensors")
+    path.with_name(path.name.replace("100", "200")).write_bytes(b"half")
+    found = files(root, attempt=2).latest(3)
+    assert found is not None
+    assert found.step == 100
+
+
+def test_a_part_that_is_finished_leaves_none_and_those_of_others_stay(root: Path) -> None:
+    store = files(root)
+    store.keep(3, checkpoint(100))
+    store.keep(4, checkpoint(100))
+    store.clear(3)
+    assert store.latest(3) is None
+    assert store.latest(4) is not None
+
+
+def test_every_checkpoint_that_is_kept_is_told(root: Path) -> None:
+    told: list[tuple[int, int]] = []
+    bench = Workbench(root, 1, "inputs")
+    store = CheckpointFiles(
+        bench, "compress", bench.begin("compress"), lambda part, kept: told.append((part, kept.step))
+    )
+    store.keep(3, checkpoint(100))
+    assert told == [(3, 100)]
