@@ -170,7 +170,7 @@ def _written(
     taken = [tokens]
     with decoding(model) as decode:
         while len(taken) < length:
-            written = drawn(decode(tokens).float().cpu(), rows, temperatures, sampling, generator)
+            written = drawn(decode(tokens).cpu(), rows, temperatures, sampling, generator)
             tokens = torch.tensor([row.take(token) for row, token in zip(rows, written.tolist(), strict=True)])
             taken.append(tokens)
             if progress is not None:
@@ -181,13 +181,13 @@ def _written(
 def drawn(
     logits: Tensor, rows: list[Row], temperatures: Tensor, sampling: Sampling, generator: torch.Generator
 ) -> Tensor:
-    """One token for each row: logits [rows, V] → [rows], by inversion of the cumulated probabilities."""
+    """One token for each row: logits [rows, V] → [rows], by inversion of the cumulative distribution."""
     beginning = torch.tensor([row.at_beginning and not row.given for row in rows])
     temperature = torch.where(beginning, sampling.opening_temperature, temperatures)
     least = torch.where(beginning, 0.0, sampling.min_p)
-    probabilities = (logits / temperature[:, None]).softmax(-1)
-    floor = probabilities.amax(-1, keepdim=True) * least[:, None]
-    cumulated = probabilities.masked_fill_(probabilities < floor, 0).cumsum(-1)
+    scaled = logits / temperature[:, None]  # in fp32, and a copy
+    weights = scaled.sub_(scaled.amax(-1, keepdim=True)).exp_()
+    cumulated = weights.masked_fill_(weights < least[:, None], 0).cumsum_(-1)
     point = torch.rand(len(rows), 1, generator=generator) * cumulated[:, -1:]
     return torch.searchsorted(cumulated, point, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
 
