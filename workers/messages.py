@@ -50,6 +50,7 @@ class DoneReport(Message):
     package: Path
     achieved_ratio: float
     metrics: Comparison
+    missed: Text | None = Field(None, description="what the recipe's gate asked for and the result is not")
 
 
 class ErrorReport(Message):

@@ -139,13 +139,14 @@ class Supervisor:
 
     def finish(self, claim: Claim, result: Published) -> str:
         done = result.done
+        failure = None if done.missed is None else below_gate(done.missed, claim.attempt)
         with self.sessions.begin() as session:
             # A first try may have been committed although its answer was lost.
-            finished = store.has_succeeded(session, claim.job_id, claim.attempt) or store.finish(
-                session, claim.job_id, claim.attempt, done.achieved_ratio, done.metrics, result.files
+            finished = store.has_finished(session, claim.job_id, claim.attempt) or store.finish(
+                session, claim.job_id, claim.attempt, done.achieved_ratio, done.metrics, result.files, failure
             )
         if finished:
-            return "succeeded"
+            return "succeeded" if failure is None else "failed"
         self.artifacts.discard(claim.job_id, claim.attempt)
         return self.interrupt(claim)
 
@@ -271,6 +272,10 @@ class Supervisor:
 def without_result(doing: str) -> AttemptFailed:
     message = f"the {doing} process ended without a result"
     return AttemptFailed(ErrorReport(code="internal_error", message=message, retryable=False))
+
+
+def below_gate(missed: str, attempt: int) -> Failure:
+    return Failure(code="quality_gate", message=missed, stage=Stage.EVALUATE, retryable=False, attempt=attempt)
 
 
 def timed_out(seconds: float) -> ErrorReport:

@@ -19,7 +19,7 @@ router = APIRouter(tags=["artifacts"])
 
 @router.get("/jobs/{job_id}/artifacts", operation_id="list_artifacts", responses=refusals(404))
 def list_artifacts(job_id: JobId, service: Service) -> ArtifactList:
-    """The files of the result; none while the job has not succeeded."""
+    """The files of the result; none where there is no result, or not yet."""
     return ArtifactList(artifacts=tuple(as_artifact(job_id, stored) for stored in service.artifacts(job_id)))
 
 
@@ -56,13 +56,14 @@ def download_checkpoint(job_id: JobId, request: Request, service: Service, artif
     """The whole checkpoint as one uncompressed tar that unpacks to a folder named after the job. Resumable, too."""
     stored = service.artifacts(job_id)
     job = service.get(job_id)
-    if not stored or job.timestamps.succeeded is None:
-        raise ArtifactNotFound(f"the job is {job.state}; only a succeeded job has a checkpoint")
+    finished = job.timestamps.succeeded or job.timestamps.failed
+    if not stored or finished is None:
+        raise ArtifactNotFound(f"the job is {job.state} and has no checkpoint")
     attempt = stored[0].attempt
     for entry in stored:
         artifacts.path(job_id, attempt, entry.file.name)
     files = [entry.file for entry in stored]
-    archive = Archive(job_id, files, job.timestamps.succeeded, partial(artifacts.read, job_id, attempt))
+    archive = Archive(job_id, files, finished, partial(artifacts.read, job_id, attempt))
     download = Download(f"{job_id}.tar", archive.size, archive.etag, "application/x-tar", archive.read)
     return respond(request, download)
 

@@ -50,6 +50,15 @@ class Metrics(Answer):
     parameters: int = Field(description="stored parameters, each distinct tensor counted once")
     bytes: int = Field(description="bytes of those tensors")
     perplexity: dict[str, float] = Field(description="per evaluation dataset")
+    kl_divergence: dict[str, float] = Field(
+        default_factory=dict,
+        description="of what it predicts from what the original predicts, mean in nats per token, per evaluation "
+        "dataset; empty for the original itself",
+    )
+    top1_agreement: dict[str, float] = Field(
+        default_factory=dict,
+        description="share of tokens for which it and the original hold the same one most likely; likewise",
+    )
     prefill_tokens_per_second: float | None = Field(
         description="reading a prompt; null where the model does not fit into the worker's memory"
     )
@@ -57,9 +66,26 @@ class Metrics(Answer):
     sample: str | None = Field(description="a greedy continuation of a fixed prompt; null likewise")
 
 
+class Protocol(Answer):
+    """What was measured on. Perplexities, divergences and agreements compare where the id is the same."""
+
+    id: str = Field(description="of all that follows, except `overlap`")
+    corpus: str = Field(description="SHA-256 of the text")
+    tokenizer: str = Field(description="SHA-256 of the vocabulary")
+    tokens: str = Field(description="SHA-256 of the token ids that were measured")
+    window: int = Field(description="tokens per window; each window is predicted on its own")
+    stride: int = Field(description="tokens from the beginning of a window to that of the next")
+    max_tokens: int
+    overlap: float = Field(description="share of the tokens in passages that the result was also made from")
+
+
 class Comparison(Answer):
     before: Metrics
     after: Metrics
+    baseline: Metrics | None = Field(
+        None, description="the original without as many of its blocks as make it about as small as the result"
+    )
+    protocols: dict[str, Protocol] = Field(default_factory=dict, description="per evaluation dataset")
 
     @property
     def ratio(self) -> float:

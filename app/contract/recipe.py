@@ -109,12 +109,32 @@ class Fusion(Options):
     )
 
 
+class Gate(Options):
+    """What the result must reach on every evaluation dataset. A miss ends the job as `failed` with the code
+    `quality_gate`; its checkpoint is kept and can be downloaded."""
+
+    max_perplexity_ratio: float | None = Field(None, ge=1, description="perplexity after / before", allow_inf_nan=False)
+    min_top1_agreement: float | None = Field(
+        None, gt=0, le=1, description="share of tokens for which original and result hold the same one most likely"
+    )
+
+    @model_validator(mode="after")
+    def check_bounds(self) -> Self:
+        if self.max_perplexity_ratio is None and self.min_top1_agreement is None:
+            raise ValueError("send max_perplexity_ratio, min_top1_agreement or both")
+        return self
+
+
 class Evaluation(Options):
     """Text on which original and result are compared; never text of the calibration or the distillation."""
 
     datasets: tuple[Dataset, ...] = Field(("builtin:python-docs-test",), min_length=1, max_length=8)
     window: int = Field(1024, ge=16, le=32768, description="tokens per window; windows do not overlap")
     max_tokens: int = Field(20_480, ge=16, le=10_000_000, description="at most this many tokens of each dataset")
+    gate: Gate | None = Field(None, description="what the result must reach; null: nothing")
+    baseline: bool = Field(
+        False, description="also measure the original with so many blocks dropped that it is as small"
+    )
 
     @model_validator(mode="after")
     def check_window(self) -> Self:

@@ -115,7 +115,7 @@ class JobService:
         return job
 
     def artifacts(self, job_id: str) -> tuple[StoredArtifact, ...]:
-        """The files of the result; none while the job has not succeeded."""
+        """The files of the result; none where there is no result, or not yet."""
         with self.sessions() as session:
             if store.get(session, job_id) is None:
                 raise JobNotFound(f"no job has the id {job_id!r}")
@@ -187,7 +187,7 @@ def feasible_range(recipe: Recipe, inventory: Inventory) -> Range:
 def as_job(row: JobRow, attempts: Sequence[AttemptRow]) -> Job:
     here = f"/jobs/{row.id}"
     links = {"self": here}
-    if row.state == State.SUCCEEDED:
+    if row.metrics is not None:
         links |= {"artifacts": f"{here}/artifacts", "checkpoint": f"{here}/checkpoint"}
     elif row.state not in ENDED:
         links |= {"cancel": f"{here}/cancel"}

@@ -162,19 +162,25 @@ def finish(
     achieved_ratio: float,
     metrics: Comparison,
     files: Sequence[StoredFile],
+    failure: Failure | None = None,
 ) -> bool:
-    """Make the result of this attempt the job's result. False when the attempt no longer holds the job."""
+    """Make the result of this attempt the job's result. False when the attempt no longer holds the job.
+
+    With a `failure` the job has failed, although it has this result.
+    """
+    ended = {} if failure is None else {"error": failure.model_dump(mode="json")}
     done = settle(
         session,
-        Event.SUCCEED,
+        Event.SUCCEED if failure is None else Event.FAIL,
         job_id,
         attempt,
-        "succeeded",
+        "succeeded" if failure is None else "failed",
         progress=1.0,
         detail=None,
         seconds_left=None,
         achieved_ratio=achieved_ratio,
         metrics=metrics.model_dump(mode="json"),
+        **ended,
     )
     if done:
         rows = [
@@ -269,9 +275,9 @@ def reap(session: Session, retry_delay_seconds: float, batch: int = 100) -> list
     return reaped
 
 
-def has_succeeded(session: Session, job_id: str, attempt: int) -> bool:
+def has_finished(session: Session, job_id: str, attempt: int) -> bool:
     """Whether this attempt's result is the job's: also where the answer to `finish` was lost."""
-    found = select(JobRow.id).where(JobRow.id == job_id, JobRow.attempt == attempt, JobRow.state == State.SUCCEEDED)
+    found = select(ArtifactRow.name).where(ArtifactRow.job_id == job_id, ArtifactRow.attempt == attempt).limit(1)
     return session.scalar(found) is not None
 
 
@@ -314,12 +320,10 @@ def ended_since(session: Session, job_ids: Sequence[str], age_seconds: float) ->
 
 def superseded(session: Session, attempts: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
     """Those of the given (job id, attempt) whose files nobody can ever ask for: of an ended job, and not its result."""
-    found = session.execute(
-        select(JobRow.id, JobRow.state, JobRow.attempt).where(JobRow.id.in_([job_id for job_id, _ in attempts]))
-    )
-    jobs = {job_id: (state, attempt) for job_id, state, attempt in found}
-    kept = {job_id for job_id, (state, _) in jobs.items() if state not in ENDED}
-    results = {(job_id, attempt) for job_id, (state, attempt) in jobs.items() if state == State.SUCCEEDED}
+    job_ids = [job_id for job_id, _ in attempts]
+    kept = set(session.scalars(select(JobRow.id).where(JobRow.id.in_(job_ids), JobRow.state.not_in(ENDED))))
+    rows = select(ArtifactRow.job_id, ArtifactRow.attempt).where(ArtifactRow.job_id.in_(job_ids)).distinct()
+    results = {(job_id, attempt) for job_id, attempt in session.execute(rows)}
     return [each for each in attempts if each[0] not in kept and each not in results]
 
 

@@ -132,6 +132,31 @@ def test_a_result_is_kept_once_although_the_database_fails_while_it_is_written(
     assert artifacts.path(job_id, claim.attempt, "config.json").is_file()
 
 
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_result_that_misses_the_gate_fails_the_job_and_is_kept(
+    service: JobService, settings: Settings, sessions: Sessions, tiny: dict[str, Any], tmp_path: Path, committed: bool
+) -> None:
+    job_id = service.submit(Recipe.model_validate(tiny)).id
+    with sessions.begin() as session:
+        claim = store.claim(session, job_id, "worker", 60.0)
+    assert claim is not None
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "config.json").write_text("{}")
+    artifacts = ArtifactStore(settings.artifacts_dir)
+    done = DoneReport(package=package, achieved_ratio=1.3, metrics=COMPARISON, missed="twice the perplexity")
+    published = Published(done, artifacts.publish(job_id, claim.attempt, package))
+    unreliable: Any = Unreliable(sessions, committed=committed)
+    supervisor = Supervisor(settings, unreliable, artifacts, "worker", threading.Event())
+    assert supervisor.conclude_for_certain(claim, published) == "failed"
+    job = service.get(job_id)
+    assert (job.state, job.metrics, job.achieved_ratio) == (State.FAILED, COMPARISON, 1.3)
+    assert job.error is not None
+    assert (job.error.code, job.error.message, job.error.retryable) == ("quality_gate", "twice the perplexity", False)
+    assert {"artifacts", "checkpoint"} <= job.links.keys()
+    assert artifacts.path(job_id, claim.attempt, "config.json").is_file()
+
+
 def test_a_nul_in_what_a_model_says_does_not_reach_the_database() -> None:
     report = ErrorReport(code="malformed_model", message="the tensor \0 is missing", retryable=False)
     assert "\0" not in report.message

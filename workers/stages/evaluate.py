@@ -1,10 +1,13 @@
-"""Measure the original and the result, on text that the calibration did not see.
+"""Measure the original, the result and, on request, a baseline, on text that none of them was made from.
 
-The result is measured in its written form, so the numbers are those of the files that a client downloads. A model that
-does not fit into memory is measured block by block, but neither timed nor asked to write.
+All are measured in their written form, so the numbers are those of the files that a client downloads. A model that does
+not fit into memory is measured block by block, but neither timed nor asked to write.
 """
 
+import dataclasses
 import json
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,16 +16,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
-from app.contract.job import Comparison, Metrics, Stage
-from workers.compression.evaluation.fidelity import perplexity
+from app.contract.job import Comparison, Metrics, Protocol, Stage
+from workers.compression.evaluation.fidelity import Fidelity, compare, final_states
+from workers.compression.evaluation.protocol import protocol_of
 from workers.compression.evaluation.size import stored_size
 from workers.compression.evaluation.speed import greedy_sample, speed
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.package.checkpoint import write_package
-from workers.stages import calibrate, compress, compute, inspect, memory
+from workers.stages import calibrate, compress, compute, inspect, memory, overlap
+from workers.stages.baseline import write_baseline
 from workers.stages.context import Context
 
 DRAFT = "draft"
+BASELINE = "baseline"
 METRICS = "metrics.json"
 PROBE = "probe.safetensors"
 PROMPT = "The capital of France is"
@@ -40,27 +46,54 @@ class Use:
 
 
 def run(context: Context, directory: Path) -> None:
-    draft = directory / DRAFT
-    base_model = inspect.hub_id(context)
+    draft, baseline = directory / DRAFT, directory / BASELINE
     context.progress(0.05, "writing the weights")
-    write_package(inspect.model_dir(context), compress.FinishedParts(context), draft, base_model=base_model)
-    context.progress(0.1, "measuring the original")
-    before = measure(context, inspect.model_dir(context))
-    context.progress(0.55, "measuring the result")
-    after = measure(context, draft)
-    (directory / METRICS).write_text(Comparison(before=before, after=after).model_dump_json(indent=1))
+    write_package(inspect.model_dir(context), compress.FinishedParts(context), draft)
+    measured = [inspect.model_dir(context), draft]
+    if context.assignment.recipe.evaluation.baseline:
+        context.progress(0.1, "dropping blocks, for comparison")
+        write_baseline(context, draft, baseline)
+        measured.append(baseline)
+    (directory / METRICS).write_text(comparison_of(context, measured).model_dump_json(indent=1))
+    shutil.rmtree(baseline, ignore_errors=True)
     write_probe(context, draft, directory / PROBE)
 
 
-def measure(context: Context, directory: Path) -> Metrics:
-    size = stored_size(directory)
-    model = compute.open_model(context, directory)
-    perplexities = {name: perplexity(model, ids).value for name, ids in calibrate.evaluations(context).items()}
+def comparison_of(context: Context, directories: Sequence[Path]) -> Comparison:
+    """Measures the models in `directories`: the original, the result and, where there is one, the baseline."""
+    predictions = predictions_of(context, directories)
+    measured = []
+    for number, directory in enumerate(directories):
+        context.progress(0.6 + 0.4 * number / len(directories), "measuring speed")
+        found = {dataset: fidelities[number] for dataset, fidelities in predictions.items()}
+        measured.append(metrics_of(context, directory, found, is_original=number == 0))
+    before, after, *baseline = measured
+    return Comparison(
+        before=before, after=after, baseline=baseline[0] if baseline else None, protocols=protocols_of(context)
+    )
+
+
+def predictions_of(context: Context, directories: Sequence[Path]) -> dict[str, tuple[Fidelity, ...]]:
+    """For each evaluation dataset what each model predicts, beside the first of them."""
+    original, *others = [compute.open_model(context, directory) for directory in directories]
+    evaluations = calibrate.evaluations(context)
+    found = {}
+    for number, (dataset, windows) in enumerate(evaluations.items()):
+        context.progress(0.15 + 0.45 * number / len(evaluations), f"comparing predictions on {dataset}")
+        found[dataset] = compare(original, others, windows)
+    return found
+
+
+def metrics_of(context: Context, directory: Path, found: Mapping[str, Fidelity], *, is_original: bool) -> Metrics:
+    size, model = stored_size(directory), compute.open_model(context, directory)
     use = use_of(context, model.whole()) if memory.holds(context, model) else Use()
+    compared = {} if is_original else found
     return Metrics(
         parameters=size.parameters,
         bytes=size.bytes,
-        perplexity=perplexities,
+        perplexity={dataset: each.perplexity for dataset, each in found.items()},
+        kl_divergence={dataset: each.divergence for dataset, each in compared.items()},
+        top1_agreement={dataset: each.agreement for dataset, each in compared.items()},
         prefill_tokens_per_second=use.prefill,
         decode_tokens_per_second=use.decode,
         sample=use.sample,
@@ -74,6 +107,17 @@ def use_of(context: Context, whole: PreTrainedModel) -> Use:
     return Use(pace.prefill, pace.decode, greedy_sample(whole, tokenizer, PROMPT).replace("\0", "\ufffd"))
 
 
+def protocols_of(context: Context) -> dict[str, Protocol]:
+    """For each evaluation dataset how it was measured, and how much of it was known."""
+    vocabulary = AutoTokenizer.from_pretrained(inspect.model_dir(context)).get_vocab()
+    limit, known = context.assignment.recipe.evaluation.max_tokens, overlap.overlaps_of(context)
+    found = {}
+    for dataset, windows in calibrate.evaluations(context).items():
+        protocol = protocol_of(context.assignment.texts[dataset], vocabulary, windows, max_tokens=limit)
+        found[dataset] = Protocol(id=protocol.id, overlap=known[dataset], **dataclasses.asdict(protocol))
+    return found
+
+
 def write_probe(context: Context, directory: Path, path: Path) -> None:
     """Record what the result computes for a few tokens, for the fresh process that opens it later."""
     windows = next(iter(calibrate.evaluations(context).values()))
@@ -85,12 +129,13 @@ def write_probe(context: Context, directory: Path, path: Path) -> None:
 
 def streamed_logits(model: StreamedModel, ids: Tensor) -> Tensor:
     """Token ids [sequences, length] to logits [sequences, length, vocabulary], one block in memory at a time."""
-    hidden = model.hidden(ids)
-    for index in range(model.inventory.blocks):
-        with model.block(index) as block:
-            hidden = model.run(block, index, hidden)
+    (hidden,) = final_states(model, ids, batch=len(ids))
     return model.logits(hidden)
 
 
 def metrics(context: Context) -> Comparison:
-    return Comparison.model_validate(json.loads((context.results[Stage.EVALUATE] / METRICS).read_text()))
+    found = Comparison.model_validate(json.loads((context.results[Stage.EVALUATE] / METRICS).read_text()))
+    quantised = context.results.get(Stage.QUANTISE)
+    if quantised is None:
+        return found
+    return found.model_copy(update={"quantised": Metrics.model_validate_json((quantised / METRICS).read_bytes())})

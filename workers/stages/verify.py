@@ -9,7 +9,7 @@ from app.contract.job import Stage
 from workers.compression.evaluation.size import stored_size
 from workers.compression.package.verification import verify
 from workers.messages import DoneReport
-from workers.stages import evaluate, memory, package
+from workers.stages import evaluate, gate, memory, package
 from workers.stages.context import Context
 
 FILE = "verified.json"
@@ -33,4 +33,5 @@ def done(context: Context) -> DoneReport:
         package=package.package_dir(context),
         achieved_ratio=metrics.ratio,
         metrics=metrics,
+        missed=gate.missed(context.assignment.recipe.evaluation.gate, metrics),
     )

@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
-from app.contract.job import Comparison, Job, Metrics, Source
+from app.contract.job import Comparison, Failure, Job, Metrics, Source
 from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.jobs import store
@@ -28,7 +28,7 @@ CONTENTS = {
 
 @dataclass(frozen=True)
 class Finished:
-    """A succeeded job and the contents of its files."""
+    """A job with a result and the contents of its files."""
 
     id: str
     contents: dict[str, bytes]
@@ -61,6 +61,17 @@ def post(client: TestClient, tiny: dict[str, Any]) -> Callable[[], Job]:
 
 @pytest.fixture
 def finished(settings: Settings, sessions: Sessions, tmp_path: Path) -> Finished:
+    return finish(settings, sessions, tmp_path)
+
+
+@pytest.fixture
+def below_gate(settings: Settings, sessions: Sessions, tmp_path: Path) -> Finished:
+    """One that has failed although it has a result."""
+    failure = Failure(code="quality_gate", message="twice the perplexity", retryable=False, attempt=1)
+    return finish(settings, sessions, tmp_path, failure)
+
+
+def finish(settings: Settings, sessions: Sessions, tmp_path: Path, failure: Failure | None = None) -> Finished:
     """A job with published files, taken through its states by the statements that the worker uses."""
     recipe = Recipe(model="local:tiny", target_ratio=1.2)
     source = Source(reference="local:tiny", model_type="llama", parameters=1000)
@@ -72,7 +83,8 @@ def finished(settings: Settings, sessions: Sessions, tmp_path: Path) -> Finished
     with sessions.begin() as session:
         store.submit(session, "job_done", recipe, source, max_attempts=3)
         assert store.claim(session, "job_done", "worker", lease_seconds=60) is not None
-        assert store.finish(session, "job_done", 1, 1.2, Comparison(before=metrics(), after=metrics()), files)
+        found = Comparison(before=metrics(), after=metrics())
+        assert store.finish(session, "job_done", 1, 1.2, found, files, failure)
     return Finished("job_done", CONTENTS)
 
 

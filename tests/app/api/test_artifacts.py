@@ -52,6 +52,16 @@ def test_an_unfinished_job_has_no_files(client: TestClient, post: Callable[[], J
     assert "queued" in refused.json()["detail"]
 
 
+def test_a_job_that_failed_its_gate_has_its_files_and_its_checkpoint(client: TestClient, below_gate: Finished) -> None:
+    job = client.get(f"/jobs/{below_gate.id}").json()
+
+    assert (job["state"], job["error"]["code"]) == ("failed", "quality_gate")
+    assert job["metrics"] is not None
+    assert len(client.get(job["links"]["artifacts"]).json()["artifacts"]) == len(below_gate.contents)
+    with tarfile.open(fileobj=io.BytesIO(client.get(job["links"]["checkpoint"]).content)) as archive:
+        assert len(archive.getnames()) >= len(below_gate.contents)
+
+
 def test_a_download_can_be_checked_by_its_headers(client: TestClient, address: str, content: bytes) -> None:
     response = client.get(address)
 

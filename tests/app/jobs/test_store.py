@@ -126,6 +126,30 @@ def test_finish_publishes_the_result(sessions: Sessions) -> None:
     assert attempt(sessions, job_id, 1).outcome == "succeeded"
 
 
+def test_a_result_can_be_that_of_a_job_that_failed(sessions: Sessions) -> None:
+    job_id = submit(sessions)
+    claim(sessions, job_id)
+    assert not call(sessions, store.has_finished, job_id, 1)
+    assert call(sessions, store.finish, job_id, 1, 1.5, COMPARISON, FILES, FAILURE)
+    row = job(sessions, job_id)
+    assert (row.state, row.achieved_ratio, row.progress) == ("failed", 1.5, 1.0)
+    assert row.failed_at is not None
+    assert Failure.model_validate(row.error) == FAILURE
+    assert Comparison.model_validate(row.metrics) == COMPARISON
+    assert attempt(sessions, job_id, 1).outcome == "failed"
+    assert call(sessions, store.has_finished, job_id, 1)
+    with sessions() as session:
+        assert len(store.artifacts(session, job_id)) == 1
+
+
+@pytest.mark.parametrize("failure", [None, FAILURE])
+def test_the_files_of_a_result_are_never_superseded(sessions: Sessions, failure: Failure | None) -> None:
+    job_id = submit(sessions)
+    claim(sessions, job_id)
+    call(sessions, store.finish, job_id, 1, 1.5, COMPARISON, FILES, failure)
+    assert call(sessions, store.superseded, [(job_id, 1), (job_id, 2)]) == [(job_id, 2)]
+
+
 def stale_statements() -> list[Any]:
     return [
         pytest.param(lambda s: store.beat(s, "job_a", 1, 60.0), id="beat"),

@@ -3,41 +3,10 @@
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
-from app.contract.recipe import Calibration, Evaluation, Recipe
-from tests.tiny import write_text, write_tiny_model
-from workers.messages import Assignment, DoneReport
-from workers.runner import walk
+from tests.workers.stages.conftest import done
+from workers.messages import Assignment
 from workers.stages.memory import left, left_in_container
-
-
-@pytest.fixture
-def assignment(tmp_path: Path) -> Assignment:
-    texts = {f"local:{name}": write_text(tmp_path / name, 600, offset) for name, offset in (("a.txt", 0), ("b.txt", 1))}
-    return Assignment(
-        job_id="job",
-        attempt=1,
-        recipe=Recipe(
-            model="local:model",
-            target_ratio=1.2,
-            calibration=Calibration(datasets=("local:a.txt",), sequences=4, length=16),
-            evaluation=Evaluation(datasets=("local:b.txt",), window=16, max_tokens=64),
-        ),
-        model_path=write_tiny_model(tmp_path / "model"),
-        texts=texts,
-        work_dir=tmp_path / "work",
-        device="cpu",
-        threads=1,
-        memory_bytes=None,
-    )
-
-
-def done(assignment: Assignment) -> DoneReport:
-    reports: list[BaseModel] = []
-    walk(assignment, reports.append)
-    assert isinstance(reports[-1], DoneReport), reports[-1]
-    return reports[-1]
 
 
 def test_a_model_that_fits_is_timed_and_writes(assignment: Assignment) -> None:

@@ -1,0 +1,44 @@
+"""A small job, walked through its stages in this process."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from app.contract.recipe import Calibration, Evaluation, Recipe
+from tests.tiny import write_text, write_tiny_model
+from workers.messages import Assignment, DoneReport
+from workers.runner import walk
+
+
+@pytest.fixture
+def assignment(tmp_path: Path) -> Assignment:
+    texts = {f"local:{name}": write_text(tmp_path / name, 600, offset) for name, offset in (("a.txt", 0), ("b.txt", 1))}
+    return Assignment(
+        job_id="job",
+        attempt=1,
+        recipe=Recipe(
+            model="local:model",
+            target_ratio=1.2,
+            calibration=Calibration(datasets=("local:a.txt",), sequences=4, length=16),
+            evaluation=Evaluation(datasets=("local:b.txt",), window=16, max_tokens=64),
+        ),
+        model_path=write_tiny_model(tmp_path / "model"),
+        texts=texts,
+        work_dir=tmp_path / "work",
+        device="cpu",
+        threads=1,
+        memory_bytes=None,
+    )
+
+
+def last_report(assignment: Assignment) -> BaseModel:
+    reports: list[BaseModel] = []
+    walk(assignment, reports.append)
+    return reports[-1]
+
+
+def done(assignment: Assignment) -> DoneReport:
+    report = last_report(assignment)
+    assert isinstance(report, DoneReport), report
+    return report

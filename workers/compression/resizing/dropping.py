@@ -1,0 +1,37 @@
+"""The simplest smaller model: the original without some of its blocks, and nothing put in their place.
+
+    count = blocks_to_drop(model.inventory, parameters)
+    parts = list(drop(model, ids, count))
+
+It is what a method has to beat at the same size.
+"""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from workers.compression.accounting.architectures import Inventory
+from workers.compression.models.edited import EditedModel
+from workers.compression.models.streamed import StreamedModel
+from workers.compression.parts import CompressedPart
+from workers.compression.resizing.influence import removals
+
+
+def blocks_to_drop(inventory: Inventory, parameters: int) -> int:
+    """How many blocks have to go for the stored parameters to come nearest to those wanted: at least one, and never
+    all. Blocks are alike, so it does not matter which. Raises ValueError for a model of a single block."""
+    if inventory.blocks < 2:
+        raise ValueError("a model of a single block has none to spare")
+
+    def miss(count: int) -> int:
+        return abs(inventory.total_parameters - sum(inventory.block_parameters[:count]) - parameters)
+
+    return min(range(1, inventory.blocks), key=miss)
+
+
+def drop(model: StreamedModel, ids: Tensor, count: int) -> Iterator[CompressedPart]:
+    """Yields one part for each of `count` blocks, the least influential of those left first (`macro_influence` over
+    token ids [N, T])."""
+    prefix = model.inventory.block_prefix
+    for index, (block, scores) in enumerate(removals(EditedModel(model), ids, count)):
+        yield CompressedPart(index, f"{prefix}.{block}", {}, {}, {}, removed=(block,), scores=scores.values)
