@@ -20,8 +20,9 @@ import torch
 from pydantic import BaseModel
 
 from app.contract.job import Stage
+from app.contract.recipe import Recipe
 from workers.messages import Assignment
-from workers.stages import calibrate, compress, distill, evaluate, inspect, package, plan, verify
+from workers.stages import calibrate, compress, distill, evaluate, inspect, package, plan, quantise, verify
 from workers.stages.context import Context
 from workers.stages.failures import describe
 from workers.stages.workbench import Workbench, directory_identity, file_sha256, fingerprint
@@ -35,11 +36,12 @@ STAGES: Mapping[Stage, ModuleType] = {
     Stage.COMPRESS: compress,
     Stage.DISTILL: distill,
     Stage.EVALUATE: evaluate,
+    Stage.QUANTISE: quantise,
     Stage.PACKAGE: package,
     Stage.VERIFY: verify,
 }
 """In the order in which they run. Each reads the results of those before it and leaves a durable one of its own.
-Without distillation in the recipe there is no such stage."""
+A recipe without distillation or quantisation has no such stage."""
 
 RESULT_VERSION = 2
 """Raise it when a stage's result changes its meaning: results of an older worker are then computed again."""
@@ -76,8 +78,9 @@ def walk(assignment: Assignment, report: Callable[[BaseModel], None]) -> bool:
     prepare_torch(assignment)
     context = Context(assignment, Workbench(assignment.work_dir, assignment.attempt, identity(assignment)), report)
     try:
+        quantise.require_library(assignment.recipe)
         for stage, module in STAGES.items():
-            if stage is Stage.DISTILL and assignment.recipe.distillation is None:
+            if not is_wanted(stage, assignment.recipe):
                 continue
             context.stage = stage
             context.results[stage] = run(context, module)
@@ -87,6 +90,11 @@ def walk(assignment: Assignment, report: Callable[[BaseModel], None]) -> bool:
         report(describe(error, context.stage))
         return False
     return True
+
+
+def is_wanted(stage: Stage, recipe: Recipe) -> bool:
+    asked: dict[Stage, object] = {Stage.DISTILL: recipe.distillation, Stage.QUANTISE: recipe.quantisation}
+    return asked.get(stage, recipe) is not None
 
 
 def run(context: Context, module: ModuleType) -> Path:

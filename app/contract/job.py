@@ -26,6 +26,7 @@ class Stage(StrEnum):
     COMPRESS = "compress"
     DISTILL = "distill"
     EVALUATE = "evaluate"
+    QUANTISE = "quantise"
     PACKAGE = "package"
     VERIFY = "verify"
 
@@ -84,6 +85,11 @@ class Comparison(Answer):
     after: Metrics
     baseline: Metrics | None = Field(
         None, description="the original without as many of its blocks as make it about as small as the result"
+    )
+    quantised: Metrics | None = Field(
+        None,
+        description="the result after quantisation: `parameters` counts the numbers that its integers stand for, so "
+        "only `bytes` is less; its speed is that of computing in floating point",
     )
     protocols: dict[str, Protocol] = Field(default_factory=dict, description="per evaluation dataset")
 

@@ -19,11 +19,19 @@ Method = Literal[
     "tqcompressor_tied",
 ]
 Trained = Literal["all", "factors", "norms"]
+Scheme = Literal["int8", "int4"]
 FUSING: tuple[Method, ...] = ("fusion", "fusegpt")
 
 HUB_MODEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", re.ASCII)
 LOCAL_NAME = re.compile(r"local:[^/].*")
-DATASET = re.compile(r"builtin:[\w-]+|local:[^/].*|hub:[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.-]+){1,2}", re.ASCII)
+TEACHER = "teacher:"
+DATASET = re.compile(
+    r"teacher:|builtin:[\w-]+|local:[^/].*|hub:[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.-]+){1,2}", re.ASCII
+)
+TEXTS = (
+    "where the text comes from, evenly mixed; 'teacher:' is text that the original writes itself, which takes minutes "
+    "and, meanwhile, memory for the whole of the original"
+)
 
 
 def check_model(reference: str) -> str:
@@ -35,7 +43,13 @@ def check_model(reference: str) -> str:
 def check_dataset(reference: str) -> str:
     if DATASET.fullmatch(reference):
         return reference
-    raise ValueError("send 'builtin:NAME', 'local:NAME' or 'hub:org/name/config/split'")
+    raise ValueError("send 'builtin:NAME', 'local:NAME', 'hub:org/name/config/split' or 'teacher:'")
+
+
+def check_foreign(reference: str) -> str:
+    if reference != TEACHER:
+        return reference
+    raise ValueError("a model judged by text of its own proves nothing; send other text, such as 'local:NAME'")
 
 
 def check_mixture(datasets: tuple[str, ...]) -> tuple[str, ...]:
@@ -45,6 +59,7 @@ def check_mixture(datasets: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Dataset = Annotated[str, AfterValidator(check_dataset)]
+Foreign = Annotated[Dataset, AfterValidator(check_foreign)]
 Mixture = Annotated[tuple[Dataset, ...], Field(min_length=1, max_length=8), AfterValidator(check_mixture)]
 
 
@@ -57,7 +72,7 @@ class Options(BaseModel):
 class Calibration(Options):
     """Text on which the original's activations are measured."""
 
-    datasets: Mixture = Field(("builtin:python-docs",), description="where the text comes from, evenly mixed")
+    datasets: Mixture = Field(("builtin:python-docs",), description=TEXTS)
     sequences: int = Field(32, ge=1, le=4096, description="number of sequences")
     length: int = Field(1024, ge=16, le=32768, description="tokens per sequence")
 
@@ -76,7 +91,7 @@ class Distillation(Options):
     side; otherwise the job ends with `out_of_memory`.
     """
 
-    datasets: Mixture = Field(("builtin:python-docs",), description="text to train on, evenly mixed")
+    datasets: Mixture = Field(("builtin:python-docs",), description=TEXTS)
     tokens: int = Field(262_144, ge=16, le=1_000_000_000, description="tokens to train on; short text is passed again")
     length: int = Field(512, ge=16, le=32768, description="tokens per sequence")
     sequences: int = Field(4, ge=1, le=4096, description="sequences per step of the optimiser")
@@ -97,18 +112,6 @@ class Distillation(Options):
         return self
 
 
-class Fusion(Options):
-    """How the removed blocks are taken up by those that stay."""
-
-    tokens: int | None = Field(
-        None,
-        ge=16,
-        le=100_000_000_000,
-        description="tokens of the calibration text on which the blocks around each removed one are distilled, in all; "
-        "null: none for `fusion`, 20 passes for each removed block for `fusegpt`",
-    )
-
-
 class Gate(Options):
     """What the result must reach on every evaluation dataset. A miss ends the job as `failed` with the code
     `quality_gate`; its checkpoint is kept and can be downloaded."""
@@ -125,10 +128,22 @@ class Gate(Options):
         return self
 
 
+class Fusion(Options):
+    """How the removed blocks are taken up by those that stay."""
+
+    tokens: int | None = Field(
+        None,
+        ge=16,
+        le=100_000_000_000,
+        description="tokens of the calibration text on which the blocks around each removed one are distilled, in all; "
+        "null: none for `fusion`, 20 passes for each removed block for `fusegpt`",
+    )
+
+
 class Evaluation(Options):
     """Text on which original and result are compared; never text of the calibration or the distillation."""
 
-    datasets: tuple[Dataset, ...] = Field(("builtin:python-docs-test",), min_length=1, max_length=8)
+    datasets: tuple[Foreign, ...] = Field(("builtin:python-docs-test",), min_length=1, max_length=8)
     window: int = Field(1024, ge=16, le=32768, description="tokens per window; windows do not overlap")
     max_tokens: int = Field(20_480, ge=16, le=10_000_000, description="at most this many tokens of each dataset")
     gate: Gate | None = Field(None, description="what the result must reach; null: nothing")
@@ -164,6 +179,11 @@ class Recipe(Options):
     fusion: Fusion | None = Field(None, description="for the methods `fusion` and `fusegpt` only")
     distillation: Distillation | None = Field(None, description="training after the compression; null: none")
     evaluation: Evaluation = Evaluation()
+    quantisation: Scheme | None = Field(
+        None,
+        description="for methods that keep the architecture: also round the weights inside the blocks to 8 or 4 bits; "
+        "the package then has a directory of that name, in the format of compressed-tensors; null: do not",
+    )
     seed: int = Field(0, ge=0, lt=2**63)
     metadata: dict[str, str] = Field(
         default_factory=dict, max_length=16, description="yours; kept and returned as sent"
@@ -194,8 +214,9 @@ class Recipe(Options):
         return metadata
 
     def texts(self) -> Iterator[tuple[str, str]]:
-        """Every field that names a dataset, such as 'calibration.datasets.0', and the dataset."""
+        """Every field that names text to be had, such as 'calibration.datasets.0', and its dataset: all but TEACHER."""
         sections = {"calibration": self.calibration, "distillation": self.distillation, "evaluation": self.evaluation}
         for name, section in sections.items():
             for index, dataset in enumerate(section.datasets if section else ()):
-                yield f"{name}.datasets.{index}", dataset
+                if dataset != TEACHER:
+                    yield f"{name}.datasets.{index}", dataset

@@ -30,6 +30,7 @@ from workers.compression.accounting.architectures import Inventory
 from workers.compression.accounting.catalog import leaves_factors
 from workers.compression.accounting.plans import Range
 from workers.compression.accounting.presets import PresetDoesNotFit
+from workers.compression.accounting.quantisation import NotQuantisable, check_method, grids
 from workers.compression.accounting.ranges import range_of
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class JobService:
         check_lengths(recipe, model.config)
         check_ratio(recipe, model.inventory)
         check_trained(recipe)
+        check_quantisation(recipe, model.inventory)
         source = Source(
             reference=recipe.model,
             revision=model.revision,
@@ -174,6 +176,17 @@ def check_trained(recipe: Recipe) -> None:
         raise Refused(
             "distillation.train", f"the method {recipe.method!r} need not leave factors; send 'all' or 'norms'"
         )
+
+
+def check_quantisation(recipe: Recipe, inventory: Inventory) -> None:
+    """Only ordinary linear layers can be rounded to integers."""
+    if recipe.quantisation is None:
+        return
+    try:
+        check_method(recipe.method)
+        grids(inventory, recipe.quantisation)
+    except NotQuantisable as error:
+        raise Refused("quantisation", str(error)) from error
 
 
 def feasible_range(recipe: Recipe, inventory: Inventory) -> Range:

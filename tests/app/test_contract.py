@@ -5,14 +5,19 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from app.contract.recipe import Method, Recipe
+from app.contract.recipe import Method, Recipe, Scheme
 from workers.compression.accounting.catalog import names
+from workers.compression.accounting.quantisation import SCHEMES
 
 VALID: dict[str, Any] = {"model": "org/name", "target_ratio": 1.5}
 
 
 def test_the_contract_and_the_catalog_name_the_same_methods() -> None:
     assert set(get_args(Method)) == set(names())
+
+
+def test_the_contract_and_the_accounting_name_the_same_schemes_of_quantisation() -> None:
+    assert set(get_args(Scheme)) == set(SCHEMES)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +31,8 @@ def test_the_contract_and_the_catalog_name_the_same_methods() -> None:
         ({"model": "local:/etc/passwd"}, "local:NAME"),
         ({"evaluation": {"window": 1024, "max_tokens": 512}}, "lower window"),
         ({"evaluation": {"datasets": ["https://example.org/text"]}}, "builtin:NAME"),
+        ({"evaluation": {"datasets": ["teacher:"]}}, "text of its own proves nothing"),
+        ({"calibration": {"datasets": ["teacher:gpt2"]}}, "or 'teacher:'"),
         ({"calibration": {"datasets": []}}, "at least 1"),
         ({"calibration": {"datasets": ["local:a", "local:a"]}}, "each dataset once"),
         ({"calibration": {"datasets": ["local:a", "local:b"], "sequences": 1}}, "none for some of 2"),
@@ -45,6 +52,7 @@ def test_the_contract_and_the_catalog_name_the_same_methods() -> None:
         ({"evaluation": {"gate": {"perplexity": 2}}}, "not permitted"),
         ({"metadata": {"key": "x" * 513}}, "values 512"),
         ({"method": "magic"}, "kronecker"),
+        ({"quantisation": "int2"}, "'int8' or 'int4'"),
         ({"unknown": 1}, "not permitted"),
     ],
 )

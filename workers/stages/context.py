@@ -24,8 +24,11 @@ SHARES = {
     Stage.PACKAGE: 0.02,
     Stage.VERIFY: 0.04,
 }
-"""Part of the whole that each stage takes without distillation, as measured on a small model; only the progress bar
-leans on it."""
+"""Part of the whole that each stage takes without distillation and quantisation, as measured on a small model; only the
+progress bar leans on it."""
+
+QUANTISE_SHARE = 0.1
+"""What quantisation takes, on the scale of SHARES."""
 
 TOKENS_LIKE_THE_REST = 65_536
 """So many tokens of distillation take as long as all other stages together."""
@@ -70,4 +73,5 @@ def shares_of(recipe: Recipe) -> dict[Stage, float]:
     """Part of the whole that each stage of the recipe takes; the rest is FETCHED."""
     tokens = 0 if recipe.distillation is None else recipe.distillation.tokens
     weights = SHARES | {Stage.DISTILL: sum(SHARES.values()) * tokens / TOKENS_LIKE_THE_REST}
+    weights[Stage.QUANTISE] = 0.0 if recipe.quantisation is None else QUANTISE_SHARE
     return {stage: weight / sum(weights.values()) * (1 - FETCHED) for stage, weight in weights.items()}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from app.contract.job import Stage
 from workers.compression.package.checkpoint import SUMS_FILE, write_sums
-from workers.stages import evaluate
+from workers.stages import evaluate, quantise
 from workers.stages.context import Context
 from workers.stages.report import write_report
 
@@ -19,6 +19,11 @@ def run(context: Context, directory: Path) -> None:
     for file in draft.iterdir():
         if file.name != SUMS_FILE:
             link(file, package / file.name)
+    quantised = quantise.quantised_dir(context)
+    if quantised is not None:
+        (package / quantised.name).mkdir(exist_ok=True)
+        for file in quantised.iterdir():
+            link(file, package / quantised.name / file.name)
     write_report(context, package)
     write_sums(package)
 

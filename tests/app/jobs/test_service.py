@@ -42,6 +42,7 @@ def test_a_submitted_job_is_queued_and_rung(
         ({"distillation": {"train": "factors", "length": 64}, "method": "width"}, "distillation.train", Refused),
         ({"distillation": {"datasets": ["local:evaluation.txt"]}}, "evaluation.datasets.0", Refused),
         ({"evaluation": {"datasets": ["local:evaluation.txt"], "window": 512}}, "evaluation.window", Refused),
+        ({"quantisation": "int8", "method": "kronecker"}, "quantisation", Refused),
         ({"evaluation": {"datasets": ["builtin:nothing"]}}, "evaluation.datasets.0", UnknownDataset),
         ({"evaluation": {"datasets": ["local:calibration.txt"]}}, "evaluation.datasets.0", Refused),
     ],
@@ -59,6 +60,22 @@ def test_a_wrong_recipe_is_refused_by_field_and_nothing_is_kept(
     assert refused.value.field == field
     assert service.page(None, 10, None).jobs == ()
     assert doorbell.rung == []
+
+
+def test_a_model_whose_matrices_are_stored_transposed_is_not_quantised(
+    service: JobService, tiny_gpt2: dict[str, Any]
+) -> None:
+    with pytest.raises(Refused, match="gpt2") as refused:
+        service.submit(recipe(tiny_gpt2, method="width", quantisation="int8"))
+    assert refused.value.field == "quantisation"
+
+
+@pytest.mark.parametrize("method", ["fusion", "width"])
+def test_a_method_that_keeps_the_architecture_can_be_quantised(
+    service: JobService, tiny: dict[str, Any], method: str
+) -> None:
+    job = service.submit(recipe(tiny, method=method, quantisation="int4"))
+    assert job.recipe.quantisation == "int4"
 
 
 def test_an_unreachable_ratio_is_answered_with_the_range(service: JobService, tiny: dict[str, Any]) -> None:

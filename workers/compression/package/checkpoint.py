@@ -237,11 +237,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_sums(directory: Path) -> None:
-    """`SHA256SUMS` over all other files, as `sha256sum --check` reads it."""
+    """`SHA256SUMS` over all other files, those in subdirectories too, as `sha256sum --check` reads it."""
     lines = []
-    for path in sorted(path for path in directory.iterdir() if path.name != SUMS_FILE):
+    for path in sorted(path for path in directory.rglob("*") if path.is_file() and path.name != SUMS_FILE):
         with path.open("rb") as file:
-            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(directory)}\n")
     (directory / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
 
 
