@@ -1,71 +1,77 @@
 """The loss of a batch of windows and its gradients, made slice by slice so that the logits never exist at once."""
 
+from contextlib import nullcontext
+from typing import cast
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from workers.compression.distillation import losses, split
+from workers.compression.distillation.losses import Cost, TopLogits
 from workers.compression.distillation.settings import Settings
+from workers.compression.distillation.teacher import LiveTargets, Targets, Teacher
 
-LOGITS = 2**25
-"""How many logits of a model exist at a time."""
-
-WARM = 2**20
+WARM = 2**19
 """How many of them a CPU works on at a time in float32: few enough for its cache."""
 
 
 class Objective:
     """What the student of this teacher is trained for, on windows of `length` tokens."""
 
-    def __init__(self, teacher: PreTrainedModel, student: PreTrainedModel, settings: Settings, length: int) -> None:
+    def __init__(self, teacher: Teacher, student: PreTrainedModel, settings: Settings, length: int) -> None:
         self._teacher, self._student, self._settings = teacher, student, settings
         self._tokens = settings.sequences * length
         self._successors = settings.sequences * (length - 1)
 
     def backward(self, ids: Tensor) -> Tensor:
         """Adds the gradients of windows [N, T] in the mean over a step's tokens, and gives their part of the loss."""
-        with torch.no_grad():
-            wanted = split.states(self._teacher, ids).flatten(0, 1)
-        entering = split.states(self._student, ids).flatten(0, 1)
-        loss, gradient = self._head(entering.detach(), wanted, _labels(ids))
-        if self._settings.hidden:
-            error = losses.relative_error(entering, wanted) * (self._settings.hidden / self._tokens)
+        targets = self._teacher.targets(ids)
+        with split.recomputed(self._student) if self._settings.checkpointing else nullcontext():
+            entering = split.states(self._student, ids).flatten(0, 1)
+        loss, gradient = self._head(entering.detach(), targets, _labels(ids))
+        roots, gradients = [entering], [gradient]
+        if self._settings.hidden and isinstance(targets, LiveTargets):
+            error = losses.relative_error(entering, targets.states) * (self._settings.hidden / self._tokens)
             loss += error.detach()
-            torch.autograd.backward([entering, error], [gradient, torch.ones_like(error)])
-        elif entering.requires_grad:
-            entering.backward(gradient)  # type: ignore[no-untyped-call]
+            roots, gradients = [*roots, error], [*gradients, torch.ones_like(error)]
+        if entering.requires_grad:
+            torch.autograd.backward(roots, gradients)
         return loss
 
-    def _head(self, entering: Tensor, wanted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _head(self, entering: Tensor, targets: Targets, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Backward through the output head: the loss and its gradient [n, E] for what enters, also [n, E]."""
         loss, gradients = torch.zeros((), device=entering.device), []
-        size = max(1, LOGITS // self._student.config.vocab_size)
-        for slices in zip(*(torch.split(each, size) for each in (entering, wanted, labels)), strict=True):
-            inputs = slices[0].requires_grad_()
+        for rows in split.slices(len(entering), self._student.config.vocab_size):
+            inputs = entering[rows].requires_grad_()
             logits = split.logits(self._student, inputs)
-            with torch.no_grad():
-                target = split.logits(self._teacher, slices[1])
-                cost = self._cost(logits.detach(), target, slices[2])
+            cost = self._cost(logits.detach(), targets[rows], labels[rows])
             loss += cost.loss
             logits.backward(cost.gradient)  # type: ignore[no-untyped-call]
-            gradients.append(inputs.grad)
+            gradients.append(cast("Tensor", inputs.grad))
         return loss, torch.cat(gradients)
 
-    def _cost(self, student: Tensor, teacher: Tensor, labels: Tensor) -> losses.Cost:
+    @torch.no_grad()
+    def _cost(self, student: Tensor, teacher: Tensor | TopLogits, labels: Tensor) -> Cost:
+        """The loss of some of the tokens and its gradient in the dtype of their logits [n, V]."""
         loss, gradient = torch.zeros((), device=student.device), torch.empty_like(student)
-        size = len(student) if student.is_cuda else max(1, WARM // student.shape[1])
-        slices = (torch.split(each, size) for each in (student, teacher, labels, gradient))
-        for ours, theirs, following, into in zip(*slices, strict=True):
-            part, found = losses.divergence(ours, theirs, self._settings.temperature)
-            loss += part / self._tokens
-            found /= self._tokens
+        numbers = WARM if student.device.type == "cpu" else student.numel()
+        for rows in split.slices(len(student), student.shape[1], numbers):
+            cost = self._divergence(student[rows], teacher[rows])
+            found = cost.gradient.mul_(1 / self._tokens)
+            loss += cost.loss / self._tokens
             if self._settings.cross_entropy:
                 weight = self._settings.cross_entropy / self._successors
-                part, more = losses.cross_entropy(ours, following)
-                loss += part * weight
-                found += more.mul_(weight)
-            into.copy_(found)
-        return losses.Cost(loss, gradient)
+                cost = losses.cross_entropy(student[rows], labels[rows])
+                found += cost.gradient.mul_(weight)
+                loss += cost.loss * weight
+            gradient[rows] = found
+        return Cost(loss, gradient)
+
+    def _divergence(self, student: Tensor, teacher: Tensor | TopLogits) -> Cost:
+        if isinstance(teacher, TopLogits):
+            return losses.top_divergence(student, teacher, self._settings.temperature)
+        return losses.divergence(student, teacher, self._settings.temperature)
 
 
 def _labels(ids: Tensor) -> Tensor:

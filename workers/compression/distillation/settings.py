@@ -48,6 +48,6 @@ class Settings:
     def rate_at(self, step: int, steps: int) -> float:
         """The learning rate of a step, counted from 0: a rise, then a cosine to 0."""
         rising = self.warm_up * steps
-        if step + 1 < rising:
+        if step + 1 <= rising:
             return self.rate * (step + 1) / rising
-        return self.rate * (1 + math.cos(math.pi * (step - rising) / max(1.0, steps - rising))) / 2
+        return self.rate * (1 + math.cos(math.pi * max(0.0, step - rising) / max(1.0, steps - rising))) / 2

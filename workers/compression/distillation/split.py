@@ -7,11 +7,18 @@ nothing, so that whatever a model does to its logits, such as soft-capping, is d
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+from workers.compression.accounting.architectures import ARCHITECTURES
+
+LOGITS = 2**25
+"""How many logits of a model exist at a time."""
 
 
 def states(model: PreTrainedModel, ids: Tensor) -> Tensor:
@@ -25,6 +32,26 @@ def logits(model: PreTrainedModel, entering: Tensor) -> Tensor:
     with _passing_through(_decoder(model)):
         found: Tensor = model(inputs_embeds=entering[None], use_cache=False).logits
     return found[0]
+
+
+def slices(tokens: int, vocabulary: int, numbers: int = LOGITS) -> Iterator[slice]:
+    """All tokens in slices, each with at most so many logits, but of at least one token."""
+    size = max(1, numbers // vocabulary)
+    return (slice(start, start + size) for start in range(0, tokens, size))
+
+
+@contextmanager
+def recomputed(model: PreTrainedModel) -> Iterator[None]:
+    """What passes the blocks meanwhile keeps none of their activations: a backward pass computes them again."""
+    blocks = list(model.get_submodule(ARCHITECTURES[model.config.model_type].blocks).children())
+    for block in blocks:
+        # Nothing is drawn at random: a model that evaluates drops nothing out.
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
 
 
 def _decoder(model: PreTrainedModel) -> nn.Module:

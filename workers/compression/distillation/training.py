@@ -70,6 +70,7 @@ def distil(
 ) -> Iterator[Checkpoint]:
     """Trains the student in place; yields a checkpoint every `settings.interval` steps and after the last.
 
+    While the loss is well above its best, no checkpoint is made: a training that diverges goes back to before that.
     `windows` [N, T] are token ids, taken in a random order that `seed` decides, then in another, and so on. The student
     is in float32 and computes in `compute_dtype` where that is given; the teacher computes in its own. `cache` is a
     directory for this teacher's logits, see `Settings.cached_logits`. `ranks` divides each step among processes that
@@ -91,7 +92,7 @@ def distil(
             continue
         if told is not None:
             told(training.step, training.loss)
-        if training.step % settings.interval == 0 or training.step == training.steps:
+        if training.step == training.steps or (training.step % settings.interval == 0 and training.settled):
             kept = training.checkpoint()
             yield kept
 
@@ -144,6 +145,10 @@ class _Training:
         self.step += 1
         self._losses.append(loss.item())
         return True
+
+    @property
+    def settled(self) -> bool:
+        return self._watch.settled
 
     def checkpoint(self) -> Checkpoint:
         tensors = {f"trained:{name}": each.detach().clone() for name, each in self._names.items()}

@@ -95,7 +95,8 @@ class Content:
             if name not in superseded and self._remains(name):
                 yield self._renumbered(name), _read(self._stored[stored_name], stored_name)
         architecture = architecture_of(self._config)
-        if is_tied(self._config) and self._structures.get(architecture.head, {}).get("kind") == "dense":
+        untied = is_tied(self._config) and self._structures.get(architecture.head, {}).get("kind") == "dense"
+        if untied and f"{architecture.head}.weight" not in self._holders:
             # The head keeps the original's table for itself.
             table = self._names[f"{architecture.embedding}.weight"]
             yield f"{architecture.head}.weight", _read(self._stored[table], table)
@@ -125,7 +126,9 @@ class Content:
         if not tensor.is_floating_point():
             return tensor
         replaced = next((f"{site}.weight" for site in self._structures if name.startswith(f"{site}.")), name)
-        return tensor.to(DTYPES[self._stored[self._names[replaced]].dtype])
+        # A tied head that has become a matrix of its own stands for the embedding's table.
+        stored_name = self._names.get(replaced) or self._names[f"{architecture_of(self._config).embedding}.weight"]
+        return tensor.to(DTYPES[self._stored[stored_name].dtype])
 
 
 def _inventory(config: dict[str, Any], stored: Mapping[str, StoredTensor]) -> Inventory:
