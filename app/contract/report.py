@@ -65,6 +65,13 @@ class DistillationReport(Section):
     points: tuple[CurvePoint, ...]
 
 
+class TeacherText(Section):
+    """Text that the original wrote for `teacher:`, and what that cost."""
+
+    tokens: int
+    seconds: float = Field(description="in all attempts together")
+
+
 class OriginalRecord(Section):
     """Exactly which model was compressed."""
 
@@ -114,6 +121,7 @@ class CompressionReport(Section):
     sites: tuple[SiteReport, ...] = Field(description="every matrix, those of the embedding and the head included")
     removed_blocks: tuple[RemovedBlock, ...] = Field(description="in the order in which they went")
     intermediate_size: int | None = Field(None, description="hidden units of narrowed MLPs")
+    teacher_text: TeacherText | None = Field(None, description="null where the recipe does not ask for `teacher:`")
     distillation: DistillationReport | None = None
     dense_export: str | None = Field(None, description="directory of the checkpoint with its factors multiplied out")
     reproducibility: Reproducibility

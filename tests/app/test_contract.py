@@ -80,3 +80,11 @@ def test_every_dataset_is_told_with_the_field_that_names_it() -> None:
         "distillation.datasets.1": "local:b",
         "evaluation.datasets.0": "builtin:python-docs-test",
     }
+
+
+def test_text_that_the_original_writes_is_none_to_be_had() -> None:
+    recipe = Recipe.model_validate({**VALID, "calibration": {"datasets": ["teacher:", "local:a"]}})
+    assert dict(recipe.texts()) == {
+        "calibration.datasets.1": "local:a",
+        "evaluation.datasets.0": "builtin:python-docs-test",
+    }

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from app.contract.job import Stage
-from app.contract.recipe import Distillation
+from app.contract.recipe import TEACHER, Distillation
 from app.sources.documents import Document, read_documents
-from workers.stages import inspect
+from workers.stages import inspect, teacher_text
 from workers.stages.context import Context
 from workers.stages.failures import StageFailed
 from workers.stages.overlap import record_overlaps
@@ -46,8 +46,7 @@ def calibration_windows(context: Context, tokenizer: Any) -> Tensor:
     count = len(calibration.datasets)
     drawn = []
     for index, dataset in enumerate(calibration.datasets):
-        documents = token_documents(context, tokenizer, dataset)
-        windows = packed(documents, tokenizer.eos_token_id, calibration.length, dataset, "calibration.length")
+        windows = windows_of(context, tokenizer, dataset, calibration.length, "calibration.length")
         share = (calibration.sequences * (index + 1)) // count - (calibration.sequences * index) // count
         drawn.append(windows[shuffled(len(windows), seed)[:share].sort().values])
     return torch.cat(drawn)
@@ -59,8 +58,7 @@ def distillation_windows(context: Context, tokenizer: Any, distillation: Distill
     found = []
     for dataset in distillation.datasets:
         context.progress(0.0, f"reading {dataset}")
-        documents = token_documents(context, tokenizer, dataset)
-        windows = packed(documents, tokenizer.eos_token_id, length, dataset, "distillation.length")
+        windows = windows_of(context, tokenizer, dataset, length, "distillation.length")
         found.append(windows[shuffled(len(windows), seed)])
     needed = -(-distillation.tokens // (length * len(found)))
     each = min(needed, max(len(windows) for windows in found))
@@ -73,6 +71,13 @@ def evaluation_windows(context: Context, tokenizer: Any, dataset: str) -> Tensor
     text = BETWEEN.join(plain_text(tokenizer, document) for document in documents_of(context, dataset))
     (tokens,) = tokenize(tokenizer, [text])
     return cut(tokens[: evaluation.max_tokens], evaluation.window, dataset, "evaluation.window")
+
+
+def windows_of(context: Context, tokenizer: Any, dataset: str, length: int, field: str) -> Tensor:
+    """[windows, length] of a dataset, in its order; `field` of the recipe is the one that asks for the length."""
+    if dataset == TEACHER:
+        return cut(teacher_text.written(context, tokenizer), length, dataset, field)
+    return packed(token_documents(context, tokenizer, dataset), tokenizer.eos_token_id, length, dataset, field)
 
 
 def token_documents(context: Context, tokenizer: Any, dataset: str) -> Iterator[Tensor]:
@@ -108,7 +113,7 @@ def packed(documents: Iterable[Tensor], end: int | None, length: int, dataset: s
     """Documents of token ids, one behind the other with the token `end` between them, as windows [windows, length]."""
     separator = torch.tensor([] if end is None else [end], dtype=torch.int64)
     pieces = [piece for document in documents for piece in (document, separator)]
-    return cut(torch.cat(pieces[:-1] or [separator]), length, dataset, field)
+    return cut(torch.cat([separator[:0], *pieces[:-1]]), length, dataset, field)
 
 
 def cut(tokens: Tensor, length: int, dataset: str, field: str) -> Tensor:

@@ -62,6 +62,11 @@ def test_a_wrong_recipe_is_refused_by_field_and_nothing_is_kept(
     assert doorbell.rung == []
 
 
+def test_text_that_the_original_writes_itself_is_accepted(service: JobService, tiny: dict[str, Any]) -> None:
+    job = service.submit(recipe(tiny, calibration={"datasets": ["teacher:"], "length": 64}))
+    assert job.recipe.calibration.datasets == ("teacher:",)
+
+
 def test_a_model_whose_matrices_are_stored_transposed_is_not_quantised(
     service: JobService, tiny_gpt2: dict[str, Any]
 ) -> None:
