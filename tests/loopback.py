@@ -42,7 +42,7 @@ def make_job(state: State, **fields: Any) -> Job:
 
 def succeeded(**fields: Any) -> Job:
     measured = {"progress": 1.0, "achieved_ratio": 1.3104, "metrics": Comparison(before=BEFORE, after=AFTER)}
-    return make_job(State.SUCCEEDED, **(measured | fields))
+    return make_job(**({"state": State.SUCCEEDED} | measured | fields))
 
 
 def running(progress: float, **fields: Any) -> Job:
@@ -52,6 +52,13 @@ def running(progress: float, **fields: Any) -> Job:
 def failed() -> Job:
     failure = Failure(code="out_of_memory", message="the worker has too little memory", retryable=False, attempt=1)
     return make_job(State.FAILED, error=failure)
+
+
+def below_gate(**fields: Any) -> Job:
+    """One that has failed although it has a result."""
+    failure = Failure(code="quality_gate", message="the perplexity is too high", retryable=False, attempt=1)
+    links = {"checkpoint": "/jobs/job_1/checkpoint"}
+    return succeeded(state=State.FAILED, error=failure, links=links, **fields)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from app.cli.extras import require
-from app.cli.follow import download, follow, print_comparison
+from app.cli.follow import check_success, download, follow, print_comparison
 from app.cli.recipes import LocalModel
 from app.cli.service import extras_for
 from app.cli.terminal import STDERR, STDOUT
@@ -60,11 +60,15 @@ def compress_here(recipe: Recipe, out: Path, path: LocalModel | None) -> None:
 
 
 def finish(client: Client, job: Job, out: Path, check: Callable[[], None]) -> None:
-    """Waits for the job, fetches its checkpoint, and says what came out."""
+    """Waits for the job, fetches its checkpoint, and says what came out.
+
+    Raises JobNotSucceeded, in the end, also for a result that is not as good as the recipe asks.
+    """
     job = follow(client, job.id, check)
     download(client, job.id, out)
     print_comparison(job)
     STDOUT.print(f"The checkpoint is in {out.resolve()}", markup=False)
+    check_success(job)
 
 
 def cancel(address: str, job_id: str) -> None:

@@ -17,19 +17,25 @@ class JobNotSucceeded(ModelpressError):
 
 
 def follow(client: Client, job_id: str, check: Callable[[], None]) -> Job:
-    """Shows the job's progress until it has succeeded, and calls `check` at every look.
+    """Shows the job's progress until it has a result, and calls `check` at every look.
 
-    Raises JobNotSucceeded where it ends otherwise.
+    Raises JobNotSucceeded where it ends without one.
     """
     with progress_display(STDOUT) as display:
         for job in client.wait(job_id):
             check()
             show_job(display, job)
+    if "checkpoint" not in job.links:
+        check_success(job)
+    return job
+
+
+def check_success(job: Job) -> None:
+    """Raises JobNotSucceeded for a job that ended otherwise; it may have a result nevertheless."""
     if job.state is State.FAILED:
         raise JobNotSucceeded(f"Job {job.id} failed. {failure_line(job)}")
     if job.state is State.CANCELLED:
         raise JobNotSucceeded(f"Job {job.id} was cancelled.")
-    return job
 
 
 def download(client: Client, job_id: str, directory: Path) -> None:

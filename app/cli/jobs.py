@@ -56,6 +56,15 @@ def compress(
     ] = None,
     window: Annotated[int | None, typer.Option(help="Tokens per window that is measured on.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens to measure on, at most, of each dataset.")] = None,
+    max_perplexity_ratio: Annotated[
+        float | None, typer.Option(help="Fail where the perplexity is more times the original's.")
+    ] = None,
+    min_top1_agreement: Annotated[
+        float | None, typer.Option(help="Fail where the most likely token is the original's less often; 0 to 1.")
+    ] = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Also measure the original with blocks dropped to the same size.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="Two runs with one seed do the same.")] = None,
     url: Url = None,
 ) -> None:
@@ -74,7 +83,13 @@ def compress(
             method=method,
             calibration=given(datasets=calibration, sequences=sequences, length=length),
             distillation=given(datasets=distill, tokens=distill_tokens, learning_rate=learning_rate, train=train),
-            evaluation=given(datasets=evaluation, window=window, max_tokens=max_tokens),
+            evaluation=given(
+                datasets=evaluation,
+                window=window,
+                max_tokens=max_tokens,
+                gate=given(max_perplexity_ratio=max_perplexity_ratio, min_top1_agreement=min_top1_agreement),
+                baseline=baseline or None,
+            ),
             seed=seed,
         )
     )

@@ -1,42 +1,78 @@
 """Jobs as tables and paragraphs for people."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
 
 from rich.filesize import decimal
 from rich.table import Column, Table
 
-from app.contract.job import Comparison, Job
+from app.contract.job import Comparison, Job, Metrics
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row of a comparison: how a model's figure is shown, and what became of it."""
+
+    name: str
+    shown: Callable[[Metrics], str]
+    change: str = ""
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """The model before and after, and what became of each figure."""
+    """The model before and after, what became of each figure, and beside them what else was measured."""
     before, after = comparison.before, comparison.after
-    table = Table("", "before", "after", "change")
+    beside = {"quantised": comparison.quantised, "blocks dropped": comparison.baseline}
+    others = {name: model for name, model in beside.items() if model is not None}
+    table = Table("", "before", "after", "change", *others)
     for column in table.columns[1:]:
         column.justify = "right"
-    table.add_row(
-        "stored parameters",
-        f"{before.parameters:,}",
-        f"{after.parameters:,}",
-        f"{before.parameters / after.parameters:.3f} times smaller",
-    )
-    table.add_row(
-        "bytes", decimal(before.bytes), decimal(after.bytes), f"{before.bytes / after.bytes:.3f} times smaller"
-    )
+    for figure in figures(before, after):
+        more = map(figure.shown, others.values())
+        table.add_row(figure.name, figure.shown(before), figure.shown(after), figure.change, *more)
+    return table
+
+
+def figures(before: Metrics, after: Metrics) -> Iterator[Figure]:
+    """What was measured of both, or of what came out alone."""
+    smaller = f"{before.parameters / after.parameters:.3f} times smaller"
+    yield Figure("stored parameters", lambda model: f"{model.parameters:,}", smaller)
+    yield Figure("bytes", lambda model: decimal(model.bytes), f"{before.bytes / after.bytes:.3f} times smaller")
     for dataset, perplexity in before.perplexity.items():
         reached = after.perplexity.get(dataset)
         if reached is not None:
-            table.add_row(
-                f"perplexity, {dataset}", f"{perplexity:.2f}", f"{reached:.2f}", f"{reached / perplexity:.2f} times"
-            )
+            change = f"{reached / perplexity:.2f} times"
+            yield Figure(f"perplexity, {dataset}", of_dataset("perplexity", dataset, ".2f"), change)
+    for dataset in after.kl_divergence:
+        yield Figure(f"KL divergence, {dataset}", of_dataset("kl_divergence", dataset, ".3f", " nats"))
+    for dataset in after.top1_agreement:
+        yield Figure(f"same top token, {dataset}", of_dataset("top1_agreement", dataset, ".1%"))
     for name, field in (("reading", "prefill_tokens_per_second"), ("writing", "decode_tokens_per_second")):
         slow, fast = getattr(before, field), getattr(after, field)
         if slow is None or fast is None:
             # One of the two does not fit into the worker's memory, and so was not timed.
             continue
-        table.add_row(f"tokens/s, {name}", f"{slow:,.1f}", f"{fast:,.1f}", f"{fast / slow:.2f} times")
-    return table
+        yield Figure(f"tokens/s, {name}", of_model(field), f"{fast / slow:.2f} times")
+
+
+def of_dataset(field: str, dataset: str, form: str, unit: str = "") -> Callable[[Metrics], str]:
+    """Shows a model's figure on one dataset; nothing where it has none."""
+
+    def shown(model: Metrics) -> str:
+        value = getattr(model, field).get(dataset)
+        return "" if value is None else f"{value:{form}}{unit}"
+
+    return shown
+
+
+def of_model(field: str) -> Callable[[Metrics], str]:
+    """Shows a figure that a model may have."""
+
+    def shown(model: Metrics) -> str:
+        value = getattr(model, field)
+        return "" if value is None else f"{value:,.1f}"
+
+    return shown
 
 
 def job_table(jobs: Iterable[Job]) -> Table:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.contract.job import Problem, State
-from tests.loopback import Script, failed, make_job, running, succeeded
+from app.contract.job import Comparison, Problem, State
+from tests.loopback import AFTER, BEFORE, Script, below_gate, failed, make_job, running, succeeded
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 COMMAND = [sys.executable, "-m", "app.cli"]
@@ -95,6 +95,30 @@ def test_a_failed_job_ends_the_command_with_its_reason(run: Run, script: Script,
     assert done.returncode == 1
     assert "out_of_memory: the worker has too little memory" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_result_below_the_gate_is_downloaded_before_the_command_fails(
+    run: Run, script: Script, tmp_path: Path
+) -> None:
+    script.states, script.files = [below_gate()], {"config.json": b"{}"}
+    done = run("compress", "local:tiny", "--ratio", "1.31", "--out", "out", "--max-perplexity-ratio", "1.5")
+    assert script.posted[0]["evaluation"] == {"gate": {"max_perplexity_ratio": 1.5}}
+    assert done.returncode == 1
+    assert "quality_gate: the perplexity is too high" in done.stderr
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_a_baseline_is_asked_for_and_shown_beside_the_result(run: Run, script: Script) -> None:
+    dropped = AFTER.model_copy(
+        update={"parameters": 98_765_432, "kl_divergence": {"some": 1.25}, "top1_agreement": {"some": 0.4}}
+    )
+    near = AFTER.model_copy(update={"kl_divergence": {"some": 0.125}, "top1_agreement": {"some": 0.875}})
+    script.states = [succeeded(metrics=Comparison(before=BEFORE, after=near, baseline=dropped))]
+    script.files = {"config.json": b"{}"}
+    done = run("compress", "local:tiny", "--ratio", "1.31", "--out", "out", "--baseline", COLUMNS="200")
+    assert script.posted[0]["evaluation"] == {"baseline": True}
+    for told in ("blocks dropped", "98,765,432", "0.125 nats", "1.250 nats", "87.5%", "40.0%"):
+        assert told in done.stdout
 
 
 def test_a_refused_recipe_names_the_field(run: Run, script: Script) -> None:
