@@ -1,5 +1,6 @@
 """What of a student is trained, and the trained tensors as one more part of the package."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def test_every_architecture_keeps_what_was_trained(tmp_path: Path, name: str) ->
 
 
 def test_trained_tensors_are_stored_in_the_dtype_of_the_original(tmp_path: Path) -> None:
-    tiny_model("llama-tied").bfloat16().save_pretrained(tmp_path / "source")
+    copy.deepcopy(tiny_model("llama-tied")).bfloat16().save_pretrained(tmp_path / "source")
     original = opened(tmp_path / "source")
     student = edited(original, "narrowed").whole()
     list(distil(original.whole(), student, token_ids(), SETTINGS))

@@ -30,6 +30,9 @@ from workers.compression.errors import CompressionError
 RESTARTS = 4
 """How often a training may go back and halve its learning rate before it is given up."""
 
+OVERDUE = 4
+"""How many intervals a checkpoint waits at most."""
+
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -70,7 +73,7 @@ def distil(
 ) -> Iterator[Checkpoint]:
     """Trains the student in place; yields a checkpoint every `settings.interval` steps and after the last.
 
-    While the loss is well above its best, no checkpoint is made: a training that diverges goes back to before that.
+    While the loss is well above its best, checkpoints wait: a training that diverges goes back to before that.
     `windows` [N, T] are token ids, taken in a random order that `seed` decides, then in another, and so on. The student
     is in float32 and computes in `compute_dtype` where that is given; the teacher computes in its own. `cache` is a
     directory for this teacher's logits, see `Settings.cached_logits`. `ranks` divides each step among processes that
@@ -92,9 +95,14 @@ def distil(
             continue
         if told is not None:
             told(training.step, training.loss)
-        if training.step == training.steps or (training.step % settings.interval == 0 and training.settled):
+        if training.step == training.steps or _is_due(training, kept, settings.interval):
             kept = training.checkpoint()
             yield kept
+
+
+def _is_due(training: "_Training", kept: Checkpoint, interval: int) -> bool:
+    overdue = training.step - kept.step >= OVERDUE * interval
+    return training.step % interval == 0 and (training.settled or overdue)
 
 
 class _Training:
