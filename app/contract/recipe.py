@@ -103,6 +103,19 @@ class Distillation(Options):
     cross_entropy: float = Field(0.0, ge=0, le=100, description="weight of predicting the text itself")
     hidden: float = Field(0.0, ge=0, le=100, description="weight of the normalised error of the last hidden states")
     train: Trained = Field("all", description="what is trained: every weight, the factors, or norms and biases")
+    cached_logits: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="so many of the original's largest logits of each token are kept on disk, 8 bytes each, where text "
+        "is passed again, and the others compared as one; 0: the original is asked again",
+    )
+
+    @model_validator(mode="after")
+    def check_cache(self) -> Self:
+        if self.cached_logits and self.hidden:
+            raise ValueError("hidden states are not kept; send cached_logits or hidden, not both")
+        return self
 
     @model_validator(mode="after")
     def check_step(self) -> Self:

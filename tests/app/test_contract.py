@@ -42,6 +42,7 @@ def test_the_contract_and_the_accounting_name_the_same_schemes_of_quantisation()
         ({"distillation": {"temperature": 0}}, "greater than or equal to 0.1"),
         ({"distillation": {"warm_up": 1.5}}, "less than or equal to 1"),
         ({"distillation": {"hidden": -1}}, "greater than or equal to 0"),
+        ({"distillation": {"cached_logits": 32, "hidden": 0.5}}, "not both"),
         ({"distillation": {"train": "head"}}, "'all', 'factors' or 'norms'"),
         ({"method": "width", "fusion": {"tokens": 1000}}, "only for the methods fusion and fusegpt"),
         ({"fusion": {}}, "leave it out for 'kronecker'"),

@@ -34,6 +34,12 @@ def finished_parts(settings: Settings, job: Job) -> int:
     return len(list((settings.work_dir / job.id).glob("*/compress/part-*.safetensors.record.json")))
 
 
+def last_trained(settings: Settings, job: Job) -> int:
+    """The step up to which the training of a job is kept; 0 where none is."""
+    kept = (settings.work_dir / job.id).glob("*/training/*.safetensors.record.json")
+    return max((int(path.name.partition(".")[0]) for path in kept), default=0)
+
+
 def weights(settings: Settings, service: JobService, job: Job) -> dict[str, str]:
     return {a.file.name: a.file.sha256 for a in service.artifacts(job.id) if a.file.name.endswith(".safetensors")}
 
@@ -70,6 +76,27 @@ def test_a_resumed_job_gives_the_same_bytes_as_an_undisturbed_one(
     with worker(settings, log):
         for job in (disturbed, undisturbed):
             assert wait_until_ended(service, job.id).state is State.SUCCEEDED
+    assert weights(settings, service, disturbed) == weights(settings, service, undisturbed)
+
+
+def test_a_job_that_is_killed_three_times_while_it_trains_gives_the_same_bytes_as_an_undisturbed_one(
+    service: JobService, settings: Settings, tiny: dict[str, Any], log: Path
+) -> None:
+    service.settings = patient = settings.model_copy(update={"max_attempts": 4})
+    distillation = {"datasets": ["local:calibration.txt"], "tokens": 120 * 128, "length": 64, "sequences": 2}
+    recipe = Recipe.model_validate({**tiny, "distillation": distillation})
+    disturbed = service.submit(recipe)
+    with worker(patient, log):
+        for killed in range(3):
+            step = last_trained(settings, disturbed)
+            wait_for(lambda before=step: last_trained(settings, disturbed) > before)
+            (child,) = wait_for(lambda: processes_of(settings.work_dir / disturbed.id))
+            os.kill(child, signal.SIGKILL)
+            wait_for(lambda count=killed: service.get(disturbed.id).attempts[count].outcome == "lost")
+        disturbed = wait_until_ended(service, disturbed.id)
+        undisturbed = wait_until_ended(service, service.submit(recipe).id)
+    assert (disturbed.state, undisturbed.state) == (State.SUCCEEDED, State.SUCCEEDED), disturbed.error
+    assert [attempt.resumed and attempt.resumed.stage for attempt in disturbed.attempts] == [None, *3 * [Stage.DISTILL]]
     assert weights(settings, service, disturbed) == weights(settings, service, undisturbed)
 
 

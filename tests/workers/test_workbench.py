@@ -61,6 +61,28 @@ def test_a_damaged_part_does_not_count(root: Path) -> None:
     assert bench.finished_part("compress", "part-1") is None
 
 
+def recorded(bench: Workbench, part: str) -> Path:
+    path = bench.begin("training") / part
+    path.write_text("part")
+    bench.finish_part(path)
+    return path
+
+
+def test_the_parts_of_all_attempts_are_listed_by_name(root: Path) -> None:
+    for attempt, part in ((1, "b"), (2, "a"), (2, "b")):
+        recorded(Workbench(root, attempt, "inputs"), part)
+    (Workbench(root, 2, "inputs").begin("training") / "c").write_text("half")
+    assert Workbench(root, 3, "inputs").parts("training") == ["a", "b"]
+
+
+def test_a_part_is_discarded_with_what_earlier_attempts_have_of_it_but_not_later_ones(root: Path) -> None:
+    benches = [Workbench(root, attempt, "inputs") for attempt in (1, 2, 3)]
+    paths = [recorded(bench, "a") for bench in benches]
+    benches[1].discard_part("training", "a")
+    assert [path.exists() for path in paths] == [False, False, True]
+    assert benches[0].finished_part("training", "a") == paths[2]
+
+
 def test_a_replaced_file_changes_the_identity_of_its_directory(tmp_path: Path) -> None:
     (tmp_path / "weights").write_text("a")
     before = directory_identity(tmp_path)

@@ -28,6 +28,9 @@ from workers.stages.training_files import read_checkpoint, write_checkpoint
 TRAINING = "training"
 """Under this name the training is kept, beside the results of the stages; the last state of it is no part of them."""
 
+TEACHER = "teacher"
+"""A directory of this name and that of the inputs lies beside those of the attempts: it keeps what the teacher said."""
+
 CURVE = "curve.json"
 CURVE_POINTS = 500
 KEPT_TIMES, LONGEST_INTERVAL = 10, 50
@@ -85,6 +88,7 @@ def train(context: Context, student: PreTrainedModel, distillation: Distillation
         seed=context.assignment.recipe.seed,
         resumed=kept,
         compute_dtype=None if teacher.dtype == torch.float32 else teacher.dtype,
+        cache=context.assignment.work_dir / f"{TEACHER}-{context.bench.fingerprint}",
         told=tell,
     ):
         keep(context, checkpoint)
@@ -113,6 +117,7 @@ def settings_of(distillation: Distillation) -> Settings:
         hidden=distillation.hidden,
         train=distillation.train,
         checkpointing=distillation.checkpointing,
+        cached_logits=distillation.cached_logits,
     )
     often = settings.steps(distillation.length) // KEPT_TIMES
     return replace(settings, interval=min(max(1, often), LONGEST_INTERVAL))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from app.contract.job import Stage
+from workers.compression.distillation.training import Diverged
 from workers.compression.errors import MalformedModel, VerificationFailed
 from workers.stages.failures import StageFailed, describe
 
@@ -15,6 +16,7 @@ from workers.stages.failures import StageFailed, describe
     [
         (StageFailed("text_too_short", "too short"), "text_too_short", False),
         (MalformedModel("a tensor is missing"), "malformed_model", False),
+        (Diverged("a lower learning rate may help"), "diverged", False),
         (VerificationFailed("other logits"), "verification_failed", False),
         (MemoryError(), "out_of_memory", False),
         (torch.OutOfMemoryError(), "out_of_memory", False),

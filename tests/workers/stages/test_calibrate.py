@@ -1,0 +1,150 @@
+"""How text becomes windows of tokens."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from app.contract.job import Stage
+from app.contract.recipe import Recipe
+from app.sources.documents import Document, to_line
+from tests.tiny import byte_tokenizer
+from workers.messages import Assignment
+from workers.stages import calibrate
+from workers.stages.context import Context
+from workers.stages.failures import StageFailed
+from workers.stages.workbench import Workbench
+
+RECIPE: dict[str, Any] = {
+    "model": "local:model",
+    "target_ratio": 1.3,
+    "calibration": {"datasets": ["local:a.jsonl"], "sequences": 4, "length": 16},
+    "evaluation": {"datasets": ["local:e.jsonl"], "window": 16, "max_tokens": 32},
+}
+
+
+class Job:
+    """The stage on texts that a test writes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        (directory / "model").mkdir()
+        self.tokenizer = byte_tokenizer()
+        self.texts: dict[str, Path] = {}
+        self.write("e", "e" * 32)
+
+    def write(self, name: str, *documents: Document) -> None:
+        path = self.directory / f"{name}.jsonl"
+        path.write_text("".join(map(to_line, documents)))
+        self.texts[f"local:{name}.jsonl"] = path
+
+    def windows(self, **sections: Any) -> Context:
+        """A context in which the stage is done."""
+        self.tokenizer.save_pretrained(self.directory / "model")
+        assignment = Assignment(
+            job_id="job",
+            attempt=1,
+            recipe=Recipe.model_validate({**RECIPE, **sections}),
+            model_path=self.directory / "model",
+            texts=self.texts,
+            work_dir=self.directory / "work",
+            device="cpu",
+            threads=1,
+        )
+        context = Context(assignment, Workbench(assignment.work_dir, 1, "inputs"), lambda report: None)
+        context.stage = Stage.CALIBRATE
+        context.results[Stage.CALIBRATE] = context.bench.begin(Stage.CALIBRATE)
+        calibrate.run(context, context.results[Stage.CALIBRATE])
+        return context
+
+    def letters(self, windows: Tensor) -> list[str]:
+        """What each window says, with '|' for the end of a document."""
+        return [self.tokenizer.decode(window).replace("<|end|>", "|") for window in windows]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    return Job(tmp_path)
+
+
+def distillation(*names: str, tokens: int) -> dict[str, Any]:
+    return {"datasets": [f"local:{name}.jsonl" for name in names], "tokens": tokens, "length": 16, "sequences": 1}
+
+
+def test_documents_follow_each_other_with_an_end_between_them(job: Job) -> None:
+    job.write("a", "x" * 20, "y" * 5, "z" * 40)
+    context = job.windows(distillation=distillation("a", tokens=64))
+    assert sorted(job.letters(calibrate.distillation(context))) == ["x" * 16, "xxxx|yyyyy|zzzzz", "z" * 16, "z" * 16]
+
+
+def test_a_tokenizer_without_an_end_puts_nothing_between(job: Job) -> None:
+    job.tokenizer.eos_token = None
+    job.write("a", "x" * 20, "y" * 12)
+    context = job.windows(distillation=distillation("a", tokens=32))
+    assert sorted(job.letters(calibrate.distillation(context))) == ["x" * 16, "xxxx" + "y" * 12]
+
+
+def test_no_more_is_trained_on_than_was_asked_for(job: Job) -> None:
+    job.write("a", "x" * 500)
+    assert calibrate.distillation(job.windows(distillation=distillation("a", tokens=40))).shape == (3, 16)
+
+
+def test_the_seed_decides_which_windows_are_trained_on(job: Job) -> None:
+    job.write("a", "".join(chr(97 + index % 26) for index in range(600)))
+    wanted = distillation("a", tokens=64)
+    first, again, other = (
+        calibrate.distillation(job.windows(distillation=wanted, seed=seed)).tolist() for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_a_mixture_is_even_although_one_text_is_short(job: Job) -> None:
+    job.write("a", "a" * 32)
+    job.write("b", "b" * 160)
+    windows = calibrate.distillation(job.windows(distillation=distillation("a", "b", tokens=128)))
+    assert job.letters(windows) == ["a" * 16] * 4 + ["b" * 16] * 4
+
+
+def test_text_that_is_short_altogether_is_given_once(job: Job) -> None:
+    job.write("a", "a" * 32)
+    job.write("b", "b" * 48)
+    windows = calibrate.distillation(job.windows(distillation=distillation("a", "b", tokens=10_000)))
+    assert job.letters(windows) == ["a" * 16] * 3 + ["b" * 16] * 3
+
+
+def test_calibration_draws_as_many_sequences_from_each_text(job: Job) -> None:
+    for name in "abc":
+        job.write(name, name * 200)
+    asked = {"datasets": [f"local:{name}.jsonl" for name in "abc"], "sequences": 7, "length": 16}
+    windows = calibrate.calibration(job.windows(calibration=asked))
+    assert job.letters(windows) == ["a" * 16] * 2 + ["b" * 16] * 2 + ["c" * 16] * 3
+
+
+def test_evaluation_reads_the_documents_as_one_text(job: Job) -> None:
+    job.write("a", "a" * 16)
+    job.write("e", "e" * 10, "f" * 30)
+    windows = calibrate.evaluations(job.windows())["local:e.jsonl"]
+    assert job.letters(windows) == ["e" * 10 + "\n\n" + "f" * 4, "f" * 16]
+
+
+TALK: Document = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+
+
+def test_a_conversation_is_written_by_the_chat_template(job: Job) -> None:
+    job.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}."
+    job.write("a", TALK)
+    windows = calibrate.distillation(job.windows(distillation=distillation("a", tokens=32)))
+    assert sorted(job.letters(windows)) == ["<user>question<a", "ssistant>answer."]
+
+
+def test_a_conversation_without_a_template_is_its_contents(job: Job) -> None:
+    job.write("a", TALK)
+    windows = calibrate.distillation(job.windows(distillation=distillation("a", tokens=16)))
+    assert job.letters(windows) == ["question\n\nanswer"]
+
+
+def test_a_text_of_no_documents_is_too_short(job: Job) -> None:
+    job.write("a")
+    with pytest.raises(StageFailed, match=r"has 0 tokens.*lower calibration\.length"):
+        job.windows()

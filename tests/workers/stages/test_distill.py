@@ -1,0 +1,178 @@
+"""The stage that trains: what it leaves, what it says, and where it goes on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from app.contract.job import Stage
+from app.contract.recipe import Distillation, Recipe
+from tests.tiny import write_text, write_tiny_model
+from workers.compression.distillation.training import Checkpoint
+from workers.messages import Assignment, ProgressReport, ResumedReport
+from workers.runner import STAGES, identity, run
+from workers.stages import compress, distill
+from workers.stages.context import Context
+from workers.stages.workbench import Workbench
+
+STEPS = 16
+DISTILLATION = {"datasets": ["local:a.txt"], "tokens": STEPS * 32, "length": 16, "sequences": 2, "micro_batch": 1}
+
+
+class Stopped(Exception):
+    """The process has ended here."""
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Assignment:
+    directory = tmp_path_factory.mktemp("job")
+    recipe: dict[str, Any] = {
+        "model": "local:model",
+        "target_ratio": 1.3,
+        "method": "width",
+        "calibration": {"datasets": ["local:a.txt"], "sequences": 4, "length": 16},
+        "distillation": DISTILLATION,
+        "evaluation": {"datasets": ["local:b.txt"], "window": 16, "max_tokens": 64},
+    }
+    texts = {
+        f"local:{name}": write_text(directory / name, 300, offset) for name, offset in (("a.txt", 0), ("b.txt", 4))
+    }
+    return Assignment(
+        job_id="job",
+        attempt=1,
+        recipe=Recipe.model_validate(recipe),
+        model_path=write_tiny_model(directory / "model", blocks=2),
+        texts=texts,
+        work_dir=directory / "work",
+        device="cpu",
+        threads=1,
+    )
+
+
+@pytest.fixture
+def assignment(job: Assignment, tmp_path: Path) -> Assignment:
+    """The same job where nothing of it is done."""
+    return job.model_copy(update={"work_dir": tmp_path})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job: Assignment) -> "Attempt":
+    return Attempt(job)
+
+
+class Attempt:
+    """The stages of an attempt up to the training, and what they report; ended at once behind some step."""
+
+    def __init__(self, assignment: Assignment, number: int = 1, stop_behind: int | None = None) -> None:
+        self.reports: list[BaseModel] = []
+        self.stop_behind = stop_behind
+        bench = Workbench(assignment.work_dir, number, identity(assignment))
+        self.context = Context(assignment.model_copy(update={"attempt": number}), bench, self.report)
+        for stage, module in STAGES.items():
+            self.context.stage = stage
+            self.context.results[stage] = run(self.context, module)
+            if stage is Stage.DISTILL:
+                break
+
+    def report(self, message: BaseModel) -> None:
+        self.reports.append(message)
+        if len(self.details()) == self.stop_behind:
+            raise Stopped
+
+    def details(self) -> list[str]:
+        return [
+            report.detail or ""
+            for report in self.reports
+            if isinstance(report, ProgressReport) and report.detail and report.stage is Stage.DISTILL
+        ]
+
+    def trained(self) -> dict[str, Tensor]:
+        *_, last = compress.FinishedParts(self.context)
+        return dict(last.tensors)
+
+
+def kept(assignment: Assignment) -> list[str]:
+    return sorted(path.name for path in assignment.work_dir.glob("*/training/*.safetensors"))
+
+
+def test_what_was_trained_is_the_last_part(undisturbed: Attempt) -> None:
+    *_, before, last = compress.FinishedParts(undisturbed.context)
+    assert last.index == before.index + 1
+    assert last.tensors.keys() >= before.tensors.keys()
+    name = next(iter(before.tensors))
+    assert not before.tensors[name].equal(last.tensors[name])
+
+
+def test_every_step_is_told(undisturbed: Attempt) -> None:
+    details = undisturbed.details()
+    assert len(details) == STEPS
+    assert details[9].startswith("distilling: 320 of 512 tokens, loss ")
+
+
+def test_the_loss_of_every_step_is_in_the_curve(undisturbed: Attempt) -> None:
+    curve = distill.curve(undisturbed.context)
+    assert curve is not None
+    assert (curve.tokens, curve.restarts, len(curve.points)) == (512, 0, STEPS)
+    assert curve.points[9].tokens == 320
+    assert f"loss {curve.points[9].loss:.3g}" in undisturbed.details()[9]
+
+
+def test_only_the_newest_state_of_the_training_is_kept(assignment: Assignment) -> None:
+    with pytest.raises(Stopped):
+        Attempt(assignment, stop_behind=11)
+    assert kept(assignment) == ["00000010.safetensors"]
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_same_weights(assignment: Assignment, undisturbed: Attempt) -> None:
+    for number in (1, 2, 3):
+        with pytest.raises(Stopped):
+            Attempt(assignment, number, stop_behind=4)
+    last = Attempt(assignment, 4)
+    assert ResumedReport(stage=Stage.DISTILL) in last.reports
+    assert len(last.details()) == STEPS - 9
+    torch.testing.assert_close(last.trained(), undisturbed.trained(), rtol=0, atol=0)
+
+
+def test_a_damaged_state_is_not_gone_on_from(assignment: Assignment) -> None:
+    with pytest.raises(Stopped):
+        Attempt(assignment, stop_behind=5)
+    (state,) = assignment.work_dir.glob("*/training/*.safetensors")
+    state.write_bytes(state.read_bytes()[:-1])
+    assert len(Attempt(assignment, 2).details()) == STEPS
+
+
+def test_a_recipe_without_distillation_has_no_curve(assignment: Assignment) -> None:
+    context = Context(assignment, Workbench(assignment.work_dir, 1, "inputs"), lambda report: None)
+    assert distill.curve(context) is None
+
+
+def test_a_divergence_that_was_mended_is_told() -> None:
+    assert distill.place_of(2048, 4096, 1.5, 0) == "distilling: 2,048 of 4,096 tokens, loss 1.5"
+    assert distill.place_of(2048, 4096, 1.5, 1).endswith("; diverged once and went on at a lower learning rate")
+    assert "diverged 2 times" in distill.place_of(2048, 4096, 1.5, 2)
+
+
+def test_a_long_curve_is_thinned_to_means_that_leave_out_no_step() -> None:
+    losses = tuple(float(step) for step in range(10_001))
+    curve = distill.as_curve(Checkpoint(10_001, 10_001, 20_002, losses, 3, {}))
+    assert (len(curve.points), curve.restarts) == (distill.CURVE_POINTS, 3)
+    assert curve.points[0] == distill.Point(20, 40, 9.5)
+    assert (curve.points[-1].step, curve.points[-1].tokens) == (10_001, 20_002)
+
+
+@pytest.mark.parametrize(("tokens", "interval"), [(1024, 1), (262_144, 12), (1_000_000_000, 50)])
+def test_a_training_is_kept_ten_times_or_every_fifty_steps(tokens: int, interval: int) -> None:
+    distillation = Distillation(tokens=tokens, length=256, sequences=8 if tokens > 1024 else 1)
+    assert distill.settings_of(distillation).interval == interval
+
+
+def test_the_wishes_of_the_recipe_reach_the_training() -> None:
+    wished = {"learning_rate": 1e-3, "warm_up": 0.1, "temperature": 2.0, "cross_entropy": 0.5, "hidden": 0.25}
+    settings = distill.settings_of(Distillation.model_validate({**wished, "train": "norms", "checkpointing": True}))
+    found = json.loads(json.dumps(vars(settings)))
+    assert found.pop("rate") == wished.pop("learning_rate")
+    assert found.items() >= {**wished, "train": "norms", "checkpointing": True}.items()
