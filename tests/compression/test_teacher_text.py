@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from tests.tiny import byte_tokenizer, write_tiny_model
@@ -116,6 +117,23 @@ def test_a_model_without_chat_opens_documents_by_words_and_by_its_mark(
     marked = sum(document == ((tokenizer.bos_token_id,),) for document in drawn)
     assert 16 < marked < 48
     assert len({document for document in drawn if document != ((tokenizer.bos_token_id,),)}) > 16
+
+
+def test_a_chat_template_that_refuses_a_lone_question_is_left_out(
+    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    tokenizer.chat_template = "{{ raise_exception('a system message is needed') }}"
+    assert Openings.of(teacher, tokenizer).question == ()
+
+
+def test_a_mark_that_the_tokenizer_puts_before_every_text_opens_words_and_documents(teacher: PreTrainedModel) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|end|> $A", special_tokens=[("<|end|>", 0)]
+    )
+    tokenizer.chat_template = CHAT
+    openings = Openings.of(teacher, tokenizer)
+    assert (openings.prefix, openings.mark) == ((0,), 0)
 
 
 def test_words_have_a_capital_whatever_marks_the_space_before_them(teacher: PreTrainedModel) -> None:

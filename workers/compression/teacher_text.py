@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -60,7 +61,7 @@ class Openings:
     """How documents of one model begin and end.
 
     Attributes:
-        prefix: what the tokenizer puts before every text; often nothing.
+        prefix: the mark of a beginning, where the tokenizer puts it before every text; else nothing.
         words: tokens that begin a word with a capital.
         mark: the token that stands at the beginning of documents, where the model has one of its own.
         question: the frame of a user's message up to the message, where there is a chat template.
@@ -77,15 +78,13 @@ class Openings:
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "Openings":
-        prefix = tuple(tokenizer("")["input_ids"])
-        ends = end_tokens(model, tokenizer)
-        if prefix and prefix[-1] in ends:
-            prefix = ()
+        beginning = tokenizer.bos_token_id
+        prefix = (beginning,) if beginning in tokenizer("")["input_ids"][:1] else ()
         question, answer = chat_frame(tokenizer)
-        own = next((token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None), None)
-        # The marks of a chat model's turns open no document, so only what stands before every text does.
-        mark = prefix[0] if prefix else None if question else own
-        return cls(prefix, word_tokens(model, tokenizer), mark, question, answer, ends)
+        mark = tokenizer.eos_token_id if beginning is None else beginning
+        if question and not prefix:
+            mark = None  # these are the marks of a chat model's turns, and open no document
+        return cls(prefix, word_tokens(model, tokenizer), mark, question, answer, end_tokens(model, tokenizer))
 
     def draw(self, generator: torch.Generator) -> Document:
         """A document, of every kind that the model has equally often."""
@@ -221,12 +220,14 @@ def is_capitalised(piece: str) -> bool:
 
 
 def chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[Opening, Opening]:
-    """The tokens before a user's message, and those from its end to the reply; empty without a chat template."""
+    """The tokens before a user's message, and those from its end to the reply; empty without a usable chat template."""
     if not tokenizer.chat_template:
         return (), ()
-    rendered: Any = tokenizer.apply_chat_template(
-        [{"role": "user", "content": PLACE_OF_QUESTION}], tokenize=False, add_generation_prompt=True
-    )
+    message = {"role": "user", "content": PLACE_OF_QUESTION}
+    try:
+        rendered: Any = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    except TemplateError:
+        return (), ()
     before, found, after = str(rendered).partition(PLACE_OF_QUESTION)
     if not (found and before and after):
         return (), ()
