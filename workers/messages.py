@@ -24,7 +24,9 @@ class Assignment(Message):
     attempt: int
     recipe: Recipe
     model_path: Path = Field(description="a directory with safetensors, or a .gguf file")
+    revision: str | None = Field(None, description="commit of a hub model")
     texts: dict[str, Path] = Field(description="for each dataset a .txt file, or a .jsonl file with a document a line")
+    text_revisions: dict[str, str] = Field(default_factory=dict, description="commits of hub datasets")
     work_dir: Path = Field(description="of the job; each attempt writes below its own number")
     device: str
     threads: int | None

@@ -41,11 +41,5 @@ def inventory_of(directory: Path) -> Inventory:
     return inventory(read_config(directory), read_safetensors_headers(directory))
 
 
-def hub_id(context: Context) -> str | None:
-    """'org/name' of a model from the hub."""
-    reference = context.assignment.recipe.model
-    return None if reference.startswith("local:") else reference.partition("@")[0]
-
-
 def is_gguf(path: Path) -> bool:
     return path.suffix == ".gguf"

@@ -1,106 +1,107 @@
-"""What lies beside the weights: a report for programs and a model card for people."""
+"""The report on a job, gathered from the results of its stages; plots and model card follow from it alone."""
 
-from importlib.metadata import version
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from app.contract.job import Comparison
-from app.contract.recipe import Recipe
-from workers.stages import compress, evaluate, plan
+from app.contract.report import CompressionReport, DistillationReport, RemovedBlock, SiteReport, TeacherText
+from workers.compression.accounting.architectures import Inventory, Site, original_config, read_config, weights
+from workers.compression.accounting.dimensions import renumbered
+from workers.compression.accounting.headers import stored_tensors
+from workers.report.card import CARD, front_matter_of, model_card
+from workers.report.plots import draw
+from workers.stages import compress, distill, evaluate, inspect, plan, teacher_text
 from workers.stages.context import Context
+from workers.stages.reproducibility import reproducibility
 
 REPORT = "compression_report.json"
-CARD = "README.md"
-SCHEMA_VERSION = 1
 
 
-class SiteReport(BaseModel):
-    """One matrix of the original and what became of it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    structure: dict[str, object]
-    relative_error: float
-
-
-class RemovedBlock(BaseModel):
-    """A block of the original that is gone, and by what: the scores of all blocks when it was chosen, the least of
-    which went."""
-
-    model_config = ConfigDict(frozen=True)
-
-    block: int
-    scores: dict[int, float]
+def write_report(context: Context, package: Path, *, dense: str | None = None) -> None:
+    """Writes report, plots and model card into the package, whose weights are there. `dense`: its dense export."""
+    report = gather(context, package, dense)
+    (package / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    plots = draw(report, package)
+    original = front_matter_of(context.assignment.model_path)
+    card = model_card(report, original, plots, own_code="auto_map" in read_config(package))
+    (package / CARD).write_text(card, encoding="utf-8")
 
 
-class CompressionReport(BaseModel):
-    """`compression_report.json` of a package.
-
-    `removed_blocks` are in the order in which they went; `intermediate_size` is that of narrowed MLPs, or None.
-    `method` is the recipe's, or what `auto` chose; `tried` says what perplexity each method that it tried left on text
-    kept back for that.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    schema_version: int = SCHEMA_VERSION
-    job_id: str
-    recipe: Recipe
-    target_ratio: float
-    achieved_ratio: float
-    metrics: Comparison
-    method: str
-    tried: dict[str, float]
-    sites: tuple[SiteReport, ...]
-    removed_blocks: tuple[RemovedBlock, ...]
-    intermediate_size: int | None
-    versions: dict[str, str]
-
-
-def write_report(context: Context, package: Path) -> None:
-    metrics = evaluate.metrics(context)
-    recipe, planned = context.assignment.recipe, plan.plan_of(context)
-    report = CompressionReport(
+def gather(context: Context, package: Path, dense: str | None) -> CompressionReport:
+    recipe, planned, metrics = context.assignment.recipe, plan.plan_of(context), evaluate.metrics(context)
+    return CompressionReport(
         job_id=context.assignment.job_id,
         recipe=recipe,
+        method=planned.method,
+        tried=plan.trials_of(context),
         target_ratio=recipe.target_ratio,
         achieved_ratio=metrics.ratio,
         metrics=metrics,
-        method=planned.method,
-        tried=plan.trials_of(context),
-        sites=tuple(
-            SiteReport(name=name, structure=dict(structure), relative_error=part.errors[name])
-            for part in compress.FinishedParts(context)
-            for name, structure in part.structures.items()
-        ),
+        sites=tuple(sites(context, package)),
         removed_blocks=tuple(
             RemovedBlock(block=block, scores=dict(part.scores))
             for part in compress.FinishedParts(context)
             for block in part.removed
         ),
         intermediate_size=planned.intermediate_size,
-        versions={name: version(name) for name in ("modelpress", "torch", "transformers", "safetensors")},
+        teacher_text=written_text(context),
+        distillation=distillation(context),
+        dense_export=dense,
+        reproducibility=reproducibility(context),
     )
-    (package / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    card = package / CARD
-    text = card.read_text(encoding="utf-8") + "\n" + results_table(metrics)
-    card.unlink()
-    card.write_text(text, encoding="utf-8")
 
 
-def results_table(metrics: Comparison) -> str:
-    """The comparison in Markdown."""
-    before, after = metrics.before, metrics.after
-    rows = [
-        ("stored parameters", f"{before.parameters:,}", f"{after.parameters:,}"),
-        ("bytes of the weights", f"{before.bytes:,}", f"{after.bytes:,}"),
-    ]
-    rows += [
-        (f"perplexity, {name}", f"{value:.2f}", f"{after.perplexity[name]:.2f}")
-        for name, value in before.perplexity.items()
-    ]
-    lines = ["## Results", "", "| | original | compressed |", "|---|---|---|"]
-    lines += [f"| {name} | {old} | {new} |" for name, old, new in rows]
-    return "\n".join(lines) + "\n"
+def sites(context: Context, package: Path) -> Iterator[SiteReport]:
+    """Every matrix of the original: what it became, what it stores now, how far off it is."""
+    inventory = inspect.model_inventory(context)
+    removed: set[int] = set()
+    structures: dict[str, Mapping[str, Any]] = {}
+    errors: dict[str, float] = {}
+    for part in compress.FinishedParts(context):
+        removed.update(part.removed)
+        structures.update(part.structures)
+        errors.update(part.errors)
+    stored = numbers_stored(package)
+    kept = [block for block in range(inventory.blocks) if block not in removed]
+    tables = (inventory.embedding, *([] if inventory.head is None else [inventory.head]))
+    for site in (*tables, *inventory.sites):
+        gone = site.block in removed
+        name = renumbered(site.name, inventory.block_prefix, kept)
+        yield SiteReport(
+            name=site.name,
+            block=site.block,
+            role=role(site, inventory),
+            structure=None if site.name not in structures else dict(structures[site.name]),
+            parameters_before=site.out_features * site.in_features,
+            parameters_after=0 if gone else numbers_below(name, stored),
+            relative_error=None if gone else errors.get(site.name),
+        )
+
+
+def role(site: Site, inventory: Inventory) -> str:
+    """The name of a matrix within its block; its whole name where it is in none."""
+    return site.name.removeprefix(f"{inventory.block_prefix}.{site.block}.")
+
+
+def numbers_stored(directory: Path) -> Mapping[str, int]:
+    """How many numbers each tensor of a checkpoint holds, by its canonical name."""
+    tensors = stored_tensors(directory)
+    config, _ = original_config(read_config(directory))
+    return {name: math.prod(tensors[stored].shape) for name, stored in weights(config, tensors).items()}
+
+
+def numbers_below(module: str, stored: Mapping[str, int]) -> int:
+    """How many numbers a module stores, without its bias."""
+    return sum(count for name, count in stored.items() if name.startswith(f"{module}.") and name != f"{module}.bias")
+
+
+def written_text(context: Context) -> TeacherText | None:
+    cost = teacher_text.cost_of(context)
+    return None if cost is None else TeacherText.model_validate(asdict(cost))
+
+
+def distillation(context: Context) -> DistillationReport | None:
+    curve = distill.curve(context)
+    return None if curve is None else DistillationReport.model_validate(asdict(curve))

@@ -102,7 +102,6 @@ def test_tokenizer_and_licence_come_along_and_nothing_else(source: Path, tmp_pat
     directory = write_package(source, [low_rank_part()], tmp_path / "package").directory
     assert {path.name for path in directory.iterdir()} == {
         "LICENSE",
-        "README.md",
         "SHA256SUMS",
         "config.json",
         "generation_config.json",
@@ -112,14 +111,6 @@ def test_tokenizer_and_licence_come_along_and_nothing_else(source: Path, tmp_pat
         "tokenizer.json",
         "tokenizer_config.json",
     }
-
-
-def test_the_model_card_names_original_and_licence(source: Path, tmp_path: Path) -> None:
-    (source / "README.md").write_text("---\nlicense: apache-2.0\n---\n# The original\n")
-    directory = write_package(source, [low_rank_part()], tmp_path / "package", base_model="org/name").directory
-    front = (directory / "README.md").read_text().split("---\n")[1]
-    assert 'base_model: "org/name"' in front
-    assert "license: apache-2.0" in front
 
 
 def test_without_structures_it_is_an_ordinary_checkpoint(source: Path, tmp_path: Path) -> None:

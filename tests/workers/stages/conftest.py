@@ -13,7 +13,13 @@ from workers.runner import walk
 
 @pytest.fixture
 def assignment(tmp_path: Path) -> Assignment:
-    texts = {f"local:{name}": write_text(tmp_path / name, 600, offset) for name, offset in (("a.txt", 0), ("b.txt", 1))}
+    return small_job(tmp_path)
+
+
+def small_job(directory: Path) -> Assignment:
+    texts = {
+        f"local:{name}": write_text(directory / name, 600, offset) for name, offset in (("a.txt", 0), ("b.txt", 1))
+    }
     return Assignment(
         job_id="job",
         attempt=1,
@@ -23,9 +29,9 @@ def assignment(tmp_path: Path) -> Assignment:
             calibration=Calibration(datasets=("local:a.txt",), sequences=4, length=16),
             evaluation=Evaluation(datasets=("local:b.txt",), window=16, max_tokens=64),
         ),
-        model_path=write_tiny_model(tmp_path / "model"),
+        model_path=write_tiny_model(directory / "model"),
         texts=texts,
-        work_dir=tmp_path / "work",
+        work_dir=directory / "work",
         device="cpu",
         threads=1,
         memory_bytes=None,

@@ -1,6 +1,6 @@
 """The written form of a compressed model: a directory that opens with stock transformers.
 
-    package = write_package(source, parts, destination, base_model="org/name")
+    package = write_package(source, parts, destination)
 
 `source` is the original's directory and `parts` what `sequential.compress` yields; `content` says what the package then
 holds. With structures come a modelling file and `structures.py`, so that it opens with
@@ -66,18 +66,11 @@ class Entry:
     bytes: int
 
 
-def write_package(
-    source: Path,
-    parts: Iterable[Part],
-    destination: Path,
-    *,
-    base_model: str | None = None,
-    shard_bytes: int = SHARD_BYTES,
-) -> Package:
+def write_package(source: Path, parts: Iterable[Part], destination: Path, *, shard_bytes: int = SHARD_BYTES) -> Package:
     """Writes the package. `parts` is iterated thrice, so pass a collection or something that reads them anew.
 
-    `base_model` is the hub id for the model card. Raises FileExistsError where `destination` is there already,
-    MalformedModel where the source is not what it was, ValueError where some MLPs are narrower than others.
+    Raises FileExistsError where `destination` is there already, MalformedModel where the source is not what it was,
+    ValueError where some MLPs are narrower than others.
     """
     if destination.exists():
         raise FileExistsError(f"{destination} exists already")
@@ -89,7 +82,6 @@ def write_package(
     entries = write_weights(content.tensors, partial, shard_bytes)
     _write_config(content.config(), structures, partial)
     copy_companions(source, partial)
-    _write_model_card(source, base_model, structures, partial)
     write_sums(partial)
     publish(partial, destination)
     return Package(destination, sum(_count(entry) for entry in entries), sum(entry.bytes for entry in entries))
@@ -188,47 +180,14 @@ def _class_names(model_type: str) -> dict[str, str]:
     return {role: found.__name__ for role, found in classes.items()}
 
 
+def companions(source: Path) -> list[Path]:
+    """Tokenizer, generation config, chat template, licence and notices of a model."""
+    return [path for path in sorted(source.iterdir()) if path.is_file() and _COMPANIONS.fullmatch(path.name)]
+
+
 def copy_companions(source: Path, directory: Path) -> None:
-    """Tokenizer, generation config, chat template, licence and notices, as they are."""
-    for path in sorted(source.iterdir()):
-        if path.is_file() and _COMPANIONS.fullmatch(path.name):
-            shutil.copyfile(path, directory / path.name)
-
-
-def _write_model_card(
-    source: Path, base_model: str | None, structures: Mapping[str, Mapping[str, Any]], directory: Path
-) -> None:
-    front = ["library_name: transformers", "pipeline_tag: text-generation"]
-    if base_model:
-        front.append(f"base_model: {json.dumps(base_model)}")
-    if licence := _licence_of(source):
-        front.append(f"license: {licence}")
-    front += ["tags:", "- compressed", "- modelpress"]
-    kinds = sorted({form["kind"] for form in structures.values()} - {"dense"})
-    what = f"Its layers are factored ({', '.join(kinds)})." if kinds else "It has the original's architecture."
-    trust = ", trust_remote_code=True" if structures else ""
-    text = f"""# A smaller {base_model or "language model"}
-
-Compressed with Modelpress. {what}
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("path/to/this/directory"{trust})
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory"{trust})
-```
-"""
-    (directory / "README.md").write_text("\n".join(["---", *front, "---", "", text]), encoding="utf-8")
-
-
-def _licence_of(source: Path) -> str | None:
-    """The licence that the original's model card states."""
-    card = source / "README.md"
-    if not card.is_file():
-        return None
-    front = re.match(r"---\n(.*?)\n---\n", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-    stated = re.search(r"^license:\s*([\w.-]+)\s*$", front[1], re.MULTILINE) if front else None
-    return stated[1] if stated else None
+    for path in companions(source):
+        shutil.copyfile(path, directory / path.name)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

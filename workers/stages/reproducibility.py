@@ -1,0 +1,52 @@
+"""What a result depends on besides its recipe: which model, which text, whose code, what machine."""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from app.contract.report import Environment, OriginalRecord, Reproducibility, TextRecord
+from workers.compression.accounting.headers import INDEX_FILE, stored_tensors
+from workers.compression.package.checkpoint import companions
+from workers.stages import compute
+from workers.stages.context import Context
+from workers.stages.workbench import file_sha256
+
+PACKAGES = ("modelpress", "torch", "transformers", "safetensors", "tokenizers", "numpy")
+
+
+def reproducibility(context: Context) -> Reproducibility:
+    assignment = context.assignment
+    return Reproducibility(
+        original=OriginalRecord(
+            reference=assignment.recipe.model,
+            revision=assignment.revision,
+            sha256={path.name: file_sha256(path) for path in files_of(assignment.model_path)},
+        ),
+        texts={
+            dataset: TextRecord(revision=assignment.text_revisions.get(dataset), sha256=file_sha256(path))
+            for dataset, path in assignment.texts.items()
+        },
+        versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        environment=environment(compute.device(context)),
+    )
+
+
+def files_of(model: Path) -> list[Path]:
+    """The files of a model that are read: config, weights, tokenizer and what else comes along."""
+    if model.is_file():
+        return [model]
+    weights = {tensor.file for tensor in stored_tensors(model).values()}
+    stated = [path for path in (model / "config.json", model / INDEX_FILE) if path.exists()]
+    return sorted({*stated, *weights, *companions(model)}, key=lambda path: path.name)
+
+
+def environment(place: torch.device) -> Environment:
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return Environment(
+        device=name,
+        dtype=str(compute.dtype(place)).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        platform=platform.platform(),
+    )
