@@ -177,6 +177,23 @@ def test_a_checkpoint_stays_what_it_was(teacher: PreTrainedModel, source: Path) 
     assert all(torch.equal(tensor, before[name]) for name, tensor in first.tensors.items())
 
 
+def test_what_was_put_away_is_gone_on_with(teacher: PreTrainedModel, source: Path) -> None:
+    away: list[Checkpoint] = []
+
+    def keep(checkpoint: Checkpoint) -> Checkpoint:
+        away.append(replace(checkpoint, tensors={}))
+        return away[-1]
+
+    assert list(distil(teacher, student_of(source), text(), SETTINGS, keep=keep)) == away
+
+
+def test_each_step_is_told(teacher: PreTrainedModel, source: Path) -> None:
+    told: list[tuple[int, float]] = []
+    training = distil(teacher, student_of(source), text(), SETTINGS, told=lambda step, loss: told.append((step, loss)))
+    *_, last = training
+    assert told == list(enumerate(last.losses, 1))
+
+
 @pytest.mark.parametrize("compute", [None, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["without_first_block", "factored"])
 def test_a_resumed_training_ends_with_the_same_weights(
