@@ -87,8 +87,8 @@ class Distillation(Options):
     """Training of the compressed model to predict what the original predicts.
 
     The loss is the divergence from the original's distributions, with a weight of 1, plus what has a weight here. The
-    original, the compressed model in float32 and three times what is trained must fit into the worker's memory side by
-    side; otherwise the job ends with `out_of_memory`.
+    original, the compressed model in float32 and six times what is trained, likewise in float32, must fit into the
+    worker's memory side by side; otherwise the job ends with `out_of_memory`.
     """
 
     datasets: Mixture = Field(("builtin:python-docs",), description=TEXTS)

@@ -66,6 +66,8 @@ class Context:
 
     def resumed(self, block: int | None = None) -> None:
         """Say that this attempt goes on here with what earlier attempts have finished."""
+        # What they did in no time says nothing about the pace of this one.
+        self.started, self.fraction_at_start = time.monotonic(), None
         self.report(ResumedReport(stage=self.stage, block=block))
 
 

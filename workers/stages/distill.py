@@ -89,9 +89,9 @@ def train(context: Context, student: PreTrainedModel, distillation: Distillation
         resumed=kept,
         compute_dtype=None if teacher.dtype == torch.float32 else teacher.dtype,
         cache=context.assignment.work_dir / f"{TEACHER}-{context.bench.fingerprint}",
+        keep=lambda checkpoint: keep(context, checkpoint),
         told=tell,
     ):
-        keep(context, checkpoint)
         kept = checkpoint
     if kept is None:
         raise ValueError("a training of no steps")
@@ -130,8 +130,8 @@ def place_of(tokens: int, of: int, loss: float, restarts: int) -> str:
     return f"distilling: {tokens:,} of {of:,} tokens, loss {loss:.3g}{diverged}"
 
 
-def keep(context: Context, checkpoint: Checkpoint) -> None:
-    """Make a training durable, and drop the earlier states of it."""
+def keep(context: Context, checkpoint: Checkpoint) -> Checkpoint:
+    """Make a training durable, drop the earlier states of it, and give it back as it is read from its file."""
     name = f"{checkpoint.step:08d}.safetensors"
     path = context.bench.begin(TRAINING) / name
     write_checkpoint(path, checkpoint)
@@ -139,6 +139,7 @@ def keep(context: Context, checkpoint: Checkpoint) -> None:
     for earlier in context.bench.parts(TRAINING):
         if earlier < name:
             context.bench.discard_part(TRAINING, earlier)
+    return read_checkpoint(path)
 
 
 def last_kept(context: Context) -> Checkpoint | None:

@@ -1,12 +1,13 @@
-"""The file that a training is kept in while it is under way."""
+"""The file that a training is kept in while it is under way. Its tensors are read when they are asked for."""
 
 import json
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from workers.compression.distillation.training import Checkpoint
+from workers.stages.part_files import StoredTensors
 
 NUMBERS = ("step", "steps", "tokens", "losses", "restarts")
 
@@ -20,4 +21,4 @@ def read_checkpoint(path: Path) -> Checkpoint:
     with safe_open(path, framework="pt") as file:
         numbers = json.loads(file.metadata()["training"])
     numbers["losses"] = tuple(numbers["losses"])
-    return Checkpoint(**numbers, tensors=load_file(path))
+    return Checkpoint(**numbers, tensors=StoredTensors(path))

@@ -1,12 +1,16 @@
 """How much of the whole job a stage is."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.contract.job import Stage
 from app.contract.recipe import Recipe
-from workers.stages.context import FETCHED, shares_of
+from workers.messages import Assignment
+from workers.stages import context as module
+from workers.stages.context import FETCHED, Context, shares_of
+from workers.stages.workbench import Workbench
 
 
 def recipe(**sections: Any) -> Recipe:
@@ -26,3 +30,29 @@ def test_distillation_dominates_where_it_is_asked_for() -> None:
     shares = shares_of(recipe(distillation={}))
     assert shares[Stage.DISTILL] > 0.5
     assert shares_of(recipe(distillation={"tokens": 10_000_000}))[Stage.DISTILL] > shares[Stage.DISTILL]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_what_was_finished_before_does_not_count_as_pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "time", clock := Clock())
+    assignment = Assignment(
+        job_id="job", attempt=2, recipe=recipe(distillation={}), model_path=tmp_path, texts={}, work_dir=tmp_path,
+        device="cpu", threads=1,
+    )  # fmt: skip
+    reports: list[Any] = []
+    context = Context(assignment, Workbench(tmp_path, 2, "inputs"), reports.append, stage=Stage.DISTILL)
+    context.started = clock.now
+    context.progress(0.0)
+    context.resumed()
+    context.progress(0.5)
+    clock.now = 10.0
+    context.progress(0.6)
+    first, last = reports[-2:]
+    assert last.seconds_left == pytest.approx(10.0 * (1 - last.fraction) / (last.fraction - first.fraction))

@@ -57,6 +57,9 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
 
 
+Keep = Callable[[Checkpoint], Checkpoint]
+
+
 @torch.enable_grad()
 def distil(
     teacher: PreTrainedModel,
@@ -69,6 +72,7 @@ def distil(
     compute_dtype: torch.dtype | None = None,
     cache: Path | None = None,
     ranks: Ranks | None = None,
+    keep: Keep = lambda checkpoint: checkpoint,
     told: Callable[[int, float], None] | None = None,
 ) -> Iterator[Checkpoint]:
     """Trains the student in place; yields a checkpoint every `settings.interval` steps and after the last.
@@ -77,8 +81,9 @@ def distil(
     `windows` [N, T] are token ids, taken in a random order that `seed` decides, then in another, and so on. The student
     is in float32 and computes in `compute_dtype` where that is given; the teacher computes in its own. `cache` is a
     directory for this teacher's logits, see `Settings.cached_logits`. `ranks` divides each step among processes that
-    all call this with the same arguments. `told` is called behind each step, with the number of steps that are done and
-    the loss. Raises Diverged; ValueError where the settings leave nothing to train.
+    all call this with the same arguments. `keep` may put a checkpoint away and give back one that reads its tensors
+    from there, so that they leave the memory. `told` is called behind each step, with the number of steps that are done
+    and the loss. Raises Diverged; ValueError where the settings leave nothing to train.
     """
     training = _Training(teacher, student, windows, settings, seed, compute_dtype, cache, ranks or Alone())
     kept = training.checkpoint() if resumed is None else resumed
@@ -96,7 +101,7 @@ def distil(
         if told is not None:
             told(training.step, training.loss)
         if training.step == training.steps or _is_due(training, kept, settings.interval):
-            kept = training.checkpoint()
+            kept = keep(training.checkpoint())
             yield kept
 
 
@@ -175,8 +180,10 @@ class _Training:
         for name, parameter in self._names.items():
             parameter.copy_(checkpoint.tensors[f"trained:{name}"])
             if self.step:
-                moments = {field: checkpoint.tensors[f"{field}:{name}"].clone() for field in _MOMENTS}
-                self._optimizer.state[parameter] = moments
+                moments = {field: checkpoint.tensors[f"{field}:{name}"] for field in _MOMENTS}
+                self._optimizer.state[parameter] = {
+                    field: moment.to(parameter.device, copy=True) for field, moment in moments.items()
+                }
 
     def _backward(self, chosen: Tensor) -> Tensor:
         """Leaves the gradients of this process's share of the step, and gives the share's part of the loss."""
