@@ -1,124 +1,222 @@
-"""What fewer blocks and narrower MLPs cost, without training.
+"""What fewer blocks, narrower MLPs and factors cost, and what tokens of distillation win back of it.
 
-    python -m bench.fusion MODEL_DIRECTORY --calibration A.txt B.txt --out C.txt --ratio 1.27
+    python -m bench.fusion MODEL --calibration A.txt B.txt --out C.txt --results rows.jsonl \
+        --rows drop fusion fusegpt width hybrid kronecker --tokens 0 65536 262144
+    python -m bench.fusion MODEL … --results rows.jsonl --rows auto
 
 calibrates on equally many windows of the first half of A and of every further text, evaluates on the second half of A
-("in") and on C ("out"), and prints one Markdown row for each method. The gap is that of the log-perplexity to the
-dense model, as a fraction of the gap that dropping as many blocks as the ratio asks for leaves.
+("in") and on C ("out"). Each row is added to the results as soon as it is there, and one that is there already is not
+computed again, so rows can be asked for one at a time; `bench.curves` draws them. The first two rows are always the
+dense model and the one that has lost as many blocks as the ratio asks for: the gap of a row is that of its
+log-perplexity to the dense model, as a fraction of the gap that dropping leaves.
+
+Tokens are those of local distillation for `fusion` and `fusegpt`, and those of logit distillation of the whole model,
+on the same texts, for rows that end in `+logits`; other rows take none.
 """
 
 import argparse
+import dataclasses
+import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from bench.quality import perplexity, spread, windows
-from workers.compression.accounting.dimensions import intermediate_size_for
+from workers.compression.accounting.catalog import is_measured
+from workers.compression.accounting.sizes import resized_plan
+from workers.compression.choice import trials
+from workers.compression.distillation.settings import Settings
+from workers.compression.distillation.training import distil
+from workers.compression.factors.allocation import measured_plan
+from workers.compression.factors.sensitivity import measure
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.resizing.influence import removals
-from workers.compression.resizing.realignment import realign
-from workers.compression.resizing.width import narrow
+from workers.compression.pipeline import compress
 
-SCORED = (4, 512)
-"""Sequences and tokens of each by which blocks are scored."""
+LOGITS = "+logits"
+LOCAL = ("fusion", "fusegpt")
+COMPRESSED = ("drop", "width", "hybrid", "kronecker", "fusion")
+ROWS = (*COMPRESSED, "fusegpt", *(name + LOGITS for name in COMPRESSED), "auto", f"auto{LOGITS}")
+LEARNING = Settings(tokens=0, sequences=2, rate=3e-4)
+TRAINED_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured model. `seconds` are those of making it; `removed` the blocks that it has lost, in that order."""
+
+    name: str
+    tokens: int
+    ratio: float
+    inside: float
+    outside: float
+    seconds: float
+    removed: tuple[int, ...] = ()
+
+
+class Results:
+    """The rows of a file, one JSON object a line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.rows = {(row.name, row.tokens): row for row in (Row(**json.loads(line)) for line in lines)}
+
+    def add(self, row: Row) -> None:
+        self.rows[row.name, row.tokens] = row
+        with self.path.open("a") as file:
+            file.write(json.dumps(dataclasses.asdict(row)) + "\n")
+
+    def gaps(self, row: Row) -> tuple[float, float]:
+        """In and out, as a fraction of what dropping leaves."""
+        dense, dropped = self.rows["dense", 0], self.rows["drop", 0]
+        inside = math.log(row.inside / dense.inside) / math.log(dropped.inside / dense.inside)
+        return inside, math.log(row.outside / dense.outside) / math.log(dropped.outside / dense.outside)
+
+    def markdown(self, row: Row) -> str:
+        inside, outside = self.gaps(row)
+        return (
+            f"| {row.name} | {row.tokens:,} | {row.ratio:.3f} | {row.inside:.1f} | {row.outside:.1f} "
+            f"| {inside:.2f} | {outside:.2f} | {row.seconds:.0f} |"
+        )
+
+
+HEAD = "| method | tokens | ratio | in | out | gap in | gap out | s |\n|---|---|---|---|---|---|---|---|"
 
 
 @dataclass(frozen=True)
 class Bench:
-    """One model and its texts, as token ids [sequences, length]."""
+    """One model and its texts, as token ids [sequences, length]; `text` is all that may be trained on."""
 
     original: StreamedModel
     calibration: Tensor
+    text: Tensor
     inside: Tensor
     outside: Tensor
     ratio: float
-    order: tuple[int, ...]
+    results: Results
 
-    def quality(self, model: EditedModel) -> tuple[float, float]:
-        """Perplexity in and out of the calibration's domain."""
-        whole = model.whole().eval()
-        return perplexity(whole, self.inside), perplexity(whole, self.outside)
+    def row(self, name: str, tokens: int) -> Row:
+        started = time.monotonic()
+        parts = [] if name == "dense" else self.parts(name.removesuffix(LOGITS), tokens)
+        edited = EditedModel(self.original, parts)
+        whole = edited.whole()
+        if name.endswith(LOGITS):
+            whole = self.trained(whole, tokens)
+        seconds = time.monotonic() - started
+        whole.eval()
+        return Row(
+            name,
+            tokens,
+            self.original.inventory.total_parameters / edited.inventory.total_parameters,
+            perplexity(whole, self.inside),
+            perplexity(whole, self.outside),
+            seconds,
+            tuple(block for part in parts for block in part.removed),
+        )
+
+    def parts(self, name: str, tokens: int) -> list[CompressedPart]:
+        """Those of a method; the order in which blocks go is taken over from the row that drops them."""
+        if name == "auto":
+            name = self.chosen()
+        if name == "drop":
+            return self.dropped()
+        measured = {}
+        if is_measured(name):
+            measured = {
+                site: found for part in measure(self.original, self.calibration) for site, found in part.items()
+            }
+        plan = measured_plan(self.original.inventory, name, self.ratio, measured)
+        if name in LOCAL:
+            plan = dataclasses.replace(plan, absorption_tokens=tokens)
+        parts = self.dropped() if name == "fusion" else []
+        for part in compress(
+            self.original,
+            plan,
+            self.calibration,
+            sensitivities=measured,
+            start=len(parts),
+            finished=parts.__getitem__,
+        ):
+            parts.append(part)
+        return parts
+
+    def dropped(self) -> list[CompressedPart]:
+        plan = resized_plan(self.original.inventory, "fusion", self.ratio)
+        known = self.results.rows.get(("drop", 0))
+        if known is None:
+            return list(islice(compress(self.original, plan, self.calibration), plan.removed))
+        return [CompressedPart(i, "removed", {}, {}, {}, removed=(block,)) for i, block in enumerate(known.removed)]
+
+    def chosen(self) -> str:
+        """What `auto` takes; says what each trial cost."""
+        tried, started = {}, time.monotonic()
+        for trial in trials(self.original, self.ratio, self.calibration):
+            seconds = time.monotonic() - started
+            print(f"trial of {trial.method}: perplexity {trial.perplexity:.2f}, {seconds:.0f} s", flush=True)
+            tried[trial.method], started = trial.perplexity, time.monotonic()
+        return min(tried, key=tried.__getitem__)
+
+    def trained(self, student: Any, tokens: int) -> Any:
+        settings = dataclasses.replace(LEARNING, tokens=tokens)
+        length = min(TRAINED_LENGTH, self.text.shape[1])
+        windows_of_text = self.text[:, : self.text.shape[1] // length * length].reshape(-1, length)
+        student = student.float()
+        for checkpoint in distil(
+            self.original.whole(), student, windows_of_text, settings, compute_dtype=self.original.dtype
+        ):
+            loss = checkpoint.losses[-1]
+            print(f"step {checkpoint.step} of {checkpoint.steps}: loss {loss:.3f}", flush=True)
+        return student.to(self.original.dtype)
 
 
 def main() -> None:
-    bench = opened(arguments())
-    dense = bench.quality(EditedModel(bench.original))
-    print(f"dense: in {dense[0]:.2f}, out {dense[1]:.2f}")
-    print("| method | ratio | in | out | gap in | gap out | s |\n|---|---|---|---|---|---|---|", flush=True)
-    dropped: list[float] = []
-    for name, method in METHODS.items():
-        started = time.monotonic()
-        model = method(bench)
-        seconds = time.monotonic() - started
-        ratio = bench.original.inventory.total_parameters / model.inventory.total_parameters
-        after = bench.quality(model)
-        gaps = [math.log(found / before) for found, before in zip(after, dense, strict=True)]
-        dropped = dropped or gaps
-        parts = " | ".join(f"{gap / whole:.2f}" for gap, whole in zip(gaps, dropped, strict=True))
-        print(f"| {name} | {ratio:.3f} | {after[0]:.1f} | {after[1]:.1f} | {parts} | {seconds:.0f} |", flush=True)
+    options = arguments()
+    bench = opened(options)
+    print(HEAD)
+    for name, tokens in asked(options.rows, options.tokens):
+        if (name, tokens) not in bench.results.rows:
+            bench.results.add(bench.row(name, tokens))
+        if ("drop", 0) in bench.results.rows:
+            print(bench.results.markdown(bench.results.rows[name, tokens]), flush=True)
 
 
-def drop(bench: Bench) -> EditedModel:
-    """As many blocks left out as the ratio asks for, by macro influence or in a given order."""
-    model = EditedModel(bench.original)
-    sequences, length = SCORED
-    count = blocks_to_remove(bench)
-    if bench.order:
-        model.apply(CompressedPart(0, "depth", {}, {}, {}, bench.order[:count]))
-        return model
-    for index, (block, _) in enumerate(removals(model, bench.calibration[:sequences, :length], count)):
-        model.apply(CompressedPart(index, "depth", {}, {}, {}, (block,)))
-    return model
-
-
-def blocks_to_remove(bench: Bench) -> int:
-    inventory = bench.original.inventory
-    budget = inventory.total_parameters / bench.ratio
-    largest = max(inventory.block_parameters)
-    return math.ceil((inventory.total_parameters - budget) / largest - 0.5)
-
-
-def width(bench: Bench) -> EditedModel:
-    size = intermediate_size_for(bench.original.inventory, bench.ratio)
-    model = EditedModel(bench.original)
-    return EditedModel(bench.original, narrow(model, size, bench.calibration, original=bench.original))
-
-
-def realigned(bench: Bench) -> EditedModel:
-    """The same blocks dropped, and every block from the first gap on refitted once."""
-    model = drop(bench)
-    list(realign(bench.original, model, bench.calibration))
-    return model
-
-
-METHODS: dict[str, Callable[[Bench], EditedModel]] = {
-    "drop": drop,
-    "width": width,
-    "drop, realigned": realigned,
-}
-"""Dropping comes first: the others are measured by it."""
+def asked(names: list[str], budgets: list[int]) -> Iterator[tuple[str, int]]:
+    """Rows and their tokens, those by which the others are measured first."""
+    yield "dense", 0
+    yield "drop", 0
+    for name in names:
+        if name == "fusegpt" or name.endswith(LOGITS):
+            yield from ((name, tokens) for tokens in budgets if tokens)
+        elif name == "fusion":
+            yield from ((name, tokens) for tokens in budgets)
+        elif name != "drop":
+            yield name, 0
 
 
 def opened(options: argparse.Namespace) -> Bench:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     first, *others = (windows(tokenizer, path, options.length) for path in options.calibration)
     half = len(first) // 2
-    each = options.sequences // len(options.calibration)
+    texts = (first[:half], *others)
+    each = options.sequences // len(texts)
     return Bench(
         original=StreamedModel.open(options.model, dtype=getattr(torch, options.dtype)),
-        calibration=torch.cat([spread(text, each) for text in (first[:half], *others)]),
+        calibration=torch.cat([spread(text, each) for text in texts]),
+        text=torch.cat(texts),
         inside=spread(first[half:], options.windows),
         outside=spread(windows(tokenizer, options.out, options.length), options.windows),
         ratio=options.ratio,
-        order=tuple(options.order),
+        results=Results(options.results),
     )
 
 
@@ -127,10 +225,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("model", type=Path)
     parser.add_argument("--calibration", type=Path, nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--results", type=Path, required=True, help="rows are read from this file and added to it")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=["drop", "fusion", "width", "hybrid"])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[0])
     parser.add_argument("--ratio", type=float, default=1.27)
-    parser.add_argument(
-        "--order", type=int, nargs="*", default=(), help="blocks in the order in which they are dropped"
-    )
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--windows", type=int, default=10)

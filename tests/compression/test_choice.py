@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
 from tests.compression.factors.test_sequential import calibration, open_tiny
 from workers.compression.accounting.ranges import candidates, range_of
 from workers.compression.accounting.sizes import resized_plan
-from workers.compression.choice import KEPT_BACK, trials
+from workers.compression.choice import TRIED_TOKENS, divided, trials
 from workers.compression.evaluation.fidelity import perplexity
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
@@ -41,12 +42,25 @@ def test_a_method_that_does_not_reach_the_ratio_is_not_tried(directory: Path) ->
 
 def test_a_method_is_judged_by_text_that_was_kept_back(directory: Path) -> None:
     model, ids = StreamedModel.open(directory), calibration()
-    judging = round(len(ids) * KEPT_BACK)
-    seen, kept_back = ids[:-judging], ids[-judging:]
+    seen, kept_back = divided(ids)
     plan = resized_plan(model.inventory, "width", RATIO)
     expected = perplexity(EditedModel(model, list(compress(model, plan, seen))), kept_back).value
     found = {trial.method: trial.perplexity for trial in trials(model, RATIO, ids)}
     assert found["width"] == expected
+
+
+def test_no_sequence_both_shows_and_judges_and_both_come_from_all_over_the_text() -> None:
+    ids = torch.arange(32)[:, None].expand(32, 256)
+    seen, kept_back = (set(some[:, 0].tolist()) for some in divided(ids))
+    assert not seen & kept_back
+    for some in (seen, kept_back):
+        assert min(some) < 8
+        assert max(some) >= 24
+
+
+def test_a_trial_takes_a_small_part_of_a_long_text() -> None:
+    seen, kept_back = divided(torch.zeros(400, 1024))
+    assert seen.numel() == kept_back.numel() == TRIED_TOKENS
 
 
 def test_of_a_single_sequence_one_half_judges(directory: Path) -> None:

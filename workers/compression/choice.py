@@ -9,6 +9,7 @@ Promise: no candidate has seen the text that judges it, and none leaves a trace 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from workers.compression.accounting.catalog import is_measured
@@ -19,15 +20,15 @@ from workers.compression.factors.sensitivity import measure
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.pipeline import compress
+from workers.compression.pipeline import compress, evenly_spread
 
 Keep = Callable[[CompressedPart], CompressedPart]
 
-KEPT_BACK = 1 / 4
-"""The part of the text that judges."""
+JUDGING = 4
+"""Every so many sequences one judges."""
 
-TRIED_ON = 8
-"""Sequences on which a method is tried, and by which it is judged, at most: a trial must not cost what a job costs."""
+TRIED_TOKENS = 4096
+"""On so many tokens a method is tried, and by so many it is judged, at most: a trial must not cost what a job costs."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,18 @@ def trials(
     `ids` are calibration tokens [sequences, length]; of a single sequence the second half judges. `keep` may put a part
     into a file and return one that reads it from there, so that the tried model need not be in memory.
     """
-    ids = ids if len(ids) > 1 else ids[:, : ids.shape[1] // 2 * 2].view(2, -1)
-    judging = max(1, round(len(ids) * KEPT_BACK))
-    seen, kept_back = ids[:-judging][:TRIED_ON], ids[-judging:][:TRIED_ON]
+    seen, kept_back = divided(ids)
     for name in candidates(model.inventory, target_ratio):
         tried = EditedModel(model, _tried(EditedModel(model), name, target_ratio, seen, keep, seed))
         yield Trial(name, perplexity(tried, kept_back).value)
+
+
+def divided(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The sequences on which methods are tried, and those that judge, both from all over the text."""
+    ids = ids if len(ids) > 1 else ids[:, : ids.shape[1] // 2 * 2].view(2, -1)
+    judges = torch.arange(1, len(ids) + 1) % min(JUDGING, len(ids)) == 0
+    most = max(1, TRIED_TOKENS // ids.shape[1])
+    return evenly_spread(ids[~judges], most), evenly_spread(ids[judges], most)
 
 
 def _tried(

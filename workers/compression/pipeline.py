@@ -9,6 +9,7 @@ Promise: resumed behind any part, the rest is the same as without the interrupti
 import dataclasses
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from workers.compression.accounting.architectures import Inventory
@@ -28,7 +29,7 @@ from workers.compression.resizing.local_distillation import Distillation
 from workers.compression.resizing.width import narrow
 
 INFLUENCE_SEQUENCES, INFLUENCE_LENGTH = 4, 512
-"""How much of the calibration text shows which block can go."""
+"""How much of the calibration text shows which block can go; of a short text, half of its sequences."""
 
 
 def resizes(plan: Plan) -> bool:
@@ -100,7 +101,8 @@ def _fused(
     if finished is not None:
         for index in range(gone):
             edited.apply(finished(index))
-    going = removals(edited, ids[:INFLUENCE_SEQUENCES, :INFLUENCE_LENGTH], plan.removed - gone)
+    scored = evenly_spread(ids, min(INFLUENCE_SEQUENCES, -(-len(ids) // 2)))[:, :INFLUENCE_LENGTH]
+    going = removals(edited, scored, plan.removed - gone)
     tokens = plan.absorption_tokens // plan.removed
     if resizing(plan.method).published:
         yield from fuse_one_by_one(edited, ids, going, fusegpt(tokens), start=gone, checkpoints=checkpoints)
@@ -117,6 +119,11 @@ def _fused(
         finished=finished,
         checkpoints=checkpoints,
     )
+
+
+def evenly_spread(ids: Tensor, count: int) -> Tensor:
+    """At most so many of the sequences [N, T], the first and the last among them where there are several."""
+    return ids[torch.linspace(0, len(ids) - 1, min(count, len(ids))).long()]
 
 
 def _narrowed(
