@@ -64,7 +64,7 @@ def test_every_weight_of_a_reopened_model_is_the_nearest_step_or_the_original(
         assert ((reopened[stored] - weight).abs() <= 0.501 * step).all()
 
 
-def test_a_width_that_no_group_divides_is_kept_at_eight_bits(source: Path, tmp_path: Path) -> None:
+def test_a_width_that_groups_do_not_divide_is_kept_at_eight_bits(source: Path, tmp_path: Path) -> None:
     quantise(source, tmp_path / "int4", "int4")
     stored = load_file(tmp_path / "int4" / "model.safetensors")
     assert stored[f"{SITE}.weight_packed"].shape == (32, 32 * 4 // 32)
