@@ -13,7 +13,7 @@ from app.cli.tables import job_details, job_table
 from app.cli.terminal import STDOUT, paragraph
 from app.client import Client
 from app.contract.job import State
-from app.contract.recipe import Method, Trained
+from app.contract.recipe import Method, Scheme, Trained
 from app.errors import Refused
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -65,6 +65,9 @@ def compress(
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also measure the original with blocks dropped to the same size.")
     ] = False,
+    quantise: Annotated[
+        Scheme | None, typer.Option(help="Also round the result to integers, in a directory of that name.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Two runs with one seed do the same.")] = None,
     url: Url = None,
 ) -> None:
@@ -90,6 +93,7 @@ def compress(
                 gate=given(max_perplexity_ratio=max_perplexity_ratio, min_top1_agreement=min_top1_agreement),
                 baseline=baseline or None,
             ),
+            quantisation=quantise,
             seed=seed,
         )
     )

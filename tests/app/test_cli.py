@@ -121,6 +121,16 @@ def test_a_baseline_is_asked_for_and_shown_beside_the_result(run: Run, script: S
         assert told in done.stdout
 
 
+def test_quantisation_is_asked_for_and_shown_beside_the_result(run: Run, script: Script) -> None:
+    rounded = AFTER.model_copy(update={"bytes": 55_555_000})
+    script.states = [succeeded(metrics=Comparison(before=BEFORE, after=AFTER, quantised=rounded))]
+    script.files = {"config.json": b"{}"}
+    done = run("compress", "local:tiny", "--ratio", "1.31", "--out", "out", "--quantise", "int8", COLUMNS="200")
+    assert script.posted[0]["quantisation"] == "int8"
+    for told in ("quantised", "55.6 MB"):
+        assert told in done.stdout
+
+
 def test_a_refused_recipe_names_the_field(run: Run, script: Script) -> None:
     errors = [{"field": "target_ratio", "message": "must be between 1.02 and 2.31"}]
     script.refusals = [
