@@ -55,13 +55,13 @@ def calibration_windows(context: Context, tokenizer: Any) -> Tensor:
 def distillation_windows(context: Context, tokenizer: Any, distillation: Distillation) -> Tensor:
     """As many windows of each dataset, and no more than the tokens ask for; those of a shorter text come repeatedly."""
     seed, length = context.assignment.recipe.seed, distillation.length
+    needed = -(-distillation.tokens // (length * len(distillation.datasets)))
     found = []
     for dataset in distillation.datasets:
         context.progress(0.0, f"reading {dataset}")
         windows = windows_of(context, tokenizer, dataset, length, "distillation.length")
-        found.append(windows[shuffled(len(windows), seed)])
-    needed = -(-distillation.tokens // (length * len(found)))
-    each = min(needed, max(len(windows) for windows in found))
+        found.append(windows[shuffled(len(windows), seed)[:needed]])
+    each = max(len(windows) for windows in found)
     return torch.cat([windows[torch.arange(each) % len(windows)] for windows in found])
 
 
