@@ -48,6 +48,13 @@ def test_refitting_comes_nearer_to_the_original_than_removing_alone(directory: P
     assert divergence(refitted.whole(), directory) < 0.95 * divergence(removed.whole(), directory)
 
 
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text"])
+def test_where_a_norm_follows_the_mlp_refitting_helps_too(model_type: str, tmp_path: Path) -> None:
+    removed = shortened(StreamedModel.open(write(model_type, tmp_path)), *REMOVED)
+    _, refitted = fused(tmp_path)
+    assert divergence(refitted.whole(), tmp_path) < divergence(removed.whole(), tmp_path)
+
+
 def test_distillation_goes_beyond_the_closed_form(directory: Path) -> None:
     (_, refitted), (_, distilled) = fused(directory), fused(directory, TRAINED)
     closed = divergence(refitted.whole(), directory, IDS)

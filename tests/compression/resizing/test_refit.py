@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.resizing.refit import Refit, adds_to_the_stream, last_projection, refit
+from workers.compression.resizing.refit import Refit, adds_to_the_stream, last_projection, refit, refitted_tensors
 
 SIZES = {
     "hidden_size": 16,
@@ -31,6 +31,12 @@ def opened(model_type: str, directory: Path) -> StreamedModel:
             nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(directory)
     return StreamedModel.open(directory)
+
+
+def refitted(model: StreamedModel, block: nn.Module, hidden: Tensor, targets: Tensor, settings: Refit) -> Tensor:
+    """The block's output once its last projection has been changed."""
+    refit(model, block, 0, torch.split(hidden, 1), torch.split(targets, 1), settings)
+    return model.run(block, 0, hidden)
 
 
 def stream(seed: int) -> Tensor:
@@ -60,7 +66,7 @@ def test_the_output_is_that_of_weighted_least_squares(model_type: str, tmp_path:
         wanted = targets.flatten(0, 1).double()
         weights = 1 / wanted.norm(dim=1, keepdim=True)
         change = torch.linalg.lstsq(features * weights, (wanted - before) * weights).solution
-        found = refit(model, block, 0, hidden, targets, Refit(ridge=1e-9))
+        found = refitted(model, block, hidden, targets, Refit(ridge=1e-9))
         assert torch.allclose(found.flatten(0, 1).double(), before + features @ change, atol=2e-3)
         assert torch.equal(model.run(block, 0, hidden), found)
 
@@ -71,7 +77,7 @@ def test_a_share_makes_that_part_of_the_change(tmp_path: Path) -> None:
     outputs = []
     for share in (0.0, 0.25, 1.0):
         with model.block(0) as block:
-            outputs.append(refit(model, block, 0, hidden, targets, Refit(0.1, share)))
+            outputs.append(refitted(model, block, hidden, targets, Refit(0.1, share)))
     assert torch.allclose(outputs[1] - outputs[0], 0.25 * (outputs[2] - outputs[0]), atol=1e-5)
 
 
@@ -82,7 +88,7 @@ def test_a_strong_ridge_changes_little(tmp_path: Path) -> None:
     for ridge in (0.1, 10.0, 1e6):
         with model.block(0) as block:
             before = model.run(block, 0, hidden)
-            moved.append(float((refit(model, block, 0, hidden, targets, Refit(ridge)) - before).norm()))
+            moved.append(float((refitted(model, block, hidden, targets, Refit(ridge)) - before).norm()))
     assert moved[0] > 2 * moved[1] > 1000 * moved[2]
 
 
@@ -101,12 +107,32 @@ def test_an_enormous_state_does_not_hide_that_the_projection_adds_to_it(tmp_path
     hidden[:, 0] *= 10_000
     with model.block(0) as block:
         before = model.run(block, 0, hidden)
-        assert not torch.equal(refit(model, block, 0, hidden, targets, Refit(0.1)), before)
+        assert not torch.equal(refitted(model, block, hidden, targets, Refit(0.1)), before)
 
 
+@pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text"])
 @torch.no_grad()
-def test_behind_such_a_norm_nothing_is_changed(tmp_path: Path) -> None:
-    model, hidden = opened("gemma3_text", tmp_path), stream(1)
+def test_behind_such_a_norm_projection_and_gain_bring_the_block_nearer_to_the_target(
+    model_type: str, tmp_path: Path
+) -> None:
+    model, hidden = opened(model_type, tmp_path), stream(1)
+    generator = torch.Generator().manual_seed(3)
+    with model.block(0) as block:
+        for name in ("mlp.down_proj", "post_feedforward_layernorm"):
+            weight = block.get_parameter(f"{name}.weight")
+            weight += 0.1 * torch.randn(weight.shape, generator=generator)
+        targets = model.run(block, 0, hidden)
     with model.block(0) as block:
         before = model.run(block, 0, hidden)
-        assert torch.equal(refit(model, block, 0, hidden, stream(2), Refit(0.1)), before)
+        after = refitted(model, block, hidden, targets, Refit(0.01))
+        assert (after - targets).norm() < 0.5 * (before - targets).norm()
+        assert torch.equal(model.run(block, 0, hidden), after)
+
+
+def test_the_norm_behind_the_projection_is_among_what_is_refitted(tmp_path: Path) -> None:
+    model = opened("gemma3_text", tmp_path)
+    with model.block(0) as block:
+        assert set(refitted_tensors(model, block, 0)) == {
+            "model.layers.0.mlp.down_proj.weight",
+            "model.layers.0.post_feedforward_layernorm.weight",
+        }

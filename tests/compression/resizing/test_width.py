@@ -163,3 +163,25 @@ def test_every_architecture_can_be_narrowed(name: str, tmp_path: Path) -> None:
     parts = list(narrow(EditedModel(model), 16, calibration(2), original=model))
     assert units_of(EditedModel(model, parts)) == 16
     assert all(0 < error < 1 for part in parts for error in part.errors.values())
+
+
+@torch.no_grad()
+def test_before_a_gap_a_block_is_fitted_to_what_the_original_has_behind_it(tmp_path: Path) -> None:
+    save_tiny_model("llama", tmp_path)
+    original = StreamedModel.open(tmp_path)
+    removed = CompressedPart(0, "removed", {}, {}, {}, removed=(1,))
+    edited = EditedModel(original, [removed])
+    parts = list(narrow(edited, units_of(original) - 1, calibration(), original=original, compensation=1.0))
+    wanted = entering(original, 2)
+    before, after = (
+        float((entering(model, 2) - wanted).norm()) for model in (edited, EditedModel(original, [removed, *parts]))
+    )
+    assert after < 0.9 * before
+
+
+def entering(model: StreamedModel, index: int) -> Tensor:
+    hidden = model.hidden(calibration())
+    for each in range(index):
+        with model.block(each) as block:
+            hidden = model.run(block, each, hidden)
+    return hidden

@@ -52,12 +52,13 @@ class Mlp:
     """Where a block keeps its MLP, by names inside the block.
 
     Each matrix of `entering` has one row for every hidden unit, or `stacked` such matrices below one another; `leaving`
-    has one column for each.
+    has one column for each. `norm` stands between the latter and the stream, where there is one.
     """
 
     entering: tuple[str, ...]
     leaving: str
     stacked: int = 1
+    norm: str | None = None
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -69,6 +70,7 @@ class Mlp:
 
 
 _GATED = Mlp(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
+_NORMED = Mlp(_GATED.entering, _GATED.leaving, norm="post_feedforward_layernorm")
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "qwen2": _llama_like(tied=False),
     "qwen3": _llama_like(tied=False),
     "gemma": _llama_like(tied=True),
-    "gemma2": _llama_like(tied=True),
-    "gemma3_text": _llama_like(tied=True),
+    "gemma2": _llama_like(tied=True, mlp=_NORMED),
+    "gemma3_text": _llama_like(tied=True, mlp=_NORMED),
     "phi": _llama_like(tied=False, mlp=Mlp(("mlp.fc1",), "mlp.fc2")),
     "phi3": _llama_like(tied=False, mlp=Mlp(("mlp.gate_up_proj",), "mlp.down_proj", stacked=2)),
 }

@@ -39,7 +39,7 @@ class Absorption:
     distillation: Distillation
     survivors: int = 7
     ranks: Ranks = _RANKS
-    interval: int = 100
+    interval: int = 25
 
 
 class CheckpointStore(Protocol):

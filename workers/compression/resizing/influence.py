@@ -150,7 +150,8 @@ def trial_fusion(
 
     def bridge(index: int, entering: Tensor, wanted: Tensor) -> Tensor:
         with model.block(index) as block:
-            return refit(model, block, index, entering, wanted, TRIAL)
+            refit(model, block, index, torch.split(entering, 1), torch.split(wanted, 1), TRIAL)
+            return run_in_batches(model, block, index, entering)
 
     totals = dict.fromkeys(sorted(candidates), 0.0)
     for _, leaving in variants.run(blocks, candidates, bridge=bridge):

@@ -9,8 +9,10 @@ Promise: every block is refitted once, from the weights that the model had, so t
 text.
 """
 
+import tempfile
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,8 +20,8 @@ from torch import Tensor
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart, Finished
-from workers.compression.resizing.refit import Refit, projection_tensors, refit
-from workers.compression.resizing.streams import Stream
+from workers.compression.resizing.refit import Refit, refit, refitted_tensors
+from workers.compression.resizing.streams import PairedStreams
 
 BEFORE_A_GAP = Refit(ridge=0.5)
 ELSEWHERE = Refit(ridge=1.0, share=0.5)
@@ -43,22 +45,35 @@ def realign(
     `ids` are calibration tokens [sequences, length]. Parts are numbered from `first` on. When resuming at the number
     `start`, `edited` is as it was before the sweep, and `finished` gives the parts from `first` up to there.
     """
-    following = dict(pairwise((*edited.kept, edited.inventory.blocks)))
-    first_gap = next((index for index in range(edited.inventory.blocks) if index not in edited.kept), None)
-    wanted, present = Stream(original, ids), Stream(edited, ids)
-    for number, index in enumerate(edited.kept, first):
-        if number < start and finished is not None:
+    if finished is not None and start >= first + len(edited.kept):
+        for number in range(first, first + len(edited.kept)):
             edited.apply(finished(number))
-            continue
-        name = f"{edited.inventory.block_prefix}.{index}"
-        part = CompressedPart(number, name, {}, {}, {})
-        if first_gap is not None and following[index] > first_gap:
-            settings = before if following[index] > index + 1 else elsewhere
-            hidden, targets = present.entering(index), wanted.entering(following[index])
-            with edited.block(index) as block:
-                output = refit(edited, block, index, hidden, targets, settings)
-                tensors = projection_tensors(edited, block, index)
-            error = ((output - targets).float().norm() / targets.float().norm()).item()
-            part = CompressedPart(number, name, {}, tensors, {name: error})
-        edited.apply(part)
-        yield part
+        return
+    with tempfile.TemporaryDirectory(prefix="hidden-states-") as scratch:
+        streams = PairedStreams(original, edited, ids, Path(scratch))
+        streams.advance_original(0, edited.kept[0])
+        places = pairwise((*edited.kept, edited.inventory.blocks))
+        for number, (index, following) in enumerate(places, first):
+            streams.advance_original(index, following)
+            if number < start and finished is not None:
+                edited.apply(finished(number))
+                with edited.block(index) as block:
+                    streams.advance_model(block, index)
+                continue
+            settings = elsewhere if following == index + 1 else before
+            nothing_is_missing_yet = following == number - first + 1
+            part = _realigned(streams, index, number, None if nothing_is_missing_yet else settings)
+            edited.apply(part)
+            yield part
+
+
+def _realigned(streams: PairedStreams, index: int, number: int, settings: Refit | None) -> CompressedPart:
+    """The part that a block is; the model's stream passes it."""
+    name = f"{streams.model.inventory.block_prefix}.{index}"
+    with streams.model.block(index) as block:
+        if settings is None:
+            streams.advance_model(block, index)
+            return CompressedPart(number, name, {}, {}, {})
+        refit(streams.model, block, index, streams.after, streams.before, settings)
+        streams.advance_model(block, index)
+        return CompressedPart(number, name, {}, refitted_tensors(streams.model, block, index), {name: streams.error()})

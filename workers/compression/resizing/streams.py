@@ -1,14 +1,17 @@
-"""The hidden states of one model over the calibration tokens, at whichever block they are asked for.
+"""Hidden states over the calibration tokens: of one model at whichever block they are asked for, or of the original and
+of a model made of it side by side, from block to block.
 
-Promise: what `disk` allows is kept in files and not computed twice; only one stream is in memory at a time.
+Promise: they wait in files. Of a model's stream what `disk` allows is not computed twice, and one at a time is in
+memory; of two side by side only the batch at work is.
 """
 
 import tempfile
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from workers.compression.factors.two_streams import BlockwiseModel, StoredStates, embedded
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.resizing.variants import run_in_batches
 
@@ -46,3 +49,33 @@ class Stream:
 
     def _file(self, index: int) -> Path:
         return Path(self._scratch.name) / str(index)
+
+
+class PairedStreams:
+    """What enters the current block, in the original and in the model made of it, in batches."""
+
+    def __init__(self, original: BlockwiseModel, model: BlockwiseModel, ids: Tensor, scratch: Path) -> None:
+        """`ids` are token ids [sequences, length]; `scratch` is an empty directory."""
+        self.original, self.model = original, model
+        self.before = StoredStates(scratch / "original", embedded(original, ids))
+        self.after = StoredStates(scratch / "made", embedded(model, ids))
+
+    def advance_original(self, index: int, following: int) -> None:
+        """From what enters the one block to what enters the other."""
+        for each in range(index, following):
+            with self.original.block(each) as block:
+                _advance(self.original, block, each, self.before)
+
+    def advance_model(self, block: nn.Module, index: int) -> None:
+        _advance(self.model, block, index, self.after)
+
+    def error(self) -> float:
+        """How far the model's states are from the original's, relative to them."""
+        lost = [(self.after[batch].float() - self.before[batch].float()).norm() for batch in range(len(self.before))]
+        whole = [self.before[batch].float().norm() for batch in range(len(self.before))]
+        return float(torch.stack(lost).norm() / torch.stack(whole).norm())
+
+
+def _advance(model: BlockwiseModel, block: nn.Module, index: int, states: StoredStates) -> None:
+    for batch in range(len(states)):
+        states.advance(batch, model.run(block, index, states[batch]))

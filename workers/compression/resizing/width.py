@@ -10,8 +10,9 @@ bytes, resumed or not.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -20,10 +21,12 @@ from torch import Tensor, nn
 
 from workers.compression.accounting.architectures import ARCHITECTURES
 from workers.compression.factors.fitting import matrix_of
-from workers.compression.factors.two_streams import BlockwiseModel, StoredStates, embedded
+from workers.compression.factors.two_streams import BlockwiseModel, StoredStates
 from workers.compression.models.edited import put
 from workers.compression.parts import CompressedPart, Finished
 from workers.compression.resizing.pruning import Pruned, prune
+from workers.compression.resizing.refit import adds_to_the_stream
+from workers.compression.resizing.streams import PairedStreams
 
 DAMPING = 1.0
 """Ridge on each hidden unit, as part of its own energy: 1 believes half of every correlation that the text shows.
@@ -65,19 +68,19 @@ def narrow(
     if start and finished is None:
         raise ValueError("to resume, say where the finished parts are")
     with tempfile.TemporaryDirectory(prefix="hidden-states-") as scratch:
-        streams = _Streams(original, model, ids, Path(scratch))
-        for index in range(original.inventory.blocks):
-            if index not in model.kept:
-                streams.advance_original(index)
-                continue
-            number = model.kept.index(index)
+        streams = PairedStreams(original, model, ids, Path(scratch))
+        streams.advance_original(0, model.kept[0])
+        for number, (index, following) in enumerate(pairwise((*model.kept, original.inventory.blocks))):
             if number < start and finished is not None:
-                streams.advance_original(index)
+                streams.advance_original(index, following)
                 part = finished(number)
             else:
-                part = _narrow_block(streams, index, number, intermediate_size, compensation)
+                part = _narrow_block(streams, index, following, number, intermediate_size, compensation)
                 yield part
-            streams.advance_narrowed(index, part)
+            with model.block(index) as block:
+                for name, tensor in part.tensors.items():
+                    put(block, name.removeprefix(f"{part.name}."), tensor)
+                streams.advance_model(block, index)
 
 
 @dataclass
@@ -105,6 +108,15 @@ class _Moments:
         self.tokens += len(h)
 
 
+def _moments(batches: Iterable[tuple[Tensor, Tensor]]) -> _Moments:
+    """Of the hidden units [..., inner] and the errors [..., out] of every batch."""
+    moments: _Moments | None = None
+    for units, errors in batches:
+        moments = moments or _Moments.empty(units.shape[-1], errors.shape[-1])
+        moments.add(units, errors)
+    return cast("_Moments", moments)
+
+
 @dataclass(frozen=True)
 class _Passage:
     """What a batch leaves in a block: the MLP's hidden `units`, what it gives out, and the block's output."""
@@ -114,54 +126,32 @@ class _Passage:
     output: Tensor
 
 
-class _Streams:
-    """The hidden states before the current block, of the original and of the model that is narrowed, in batches."""
+def _observe(streams: PairedStreams, block: nn.Module, index: int, following: int, leaving: str) -> _Moments:
+    """The moments while the block is still wide; the original's stream moves on to what enters `following`, the next
+    block that remains.
 
-    def __init__(self, original: BlockwiseModel, model: BlockwiseModel, ids: Tensor, scratch: Path) -> None:
-        self.original, self.model = original, model
-        self.before = StoredStates(scratch / "original", embedded(original, ids))
-        self.after = StoredStates(scratch / "narrowed", embedded(model, ids))
+    Where the MLP writes straight into the stream, the error is that of the stream, which holds those of all blocks
+    before and of those missing behind; where a norm stands between, it is that of what the MLP gives out.
+    """
+    found = _passages(streams.model, block, index, streams.after, leaving)
+    if adds_to_the_stream(streams.model, block, index, streams.after[0]):
+        streams.advance_original(index, following)
+        targets = (streams.before[batch].float() for batch in range(len(streams.before)))
+        return _moments((each.units, wanted - each.output) for each, wanted in zip(found, targets, strict=True))
+    with streams.original.block(index) as whole:
+        originals = _passages(streams.original, whole, index, streams.before, leaving)
+        moments = _moments(
+            (each.units, wanted.written.float() - each.written) for each, wanted in zip(found, originals, strict=True)
+        )
+    streams.advance_original(index, following)
+    return moments
 
-    def advance_original(self, index: int) -> None:
-        with self.original.block(index) as block:
-            for batch in range(len(self.before)):
-                self.before.advance(batch, self.original.run(block, index, self.before[batch]))
 
-    def advance_narrowed(self, index: int, part: CompressedPart) -> None:
-        with self.model.block(index) as block:
-            for name, tensor in part.tensors.items():
-                put(block, name.removeprefix(f"{part.name}."), tensor)
-            for batch in range(len(self.after)):
-                self.after.advance(batch, self.model.run(block, index, self.after[batch]))
-
-    def observe(self, block: nn.Module, index: int, leaving: str) -> _Moments:
-        """The moments while the block is still wide; the original's stream moves on to the block's output.
-
-        Where the MLP writes straight into the stream, the error is that of the stream, which holds those of all blocks
-        before; where a norm stands between, it is that of what the MLP gives out.
-        """
-        moments = None
-        with self.original.block(index) as whole:
-            direct = self._is_direct(whole, index, leaving)
-            for batch in range(len(self.before)):
-                wanted = _pass(self.original, whole, index, self.before[batch], leaving)
-                found = _pass(self.model, block, index, self.after[batch], leaving)
-                if moments is None:
-                    moments = _Moments.empty(found.units.shape[-1], found.written.shape[-1])
-                error = wanted.output.float() - found.output if direct else wanted.written.float() - found.written
-                moments.add(found.units, error)
-                self.before.advance(batch, wanted.output)
-        return cast("_Moments", moments)
-
-    def _is_direct(self, block: nn.Module, index: int, leaving: str) -> bool:
-        """Whether the block's output grows by what the MLP gives out when it gives out that much more."""
-        hidden = self.before[0][:1]
-        once = _pass(self.original, block, index, hidden, leaving)
-        with block.get_submodule(leaving).register_forward_hook(lambda _, __, output: 2 * output):
-            twice = self.original.run(block, index, hidden)
-        grown = twice.float() - once.output.float()
-        written = once.written.float().view_as(grown)
-        return bool((grown - written).norm() < 0.5 * written.norm())
+def _passages(
+    model: BlockwiseModel, block: nn.Module, index: int, states: StoredStates, leaving: str
+) -> Iterator[_Passage]:
+    """One for each batch."""
+    return (_pass(model, block, index, states[batch], leaving) for batch in range(len(states)))
 
 
 def _pass(model: BlockwiseModel, block: nn.Module, index: int, hidden: Tensor, leaving: str) -> _Passage:
@@ -173,8 +163,9 @@ def _pass(model: BlockwiseModel, block: nn.Module, index: int, hidden: Tensor, l
 
 
 def _narrow_block(
-    streams: _Streams,
+    streams: PairedStreams,
     index: int,
+    following: int,
     number: int,
     size: int,
     compensation: float,
@@ -184,7 +175,7 @@ def _narrow_block(
     whole = f"{inventory.block_prefix}.{index}"
     site = f"{whole}.{mlp.leaving}"
     with streams.model.block(index) as block:
-        moments = streams.observe(block, index, mlp.leaving)
+        moments = _observe(streams, block, index, following, mlp.leaving)
         refit = _Refit(moments, block.get_submodule(mlp.leaving), compensation)
         found = prune(refit.target, refit.units, size)
         tensors = refit.tensors(mlp.leaving, found)
