@@ -171,6 +171,16 @@ class Evaluation(Options):
         return self
 
 
+class Export(Options):
+    """What the package holds besides the checkpoint."""
+
+    dense: bool = Field(
+        False,
+        description="for methods that leave factors: also `dense/`, the same model with its factors multiplied out for "
+        "engines that run no code of a checkpoint; it is as large as any model of its shape, so not smaller",
+    )
+
+
 class Recipe(Options):
     """The body of `POST /jobs`. Only `model` and `target_ratio` are required."""
 
@@ -197,6 +207,7 @@ class Recipe(Options):
         description="for methods that keep the architecture: also round the weights inside the blocks to 8 or 4 bits; "
         "the package then has a directory of that name, in the format of compressed-tensors; null: do not",
     )
+    export: Export = Export()
     seed: int = Field(0, ge=0, lt=2**63)
     metadata: dict[str, str] = Field(
         default_factory=dict, max_length=16, description="yours; kept and returned as sent"

@@ -27,7 +27,7 @@ from app.sources.models import ModelSources
 from app.sources.text import TextSources
 from app.storage import StoredFile
 from workers.compression.accounting.architectures import Inventory
-from workers.compression.accounting.catalog import leaves_factors
+from workers.compression.accounting.catalog import AUTO, leaves_factors
 from workers.compression.accounting.plans import Range
 from workers.compression.accounting.presets import PresetDoesNotFit
 from workers.compression.accounting.quantisation import NotQuantisable, check_method, grids
@@ -66,6 +66,8 @@ class JobService:
         check_lengths(recipe, model.config)
         check_ratio(recipe, model.inventory)
         check_trained(recipe)
+        check_export(recipe)
+        check_baseline(recipe, model.inventory)
         check_quantisation(recipe, model.inventory)
         source = Source(
             reference=recipe.model,
@@ -187,6 +189,18 @@ def check_quantisation(recipe: Recipe, inventory: Inventory) -> None:
         grids(inventory, recipe.quantisation)
     except NotQuantisable as error:
         raise Refused("quantisation", str(error)) from error
+
+
+def check_baseline(recipe: Recipe, inventory: Inventory) -> None:
+    if recipe.evaluation.baseline and inventory.blocks < 2:
+        raise Refused("evaluation.baseline", "the model has a single block, which cannot be dropped; leave it out")
+
+
+def check_export(recipe: Recipe) -> None:
+    """Only factors can be multiplied out. `auto` may choose a method that leaves none, and then there is no export."""
+    if recipe.export.dense and recipe.method != AUTO and not leaves_factors(recipe.method):
+        message = f"the method {recipe.method!r} leaves an ordinary checkpoint, which is dense as it is; leave it out"
+        raise Refused("export.dense", message)
 
 
 def feasible_range(recipe: Recipe, inventory: Inventory) -> Range:

@@ -20,7 +20,7 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
-COMPANION = re.compile(r"\w[\w.-]*\.(json|txt|model|jinja)|(LICEN[SC]E|NOTICE)[\w.-]*", re.ASCII)
+COMPANION = re.compile(r"\w[\w.-]*\.(json|txt|model|jinja)|(LICEN[SC]E|NOTICE|USE_POLICY)[\w.-]*|README\.md", re.ASCII)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 
 LARGEST_CONFIG = 2_000_000
@@ -128,7 +128,8 @@ def weight_files(repository: Repository, directory: Path) -> tuple[RemoteFile, .
 
 
 def companion_files(repository: Repository) -> tuple[RemoteFile, ...]:
-    """What is downloaded beside the weights: config, tokenizer, chat template, licence. Never code, never pickles."""
+    """What is downloaded beside the weights: config, tokenizer, chat template, licence, model card. Never code, never
+    pickles."""
     return tuple(file for file in repository.files if COMPANION.fullmatch(file.name))
 
 

@@ -144,6 +144,10 @@ def results(report: CompressionReport, plots: Sequence[Plot]) -> str:
         f"Perplexity over at most {evaluation.max_tokens:,} tokens of each text in windows of {evaluation.window}, on "
         "text that neither the calibration nor any training saw."
     )
+    if report.metrics.baseline is not None:
+        how += " Beside it, as a yardstick: the original with as many blocks dropped as make it about as small."
+    for text, protocol in report.metrics.protocols.items():
+        how += f" Protocol of {code(text)}: `{protocol.id}`."
     pictures = [f"![{plot.caption}]({plot.name})" for plot in plots]
     return "\n\n".join(["## Results", results_table(measured(report)), how, *pictures])
 
@@ -157,6 +161,14 @@ def results_table(models: Mapping[str, Metrics]) -> str:
     ]
     rows += [
         (f"perplexity, {code(text)}", [model.perplexity.get(text) for model in models.values()], "{:,.2f}")
+        for text in texts
+    ]
+    rows += [
+        (f"KL from the original, {code(text)}", [model.kl_divergence.get(text) for model in models.values()], "{:.4f}")
+        for text in texts
+    ]
+    rows += [
+        (f"same first choice, {code(text)}", [model.top1_agreement.get(text) for model in models.values()], "{:.1%}")
         for text in texts
     ]
     rows += [
@@ -191,8 +203,25 @@ def how_it_was_made(report: CompressionReport) -> str:
             f"{listed(recipe.distillation.datasets)}, learning rate {recipe.distillation.learning_rate:g}, trained: "
             f"{recipe.distillation.train}."
         )
+    if recipe.quantisation is not None:
+        facts.append(
+            f"Quantisation: `{recipe.quantisation}/` holds the same model with its matrices rounded to integers in the "
+            "format of compressed-tensors, which transformers (with that library) and vLLM open."
+        )
     facts.append("What became of each matrix stands in `compression_report.json`.")
     return "## How it was made\n\n" + "\n".join(f"- {fact}" for fact in facts)
+
+
+def dense_card(report: CompressionReport, original: Mapping[str, Any]) -> str:
+    """The card of the dense export, which may travel alone."""
+    return (
+        f"---\n{front_matter(report, original).to_yaml()}\n---\n\n"
+        f"# {plain(title(report))}: dense export\n\n"
+        "**This checkpoint is not smaller.** It is a compressed model with its factors multiplied out, so that engines "
+        "open it which run no code of a checkpoint: it computes what the compressed one computes, up to rounding, and "
+        "takes the room of any model of its shape. The compressed checkpoint, its measurements and its report lie one "
+        f"directory above.\n\n{how_to_load(own_code=False)}\n\n{licence_notice(report, original)}\n"
+    )
 
 
 def reproducibility(report: CompressionReport) -> str:

@@ -75,7 +75,11 @@ def in_two_lines(dataset: str) -> str:
 
 def measured(report: CompressionReport) -> dict[str, Metrics]:
     """Every model that was measured, by what it is called in pictures and tables."""
-    return {"original": report.metrics.before, "compressed": report.metrics.after}
+    found, scheme = report.metrics, report.recipe.quantisation
+    others = {"blocks dropped": found.baseline, f"compressed, {scheme}": found.quantised}
+    return {"original": found.before, "compressed": found.after} | {
+        name: metrics for name, metrics in others.items() if metrics is not None
+    }
 
 
 def error_per_site(report: CompressionReport) -> Figure | None:

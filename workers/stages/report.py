@@ -10,7 +10,7 @@ from app.contract.report import CompressionReport, DistillationReport, RemovedBl
 from workers.compression.accounting.architectures import Inventory, Site, original_config, read_config, weights
 from workers.compression.accounting.dimensions import renumbered
 from workers.compression.accounting.headers import stored_tensors
-from workers.report.card import CARD, front_matter_of, model_card
+from workers.report.card import CARD, dense_card, front_matter_of, model_card
 from workers.report.plots import draw
 from workers.stages import compress, distill, evaluate, inspect, plan, teacher_text
 from workers.stages.context import Context
@@ -27,6 +27,8 @@ def write_report(context: Context, package: Path, *, dense: str | None = None) -
     original = front_matter_of(context.assignment.model_path)
     card = model_card(report, original, plots, own_code="auto_map" in read_config(package))
     (package / CARD).write_text(card, encoding="utf-8")
+    if dense is not None:
+        (package / dense / CARD).write_text(dense_card(report, original), encoding="utf-8")
 
 
 def gather(context: Context, package: Path, dense: str | None) -> CompressionReport:

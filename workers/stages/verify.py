@@ -1,5 +1,6 @@
 """Open the package as a client would: in a fresh process, offline, with stock transformers and nothing of ours."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from workers.stages.context import Context
 
 FILE = "verified.json"
 TIMEOUT_SECONDS = 1800.0
+DENSE_TOLERANCE = 0.05
+"""How far a logit of the dense export may lie from the package's, as part of the largest: each product of factors is
+rounded to the dtype of the weights. A wrong matrix is off by the size of the logits."""
 
 
 def run(context: Context, directory: Path) -> None:
@@ -23,7 +27,10 @@ def run(context: Context, directory: Path) -> None:
     quantised = quantise.quantised_dir(context)
     if quantised is not None:
         probes.append(probe_of(finished / quantised.name, context.results[Stage.QUANTISE]))
-    weights = stored_size(finished).parameters * probes[0].logits.itemsize
+    dense = package.dense_dir(context)
+    if dense is not None:
+        probes.append(dataclasses.replace(probes[0], directory=dense, tolerance=DENSE_TOLERANCE))
+    weights = stored_size(finished if dense is None else dense).parameters * probes[0].logits.itemsize
     room = memory.for_opening(context, weights)
     found, *_ = verify_all(probes, timeout=TIMEOUT_SECONDS, memory=room)
     (directory / FILE).write_text(json.dumps({"difference": found.difference, "parameters": found.parameters}))

@@ -12,7 +12,7 @@ from app.errors import JobEnded, JobNotFound, MethodDoesNotFit, RatioOutOfRange,
 from app.jobs import store
 from app.jobs.service import JobService
 from tests.conftest import SilentDoorbell
-from tests.tiny import PRESET_RATIOS
+from tests.tiny import PRESET_RATIOS, write_tiny_model
 
 
 def recipe(tiny: dict[str, Any], **changes: Any) -> Recipe:
@@ -40,6 +40,7 @@ def test_a_submitted_job_is_queued_and_rung(
         ({"distillation": {"datasets": ["local:nowhere.txt"]}}, "distillation.datasets.0", UnknownDataset),
         ({"distillation": {"length": 512}}, "distillation.length", Refused),
         ({"distillation": {"train": "factors", "length": 64}, "method": "width"}, "distillation.train", Refused),
+        ({"export": {"dense": True}, "method": "width"}, "export.dense", Refused),
         ({"distillation": {"datasets": ["local:evaluation.txt"]}}, "evaluation.datasets.0", Refused),
         ({"evaluation": {"datasets": ["local:evaluation.txt"], "window": 512}}, "evaluation.window", Refused),
         ({"quantisation": "int8", "method": "kronecker"}, "quantisation", Refused),
@@ -95,6 +96,16 @@ def test_a_preset_answers_to_its_own_ratio_alone(
     with pytest.raises(RatioOutOfRange, match=r"send a number from 1\.\d+ to 1\.\d+"):
         service.submit(recipe(tiny_gpt2, method=method, target_ratio=ratio * 1.01))
     assert service.submit(recipe(tiny_gpt2, method=method, target_ratio=ratio)).state is State.QUEUED
+
+
+def test_a_baseline_of_a_single_block_is_refused(service: JobService, tiny: dict[str, Any], model_root: Path) -> None:
+    write_tiny_model(model_root / "single", blocks=1)
+    recipe = Recipe.model_validate({**tiny, "model": "local:single", "target_ratio": 1.1})
+    service.submit(recipe)
+    evaluation = recipe.evaluation.model_copy(update={"baseline": True})
+    with pytest.raises(Refused, match="single block") as refused:
+        service.submit(recipe.model_copy(update={"evaluation": evaluation}))
+    assert refused.value.field == "evaluation.baseline"
 
 
 def test_pages_follow_each_other_by_cursor(service: JobService, tiny: dict[str, Any]) -> None:

@@ -161,7 +161,7 @@ def test_without_trust_transformers_refuses_rather_than_guess(source: Path, tmp_
     assert "trust_remote_code" in process.stderr
 
 
-@pytest.mark.parametrize("damage", ["tensor", "logits"])
+@pytest.mark.parametrize("damage", ["tensor", "surplus", "logits"])
 def test_verification_finds_the_damage(damage: str, source: Path, tmp_path: Path) -> None:
     directory = write_package(source, [low_rank_part()], tmp_path / "package").directory
     with torch.no_grad():
@@ -170,9 +170,17 @@ def test_verification_finds_the_damage(damage: str, source: Path, tmp_path: Path
         tensors = load_file(directory / "model.safetensors")
         del tensors[f"{SITE}.first"]
         save_file(tensors, directory / "model.safetensors")
+    elif damage == "surplus":
+        save_file(
+            load_file(directory / "model.safetensors") | {"left.over": torch.ones(1)}, directory / "model.safetensors"
+        )
     else:
         logits[0, 0, 0] += 0.1
-    complaint = {"tensor": "missing tensors: model.layers.0.mlp.up_proj.first", "logits": "other logits"}[damage]
+    complaint = {
+        "tensor": "missing tensors: model.layers.0.mlp.up_proj.first",
+        "surplus": "unexpected tensors: left.over",
+        "logits": "other logits",
+    }[damage]
     with pytest.raises(VerificationFailed, match=complaint):
         verify(directory, token_ids(), logits)
 

@@ -22,7 +22,6 @@ from torch import Tensor
 from workers.compression.errors import VerificationFailed
 
 TOLERANCE = 1e-3
-"""How far a logit may lie from the recorded one, as part of the largest."""
 
 _SCRIPT = Path(__file__).parent / "remote_code" / "open_packages.py"
 _LAST_OF_ERROR = 2000
@@ -30,11 +29,15 @@ _LAST_OF_ERROR = 2000
 
 @dataclass(frozen=True)
 class Probe:
-    """A package and what it should compute: `logits` [N, T, V] for `ids` [N, T]. It is loaded in the logits' dtype."""
+    """A package and what it should compute: `logits` [N, T, V] for `ids` [N, T]. It is loaded in the logits' dtype.
+
+    `tolerance`: how far a logit may lie from the recorded one, as part of the largest.
+    """
 
     directory: Path
     ids: Tensor
     logits: Tensor
+    tolerance: float = TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ def _judge(probe: Probe, facts: dict[str, Any]) -> Verified:
         if facts[complaint]:
             raise VerificationFailed(f"{name} has {complaint} tensors: {', '.join(facts[complaint][:3])}.")
     difference = facts["difference"] / facts["scale"]
-    if not facts["finite"] or difference > TOLERANCE:
+    if not facts["finite"] or difference > probe.tolerance:
         raise VerificationFailed(
             f"{name} computes other logits than were recorded: they differ by up to {difference:.2g} of the largest."
         )
