@@ -47,12 +47,19 @@ def figures(before: Metrics, after: Metrics) -> Iterator[Figure]:
         yield Figure(f"KL divergence, {dataset}", of_dataset("kl_divergence", dataset, ".3f", " nats"))
     for dataset in after.top1_agreement:
         yield Figure(f"same top token, {dataset}", of_dataset("top1_agreement", dataset, ".1%"))
+    if before.peak_memory_bytes is not None and after.peak_memory_bytes is not None:
+        change = f"{after.peak_memory_bytes / before.peak_memory_bytes:.2f} times"
+        yield Figure("peak memory, running", of_memory, change)
     for name, field in (("reading", "prefill_tokens_per_second"), ("writing", "decode_tokens_per_second")):
         slow, fast = getattr(before, field), getattr(after, field)
         if slow is None or fast is None:
             # One of the two does not fit into the worker's memory, and so was not timed.
             continue
         yield Figure(f"tokens/s, {name}", of_model(field), f"{fast / slow:.2f} times")
+
+
+def of_memory(model: Metrics) -> str:
+    return "" if model.peak_memory_bytes is None else decimal(model.peak_memory_bytes)
 
 
 def of_dataset(field: str, dataset: str, form: str, unit: str = "") -> Callable[[Metrics], str]:

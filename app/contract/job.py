@@ -64,6 +64,11 @@ class Metrics(Answer):
         description="reading a prompt; null where the model does not fit into the worker's memory"
     )
     decode_tokens_per_second: float | None = Field(description="writing, with a cache; null likewise")
+    peak_memory_bytes: int | None = Field(
+        None,
+        description="greatest resident memory of a fresh process that opens it with transformers, reads a prompt and "
+        "writes, Python and its libraries included; on a GPU, of the device's; null likewise",
+    )
     sample: str | None = Field(description="a greedy continuation of a fixed prompt; null likewise")
 
 

@@ -17,7 +17,7 @@ from app.contract.recipe import Recipe
 from app.serve import running_service
 from app.settings import Settings
 from tests.hub import running_hub
-from tests.tiny import PRESET_RATIOS
+from tests.tiny import PRESET_RATIOS, amplify_blocks
 from workers.compression.accounting.catalog import METHODS, RESIZINGS
 
 OPEN = """
@@ -71,6 +71,21 @@ def test_a_posted_job_becomes_a_checkpoint_that_stock_transformers_opens(
     assert job.achieved_ratio == pytest.approx(1.3, rel=0.005)
     assert job.metrics is not None
     assert job.metrics.before.parameters / job.metrics.after.parameters == job.achieved_ratio
+    assert 0 < open_elsewhere(client, job, tmp_path) <= job.metrics.after.parameters
+
+
+def test_a_result_below_its_gate_fails_the_job_and_can_be_downloaded(
+    client: Client, tiny: dict[str, Any], model_root: Path, tmp_path: Path
+) -> None:
+    amplify_blocks(model_root / "tiny")
+    evaluation = {**tiny["evaluation"], "gate": {"min_top1_agreement": 1.0}, "baseline": True}
+    *_, job = client.wait(client.submit(Recipe.model_validate({**tiny, "evaluation": evaluation})).id)
+    assert job.state is State.FAILED
+    assert job.error is not None
+    assert job.error.code == "quality_gate"
+    assert "top-1 agreement on local:evaluation.txt" in job.error.message
+    assert job.metrics is not None
+    assert job.metrics.baseline is not None
     assert 0 < open_elsewhere(client, job, tmp_path) <= job.metrics.after.parameters
 
 

@@ -148,6 +148,8 @@ def results(report: CompressionReport, plots: Sequence[Plot]) -> str:
         how += " Beside it, as a yardstick: the original with as many blocks dropped as make it about as small."
     for text, protocol in report.metrics.protocols.items():
         how += f" Protocol of {code(text)}: `{protocol.id}`."
+    for text, protocol in report.metrics.protocols.items():
+        how += f" Protocol of {code(text)}: `{protocol.id}`."
     pictures = [f"![{plot.caption}]({plot.name})" for plot in plots]
     return "\n\n".join(["## Results", results_table(measured(report)), how, *pictures])
 

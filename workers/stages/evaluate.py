@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from app.contract.job import Comparison, Metrics, Protocol, Stage
 from workers.compression.evaluation.fidelity import Fidelity, compare, final_states
+from workers.compression.evaluation.peak_memory import peak_memory
 from workers.compression.evaluation.protocol import protocol_of
 from workers.compression.evaluation.size import stored_size
 from workers.compression.evaluation.speed import greedy_sample, speed
@@ -34,6 +35,7 @@ PROBE = "probe.safetensors"
 PROMPT = "The capital of France is"
 PROBE_SEQUENCES, PROBE_LENGTH = 2, 32
 SPEED_PROMPT, SPEED_NEW_TOKENS = 512, 32
+PEAK_TIMEOUT_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,14 @@ def comparison_of(context: Context, directories: Sequence[Path]) -> Comparison:
     predictions = predictions_of(context, directories)
     measured = []
     for number, directory in enumerate(directories):
-        context.progress(0.6 + 0.4 * number / len(directories), "measuring speed")
+        context.progress(0.6 + 0.3 * number / len(directories), "measuring speed")
         found = {dataset: fidelities[number] for dataset, fidelities in predictions.items()}
         measured.append(metrics_of(context, directory, found, is_original=number == 0))
-    before, after, *baseline = measured
+    context.progress(0.9, "measuring memory")
+    peaks = peaks_of(context, directories)
+    before, after, *baseline = [
+        metrics.model_copy(update={"peak_memory_bytes": peak}) for metrics, peak in zip(measured, peaks, strict=True)
+    ]
     return Comparison(
         before=before, after=after, baseline=baseline[0] if baseline else None, protocols=protocols_of(context)
     )
@@ -100,11 +106,34 @@ def metrics_of(context: Context, directory: Path, found: Mapping[str, Fidelity],
     )
 
 
+def peaks_of(context: Context, directories: Sequence[Path]) -> list[int | None]:
+    """The bytes that each model takes where it is opened; all at None where one of them does not fit."""
+    models = [compute.open_model(context, directory) for directory in directories]
+    if not all(memory.holds(context, model) for model in models):
+        return [None] * len(models)
+    length = prompt_length(context)
+    return peak_memory(
+        directories,
+        trusted=directories[1:],
+        prompt=length,
+        new_tokens=min(SPEED_NEW_TOKENS, length),
+        dtype=models[0].dtype,
+        device=models[0].device,
+        timeout=PEAK_TIMEOUT_SECONDS,
+    )
+
+
 def use_of(context: Context, whole: PreTrainedModel) -> Use:
-    length = min(SPEED_PROMPT, whole.config.max_position_embeddings // 2)
+    length = prompt_length(context)
     tokenizer = AutoTokenizer.from_pretrained(inspect.model_dir(context))
     pace = speed(whole, prompt=length, new_tokens=min(SPEED_NEW_TOKENS, length))
     return Use(pace.prefill, pace.decode, greedy_sample(whole, tokenizer, PROMPT).replace("\0", "\ufffd"))
+
+
+def prompt_length(context: Context) -> int:
+    """Tokens of the prompt that speed and memory are measured with; what is written must fit behind it."""
+    positions: int = AutoConfig.from_pretrained(inspect.model_dir(context)).max_position_embeddings
+    return min(SPEED_PROMPT, positions // 2)
 
 
 def protocols_of(context: Context) -> dict[str, Protocol]:

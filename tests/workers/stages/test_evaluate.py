@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.contract.recipe import Gate
+from tests.tiny import amplify_blocks
 from tests.workers.stages.conftest import done, last_report
 from workers.messages import Assignment, ErrorReport
 from workers.stages import compute
@@ -59,6 +60,7 @@ def test_a_baseline_of_about_the_same_size_is_measured_likewise(assignment: Assi
 
 
 def test_a_result_that_misses_the_gate_is_done_and_says_so(assignment: Assignment) -> None:
+    amplify_blocks(assignment.model_path)
     report = done(asking(assignment, gate=Gate(min_top1_agreement=1.0)))
     assert report.missed is not None
     assert DATASET in report.missed

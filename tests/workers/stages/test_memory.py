@@ -14,6 +14,8 @@ def test_a_model_that_fits_is_timed_and_writes(assignment: Assignment) -> None:
     assert metrics.prefill_tokens_per_second is not None
     assert metrics.decode_tokens_per_second is not None
     assert metrics.sample is not None
+    assert metrics.peak_memory_bytes is not None
+    assert metrics.peak_memory_bytes > 10**8
 
 
 def test_one_that_does_not_fit_is_compressed_measured_and_verified_but_not_timed(assignment: Assignment) -> None:
@@ -23,6 +25,7 @@ def test_one_that_does_not_fit_is_compressed_measured_and_verified_but_not_timed
     assert metrics.after.prefill_tokens_per_second is None
     assert metrics.after.decode_tokens_per_second is None
     assert metrics.after.sample is None
+    assert metrics.after.peak_memory_bytes is None
 
 
 def test_what_is_left_ends_at_the_limit_of_the_container(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ class Fidelity:
 
     `perplexity` is the model's own: exp of the mean negative log-likelihood. `divergence` is the mean of KL(p ‖ q) over
     the predicted tokens, in nats, p the original's distribution and q the model's. `agreement` is the share of tokens
-    for which both hold the same one to be the most likely.
+    for which both hold the same one to be the most likely. Computing in bfloat16 alone, in place of float32, gave a
+    divergence of 0.001 and an agreement of 0.97 on a model of 135 million parameters: what is closer is rounding.
     """
 
     perplexity: float

@@ -1,0 +1,64 @@
+"""Opens models as a client would, with torch and transformers alone, and prints what each took at its peak, in bytes.
+
+    python -I open_and_run.py '{"directories": [...], "dtype": ..., "device": ..., "threads": ..., ...}'
+
+Each model has a process of its own, forked before anything was opened: what is printed for it is its greatest resident
+memory, Python and the libraries included, or the greatest of the device's memory where it ran on one; null where the
+process was ended from outside. This file is run, never imported.
+"""
+
+import json
+import resource
+import sys
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes in the unit of ru_maxrss."""
+
+
+@torch.no_grad()
+def open_and_run(directory: str, wanted: dict[str, Any], answer: Connection) -> None:
+    """Reads a prompt of random tokens at once, then writes some more."""
+    torch.set_num_threads(wanted["threads"])
+    causal: Any = AutoModelForCausalLM
+    model = causal.from_pretrained(
+        directory,
+        trust_remote_code=directory in wanted["trusted"],
+        local_files_only=True,
+        dtype=getattr(torch, wanted["dtype"]),
+    )
+    model.to(wanted["device"]).eval()
+    ids = torch.randint(model.config.vocab_size, (1, wanted["prompt"]), device=wanted["device"])
+    length = wanted["new_tokens"]
+    model.generate(ids, max_new_tokens=length, min_new_tokens=length, do_sample=False)
+    answer.send(peak(wanted["device"]))
+
+
+def peak(device: str) -> int:
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT
+
+
+def measured(directory: str, wanted: dict[str, Any]) -> int | None:
+    processes = get_context("fork")
+    received, sent = processes.Pipe(duplex=False)
+    process = processes.Process(target=open_and_run, args=(directory, wanted, sent))
+    process.start()
+    sent.close()
+    try:
+        found: int | None = received.recv()
+    except EOFError:
+        found = None
+    process.join()
+    return found
+
+
+if __name__ == "__main__":
+    request = json.loads(sys.argv[1])
+    json.dump([measured(directory, request) for directory in request["directories"]], sys.stdout)
