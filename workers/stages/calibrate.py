@@ -1,7 +1,6 @@
 """Turn the recipe's texts into windows of tokens: some to calibrate on, some to distil on, some for each evaluation."""
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ CALIBRATION = "calibration"
 DISTILLATION = "distillation"
 EVALUATION = "evaluation:"
 BETWEEN = "\n\n"
-DOCUMENTS_AT_ONCE = 256
+PIECE = 2**18
+"""Characters that are tokenised at a time: the tokenizer takes some 200 bytes for each token of them."""
 
 
 def run(context: Context, directory: Path) -> None:
@@ -68,9 +68,27 @@ def distillation_windows(context: Context, tokenizer: Any, distillation: Distill
 def evaluation_windows(context: Context, tokenizer: Any, dataset: str) -> Tensor:
     """The beginning of the text, its documents separated by blank lines."""
     evaluation = context.assignment.recipe.evaluation
-    text = BETWEEN.join(plain_text(tokenizer, document) for document in documents_of(context, dataset))
-    (tokens,) = tokenize(tokenizer, [text])
-    return cut(tokens[: evaluation.max_tokens], evaluation.window, dataset, "evaluation.window")
+    texts = separated(plain_text(tokenizer, document) for document in documents_of(context, dataset))
+    tokens = first_tokens(tokenizer, texts, evaluation.max_tokens)
+    return cut(tokens, evaluation.window, dataset, "evaluation.window")
+
+
+def separated(texts: Iterable[str]) -> Iterator[str]:
+    """The same, a blank line before each but the first."""
+    for number, text in enumerate(texts):
+        yield BETWEEN + text if number else text
+
+
+def first_tokens(tokenizer: Any, texts: Iterable[str], most: int) -> Tensor:
+    """At most so many tokens of the texts; nothing behind them is read."""
+    found = [torch.zeros(0, dtype=torch.int64)]
+    for text in texts:
+        for tokens in tokenize(tokenizer, text):
+            found.append(tokens[:most])
+            most -= len(found[-1])
+            if most == 0:
+                return torch.cat(found)
+    return torch.cat(found)
 
 
 def windows_of(context: Context, tokenizer: Any, dataset: str, length: int, field: str) -> Tensor:
@@ -86,9 +104,8 @@ def token_documents(context: Context, tokenizer: Any, dataset: str) -> Iterator[
 
 
 def text_documents(tokenizer: Any, documents: Iterable[Document]) -> Iterator[Tensor]:
-    texts = (plain_text(tokenizer, document) for document in documents)
-    while some := list(itertools.islice(texts, DOCUMENTS_AT_ONCE)):
-        yield from tokenize(tokenizer, some)
+    for document in documents:
+        yield torch.cat([*tokenize(tokenizer, plain_text(tokenizer, document))])
 
 
 def documents_of(context: Context, dataset: str) -> Iterator[Document]:
@@ -104,9 +121,21 @@ def plain_text(tokenizer: Any, document: Document) -> str:
     return str(tokenizer.apply_chat_template(document, tokenize=False))
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str]) -> Iterator[Tensor]:
-    for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
-        yield torch.tensor(ids, dtype=torch.int64)
+def tokenize(tokenizer: Any, text: str) -> Iterator[Tensor]:
+    """The token ids of a text, piece by piece."""
+    for piece in pieces(text):
+        yield torch.tensor(tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A text in pieces of at most PIECE characters, cut behind the end of a line, or else of a word."""
+    start = 0
+    while len(text) - start > PIECE:
+        cuts = (text.rfind(mark, start, start + PIECE) + 1 for mark in "\n ")
+        end = next((cut for cut in cuts if cut > 0), start + PIECE)
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def packed(documents: Iterable[Tensor], end: int | None, length: int, dataset: str, field: str) -> Tensor:

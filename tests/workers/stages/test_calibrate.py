@@ -148,3 +148,29 @@ def test_a_text_of_no_documents_is_too_short(job: Job) -> None:
     job.write("a")
     with pytest.raises(StageFailed, match=r"has 0 tokens.*lower calibration\.length"):
         job.windows()
+
+
+def test_a_long_text_is_read_in_pieces_that_end_with_a_line_or_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "PIECE", 8)
+    assert list(calibrate.pieces("ab\ncd\nefgh ij klmnopqrstu")) == ["ab\ncd\n", "efgh ij ", "klmnopqr", "stu"]
+
+
+def test_pieces_change_no_token_of_a_text(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    job.write("a", "some words\nand more " * 20)
+    whole = job.windows(distillation=distillation("a", tokens=64))
+    monkeypatch.setattr(calibrate, "PIECE", 7)
+    assert calibrate.distillation(job.windows(distillation=distillation("a", tokens=64))).equal(
+        calibrate.distillation(whole)
+    )
+
+
+def test_of_an_evaluation_text_no_more_is_read_than_is_measured(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "PIECE", 8)
+    read: list[str] = []
+
+    def tokenizer(text: str, **options: Any) -> dict[str, list[int]]:
+        read.append(text)
+        return {"input_ids": [1] * len(text)}
+
+    assert len(calibrate.first_tokens(tokenizer, ["12345678" * 10, "never"], 20)) == 20
+    assert read == ["12345678"] * 3
