@@ -207,6 +207,12 @@ def test_a_resumed_training_ends_with_the_same_weights(
         assert_same(again, whole)
 
 
+def test_a_trained_student_keeps_no_gradients(teacher: PreTrainedModel, source: Path) -> None:
+    student = student_of(source)
+    list(distil(teacher, student, text(), SETTINGS))
+    assert not any(each.requires_grad or each.grad is not None for each in student.parameters())
+
+
 def test_tokens_are_what_is_spent() -> None:
     assert Settings(tokens=1000, sequences=4).steps(length=50) == 5
     assert Settings(tokens=1001, sequences=4).steps(length=50) == 6

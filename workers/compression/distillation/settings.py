@@ -21,7 +21,8 @@ class Settings:
     `interval` steps. With `checkpointing` the blocks' activations are computed a second time instead of being kept.
 
     `cached_logits` is how many of the teacher's largest logits of each token are kept in a file once the windows are
-    passed over more than once; the others are then compared as one bucket. 0 keeps none.
+    passed over more than once; the others are then compared as one bucket. 0 keeps none, and so does `hidden`, which
+    asks for more than logits.
     """
 
     tokens: int

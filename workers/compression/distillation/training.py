@@ -103,6 +103,8 @@ def distil(
         if training.step == training.steps or _is_due(training, kept, settings.interval):
             kept = keep(training.checkpoint())
             yield kept
+    student.zero_grad()
+    student.requires_grad_(False)
 
 
 def _is_due(training: "_Training", kept: Checkpoint, interval: int) -> bool:

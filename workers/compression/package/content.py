@@ -126,9 +126,11 @@ class Content:
         if not tensor.is_floating_point():
             return tensor
         replaced = next((f"{site}.weight" for site in self._structures if name.startswith(f"{site}.")), name)
-        # A tied head that has become a matrix of its own stands for the embedding's table.
-        stored_name = self._names.get(replaced) or self._names[f"{architecture_of(self._config).embedding}.weight"]
-        return tensor.to(DTYPES[self._stored[stored_name].dtype])
+        architecture = architecture_of(self._config)
+        if is_tied(self._config) and replaced == f"{architecture.head}.weight":
+            # A tied head that has become a matrix of its own stands for the embedding's table.
+            replaced = f"{architecture.embedding}.weight"
+        return tensor.to(DTYPES[self._stored[self._names[replaced]].dtype])
 
 
 def _inventory(config: dict[str, Any], stored: Mapping[str, StoredTensor]) -> Inventory:
