@@ -107,7 +107,7 @@ def _fused(
     if resizing(plan.method).published:
         yield from fuse_one_by_one(edited, ids, going, fusegpt(tokens), start=gone, checkpoints=checkpoints)
         return
-    absorption = Absorption(Distillation(tokens)) if tokens else None
+    absorption = Absorption(Distillation(tokens, batch=1)) if tokens else None
     yield from fusion.fuse(
         model,
         edited,

@@ -1,10 +1,16 @@
 """How far the distillation of a removed block is, kept in files."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.compression.factors.test_sequential import calibration, open_tiny
+from tests.compression.resizing.small_models import same
+from workers.compression.accounting.sizes import resized_plan
+from workers.compression.parts import CompressedPart
+from workers.compression.pipeline import compress
 from workers.compression.resizing.local_distillation import Checkpoint
 from workers.stages.absorption_files import CheckpointFiles
 from workers.stages.workbench import Workbench
@@ -74,3 +80,27 @@ def test_every_checkpoint_that_is_kept_is_told(root: Path) -> None:
     )
     store.keep(3, checkpoint(100))
     assert told == [(3, 100)]
+
+
+@pytest.mark.parametrize(("method", "batch"), [("fusion", 1), ("fusegpt", 8)])
+def test_an_attempt_that_is_killed_within_a_distillation_costs_no_byte_of_the_result(
+    method: str, batch: int, root: Path, tmp_path: Path
+) -> None:
+    model = open_tiny("llama", tmp_path / "model")
+    plan = dataclasses.replace(resized_plan(model.inventory, method, 1.5), absorption_tokens=40 * batch * 32)
+    whole = list(compress(model, plan, calibration()))
+    done: list[CompressedPart] = []
+
+    def die(part: int, kept: Checkpoint) -> None:
+        raise KeyboardInterrupt
+
+    bench = Workbench(root, 1, "inputs")
+    dying = CheckpointFiles(bench, "compress", bench.begin("compress"), die)
+    with pytest.raises(KeyboardInterrupt):
+        for part in compress(model, plan, calibration(), checkpoints=dying):
+            done.append(part)  # noqa: PERF402 - what was finished before the end stays
+    assert len(on_disk(root)) == 1
+    again = files(root, attempt=2)
+    for part in compress(model, plan, calibration(), start=len(done), finished=done.__getitem__, checkpoints=again):
+        done.append(part)  # noqa: PERF402 - `finished` reads the list while it grows
+    assert all(same(found, expected) for found, expected in zip(done, whole, strict=True))
