@@ -44,7 +44,7 @@ def curves(rows: list[Row]) -> dict[str, list[Row]]:
 
 def draw(lines: dict[str, list[Row]], dense: Row, picture: Path) -> None:
     matplotlib.rcParams.update({"svg.hashsalt": "modelpress", "font.size": 11})
-    figure, panels = pyplot.subplots(1, len(SIDES), figsize=(10, 4), layout="constrained")
+    figure, panels = pyplot.subplots(1, len(SIDES), figsize=(10, 4.8), layout="constrained")
     for axes, (side, title) in zip(panels, SIDES.items(), strict=True):
         for name, points in lines.items():
             tokens, values = [row.tokens / 1024 for row in points], [getattr(row, side) for row in points]
@@ -55,7 +55,7 @@ def draw(lines: dict[str, list[Row]], dense: Row, picture: Path) -> None:
         axes.yaxis.set_minor_formatter(matplotlib.ticker.StrMethodFormatter("{x:.0f}"))
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("perplexity (log scale)")
-    panels[-1].legend(frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     picture.parent.mkdir(exist_ok=True)
     figure.savefig(picture, metadata={"Date": None})
 
