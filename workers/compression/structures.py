@@ -321,11 +321,16 @@ def _compact(model: nn.Module, module: nn.Module, form: Mapping[str, Any]) -> nn
     weight = cast("Tensor", module.weight)
     factory: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
     if isinstance(module, nn.Embedding):
-        scale = getattr(module, "scalar_embed_scale", 1.0)
-        return build_embedding(form, module.num_embeddings, module.embedding_dim, scale, **factory)
+        return build_embedding(form, module.num_embeddings, module.embedding_dim, _scale(module), **factory)
     # transformers' Conv1D stores [in, out].
     out_features, in_features = weight.shape if isinstance(module, nn.Linear) else weight.T.shape
     return build(form, in_features, out_features, module.bias is not None, **factory)
+
+
+def _scale(embedding: nn.Embedding) -> float:
+    """What a scaled embedding multiplies by; releases of transformers before 5 have it in a buffer alone."""
+    scale = getattr(embedding, "scalar_embed_scale", getattr(embedding, "embed_scale", 1.0))
+    return float(scale)
 
 
 def _parameter(*shape: int, **factory: Any) -> nn.Parameter:

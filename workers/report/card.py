@@ -142,12 +142,13 @@ def results(report: CompressionReport, plots: Sequence[Plot]) -> str:
     evaluation = report.recipe.evaluation
     how = (
         f"Perplexity over at most {evaluation.max_tokens:,} tokens of each text in windows of {evaluation.window}, on "
-        "text that neither the calibration nor any training saw."
+        "text other than that of the calibration and of any training."
     )
+    known = max((protocol.overlap for protocol in report.metrics.protocols.values()), default=0.0)
+    if known > 0:
+        how += f" Up to {known:.1%} of a text stands in passages that the result was also made from."
     if report.metrics.baseline is not None:
         how += " Beside it, as a yardstick: the original with as many blocks dropped as make it about as small."
-    for text, protocol in report.metrics.protocols.items():
-        how += f" Protocol of {code(text)}: `{protocol.id}`."
     for text, protocol in report.metrics.protocols.items():
         how += f" Protocol of {code(text)}: `{protocol.id}`."
     pictures = [f"![{plot.caption}]({plot.name})" for plot in plots]

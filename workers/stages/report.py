@@ -10,8 +10,6 @@ from app.contract.report import CompressionReport, DistillationReport, RemovedBl
 from workers.compression.accounting.architectures import Inventory, Site, original_config, read_config, weights
 from workers.compression.accounting.dimensions import renumbered
 from workers.compression.accounting.headers import stored_tensors
-from workers.report.card import CARD, dense_card, front_matter_of, model_card
-from workers.report.plots import draw
 from workers.stages import compress, distill, evaluate, inspect, plan, teacher_text
 from workers.stages.context import Context
 from workers.stages.reproducibility import reproducibility
@@ -21,6 +19,10 @@ REPORT = "compression_report.json"
 
 def write_report(context: Context, package: Path, *, dense: str | None = None) -> None:
     """Writes report, plots and model card into the package, whose weights are there. `dense`: its dense export."""
+    # matplotlib is slow to import and needed once, at the end.
+    from workers.report.card import CARD, dense_card, front_matter_of, model_card
+    from workers.report.plots import draw
+
     report = gather(context, package, dense)
     (package / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
     plots = draw(report, package)
@@ -32,13 +34,13 @@ def write_report(context: Context, package: Path, *, dense: str | None = None) -
 
 
 def gather(context: Context, package: Path, dense: str | None) -> CompressionReport:
-    recipe, planned, metrics = context.assignment.recipe, plan.plan_of(context), evaluate.metrics(context)
+    recipe, planned, metrics = context.assignment.recipe.at(context.ratio), plan.plan_of(context), evaluate.metrics(context)
     return CompressionReport(
         job_id=context.assignment.job_id,
         recipe=recipe,
         method=planned.method,
         tried=plan.trials_of(context),
-        target_ratio=recipe.target_ratio,
+        target_ratio=context.ratio,
         achieved_ratio=metrics.ratio,
         metrics=metrics,
         sites=tuple(sites(context, package)),

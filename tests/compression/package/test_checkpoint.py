@@ -121,6 +121,15 @@ def test_without_structures_it_is_an_ordinary_checkpoint(source: Path, tmp_path:
     assert torch.equal(stored_tensors_of(directory)[f"{SITE}.weight"], part.tensors[f"{SITE}.weight"])
 
 
+def test_an_ordinary_checkpoint_has_the_name_of_the_head_that_every_release_reads(tmp_path: Path) -> None:
+    save_tiny_model("gpt_neox", tmp_path / "source")
+    directory = write_package(tmp_path / "source", [OnePart(removed=(0,))], tmp_path / "package").directory
+    assert {name for name in stored_tensors_of(directory) if "gpt_neox" not in name} == {"embed_out.weight"}
+    with torch.no_grad():
+        logits = StreamedModel.open(directory).whole()(token_ids()).logits
+    verify(directory, token_ids(), logits)
+
+
 def test_a_factored_embedding_takes_a_tied_head_along(tmp_path: Path) -> None:
     save_tiny_model("llama-tied", tmp_path / "source")
     name = "model.embed_tokens"

@@ -79,8 +79,10 @@ def write_package(source: Path, parts: Iterable[Part], destination: Path, *, sha
     partial.mkdir(parents=True)
     content = Content(source, parts)
     structures = content.structures()
-    entries = write_weights(content.tensors, partial, shard_bytes)
-    _write_config(content.config(), structures, partial)
+    config = content.config()
+    read = content.tensors if structures else lambda: widely_named(content.tensors(), config)
+    entries = write_weights(read, partial, shard_bytes)
+    _write_config(config, structures, partial)
     copy_companions(source, partial)
     write_sums(partial)
     publish(partial, destination)
@@ -107,6 +109,19 @@ def write_weights(
         total = sum(entry.bytes for entry in entries)
         write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
     return entries
+
+
+def widely_named(tensors: Iterator[tuple[str, Tensor]], config: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of an ordinary checkpoint by names that old and new releases of transformers read: a head that was
+    renamed keeps its old name in files.
+    """
+    architecture = architecture_of(config)
+    renamed = f"{architecture.head}."
+    for name, tensor in tensors:
+        if architecture.old_head and name.startswith(renamed):
+            yield f"{architecture.old_head}.{name.removeprefix(renamed)}", tensor
+        else:
+            yield name, tensor
 
 
 def _entry(name: str, tensor: Tensor) -> Entry:
@@ -164,7 +179,8 @@ def _write_config(config: Mapping[str, Any], structures: Mapping[str, Mapping[st
         compressed["tie_word_embeddings"] = False
     write_json(directory / "config.json", compressed)
     template = string.Template(_TEMPLATE.read_text(encoding="utf-8"))
-    code = template.substitute(names, model_type=own_type, prefix=architecture_of(config).base)
+    architecture = architecture_of(config)
+    code = template.substitute(names, model_type=own_type, prefix=architecture.base, head=architecture.head)
     (directory / MODELLING_FILE).write_text(code, encoding="utf-8")
     shutil.copyfile(structures_module.__file__, directory / STRUCTURES_FILE)
 

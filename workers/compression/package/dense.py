@@ -23,7 +23,14 @@ from workers.compression import structures
 from workers.compression.accounting.architectures import architecture_of, is_tied, original_config, read_config, weights
 from workers.compression.accounting.headers import stored_tensors
 from workers.compression.models.skeleton import empty_model, head_name
-from workers.compression.package.checkpoint import SHARD_BYTES, copy_companions, publish, write_json, write_weights
+from workers.compression.package.checkpoint import (
+    SHARD_BYTES,
+    copy_companions,
+    publish,
+    widely_named,
+    write_json,
+    write_weights,
+)
 
 MARK = "dense_export"
 
@@ -38,8 +45,9 @@ def write_dense(package: Path, destination: Path, *, shard_bytes: int = SHARD_BY
     partial = destination.with_name(f".{destination.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    write_weights(factored.dense_tensors, partial, shard_bytes)
-    write_json(partial / "config.json", factored.dense_config())
+    config = factored.dense_config()
+    write_weights(lambda: widely_named(factored.dense_tensors(), config), partial, shard_bytes)
+    write_json(partial / "config.json", config)
     copy_companions(package, partial)
     publish(partial, destination)
     return destination
@@ -62,7 +70,7 @@ class FactoredCheckpoint:
         """The original's config, resized as the package's is. A head that read factors of the embedding is tied to its
         table again.
         """
-        kind = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[self._config["model_type"]]]
+        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[self._config["model_type"]]]
         tied = self._tied or is_tied(self._config)
         return {**self._config, "architectures": [kind.__name__], "tie_word_embeddings": tied, MARK: True}
 
