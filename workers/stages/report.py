@@ -34,7 +34,7 @@ def write_report(context: Context, package: Path, *, dense: str | None = None) -
 
 
 def gather(context: Context, package: Path, dense: str | None) -> CompressionReport:
-    recipe, planned, metrics = context.assignment.recipe.at(context.ratio), plan.plan_of(context), evaluate.metrics(context)
+    recipe, planned, metrics = context.assignment.recipe, plan.plan_of(context), evaluate.metrics(context)
     return CompressionReport(
         job_id=context.assignment.job_id,
         recipe=recipe,
