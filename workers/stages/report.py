@@ -40,7 +40,7 @@ def gather(context: Context, package: Path, dense: str | None) -> CompressionRep
         recipe=recipe,
         method=planned.method,
         tried=plan.trials_of(context),
-        target_ratio=context.ratio,
+        target_ratio=recipe.target_ratio,
         achieved_ratio=metrics.ratio,
         metrics=metrics,
         sites=tuple(sites(context, package)),
