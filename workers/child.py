@@ -31,6 +31,10 @@ INHERITED = (
     "NVIDIA_VISIBLE_DEVICES",
     "SSL_CERT_FILE",
 )
+ROOMY = {"THP_MEM_ALLOC_ENABLE": "1"}
+"""For a child that need not spare memory: torch asks for huge pages, so that the large tensors of a training, which are
+mapped anew at each step, cost a fault for each 2 MiB and not for each 4 KiB. A fifth faster on two cores."""
+
 SPARING = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 """For a child that has to spare memory: what is larger goes back to the system as soon as it is freed. Left alone,
 glibc raises its threshold to 32 MiB and keeps what is smaller: 400 MB more at the peak on a model of 2 GB. The price

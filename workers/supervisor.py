@@ -24,7 +24,7 @@ from app.jobs.store import Claim, Progress
 from app.settings import Settings
 from app.storage import StoredFile
 from app.storage.local import ArtifactStore
-from workers.child import SPARING, Child
+from workers.child import ROOMY, SPARING, Child
 from workers.fetch import FetchDone, FetchError, FetchProgress, fetch_environment, fetch_report, fetch_request
 from workers.lease import Lease
 from workers.messages import REPORT, Assignment, DoneReport, ErrorReport, ProgressReport, ResumedReport
@@ -189,7 +189,7 @@ class Supervisor:
         deadline = time.monotonic() + self.settings.job_timeout_seconds
         home = self.settings.work_dir / claim.job_id / str(claim.attempt) / "home"
         assignment = self.assign(claim, self.fetch(claim, lease, home, deadline))
-        environment = OFFLINE | ({} if assignment.memory_bytes is None else SPARING)
+        environment = OFFLINE | (ROOMY if assignment.memory_bytes is None else SPARING)
         with Child("workers.runner", assignment.model_dump_json(), home, environment) as child:
             for event in self.events(child, lease, deadline):
                 match report := REPORT.validate_python(event):
