@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
-from app.contract.job import Comparison, Stage
+from app.contract.job import Comparison, Stage, SweepResult
 from app.contract.recipe import Recipe
 
 
@@ -52,6 +52,7 @@ class DoneReport(Message):
     package: Path
     achieved_ratio: float
     metrics: Comparison
+    sweep: tuple[SweepResult, ...] = Field((), description="where the recipe lists ratios, for each in its order")
     missed: Text | None = Field(None, description="what the recipe's gate asked for and the result is not")
 
 

@@ -22,8 +22,8 @@ from pydantic import BaseModel
 from app.contract.job import Stage
 from app.contract.recipe import Recipe
 from workers.messages import Assignment
-from workers.stages import calibrate, compress, distill, evaluate, inspect, package, plan, quantise, verify
-from workers.stages.context import Context
+from workers.stages import calibrate, compress, distill, evaluate, inspect, package, plan, quantise, sweep, verify
+from workers.stages.context import ONCE, Context
 from workers.stages.failures import describe
 from workers.stages.workbench import Workbench, directory_identity, file_sha256, fingerprint
 
@@ -40,10 +40,10 @@ STAGES: Mapping[Stage, ModuleType] = {
     Stage.PACKAGE: package,
     Stage.VERIFY: verify,
 }
-"""In the order in which they run. Each reads the results of those before it and leaves a durable one of its own.
-A recipe without distillation or quantisation has no such stage."""
+"""In the order in which they run, all but ONCE for each ratio of the recipe. Each reads the results of those before it
+and leaves a durable one of its own. A recipe without distillation or quantisation has no such stage."""
 
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 """Raise it when a stage's result changes its meaning: results of an older worker are then computed again."""
 
 
@@ -79,17 +79,28 @@ def walk(assignment: Assignment, report: Callable[[BaseModel], None]) -> bool:
     context = Context(assignment, Workbench(assignment.work_dir, assignment.attempt, identity(assignment)), report)
     try:
         quantise.require_library(assignment.recipe)
-        for stage, module in STAGES.items():
-            if not is_wanted(stage, assignment.recipe):
-                continue
-            context.stage = stage
-            context.results[stage] = run(context, module)
-        report(verify.done(context))
+        for stage in ONCE:
+            take(context, stage)
+        finished = []
+        for turn in range(len(assignment.recipe.ratios)):
+            context = context.at(turn)
+            for stage in STAGES:
+                if stage not in ONCE:
+                    take(context, stage)
+            finished.append(context)
+        report(sweep.done(finished) if assignment.recipe.is_sweep else verify.done(context))
     except Exception as error:
         log.exception("the stage %s failed", context.stage)
         report(describe(error, context.stage))
         return False
     return True
+
+
+def take(context: Context, stage: Stage) -> None:
+    """Have the stage's result, where the recipe asks for it."""
+    if is_wanted(stage, context.assignment.recipe):
+        context.stage = stage
+        context.results[stage] = run(context, STAGES[stage])
 
 
 def is_wanted(stage: Stage, recipe: Recipe) -> bool:

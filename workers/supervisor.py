@@ -143,7 +143,14 @@ class Supervisor:
         with self.sessions.begin() as session:
             # A first try may have been committed although its answer was lost.
             finished = store.has_finished(session, claim.job_id, claim.attempt) or store.finish(
-                session, claim.job_id, claim.attempt, done.achieved_ratio, done.metrics, result.files, failure
+                session,
+                claim.job_id,
+                claim.attempt,
+                done.achieved_ratio,
+                done.metrics,
+                result.files,
+                failure,
+                done.sweep,
             )
         if finished:
             return "succeeded" if failure is None else "failed"

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from app.api.documentation import Responses, refusals
-from app.contract.report import SCHEMA_PATH, report_schema
+from app.contract.report import SCHEMA_PATH, SWEEP_SCHEMA_PATH, report_schema, sweep_report_schema
 
 SCHEMA_TYPE = "application/schema+json"
 SCHEMA: Responses = {200: {"content": {SCHEMA_TYPE: {}}, "description": "A JSON schema"}}
@@ -21,3 +21,14 @@ router = APIRouter(tags=["schemas"])
 def get_report_schema() -> JSONResponse:
     """The JSON schema of `compression_report.json`, of the version that its `schema_version` states."""
     return JSONResponse(report_schema(), media_type=SCHEMA_TYPE)
+
+
+@router.get(
+    SWEEP_SCHEMA_PATH,
+    operation_id="get_sweep_report_schema",
+    response_class=JSONResponse,
+    responses=SCHEMA | refusals(),
+)
+def get_sweep_report_schema() -> JSONResponse:
+    """The JSON schema of `sweep_report.json`, which a job with several ratios has."""
+    return JSONResponse(sweep_report_schema(), media_type=SCHEMA_TYPE)

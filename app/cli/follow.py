@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.cli.progress import DownloadProgress, progress_display, show_job
-from app.cli.tables import comparison_table, failure_line
+from app.cli.tables import asked, comparison_table, failure_line, reached, sweep_table
 from app.cli.terminal import STDOUT
 from app.client import Client
 from app.contract.job import Job, State
@@ -48,7 +48,9 @@ def download(client: Client, job_id: str, directory: Path) -> None:
 
 
 def print_comparison(job: Job) -> None:
-    if job.metrics:
+    if job.sweep:
+        STDOUT.print(sweep_table(job.sweep))
+    elif job.metrics:
         STDOUT.print(comparison_table(job.metrics))
     if job.achieved_ratio:
-        STDOUT.print(f"ratio: {job.recipe.target_ratio:g} asked, {job.achieved_ratio:.4g} reached")
+        STDOUT.print(f"ratio: {asked(job)} asked, {reached(job)} reached")

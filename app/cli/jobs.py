@@ -35,7 +35,13 @@ def compress(
     model: Annotated[
         str, typer.Argument(help="'org/name[@revision]', 'local:NAME', or a path to a directory or .gguf file.")
     ],
-    ratio: Annotated[float, typer.Option(help="Stored parameters before / after: 1.5 means 1.5 times smaller.")],
+    ratio: Annotated[
+        list[float],
+        typer.Option(
+            help="Stored parameters before / after: 1.5 means 1.5 times smaller. May be given more than once, for a "
+            "checkpoint each."
+        ),
+    ],
     out: Out,
     method: Annotated[Method | None, typer.Option(help="How the weights are made smaller.")] = None,
     calibration: Annotated[
@@ -82,7 +88,7 @@ def compress(
     recipe = make_recipe(
         given(
             model=path.reference if path else model,
-            target_ratio=ratio,
+            target_ratio=ratio if len(ratio) > 1 else ratio[0],
             method=method,
             calibration=given(datasets=calibration, sequences=sequences, length=length),
             distillation=given(datasets=distill, tokens=distill_tokens, learning_rate=learning_rate, train=train),

@@ -1,13 +1,13 @@
 """Jobs as tables and paragraphs for people."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from rich.filesize import decimal
 from rich.table import Column, Table
 
-from app.contract.job import Comparison, Job, Metrics
+from app.contract.job import Comparison, Job, Metrics, SweepResult
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,27 @@ def comparison_table(comparison: Comparison) -> Table:
         more = map(figure.shown, others.values())
         table.add_row(figure.name, figure.shown(before), figure.shown(after), figure.change, *more)
     return table
+
+
+def sweep_table(results: Sequence[SweepResult]) -> Table:
+    """What each of several ratios came to, below the original."""
+    before = results[0].metrics.before
+    perplexities = (f"perplexity, {dataset}" for dataset in before.perplexity)
+    table = Table("ratio", "reached", "method", "stored parameters", "bytes", *perplexities, "directory")
+    for column in table.columns[3:-1]:
+        column.justify = "right"
+    table.add_row("1", "1", "", *figures_of(before), "")
+    for result in results:
+        reached = f"{result.achieved_ratio:.4g}"
+        figures = figures_of(result.metrics.after)
+        table.add_row(f"{result.target_ratio:g}", reached, result.method, *figures, result.directory)
+    return table
+
+
+def figures_of(model: Metrics) -> list[str]:
+    """Parameters, bytes and the perplexity on each dataset."""
+    perplexities = (f"{perplexity:.2f}" for perplexity in model.perplexity.values())
+    return [f"{model.parameters:,}", decimal(model.bytes), *perplexities]
 
 
 def figures(before: Metrics, after: Metrics) -> Iterator[Figure]:
@@ -90,7 +111,7 @@ def job_table(jobs: Iterable[Job]) -> Table:
             job.state,
             f"{job.progress:.0%}",
             job.recipe.model,
-            f"{job.recipe.target_ratio:g}",
+            asked(job),
             job.recipe.method,
             moment(job.timestamps.queued),
         )
@@ -114,7 +135,7 @@ def job_facts(job: Job) -> Iterable[tuple[str, str]]:
     yield "method", job.recipe.method
     yield (
         "ratio",
-        f"{job.recipe.target_ratio:g} asked" + (f", {job.achieved_ratio:.4g} reached" if job.achieved_ratio else ""),
+        f"{asked(job)} asked" + (f", {reached(job)} reached" if job.achieved_ratio else ""),
     )
     for name, at in job.timestamps:
         if at is not None:
@@ -126,6 +147,16 @@ def job_facts(job: Job) -> Iterable[tuple[str, str]]:
         yield f"attempt {attempt.number}", f"{attempt.outcome or 'under way'} on {attempt.worker}{went_on}"
     if job.error:
         yield "error", failure_line(job)
+
+
+def asked(job: Job) -> str:
+    return ", ".join(f"{ratio:g}" for ratio in job.recipe.ratios)
+
+
+def reached(job: Job) -> str:
+    """The ratios of a job that has a result."""
+    ratios = [result.achieved_ratio for result in job.sweep] or [job.achieved_ratio or 0.0]
+    return ", ".join(f"{ratio:.4g}" for ratio in ratios)
 
 
 def failure_line(job: Job) -> str:

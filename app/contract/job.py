@@ -104,6 +104,16 @@ class Comparison(Answer):
         return self.before.parameters / self.after.parameters
 
 
+class SweepResult(Answer):
+    """What one of several ratios came to."""
+
+    target_ratio: float
+    achieved_ratio: float
+    directory: str = Field(description="of its checkpoint among the artifacts")
+    method: str = Field(description="the recipe's, or the one that 'auto' chose")
+    metrics: Comparison
+
+
 class Failure(Answer):
     code: str = Field(description="stable, lower_case")
     message: str
@@ -151,8 +161,9 @@ class Job(Answer):
     timestamps: Timestamps
     recipe: Recipe
     source: Source
-    achieved_ratio: float | None = None
-    metrics: Comparison | None = None
+    achieved_ratio: float | None = Field(None, description="of several ratios, for the first")
+    metrics: Comparison | None = Field(None, description="of several ratios, for the first")
+    sweep: tuple[SweepResult, ...] = Field((), description="where the recipe lists ratios, for each in its order")
     error: Failure | None = None
     links: dict[str, str]
 

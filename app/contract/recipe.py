@@ -2,9 +2,20 @@
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 Method = Literal[
     "auto",
@@ -58,6 +69,30 @@ def check_mixture(datasets: tuple[str, ...]) -> tuple[str, ...]:
     return datasets
 
 
+def check_ratio(ratio: float) -> float:
+    if ratio > 1:
+        return ratio
+    hint = f"send {1 / ratio:.3g}" if 0 < ratio < 1 else "send a number above 1, such as 1.5"
+    raise ValueError(f"must be above 1, since it is stored parameters before / after; {hint}")
+
+
+def check_ratios(ratios: tuple[float, ...]) -> tuple[float, ...]:
+    if len(set(ratios)) < len(ratios):
+        raise ValueError("send each ratio once")
+    return ratios
+
+
+def check_target(target: Any, _: ValidatorFunctionWrapHandler) -> float | tuple[float, ...]:
+    """A list is judged as a list and all else as a number, so that what is wrong is said of what was meant."""
+    if isinstance(target, list | tuple):
+        return RATIOS.validate_python(target)
+    return RATIO.validate_python(target)
+
+
+Ratio = Annotated[float, Field(allow_inf_nan=False), AfterValidator(check_ratio)]
+Ratios = Annotated[tuple[Ratio, ...], Field(min_length=1, max_length=8), AfterValidator(check_ratios)]
+RATIO: TypeAdapter[float] = TypeAdapter(Ratio)
+RATIOS: TypeAdapter[tuple[float, ...]] = TypeAdapter(Ratios)
 Dataset = Annotated[str, AfterValidator(check_dataset)]
 Foreign = Annotated[Dataset, AfterValidator(check_foreign)]
 Mixture = Annotated[tuple[Dataset, ...], Field(min_length=1, max_length=8), AfterValidator(check_mixture)]
@@ -193,9 +228,10 @@ class Recipe(Options):
     model: Annotated[str, AfterValidator(check_model)] = Field(
         description="'org/name[@revision]' on the hub, or 'local:NAME' under MODELPRESS_MODEL_ROOTS"
     )
-    target_ratio: float = Field(
-        description="stored parameters before / after, each distinct tensor counted once; 1.5 means 1.5 times smaller",
-        allow_inf_nan=False,
+    target_ratio: Annotated[Ratio | Ratios, WrapValidator(check_target)] = Field(
+        description="stored parameters before / after, each distinct tensor counted once; 1.5 means 1.5 times smaller. "
+        "A list of up to 8 makes a checkpoint for each, every one in a directory named after its ratio, beside a "
+        "report that holds them against each other; one calibration serves them all"
     )
     method: Method = Field("kronecker", description="how the weights are made smaller")
     calibration: Calibration = Calibration()
@@ -213,14 +249,6 @@ class Recipe(Options):
         default_factory=dict, max_length=16, description="yours; kept and returned as sent"
     )
 
-    @field_validator("target_ratio")
-    @classmethod
-    def check_ratio(cls, ratio: float) -> float:
-        if ratio > 1:
-            return ratio
-        hint = f"send {1 / ratio:.3g}" if 0 < ratio < 1 else "send a number above 1, such as 1.5"
-        raise ValueError(f"must be above 1, since it is stored parameters before / after; {hint}")
-
     @field_validator("fusion")
     @classmethod
     def check_fusion(cls, fusion: Fusion | None, info: ValidationInfo) -> Fusion | None:
@@ -236,6 +264,20 @@ class Recipe(Options):
             if len(key) > 64 or len(value) > 512:
                 raise ValueError("keys are at most 64 characters long, values 512")
         return metadata
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether the ratios came as a list, be it of one: the result is then laid out as that of several."""
+        return isinstance(self.target_ratio, tuple)
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """In the order in which they were sent."""
+        return self.target_ratio if isinstance(self.target_ratio, tuple) else (self.target_ratio,)
+
+    def at(self, ratio: float) -> Self:
+        """The recipe that makes one checkpoint of a sweep on its own."""
+        return self.model_copy(update={"target_ratio": ratio})
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Every field that names text to be had, such as 'calibration.datasets.0', and its dataset: all but TEACHER."""

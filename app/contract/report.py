@@ -1,18 +1,21 @@
-"""`compression_report.json`: what was done to a model, what it cost, and what it takes to do it again.
+"""`compression_report.json` and `sweep_report.json`: what was done to a model, what it cost, and how to do it again.
 
-The file travels with the checkpoint, so it is understood without the service: `GET /schemas/compression-report/1` has
-its schema. Fields may be added to a version; none changes its meaning or goes without a new one.
+The files travel with the checkpoints, so they are understood without the service: `GET /schemas/compression-report/1`
+and `GET /schemas/sweep-report/1` have their schemas. Fields may be added to a version; none changes its meaning or goes
+without a new one.
 """
 
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.contract.job import Comparison
+from app.contract.job import Comparison, SweepResult
 from app.contract.recipe import Recipe
 
 SCHEMA_VERSION: Literal[1] = 1
 SCHEMA_PATH = f"/schemas/compression-report/{SCHEMA_VERSION}"
+SWEEP_SCHEMA_VERSION: Literal[1] = 1
+SWEEP_SCHEMA_PATH = f"/schemas/sweep-report/{SWEEP_SCHEMA_VERSION}"
 
 
 class Section(BaseModel):
@@ -127,10 +130,29 @@ class CompressionReport(Section):
     reproducibility: Reproducibility
 
 
+class SweepReport(Section):
+    """`sweep_report.json`, the report of a job with several ratios: what each came to. Everything about one of them
+    stands in the `compression_report.json` of its directory."""
+
+    schema_version: Literal[1] = SWEEP_SCHEMA_VERSION
+    job_id: str
+    recipe: Recipe
+    results: tuple[SweepResult, ...] = Field(description="in the order of the recipe's ratios")
+
+
 def report_schema() -> dict[str, Any]:
     """The JSON schema of the report."""
+    return schema_of(CompressionReport, SCHEMA_PATH)
+
+
+def sweep_report_schema() -> dict[str, Any]:
+    """The JSON schema of the report on several ratios."""
+    return schema_of(SweepReport, SWEEP_SCHEMA_PATH)
+
+
+def schema_of(report: type[Section], path: str) -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": SCHEMA_PATH,
-        **CompressionReport.model_json_schema(mode="serialization"),
+        "$id": path,
+        **report.model_json_schema(mode="serialization"),
     }

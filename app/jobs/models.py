@@ -9,7 +9,12 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Base(DeclarativeBase):
-    type_annotation_map = {str: Text, datetime: DateTime(timezone=True), dict[str, Any]: JSONB}  # noqa: RUF012
+    type_annotation_map = {  # noqa: RUF012
+        str: Text,
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB,
+        list[dict[str, Any]]: JSONB,
+    }
 
 
 class JobRow(Base):
@@ -33,6 +38,7 @@ class JobRow(Base):
     source: Mapped[dict[str, Any]]
     achieved_ratio: Mapped[float | None]
     metrics: Mapped[dict[str, Any] | None]
+    sweep: Mapped[list[dict[str, Any]] | None]
     error: Mapped[dict[str, Any] | None]
     created_at: Mapped[datetime]
     queued_at: Mapped[datetime]

@@ -14,7 +14,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from app.contract.job import Attempt, Comparison, Failure, Job, JobPage, Resumed, Source, Stage, State, Timestamps
+from app.contract.job import (
+    Attempt,
+    Comparison,
+    Failure,
+    Job,
+    JobPage,
+    Resumed,
+    Source,
+    Stage,
+    State,
+    SweepResult,
+    Timestamps,
+)
 from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.errors import JobEnded, JobNotFound, MethodDoesNotFit, RatioOutOfRange, Refused
@@ -162,13 +174,14 @@ def check_lengths(recipe: Recipe, config: Mapping[str, Any]) -> None:
 
 def check_ratio(recipe: Recipe, inventory: Inventory) -> None:
     feasible = feasible_range(recipe, inventory)
-    if recipe.target_ratio not in feasible:
-        lowest, highest = math.ceil(feasible.lowest * 1000) / 1000, math.floor(feasible.highest * 1000) / 1000
-        raise RatioOutOfRange(
-            "target_ratio",
-            f"{recipe.target_ratio:g} cannot be reached for {recipe.model} with method {recipe.method!r}; "
-            f"send a number from {lowest:.3f} to {highest:.3f}",
-        )
+    for index, ratio in enumerate(recipe.ratios):
+        if ratio not in feasible:
+            lowest, highest = math.ceil(feasible.lowest * 1000) / 1000, math.floor(feasible.highest * 1000) / 1000
+            raise RatioOutOfRange(
+                f"target_ratio.{index}" if recipe.is_sweep else "target_ratio",
+                f"{ratio:g} cannot be reached for {recipe.model} with method {recipe.method!r}; "
+                f"send a number from {lowest:.3f} to {highest:.3f}",
+            )
 
 
 def check_trained(recipe: Recipe) -> None:
@@ -239,6 +252,7 @@ def as_job(row: JobRow, attempts: Sequence[AttemptRow]) -> Job:
         source=Source.model_validate(row.source),
         achieved_ratio=row.achieved_ratio,
         metrics=None if row.metrics is None else Comparison.model_validate(row.metrics),
+        sweep=tuple(SweepResult.model_validate(result) for result in row.sweep or ()),
         error=None if row.error is None else Failure.model_validate(row.error),
         links=links,
     )

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Interval, cast, func, literal, select, tup
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from app.contract.job import Comparison, Failure, Resumed, Source, Stage, State
+from app.contract.job import Comparison, Failure, Resumed, Source, Stage, State, SweepResult
 from app.contract.recipe import Recipe
 from app.jobs.models import ArtifactRow, AttemptRow, JobRow
 from app.jobs.states import ENDED, LEASED, TRANSITIONS, Event, destination, origins
@@ -163,6 +163,7 @@ def finish(
     metrics: Comparison,
     files: Sequence[StoredFile],
     failure: Failure | None = None,
+    sweep: Sequence[SweepResult] = (),
 ) -> bool:
     """Make the result of this attempt the job's result. False when the attempt no longer holds the job.
 
@@ -180,6 +181,7 @@ def finish(
         seconds_left=None,
         achieved_ratio=achieved_ratio,
         metrics=metrics.model_dump(mode="json"),
+        sweep=[result.model_dump(mode="json") for result in sweep],
         **ended,
     )
     if done:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.contract.job import Comparison, Problem, State
+from app.contract.job import Comparison, Problem, State, SweepResult
+from app.contract.recipe import Recipe
 from tests.loopback import AFTER, BEFORE, Script, below_gate, failed, make_job, running, succeeded
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -50,6 +51,23 @@ def test_compress_downloads_the_checkpoint_and_prints_the_comparison(run: Run, s
         str(tmp_path / "out"),
     ):
         assert told in done.stdout
+
+
+def test_several_ratios_are_one_job_and_shown_as_a_curve(run: Run, script: Script) -> None:
+    found = Comparison(before=BEFORE, after=AFTER)
+    results = tuple(
+        SweepResult(target_ratio=ratio, achieved_ratio=1.31, directory=str(ratio), method="kronecker", metrics=found)
+        for ratio in (1.31, 1.75)
+    )
+    recipe = Recipe(model="local:tiny", target_ratio=(1.31, 1.75))
+    script.states = [succeeded(recipe=recipe, sweep=results)]
+    script.files = {"1.31/model.safetensors": b"weights"}
+    done = run("compress", "local:tiny", "--ratio", "1.31", "--ratio", "1.75", "--out", "out", COLUMNS="160")
+    assert done.returncode == 0, done.stderr
+    assert script.posted == [{"model": "local:tiny", "target_ratio": [1.31, 1.75]}]
+    rows = [line.split("│")[1:-1] for line in done.stdout.splitlines() if line.startswith("│")]
+    assert [[row[0].strip(), row[5].strip()] for row in rows] == [["1", "22.00"], ["1.31", "81.50"], ["1.75", "81.50"]]
+    assert "1.31, 1.75 asked" in done.stdout
 
 
 def test_options_of_text_reach_the_recipe(run: Run, script: Script) -> None:

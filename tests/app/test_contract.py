@@ -26,6 +26,12 @@ def test_the_contract_and_the_accounting_name_the_same_schemes_of_quantisation()
         ({"target_ratio": 1.0}, "send 1|above 1"),
         ({"target_ratio": 0.5}, "send 2"),
         ({"target_ratio": -1}, "such as 1.5"),
+        ({"target_ratio": [1.2, 0.5]}, r"target_ratio\.1\n.*send 2"),
+        ({"target_ratio": [1.2, 1.2]}, "each ratio once"),
+        ({"target_ratio": []}, "at least 1"),
+        ({"target_ratio": [1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9]}, "at most 8"),
+        ({"target_ratio": [1.2, float("inf")]}, "finite number"),
+        ({"target_ratio": "small"}, "valid number"),
         ({"model": "name"}, "org/name"),
         ({"model": "org/name\n"}, "org/name"),
         ({"model": "local:/etc/passwd"}, "local:NAME"),
@@ -60,6 +66,19 @@ def test_the_contract_and_the_accounting_name_the_same_schemes_of_quantisation()
 def test_a_wrong_field_is_refused_with_the_way_out(changes: dict[str, Any], way_out: str) -> None:
     with pytest.raises(ValidationError, match=way_out):
         Recipe.model_validate({**VALID, **changes})
+
+
+def test_a_list_of_ratios_is_kept_as_it_was_sent() -> None:
+    recipe = Recipe.model_validate({**VALID, "target_ratio": [1.5, 1.2]})
+    assert (recipe.ratios, recipe.is_sweep) == ((1.5, 1.2), True)
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    assert recipe.at(1.2) == Recipe.model_validate({**VALID, "target_ratio": 1.2})
+
+
+def test_a_list_of_one_ratio_is_a_sweep_and_a_number_is_none() -> None:
+    assert Recipe.model_validate({**VALID, "target_ratio": [1.5]}).is_sweep
+    assert not Recipe.model_validate(VALID).is_sweep
+    assert Recipe.model_validate(VALID).ratios == (1.5,)
 
 
 def test_without_a_section_of_its_own_nothing_is_distilled() -> None:

@@ -5,6 +5,7 @@ that pyplot keeps.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -44,6 +45,12 @@ Cells = Mapping[tuple[str, int], float]
 def save(figure: Figure, path: Path) -> None:
     """As PNG, without the version of matplotlib that it would otherwise name."""
     figure.savefig(path, dpi=DOTS_PER_INCH, metadata={"Software": None})
+
+
+def save_drawing(figure: Figure, path: Path) -> None:
+    """As SVG, without the date and the version of matplotlib that it would otherwise name."""
+    with rc_context({"svg.hashsalt": path.name}):
+        figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
 def styled() -> Any:
@@ -109,6 +116,18 @@ def bars(axes: Axes, groups: Mapping[str, Mapping[str, float]], colours: Mapping
     axes.set_xlim(0, 1.28 * max(value for group in groups.values() for value in group.values()))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.invert_yaxis()
+
+
+def lines(axes: Axes, series: Mapping[str, Mapping[float, float]], style: str) -> None:
+    """A line for each name through values by place, from zero upwards. Numbers stand at each value of a single line, or
+    else at the ends, where lines that begin together have parted."""
+    for (name, values), colour in zip(series.items(), cycle((BLUE, ORANGE, GREEN, GREY)), strict=False):
+        axes.plot(list(values), list(values.values()), color=colour, marker="o", linewidth=2, label=name)
+        for point in [*values.items()][0 if len(series) == 1 else -1 :]:
+            axes.annotate(style.format(point[1]), point, xytext=(0, 7), textcoords="offset points", ha="center")
+    axes.margins(x=0.12, y=0.35)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
 
 
 def curve(places: Sequence[float], values: Sequence[float], *, title: str, across: str, label: str) -> Figure:

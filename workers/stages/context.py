@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from app.contract.job import Stage
 from app.contract.recipe import Recipe
+from workers.compression.accounting.catalog import is_measured
 from workers.messages import Assignment, ProgressReport, ResumedReport
 from workers.stages.workbench import Workbench
 
@@ -33,25 +34,51 @@ QUANTISE_SHARE = 0.1
 TOKENS_LIKE_THE_REST = 65_536
 """So many tokens of distillation take as long as all other stages together."""
 
+ONCE = (Stage.INSPECT, Stage.CALIBRATE)
+"""These stages run once, whatever the number of ratios; all others for each of them."""
+
 PACE_NEEDS = 0.02
 """Progress within this attempt before its pace is worth extrapolating."""
 
 
 @dataclass
 class Context:
+    """`turn` is the place of the ratio at work among those of the recipe."""
+
     assignment: Assignment
     bench: Workbench
     report: Callable[[BaseModel], None]
     results: dict[Stage, Path] = field(default_factory=dict)
     stage: Stage = Stage.INSPECT
+    turn: int = 0
     started: float = field(default_factory=time.monotonic)
     fraction_at_start: float | None = None
 
+    @property
+    def ratio(self) -> float:
+        """What the stages make the model smaller by, now."""
+        return self.assignment.recipe.ratios[self.turn]
+
+    @property
+    def shared(self) -> Workbench:
+        """For results that are those of every ratio."""
+        return self.bench.inside("")
+
+    def at(self, turn: int) -> "Context":
+        """The same for another ratio: results that depend on it are not there yet, and get a folder of their own."""
+        once = {stage: result for stage, result in self.results.items() if stage in ONCE}
+        folder = f"ratio-{self.assignment.recipe.ratios[turn]!r}" if self.assignment.recipe.is_sweep else ""
+        return replace(self, bench=self.bench.inside(folder), results=once, turn=turn)
+
     def progress(self, fraction: float, detail: str | None = None) -> None:
         """Report how much of the running stage is done."""
-        shares = shares_of(self.assignment.recipe)
-        before = FETCHED + sum(share for stage, share in shares.items() if stage in self.results)
+        recipe = self.assignment.recipe
+        shares = shares_of(recipe, self.turn)
+        before = FETCHED + sum(sum(shares_of(recipe, turn).values()) for turn in range(self.turn))
+        before += sum(share for stage, share in shares.items() if stage in self.results)
         whole = min(before + shares[self.stage] * fraction, 1.0)
+        if recipe.is_sweep and self.stage not in ONCE:
+            detail = f"ratio {self.ratio:g}" + (f", {detail}" if detail else "")
         if self.fraction_at_start is None:
             self.fraction_at_start = whole
         self.report(
@@ -71,9 +98,20 @@ class Context:
         self.report(ResumedReport(stage=self.stage, block=block))
 
 
-def shares_of(recipe: Recipe) -> dict[Stage, float]:
-    """Part of the whole that each stage of the recipe takes; the rest is FETCHED."""
+def shares_of(recipe: Recipe, turn: int = 0) -> dict[Stage, float]:
+    """Part of the whole that each stage takes for this ratio of the recipe; the rest is FETCHED and other ratios."""
+    whole = sum(sum(weights_of(recipe, each).values()) for each in range(len(recipe.ratios)))
+    return {stage: weight / whole * (1 - FETCHED) for stage, weight in weights_of(recipe, turn).items()}
+
+
+def weights_of(recipe: Recipe, turn: int) -> dict[Stage, float]:
+    """On the scale of SHARES, what each stage takes for a ratio; nothing where its result is there already."""
     tokens = 0 if recipe.distillation is None else recipe.distillation.tokens
     weights = SHARES | {Stage.DISTILL: sum(SHARES.values()) * tokens / TOKENS_LIKE_THE_REST}
     weights[Stage.QUANTISE] = 0.0 if recipe.quantisation is None else QUANTISE_SHARE
-    return {stage: weight / sum(weights.values()) * (1 - FETCHED) for stage, weight in weights.items()}
+    if turn > 0:
+        weights |= dict.fromkeys(ONCE, 0.0)
+        if is_measured(recipe.method):
+            # What planning takes is the measuring, and that serves every ratio.
+            weights[Stage.PLAN] = 0.0
+    return weights

@@ -1,6 +1,6 @@
 """Whether the result is as good as the recipe asks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from app.contract.job import Comparison
 from app.contract.recipe import Gate
@@ -8,12 +8,19 @@ from app.contract.recipe import Gate
 
 def missed(gate: Gate | None, found: Comparison) -> str | None:
     """What the result misses, in numbers, for people; None where it misses nothing."""
-    misses = [] if gate is None else list(misses_of(gate, found))
-    return f"{'; '.join(misses)}. The checkpoint is kept and can be downloaded." if misses else None
+    return told(misses_of(gate, found))
 
 
-def misses_of(gate: Gate, found: Comparison) -> Iterator[str]:
+def told(misses: Iterable[str]) -> str | None:
+    """Clauses as what the job says of them; None where there are none."""
+    found = "; ".join(misses)
+    return f"{found}. The checkpoint is kept and can be downloaded." if found else None
+
+
+def misses_of(gate: Gate | None, found: Comparison) -> Iterator[str]:
     """One clause for each bound and dataset that is missed. A figure that is no number misses every bound."""
+    if gate is None:
+        return
     if gate.max_perplexity_ratio is not None:
         for dataset, before in found.before.perplexity.items():
             ratio = found.after.perplexity[dataset] / before

@@ -1,4 +1,7 @@
-"""Measure what an error in each matrix does to the model's output, and share the budget accordingly."""
+"""Measure what an error in each matrix does to the model's output, and share the budget accordingly.
+
+What was measured is kept beside the results of the stages: a recipe with several ratios needs it once.
+"""
 
 import itertools
 import json
@@ -27,17 +30,17 @@ CHOICE = "choice.json"
 TRIALS = "trials"
 TRIED = 0.8
 """Part of this stage that trying methods takes, where it is asked for."""
-SENSITIVITIES = "sensitivities.safetensors"
+SENSITIVITIES = "sensitivities"
+SENSITIVITIES_FILE = "sensitivities.safetensors"
 
 
 def run(context: Context, directory: Path) -> None:
-    recipe, inventory = context.assignment.recipe, inspect.model_inventory(context)
-    tried = try_methods(context, directory / TRIALS) if recipe.method == AUTO else []
-    name = min(tried, key=lambda trial: trial.perplexity).method if tried else recipe.method
-    measured = measure_sensitivities(context) if is_measured(name) else {}
-    plan = measured_plan(inventory, name, recipe.target_ratio, measured)
+    method, inventory = context.assignment.recipe.method, inspect.model_inventory(context)
+    tried = try_methods(context, directory / TRIALS) if method == AUTO else []
+    name = min(tried, key=lambda trial: trial.perplexity).method if tried else method
+    measured = measured_once(context) if is_measured(name) else {}
+    plan = measured_plan(inventory, name, context.ratio, measured)
     plan = replace(plan, absorption_tokens=absorption_tokens(context, plan))
-    save_file(to_tensors(measured), directory / SENSITIVITIES)
     (directory / PLAN).write_text(json.dumps(plan.to_dict(), indent=1))
     (directory / CHOICE).write_text(json.dumps({trial.method: trial.perplexity for trial in tried}, indent=1))
 
@@ -54,8 +57,8 @@ def absorption_tokens(context: Context, plan: Plan) -> int:
 
 def try_methods(context: Context, scratch: Path) -> list[Trial]:
     """What each method makes of the model in small; its parts wait in `scratch`, which is gone afterwards."""
-    recipe = context.assignment.recipe
-    count = len(candidates(inspect.model_inventory(context), recipe.target_ratio))
+    seed = context.assignment.recipe.seed
+    count = len(candidates(inspect.model_inventory(context), context.ratio))
     model = compute.open_model(context, inspect.model_dir(context))
     parts = itertools.count()
 
@@ -67,7 +70,7 @@ def try_methods(context: Context, scratch: Path) -> list[Trial]:
     tried: list[Trial] = []
     scratch.mkdir(exist_ok=True)
     context.progress(0.0, "trying methods")
-    for trial in trials(model, recipe.target_ratio, calibrate.calibration(context), keep=keep, seed=recipe.seed):
+    for trial in trials(model, context.ratio, calibrate.calibration(context), keep=keep, seed=seed):
         tried.append(trial)
         found = ", ".join(f"{each.method} {each.perplexity:.2f}" for each in tried)
         context.progress(len(tried) / count * TRIED, f"trying methods; perplexity on text kept back: {found}")
@@ -79,6 +82,15 @@ def trials_of(context: Context) -> dict[str, float]:
     """The perplexity that each tried method left, by its name; nothing where the recipe named one."""
     found: dict[str, float] = json.loads((context.results[Stage.PLAN] / CHOICE).read_text())
     return found
+
+
+def measured_once(context: Context) -> dict[str, Sensitivity]:
+    """What any attempt has measured for any ratio, or else what is measured now."""
+    directory = context.shared.finished(SENSITIVITIES)
+    if directory is None:
+        save_file(to_tensors(measure_sensitivities(context)), context.shared.begin(SENSITIVITIES) / SENSITIVITIES_FILE)
+        directory = context.shared.finish(SENSITIVITIES)
+    return from_tensors(load_file(directory / SENSITIVITIES_FILE))
 
 
 def measure_sensitivities(context: Context) -> dict[str, Sensitivity]:
@@ -97,4 +109,5 @@ def plan_of(context: Context) -> Plan:
 
 
 def sensitivities_of(context: Context) -> dict[str, Sensitivity]:
-    return from_tensors(load_file(context.results[Stage.PLAN] / SENSITIVITIES))
+    """What the plan was made from; nothing for a method that does not ask."""
+    return measured_once(context) if is_measured(plan_of(context).method) else {}

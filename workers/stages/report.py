@@ -34,13 +34,14 @@ def write_report(context: Context, package: Path, *, dense: str | None = None) -
 
 
 def gather(context: Context, package: Path, dense: str | None) -> CompressionReport:
-    recipe, planned, metrics = context.assignment.recipe, plan.plan_of(context), evaluate.metrics(context)
+    recipe = context.assignment.recipe.at(context.ratio)
+    planned, metrics = plan.plan_of(context), evaluate.metrics(context)
     return CompressionReport(
         job_id=context.assignment.job_id,
         recipe=recipe,
         method=planned.method,
         tried=plan.trials_of(context),
-        target_ratio=recipe.target_ratio,
+        target_ratio=context.ratio,
         achieved_ratio=metrics.ratio,
         metrics=metrics,
         sites=tuple(sites(context, package)),

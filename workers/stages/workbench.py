@@ -8,7 +8,6 @@ other inputs, a half-written one or a damaged one is computed again.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -26,20 +25,26 @@ class Record(BaseModel):
 
 
 class Workbench:
-    def __init__(self, root: Path, attempt: int, fingerprint: str) -> None:
+    def __init__(self, root: Path, attempt: int, fingerprint: str, folder: str = "") -> None:
         """
         Args:
             root: the job's work directory.
             fingerprint: of everything that the results depend on.
+            folder: where the results lie in the directory of an attempt.
         """
         self.root = root
         self.attempt = attempt
         self.fingerprint = fingerprint
+        self.folder = folder
+
+    def inside(self, folder: str) -> "Workbench":
+        """The bench of other results of the same names, in a folder of their own; "" is that of the job itself."""
+        return Workbench(self.root, self.attempt, self.fingerprint, folder)
 
     def finished(self, name: str) -> Path | None:
         """The directory with the whole result of `name`, from the newest attempt that has one."""
         for attempt in self.attempts():
-            directory = attempt / name
+            directory = self.place(attempt, name)
             record = read_record(directory / RECORD)
             if record is not None and self.holds(directory, record):
                 return directory
@@ -47,13 +52,13 @@ class Workbench:
 
     def begin(self, name: str) -> Path:
         """An empty directory for a result of this attempt."""
-        directory = self.root / str(self.attempt) / name
+        directory = self.place(self.attempt, name)
         directory.mkdir(parents=True, exist_ok=True)
         return directory
 
     def finish(self, name: str) -> Path:
         """Make the result durable."""
-        directory = self.root / str(self.attempt) / name
+        directory = self.place(self.attempt, name)
         files = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != RECORD]
         self.record(directory / RECORD, directory, files)
         return directory
@@ -61,7 +66,7 @@ class Workbench:
     def finished_part(self, name: str, part: str) -> Path | None:
         """One part of a result that is made in parts: the path that was given to `finish_part`."""
         for attempt in self.attempts():
-            path = attempt / name / part
+            path = self.place(attempt, name) / part
             record = read_record(path.with_name(f"{part}.{RECORD}"))
             if record is not None and self.holds(path.parent, record):
                 return path
@@ -73,21 +78,25 @@ class Workbench:
     def parts(self, name: str) -> list[str]:
         """The parts of a result that any attempt has recorded, in the order of their names; they may be damaged."""
         suffix = f".{RECORD}"
-        records = {path.name for attempt in self.attempts() for path in (attempt / name).glob(f"*{suffix}")}
+        records = {path.name for attempt in self.attempts() for path in self.place(attempt, name).glob(f"*{suffix}")}
         return sorted(record.removesuffix(suffix) for record in records)
 
     def discard_part(self, name: str, part: str) -> None:
         """Remove a part of this attempt and of those before it."""
         for attempt in self.attempts():
-            if int(attempt.name) <= self.attempt:
-                (attempt / name / f"{part}.{RECORD}").unlink(missing_ok=True)
-                (attempt / name / part).unlink(missing_ok=True)
+            if attempt <= self.attempt:
+                (self.place(attempt, name) / f"{part}.{RECORD}").unlink(missing_ok=True)
+                (self.place(attempt, name) / part).unlink(missing_ok=True)
 
-    def attempts(self) -> Iterator[Path]:
+    def place(self, attempt: int, name: str) -> Path:
+        return self.root / str(attempt) / self.folder / name
+
+    def attempts(self) -> list[int]:
+        """The newest first."""
         numbers = (
             [int(path.name) for path in self.root.iterdir() if path.name.isdecimal()] if self.root.exists() else []
         )
-        return (self.root / str(number) for number in sorted(numbers, reverse=True))
+        return sorted(numbers, reverse=True)
 
     def holds(self, directory: Path, record: Record) -> bool:
         return record.fingerprint == self.fingerprint and all(

@@ -23,6 +23,7 @@ def test_operations_have_readable_names(operations: dict[str, dict[str, Any]]) -
         "download_artifact",
         "download_checkpoint",
         "get_report_schema",
+        "get_sweep_report_schema",
         "check_liveness",
         "check_readiness",
     }

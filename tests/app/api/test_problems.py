@@ -36,6 +36,11 @@ def test_names_every_wrong_field(client: TestClient) -> None:
     assert fields["evaluation.datasets.0"].startswith("send 'builtin:NAME'")
 
 
+def test_a_wrong_ratio_of_a_list_is_named_by_its_place(client: TestClient) -> None:
+    fields = refused_fields(client, VALID | {"target_ratio": [1.2, 0.8, 900]})
+    assert set(fields) == {"target_ratio.1"}
+
+
 def test_names_a_missing_field(client: TestClient) -> None:
     assert set(refused_fields(client, {"model": "local:tiny"})) == {"target_ratio"}
 

@@ -1,8 +1,15 @@
-"""The published form of `compression_report.json`."""
+"""The published form of `compression_report.json` and `sweep_report.json`."""
 
 from fastapi.testclient import TestClient
 
-from app.contract.report import SCHEMA_VERSION, CompressionReport, report_schema
+from app.contract.report import (
+    SCHEMA_VERSION,
+    SWEEP_SCHEMA_VERSION,
+    CompressionReport,
+    SweepReport,
+    report_schema,
+    sweep_report_schema,
+)
 from tests.workers.report.reports import distillation_report, factored_report, fused_report
 
 
@@ -11,6 +18,13 @@ def test_the_service_publishes_the_schema_of_the_report(client: TestClient) -> N
     assert answer.headers["content-type"] == "application/schema+json"
     assert answer.json() == report_schema()
     assert answer.json()["properties"]["schema_version"]["const"] == SCHEMA_VERSION
+
+
+def test_the_service_publishes_the_schema_of_the_report_on_several_ratios(client: TestClient) -> None:
+    answer = client.get(f"/schemas/sweep-report/{SWEEP_SCHEMA_VERSION}")
+    assert answer.headers["content-type"] == "application/schema+json"
+    assert answer.json() == sweep_report_schema()
+    assert answer.json()["properties"].keys() == SweepReport.model_fields.keys()
 
 
 def test_a_version_that_is_not_there_is_a_problem(client: TestClient) -> None:

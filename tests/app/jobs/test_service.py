@@ -34,6 +34,7 @@ def test_a_submitted_job_is_queued_and_rung(
     [
         ({"model": "local:nowhere"}, "model", UnknownModel),
         ({"target_ratio": 1000.0}, "target_ratio", RatioOutOfRange),
+        ({"target_ratio": [1.2, 1000.0]}, "target_ratio.1", RatioOutOfRange),
         ({"method": "tqcompressor"}, "method", MethodDoesNotFit),
         ({"calibration": {"datasets": ["local:nowhere.txt"]}}, "calibration.datasets.0", UnknownDataset),
         ({"calibration": {"datasets": ["local:calibration.txt"], "length": 512}}, "calibration.length", Refused),

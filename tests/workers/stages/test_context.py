@@ -22,6 +22,20 @@ def test_all_stages_and_the_fetching_are_the_whole(sections: dict[str, Any]) -> 
     assert sum(shares_of(recipe(**sections)).values()) + FETCHED == pytest.approx(1)
 
 
+@pytest.mark.parametrize("method", ["kronecker", "fusion", "auto"])
+def test_the_stages_of_all_ratios_and_the_fetching_are_the_whole(method: str) -> None:
+    asked = recipe(target_ratio=[1.2, 1.3, 1.5], method=method, distillation={})
+    shares = [shares_of(asked, turn) for turn in range(3)]
+    assert sum(sum(share.values()) for share in shares) + FETCHED == pytest.approx(1)
+
+
+def test_nothing_is_set_aside_for_what_an_earlier_ratio_has_done() -> None:
+    first, second = (shares_of(recipe(target_ratio=[1.2, 1.3]), turn) for turn in range(2))
+    assert all(second[stage] == 0 < first[stage] for stage in (Stage.INSPECT, Stage.CALIBRATE, Stage.PLAN))
+    assert second[Stage.COMPRESS] == first[Stage.COMPRESS]
+    assert shares_of(recipe(target_ratio=[1.2, 1.3], method="fusion"), 1)[Stage.PLAN] > 0
+
+
 def test_without_distillation_nothing_is_set_aside_for_it() -> None:
     assert shares_of(recipe())[Stage.DISTILL] == 0
 

@@ -1,0 +1,72 @@
+"""Put the checkpoints of several ratios into one package, each in a directory of its own, and the report beside them.
+
+It takes no time, since files are linked, and is done anew by every attempt that comes so far.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from app.contract.job import SweepResult
+from app.contract.report import SweepReport
+from workers.compression.package.checkpoint import write_sums
+from workers.messages import DoneReport
+from workers.report.card import CARD, front_matter_of
+from workers.report.sweep import draw_tradeoff, sweep_card
+from workers.stages import evaluate, gate, package, plan
+from workers.stages.context import Context
+
+NAME = "sweep"
+REPORT = "sweep_report.json"
+
+
+def done(turns: Sequence[Context]) -> DoneReport:
+    """What the job has come to, once the package of each ratio is verified. `turns`: each with its results."""
+    context = turns[0]
+    directory = context.shared.begin(NAME) / package.NAME
+    shutil.rmtree(directory, ignore_errors=True)
+    results = tuple(result_of(turn) for turn in turns)
+    for turn, result in zip(turns, results, strict=True):
+        shutil.copytree(package.package_dir(turn), directory / result.directory, copy_function=os.link)
+    report = SweepReport(job_id=context.assignment.job_id, recipe=context.assignment.recipe, results=results)
+    write_report(report, context.assignment.model_path, directory)
+    first, *_ = results
+    return DoneReport(
+        package=directory,
+        achieved_ratio=first.achieved_ratio,
+        metrics=first.metrics,
+        sweep=results,
+        missed=missed(turns),
+    )
+
+
+def result_of(context: Context) -> SweepResult:
+    metrics = evaluate.metrics(context)
+    return SweepResult(
+        target_ratio=context.ratio,
+        achieved_ratio=metrics.ratio,
+        directory=directory_name(context.ratio),
+        method=plan.plan_of(context).method,
+        metrics=metrics,
+    )
+
+
+def directory_name(ratio: float) -> str:
+    """'1.5', '2': the shortest that no other ratio has."""
+    return repr(ratio).removesuffix(".0")
+
+
+def write_report(report: SweepReport, original: Path, directory: Path) -> None:
+    (directory / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    plot = draw_tradeoff(report, directory)
+    (directory / CARD).write_text(sweep_card(report, front_matter_of(original), plot), encoding="utf-8")
+    write_sums(directory)
+
+
+def missed(turns: Sequence[Context]) -> str | None:
+    """What the ratios miss of what the recipe's gate asks; None where none of them misses anything."""
+    asked = turns[0].assignment.recipe.evaluation.gate
+    return gate.told(
+        f"at ratio {turn.ratio:g} {miss}" for turn in turns for miss in gate.misses_of(asked, evaluate.metrics(turn))
+    )
