@@ -51,11 +51,15 @@ def open_elsewhere(client: Client, job: Job, directory: Path) -> int:
     """Downloads the checkpoint and opens it as a stranger; returns the distinct parameters that it has there."""
     checkpoint = directory / "checkpoint"
     client.download(job.id, checkpoint)
+    return open_as_a_stranger(checkpoint)
+
+
+def open_as_a_stranger(checkpoint: Path) -> int:
     assert (checkpoint / "compression_report.json").is_file()
     opened = subprocess.run(
         [sys.executable, "-I", "-c", OPEN, str(checkpoint)],
-        cwd=directory,
-        env={"HF_HOME": str(directory / "home"), "HF_HUB_OFFLINE": "1"},
+        cwd=checkpoint.parent,
+        env={"HF_HOME": str(checkpoint.parent / "home"), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
     )
@@ -72,6 +76,18 @@ def test_a_posted_job_becomes_a_checkpoint_that_stock_transformers_opens(
     assert job.metrics is not None
     assert job.metrics.before.parameters / job.metrics.after.parameters == job.achieved_ratio
     assert 0 < open_elsewhere(client, job, tmp_path) <= job.metrics.after.parameters
+
+
+def test_several_ratios_become_as_many_checkpoints_that_stock_transformers_opens(
+    client: Client, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    job = finish(client, {**tiny, "method": "width", "target_ratio": [1.15, 1.3]})
+    assert job.metrics is not None
+    assert [result.directory for result in job.sweep] == ["1.15", "1.3"]
+    assert (job.metrics, job.achieved_ratio) == (job.sweep[0].metrics, job.sweep[0].achieved_ratio)
+    client.download(job.id, tmp_path / "sweep")
+    for result in job.sweep:
+        assert open_as_a_stranger(tmp_path / "sweep" / result.directory) == result.metrics.after.parameters
 
 
 def test_a_result_below_its_gate_fails_the_job_and_can_be_downloaded(

@@ -23,6 +23,14 @@ def test_a_later_attempt_finds_what_an_earlier_one_finished(root: Path) -> None:
     assert Workbench(root, 2, "inputs").finished("plan") == directory
 
 
+def test_results_in_a_folder_are_not_taken_for_those_of_their_name_elsewhere(root: Path) -> None:
+    bench = Workbench(root, 1, "inputs")
+    directory = finish(bench.inside("ratio-1.5"), "plan")
+    assert bench.finished("plan") is None
+    assert Workbench(root, 2, "inputs").inside("ratio-1.5").finished("plan") == directory
+    assert bench.inside("ratio-1.5").inside("").finished("plan") is None
+
+
 def test_what_was_begun_and_not_finished_does_not_count(root: Path) -> None:
     bench = Workbench(root, 1, "inputs")
     (bench.begin("plan") / "file.txt").write_text("half")

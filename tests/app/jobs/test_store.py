@@ -8,11 +8,12 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from app.contract.job import Comparison, Failure, Metrics, Resumed, Source, Stage, State
+from app.contract.job import Comparison, Failure, Metrics, Resumed, Source, Stage, State, SweepResult
 from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.jobs import store
 from app.jobs.models import AttemptRow, JobRow
+from app.jobs.service import JobService
 from app.jobs.store import Progress
 from app.storage import StoredFile
 
@@ -124,6 +125,18 @@ def test_finish_publishes_the_result(sessions: Sessions) -> None:
         (artifact,) = store.artifacts(session, job_id)
     assert (artifact.name, artifact.sha256, artifact.attempt) == ("config.json", "ab" * 32, 1)
     assert attempt(sessions, job_id, 1).outcome == "succeeded"
+
+
+def test_a_sweep_is_kept_with_the_result_and_answered(service: JobService, sessions: Sessions) -> None:
+    job_id = submit(sessions)
+    claim(sessions, job_id)
+    results = tuple(
+        SweepResult(target_ratio=ratio, achieved_ratio=ratio, directory=str(ratio), method="svd", metrics=COMPARISON)
+        for ratio in (1.5, 1.2)
+    )
+    assert service.get(job_id).sweep == ()
+    assert call(sessions, store.finish, job_id, 1, 1.5, COMPARISON, FILES, None, results)
+    assert service.get(job_id).sweep == results
 
 
 def test_a_result_can_be_that_of_a_job_that_failed(sessions: Sessions) -> None:
