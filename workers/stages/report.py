@@ -73,14 +73,14 @@ def sites(context: Context, package: Path) -> Iterator[SiteReport]:
     tables = (inventory.embedding, *([] if inventory.head is None else [inventory.head]))
     for site in (*tables, *inventory.sites):
         gone = site.block in removed
-        name = renumbered(site.name, inventory.block_prefix, kept)
+        left = 0 if gone else numbers_below(renumbered(site.name, inventory.block_prefix, kept), stored)
         yield SiteReport(
             name=site.name,
             block=site.block,
             role=role(site, inventory),
             structure=None if site.name not in structures else dict(structures[site.name]),
             parameters_before=site.out_features * site.in_features,
-            parameters_after=0 if gone else numbers_below(name, stored),
+            parameters_after=left,
             relative_error=None if gone else errors.get(site.name),
         )
 
