@@ -48,6 +48,7 @@ class ArtifactStore:
             write_manifest(incoming, files)
             incoming.rename(place)
             sync_directory(place.parent)
+            sync_directory(self.root)
         shutil.rmtree(directory, ignore_errors=True)
         return read_manifest(place)
 
