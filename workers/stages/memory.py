@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import psutil
+import torch
 
 from workers.compression.models.streamed import StreamedModel
 from workers.stages.context import Context
@@ -15,9 +16,8 @@ CGROUP = Path("/sys/fs/cgroup")
 
 def holds(context: Context, model: StreamedModel) -> bool:
     """Whether the model fits whole into what this process may still take, in its dtype and on its device."""
-    if model.device.type != "cpu":
-        return True
-    return BESIDES * model.inventory.total_parameters * model.dtype.itemsize < left(context.assignment.memory_bytes)
+    free = left_on_gpu(model.device) if model.device.type == "cuda" else left(context.assignment.memory_bytes)
+    return BESIDES * model.inventory.total_parameters * model.dtype.itemsize < free
 
 
 def for_opening(context: Context, size: int) -> int | None:
@@ -31,6 +31,12 @@ def left(limit: int | None) -> int:
     if limit is not None:
         return limit - int(psutil.Process().memory_info().rss)
     return min(int(psutil.virtual_memory().available), left_in_container())
+
+
+def left_on_gpu(device: torch.device) -> int:
+    """Bytes of a GPU that this process may still take: what is free, and what it keeps for itself unused."""
+    free: int = torch.cuda.mem_get_info(device)[0]
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def left_in_container(cgroup: Path = CGROUP) -> int:

@@ -1,12 +1,15 @@
 """What a job does where a model does not fit into memory: it streams, says what it did not measure, and succeeds."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from tests.workers.stages.conftest import done
 from workers.messages import Assignment
-from workers.stages.memory import left, left_in_container
+from workers.stages.memory import holds, left, left_in_container
 
 
 def test_a_model_that_fits_is_timed_and_writes(assignment: Assignment) -> None:
@@ -44,3 +47,14 @@ def test_without_a_limit_the_container_takes_nothing_away(limit: str | None, tmp
 
 def test_what_is_left_of_an_operators_limit_is_less_what_the_process_has_taken() -> None:
     assert left(10**12) < 10**12 - 10**7
+
+
+@pytest.mark.parametrize(("free", "fits"), [(2_501, True), (2_500, False)])
+def test_on_a_gpu_its_own_memory_counts(free: int, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free - 100, 10**12))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 300)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 200)
+    inventory = SimpleNamespace(total_parameters=1000)
+    model: Any = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, inventory=inventory)
+    context: Any = None
+    assert holds(context, model) is fits
