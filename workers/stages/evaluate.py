@@ -6,6 +6,7 @@ not fit into memory is measured block by block, but neither timed nor asked to w
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from workers.compression.package.checkpoint import write_package
 from workers.stages import calibrate, compress, compute, inspect, memory, overlap
 from workers.stages.baseline import write_baseline
 from workers.stages.context import Context
+from workers.stages.failures import StageFailed
 
 DRAFT = "draft"
 BASELINE = "baseline"
@@ -87,7 +89,16 @@ def predictions_of(context: Context, directories: Sequence[Path]) -> dict[str, t
     for number, (dataset, windows) in enumerate(evaluations.items()):
         context.progress(0.15 + 0.45 * number / len(evaluations), f"comparing predictions on {dataset}")
         found[dataset] = compare(original, others, windows)
+        require_numbers(dataset, found[dataset])
     return found
+
+
+def require_numbers(dataset: str, found: Sequence[Fidelity]) -> None:
+    """Raises StageFailed for a figure that is not finite, which JSON cannot hold. The first model is the original."""
+    for place, fidelity in enumerate(found):
+        if not (math.isfinite(fidelity.perplexity) and math.isfinite(fidelity.divergence)):
+            whose = "a compressed model" if place else "the original"
+            raise StageFailed("not_finite", f"what {whose} predicts on {dataset} has no finite perplexity")
 
 
 def metrics_of(context: Context, directory: Path, found: Mapping[str, Fidelity], *, is_original: bool) -> Metrics:
@@ -112,6 +123,8 @@ def peaks_of(context: Context, directories: Sequence[Path]) -> list[int | None]:
     if not all(memory.holds(context, model) for model in models):
         return [None] * len(models)
     length = prompt_length(context)
+    # On a GPU the fresh processes need what this one keeps unused.
+    torch.cuda.empty_cache()
     return peak_memory(
         directories,
         trusted=directories[1:],

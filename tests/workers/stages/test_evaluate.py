@@ -1,6 +1,7 @@
 """What a job says of its result: figures beside the original's, on what they were measured, what it is held against."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from app.contract.recipe import Gate
 from tests.tiny import amplify_blocks
 from tests.workers.stages.conftest import done, last_report
+from workers.compression.evaluation.fidelity import Fidelity
 from workers.messages import Assignment, ErrorReport
-from workers.stages import compute
+from workers.stages import compute, evaluate
 
 DATASET = "local:b.txt"
 
@@ -84,3 +86,15 @@ def test_text_that_was_calibrated_on_is_refused_under_any_name(assignment: Assig
     assert report.code == "evaluation_overlap"
     assert DATASET in report.message
     assert not report.retryable
+
+
+@pytest.mark.parametrize("perplexity", [math.nan, math.inf])
+def test_a_result_without_a_finite_perplexity_is_refused_in_words(
+    perplexity: float, assignment: Assignment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = (Fidelity(10.0, 0.0, 1.0, 60), Fidelity(perplexity, 1.0, 0.5, 60))
+    monkeypatch.setattr(evaluate, "compare", lambda *_: found)
+    report = last_report(assignment)
+    assert isinstance(report, ErrorReport)
+    assert report.code == "not_finite"
+    assert DATASET in report.message

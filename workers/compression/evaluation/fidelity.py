@@ -97,7 +97,11 @@ def final_states(model: StreamedModel, windows: Tensor, *, batch: int = 4) -> li
 def _fidelity(means: Sequence[float], tokens: int) -> Fidelity:
     """Rounding may leave a divergence of nothing just below it."""
     likelihood, divergence, agreement = means
-    return Fidelity(math.exp(likelihood), max(divergence, 0.0), agreement, tokens)
+    try:
+        perplexity = math.exp(likelihood)
+    except OverflowError:
+        perplexity = math.inf
+    return Fidelity(perplexity, max(divergence, 0.0), agreement, tokens)
 
 
 def _sums(models: Sequence[StreamedModel], windows: Tensor, batch: int) -> Tensor:
