@@ -20,7 +20,9 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
-COMPANION = re.compile(r"\w[\w.-]*\.(json|txt|model|jinja)|(LICEN[SC]E|NOTICE|USE_POLICY)[\w.-]*|README\.md", re.ASCII)
+COMPANION = re.compile(
+    r"\w[\w.-]*\.(json|txt|model|jinja)|(?i:LICEN[SC]E|NOTICE|USE_POLICY)[\w.-]*|README\.md", re.ASCII
+)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 
 LARGEST_CONFIG = 2_000_000

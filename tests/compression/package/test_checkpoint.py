@@ -97,11 +97,13 @@ def test_sha256sums_covers_every_other_file(source: Path, tmp_path: Path) -> Non
 
 def test_tokenizer_and_licence_come_along_and_nothing_else(source: Path, tmp_path: Path) -> None:
     (source / "LICENSE").write_text("Do as you like.")
+    (source / "Notice.txt").write_text("Made by somebody.")
     (source / "pytorch_model.bin").write_bytes(b"pickle")
     (source / "modeling_strange.py").write_text("raise SystemExit")
     directory = write_package(source, [low_rank_part()], tmp_path / "package").directory
     assert {path.name for path in directory.iterdir()} == {
         "LICENSE",
+        "Notice.txt",
         "SHA256SUMS",
         "config.json",
         "generation_config.json",

@@ -41,7 +41,7 @@ SUMS_FILE = "SHA256SUMS"
 _TEMPLATE = Path(__file__).parent / "remote_code" / f"{MODELLING_FILE}.template"
 _COMPANIONS = re.compile(
     r"tokenizer\.(json|model)|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)"
-    r"|merges\.txt|chat_template\.(jinja|json)|generation_config\.json|(LICEN[CS]E|NOTICE|USE_POLICY)[\w.-]*",
+    r"|merges\.txt|chat_template\.(jinja|json)|generation_config\.json|(?i:LICEN[CS]E|NOTICE|USE_POLICY)[\w.-]*",
     re.ASCII,
 )
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
