@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel
 
@@ -56,10 +56,17 @@ def fields_at(model: type[BaseModel], location: Location) -> tuple[str, ...]:
     """The fields that the recipe has where `location` points to."""
     for part in location:
         field = model.model_fields.get(str(part))
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
+        section = None if field is None else section_of(field.annotation)
+        if section is None:
             return ()
-        model = field.annotation
+        model = section
     return tuple(model.model_fields)
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section of the recipe that a field holds, be it that it may be null."""
+    kinds = (kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type))
+    return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
 
 
 def refuse_unstorable(recipe: Recipe) -> None:

@@ -50,6 +50,7 @@ def test_names_a_missing_field(client: TestClient) -> None:
     [
         (VALID | {"target_ration": 2}, "target_ration", "'target_ratio'"),
         (VALID | {"calibration": {"sequence": 2}}, "calibration.sequence", "'sequences'"),
+        (VALID | {"distillation": {"token": 2}}, "distillation.token", "'tokens'"),
     ],
 )
 def test_guesses_what_an_unknown_field_should_be(
