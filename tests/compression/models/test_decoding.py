@@ -1,5 +1,7 @@
 """Writing one token after another gives what reading all of them at once gives."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -25,6 +27,16 @@ def test_a_second_context_begins_anew() -> None:
             assert not torch.equal(decode(tokens), first)
         with decoding.decoding(model) as decode:
             assert torch.equal(decode(tokens), first)
+
+
+def test_keys_and_values_go_with_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    cache = decoding.roomy_cache(model)
+    monkeypatch.setattr(decoding, "roomy_cache", lambda _: cache)
+    with torch.no_grad(), decoding.decoding(model) as decode:
+        decode(torch.tensor([5, 6]))
+        layer = weakref.ref(cache.layers[0])
+    assert layer() is None
 
 
 def test_the_model_is_left_as_it_was() -> None:

@@ -44,6 +44,8 @@ def decoding(model: PreTrainedModel) -> Iterator[Callable[[Tensor], Tensor]]:
     finally:
         model.set_attn_implementation(attention)
         model.train(training)
+        # The register holds what is registered, and with it this cache, for as long as the process lives.
+        cache.layers.clear()
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
