@@ -161,6 +161,11 @@ def test_another_seed_is_another_order(teacher: PreTrainedModel, source: Path) -
     assert losses[0] == losses[1] != losses[2]
 
 
+def test_the_largest_seed_of_a_recipe_is_one(teacher: PreTrainedModel, source: Path) -> None:
+    settings = replace(SETTINGS, tokens=4 * LENGTH)
+    assert next(distil(teacher, student_of(source), text(), settings, seed=2**63 - 1)).step == 1
+
+
 def test_there_is_a_checkpoint_every_interval_and_after_the_last_step(teacher: PreTrainedModel, source: Path) -> None:
     found = list(distil(teacher, student_of(source), text(), SETTINGS))
     assert [(each.step, each.steps, each.tokens) for each in found] == [

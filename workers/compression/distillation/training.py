@@ -205,7 +205,7 @@ class _Training:
         return self._ranks.share(chosen)
 
     def _order(self, epoch: int) -> Tensor:
-        generator = torch.Generator().manual_seed(1_000_003 * self._seed + epoch)
+        generator = torch.Generator().manual_seed((1_000_003 * self._seed + epoch) % 2**63)
         return torch.randperm(len(self._windows), generator=generator)
 
     def _gradients(self) -> list[Tensor]:
