@@ -1,7 +1,7 @@
 """Fewer blocks and narrower MLPs: what they store, what config.json says of them, how their tensors are then named.
 
 Torch-free. Blocks are numbered, and parameters counted, as in the inventory that is given: the original's, or that of
-an `edits.EditedModel`.
+a `models.EditedModel`.
 
 Promise: the resized config is one that the architecture's own code reads, so nothing of ours is needed to open it.
 """

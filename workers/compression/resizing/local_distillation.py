@@ -23,7 +23,7 @@ _STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 class RunnableModel(Protocol):
-    """What this module needs of a model; `edits.EditedModel` is one."""
+    """What this module needs of a model; `models.EditedModel` is one."""
 
     device: torch.device
     dtype: torch.dtype
@@ -162,4 +162,9 @@ def _state(names: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) 
 def _restore(names: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
     for name, parameter in names.items():
         parameter.copy_(checkpoint.tensors[f"trained:{name}"])
-        optimizer.state[parameter] = {field: checkpoint.tensors[f"{field}:{name}"].clone() for field in _STATE}
+        state = {field: checkpoint.tensors[f"{field}:{name}"] for field in _STATE}
+        # A checkpoint that was read from a file is on the CPU, where AdamW wants the number of the step to stay.
+        places = {"step": torch.device("cpu")}
+        optimizer.state[parameter] = {
+            field: each.to(places.get(field, parameter.device), copy=True) for field, each in state.items()
+        }

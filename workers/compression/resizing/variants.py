@@ -48,7 +48,7 @@ class RunnableModel(Protocol):
 
 
 class ShrinkingModel(RunnableModel, Protocol):
-    """What this module needs of a model; `edits.EditedModel` is one. Blocks go by their index in the original."""
+    """What this module needs of a model; `models.EditedModel` is one. Blocks go by their index in the original."""
 
     @property
     def kept(self) -> tuple[int, ...]:

@@ -40,7 +40,7 @@ FLOOR = 1e-3
 
 
 class ShrinkingModel(BlockwiseModel, Protocol):
-    """The model to be narrowed; `edits.EditedModel` is one."""
+    """The model to be narrowed; `models.EditedModel` is one."""
 
     @property
     def kept(self) -> tuple[int, ...]:
