@@ -103,7 +103,8 @@ def _fused(
             edited.apply(finished(index))
     scored = evenly_spread(ids, min(INFLUENCE_SEQUENCES, -(-len(ids) // 2)))[:, :INFLUENCE_LENGTH]
     going = removals(edited, scored, plan.removed - gone)
-    tokens = plan.absorption_tokens // plan.removed
+    # Rounded up, since `fused_parts` counts on some where any are asked for.
+    tokens = -(-plan.absorption_tokens // plan.removed)
     if resizing(plan.method).published:
         yield from fuse_one_by_one(edited, ids, going, fusegpt(tokens), start=gone, checkpoints=checkpoints)
         return
