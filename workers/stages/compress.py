@@ -24,8 +24,9 @@ def run(context: Context, directory: Path) -> None:
     count = part_count(model.inventory, plan)
     start = first_unfinished(context, count)
     if start > 0:
-        context.resumed(block=block_of(start, model.inventory, plan))
-        context.progress(start / count, f"going on from {place_of(start, model.inventory, plan)}")
+        place = min(start, count - 1)  # all parts may be finished already
+        context.resumed(block=block_of(place, model.inventory, plan))
+        context.progress(start / count, f"going on from {place_of(place, model.inventory, plan)}")
 
     def tell(part: int, checkpoint: Checkpoint) -> None:
         place = place_of(part, model.inventory, plan)
