@@ -1,6 +1,6 @@
 """The largest logits of the teacher on disk, a file for each window, for data that is passed over more than once.
 
-Promise: a file is there complete or not at all, and what is read is what was written; a damaged one counts as missing.
+Promise: a file is there complete or not at all; one that was cut short counts as missing.
 """
 
 import hashlib
