@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -118,7 +119,13 @@ def plain_text(tokenizer: Any, document: Document) -> str:
         return document
     if tokenizer.chat_template is None:
         return BETWEEN.join(message["content"] for message in document)
-    return str(tokenizer.apply_chat_template(document, tokenize=False))
+    try:
+        return str(tokenizer.apply_chat_template(document, tokenize=False))
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in document)
+        raise StageFailed(
+            "conversation_refused", f"the model's chat template refuses a conversation of {roles[:200]}: {error}"
+        ) from error
 
 
 def tokenize(tokenizer: Any, text: str) -> Iterator[Tensor]:

@@ -138,6 +138,13 @@ def test_a_conversation_is_written_by_the_chat_template(job: Job) -> None:
     assert sorted(job.letters(windows)) == ["<user>question<a", "ssistant>answer."]
 
 
+def test_a_conversation_that_the_template_refuses_is_said_to_be_refused(job: Job) -> None:
+    job.tokenizer.chat_template = "{{ raise_exception('no system message, please') }}"
+    job.write("a", TALK)
+    with pytest.raises(StageFailed, match="refuses a conversation of user, assistant: no system message, please"):
+        job.windows()
+
+
 def test_a_conversation_without_a_template_is_its_contents(job: Job) -> None:
     job.write("a", TALK)
     windows = calibrate.distillation(job.windows(distillation=distillation("a", tokens=16)))
