@@ -101,6 +101,8 @@ class TextFiles:
                     f"'{file.name}' of '{text.reference}' is not parquet with a column 'text' of strings or a column "
                     "'messages' of roles and contents",
                 ) from error
+            except UnicodeDecodeError as error:
+                raise UnknownDataset(FIELD, f"'{file.name}' of '{text.reference}' is not UTF-8 text") from error
             except ValueError as error:
                 raise UnknownDataset(FIELD, f"'{file.name}' of '{text.reference}' {error}") from error
 
@@ -124,7 +126,8 @@ def check_local(reference: str, path: Path) -> None:
 
 
 def parquet_rows(path: Path) -> Iterator[Document]:
-    """Raises KeyError where there is no column 'text' or 'messages', ValueError for messages that are none."""
+    """Conversations without a message are left out. Raises KeyError where there is no column 'text' or 'messages',
+    ValueError for messages that are none."""
     with pyarrow.parquet.ParquetFile(path) as table:
         name = next((name for name in ("text", "messages") if name in table.schema_arrow.names), None)
         if name is None:
@@ -134,7 +137,7 @@ def parquet_rows(path: Path) -> Iterator[Document]:
             if name == "text":
                 yield from (text or "" for text in column.cast(pyarrow.string()).to_pylist())
             else:
-                yield from (conversation(messages or ()) for messages in column.to_pylist())
+                yield from (conversation(messages) for messages in column.to_pylist() if messages)
 
 
 def whole_documents(rows: Iterable[Document]) -> Iterator[Document]:

@@ -290,6 +290,22 @@ def test_conversations_of_the_hub_stay_conversations(
     assert list(read_documents(path)) == [TALK]
 
 
+def test_rows_without_a_message_are_left_out(hub: LoopbackHub, request_for: MakeRequest, model_root: Path) -> None:
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"messages": [TALK, [], None]}), buffer)
+    hub.add("acme/talk", {"data/test-0.parquet": buffer.getvalue()}, kind="datasets")
+    path, _ = fetch_text(request_for, model_root, "hub:acme/talk/test")
+    assert list(read_documents(path)) == [TALK]
+
+
+def test_a_hub_file_of_other_bytes_is_said_to_be_no_text(
+    hub: LoopbackHub, request_for: MakeRequest, model_root: Path
+) -> None:
+    hub.add("acme/text", {"test.jsonl": b'{"text": "x"}\n{"text": "\xff"}\n'}, kind="datasets")
+    with pytest.raises(UnknownDataset, match=r"'test\.jsonl' of 'hub:acme/text/test' is not UTF-8 text"):
+        fetch_text(request_for, model_root, "hub:acme/text/test")
+
+
 def test_a_bad_line_of_a_hub_file_is_named(hub: LoopbackHub, request_for: MakeRequest, model_root: Path) -> None:
     hub.add("acme/text", {"test.jsonl": b'{"text": "x"}\n{"text": 1}\n'}, kind="datasets")
     with pytest.raises(UnknownDataset, match=r"'test\.jsonl' of 'hub:acme/text/test' has neither .* in line 2"):
