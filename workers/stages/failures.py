@@ -1,13 +1,18 @@
 """From an exception of the computing child to what the job says: a code, a sentence, whether trying again helps."""
 
 import errno
+import os
 import re
 
 import torch
+from safetensors import SafetensorError
 
 from app.contract.job import Stage
 from workers.compression.errors import CompressionError
 from workers.messages import ErrorReport
+
+FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))
+"""What safetensors says of a full disk, in an exception of its own."""
 
 
 class StageFailed(Exception):
@@ -32,6 +37,8 @@ def classify(error: BaseException) -> tuple[str, str, bool]:
         case MemoryError() | torch.OutOfMemoryError():
             return "out_of_memory", "the memory of the worker does not suffice for this model and recipe", False
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return "disk_full", "the worker's disk is full", True
+        case SafetensorError() if any(full in str(error) for full in FULL):
             return "disk_full", "the worker's disk is full", True
         case OSError(errno=errno.EIO | errno.ESTALE | errno.ETIMEDOUT):
             return "storage_failed", f"the worker's storage failed: {error.strerror}", True

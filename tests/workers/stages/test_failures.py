@@ -4,6 +4,7 @@ import errno
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from app.contract.job import Stage
 from workers.compression.distillation.training import Diverged
@@ -21,6 +22,8 @@ from workers.stages.failures import StageFailed, describe
         (MemoryError(), "out_of_memory", False),
         (torch.OutOfMemoryError(), "out_of_memory", False),
         (OSError(errno.ENOSPC, "No space left on device"), "disk_full", True),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "disk_full", True),
+        (SafetensorError("a damaged header"), "internal_error", False),
         (OSError(errno.ESTALE, "Stale file handle"), "storage_failed", True),
         (KeyError("surprise"), "internal_error", False),
     ],
