@@ -1,5 +1,7 @@
 """Whether a whole model fits into memory. All that is needed to compress one streams it; a few measurements do not."""
 
+import ctypes
+import gc
 from pathlib import Path
 
 import psutil
@@ -26,6 +28,14 @@ def for_opening(context: Context, size: int) -> int | None:
     return None if BESIDES * size < free else max(free // 2, 1)
 
 
+def give_back() -> None:
+    """Returns to the system what is free but kept for later; nothing happens where the C library knows no such call."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def left(limit: int | None) -> int:
     """Bytes that this process may still take: of the operator's limit, or of what machine and container have."""
     if limit is not None:
@@ -45,4 +55,13 @@ def left_in_container(cgroup: Path = CGROUP) -> int:
         limit, used = ((cgroup / name).read_text().strip() for name in ("memory.max", "memory.current"))
     except OSError:
         return 2**63
-    return 2**63 if limit == "max" else int(limit) - int(used)
+    return 2**63 if limit == "max" else int(limit) - int(used) + droppable(cgroup)
+
+
+def droppable(cgroup: Path) -> int:
+    """Bytes that count as used and are given back when needed: files that were read or written and not touched since."""
+    try:
+        lines = (cgroup / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))

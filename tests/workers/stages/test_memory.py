@@ -37,6 +37,13 @@ def test_what_is_left_ends_at_the_limit_of_the_container(tmp_path: Path) -> None
     assert left_in_container(tmp_path) == 600
 
 
+def test_files_that_the_container_could_drop_do_not_count_as_taken(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 200\nfile 700\ninactive_file 500\nactive_file 200\n")
+    assert left_in_container(tmp_path) == 600
+
+
 @pytest.mark.parametrize("limit", ["max", None])
 def test_without_a_limit_the_container_takes_nothing_away(limit: str | None, tmp_path: Path) -> None:
     if limit is not None:
