@@ -59,7 +59,7 @@ def left_in_container(cgroup: Path = CGROUP) -> int:
 
 
 def droppable(cgroup: Path) -> int:
-    """Bytes that count as used and are given back when needed: files that were read or written and not touched since."""
+    """Bytes that count as used and are given back when needed: of files that were read or written a while ago."""
     try:
         lines = (cgroup / "memory.stat").read_text().splitlines()
     except OSError:
