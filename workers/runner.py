@@ -22,7 +22,19 @@ from pydantic import BaseModel
 from app.contract.job import Stage
 from app.contract.recipe import Recipe
 from workers.messages import Assignment
-from workers.stages import calibrate, compress, distill, evaluate, inspect, package, plan, quantise, sweep, verify
+from workers.stages import (
+    calibrate,
+    compress,
+    distill,
+    evaluate,
+    inspect,
+    memory,
+    package,
+    plan,
+    quantise,
+    sweep,
+    verify,
+)
 from workers.stages.context import ONCE, Context
 from workers.stages.failures import describe
 from workers.stages.workbench import Workbench, directory_identity, file_sha256, fingerprint
@@ -115,6 +127,8 @@ def run(context: Context, module: ModuleType) -> Path:
         return finished
     context.progress(0.0)
     module.run(context, context.bench.begin(context.stage))
+    if context.assignment.memory_bytes is not None:
+        memory.give_back()
     return context.bench.finish(context.stage)
 
 

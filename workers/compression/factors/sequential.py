@@ -10,6 +10,7 @@ matrix of its own comes last. Only one block's weights are in memory; the two st
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -44,7 +45,7 @@ def compress(
     start: int = 0,
     finished: Finished | None = None,
 ) -> Iterator[CompressedPart]:
-    """Yields the compressed parts from index `start` on, in order. A factored embedding stays in `model`.
+    """Yields the compressed parts from index `start` on, in order.
 
     `ids` are calibration tokens [sequences, length]; `sensitivities` weigh the outputs of each site, and are needed for
     a factored embedding. When resuming, `finished` gives the parts before `start`; both streams are led through them
@@ -59,6 +60,7 @@ def compress(
         yield part
     with tempfile.TemporaryDirectory(prefix="hidden-states-") as scratch:
         streams = _begin(model, part, ids, Path(scratch), compensated=plan.compensation > 0)
+        del part  # a factored table is not needed again, and large
         for index in range(model.inventory.blocks):
             if index + 1 < start and finished is not None:
                 _pass_block(streams, finished(index + 1), index)
@@ -71,10 +73,10 @@ def compress(
 def _begin(
     model: BlockwiseModel, embedding: CompressedPart, ids: Tensor, scratch: Path, *, compensated: bool
 ) -> TwoStreams:
-    """The streams before the first block, kept in `scratch`; the compressed embedding is put into the model."""
+    """The streams before the first block, kept in `scratch`."""
     original = StoredStates(scratch / "original", embedded(model, ids)) if compensated else None
-    _put_embedding(model, embedding)
-    compressed = StoredStates(scratch / "compressed", embedded(model, ids))
+    with _compressed_embedding(model, embedding):
+        compressed = StoredStates(scratch / "compressed", embedded(model, ids))
     return TwoStreams(model, original, compressed, scratch, alike=compensated and not embedding.structures)
 
 
@@ -250,13 +252,16 @@ def _compress_head(
     return CompressedPart(index, site.name, {site.name: form}, tensors, {site.name: error})
 
 
-def _put_embedding(model: BlockwiseModel, part: CompressedPart) -> None:
+def _compressed_embedding(model: BlockwiseModel, part: CompressedPart) -> AbstractContextManager[None]:
+    """The model with the part's embedding, for as long as the context lasts; with its own where that stays whole."""
     old = model.inventory.embedding
     name = old.name
-    if form := part.structures.get(name):
-        dtype = part.tensors[f"{name}.codes"].dtype
-        scale = getattr(model.embedding_module, "scalar_embed_scale", 1.0)
-        embedding = structures.build_embedding(form, old.out_features, old.in_features, scale, dtype=dtype)
-        own = {key.removeprefix(f"{name}."): tensor for key, tensor in part.tensors.items()}
-        embedding.load_state_dict(own, assign=True)
-        model.replace(name, embedding)
+    form = part.structures.get(name)
+    if form is None:
+        return nullcontext()
+    dtype = part.tensors[f"{name}.codes"].dtype
+    scale = getattr(model.embedding_module, "scalar_embed_scale", 1.0)
+    embedding = structures.build_embedding(form, old.out_features, old.in_features, scale, dtype=dtype)
+    own = {key.removeprefix(f"{name}."): tensor for key, tensor in part.tensors.items()}
+    embedding.load_state_dict(own, assign=True)
+    return model.with_embedding(embedding)

@@ -42,8 +42,8 @@ class BlockwiseModel(Protocol):
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Tensors of the checkpoint by name."""
 
-    def replace(self, name: str, module: nn.Module) -> None:
-        """Puts a module in the place of the embedding."""
+    def with_embedding(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Puts a module in the place of the embedding, for as long as the context lasts."""
 
     @property
     def embedding_module(self) -> nn.Module:

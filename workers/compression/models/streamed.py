@@ -7,8 +7,8 @@
             hidden = model.run(block, index, hidden)  # [N, T, H] -> [N, T, H]
     logits = model.logits(hidden)                     # [N, T, H] -> [N, T, V]
 
-`model.embedder()` and `model.head()` hold the embedding or the head over many calls, `model.replace(name, module)` puts
-a compact module in the place of either, and `model.whole()` is the model in one piece, where that fits into memory.
+`model.embedder()` and `model.head()` hold the embedding or the head over many calls, `model.with_embedding(module)` puts
+a compact module in the embedding's place, and `model.whole()` is the model in one piece, where that fits into memory.
 `convert_gguf(path, directory)` makes a GGUF file into such a directory.
 
 Promise: weights come from the files or the model is refused; nothing is ever left at random. In memory are the
@@ -86,7 +86,7 @@ class StreamedModel:
         self._blocks = skeleton.get_submodule(contents.block_prefix)
         self._embedding_name = contents.embedding.name
         self._head_name = head_name(skeleton)
-        self._replaced: set[str] = set()
+        self._embedding_is_given = False
         self._arguments: dict[tuple[int, int], list[Arguments]] = {}
         self._materialise_surroundings()
         self._blocks_return_tuples = self._ask_a_block()
@@ -187,16 +187,24 @@ class StreamedModel:
         following: Tensor = output[0] if isinstance(output, tuple) else output
         return following
 
-    def replace(self, name: str, module: nn.Module) -> None:
-        """From now on `module` stands in the place of the embedding or of the head, named as in the inventory.
+    @contextmanager
+    def with_embedding(self, module: nn.Module) -> Iterator[None]:
+        """For a while `module`, which maps ids [N, T] to [N, T, E], stands in the place of the embedding.
 
-        An embedding maps ids [N, T] to [N, T, E], a head [N, T, E] to [N, T, V]. A tied head is named `lm_head` too;
-        left unreplaced, it goes on reading the original table.
+        A tied head goes on reading the original's table.
         """
-        place = self._embedding_name if name == self._embedding_name else self._head_name
-        parent, _, leaf = place.rpartition(".")
-        setattr(self._skeleton.get_submodule(parent), leaf, module.to(self.device).eval())
-        self._replaced.add(place)
+        own = self.embedding_module
+        self._put_embedding(module.to(self.device).eval())
+        self._embedding_is_given = True
+        try:
+            yield
+        finally:
+            self._put_embedding(own)
+            self._embedding_is_given = False
+
+    def _put_embedding(self, module: nn.Module) -> None:
+        parent, _, leaf = self._embedding_name.rpartition(".")
+        setattr(self._skeleton.get_submodule(parent), leaf, module)
 
     def whole(self) -> PreTrainedModel:
         """The transformers model with all its weights, in `dtype` on `device`, as a copy that shares nothing."""
@@ -236,8 +244,8 @@ class StreamedModel:
 
     @contextmanager
     def _materialised(self, name: str) -> Iterator[None]:
-        """Gives the embedding or head its weights for a while; a module that was put there has them already."""
-        if name in self._replaced:
+        """Gives the embedding or head its weights for a while; an embedding that was put there has them already."""
+        if self._embedding_is_given and name == self._embedding_name:
             yield
             return
         module = self._skeleton.get_submodule(name)
