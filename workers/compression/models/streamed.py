@@ -7,8 +7,9 @@
             hidden = model.run(block, index, hidden)  # [N, T, H] -> [N, T, H]
     logits = model.logits(hidden)                     # [N, T, H] -> [N, T, V]
 
-`model.embedder()` and `model.head()` hold the embedding or the head over many calls, `model.with_embedding(module)` puts
-a compact module in the embedding's place, and `model.whole()` is the model in one piece, where that fits into memory.
+`model.embedder()` and `model.head()` hold the embedding or the head over many calls, `model.with_embedding(module)`
+puts a compact module in the embedding's place, and `model.whole()` is the model in one piece, where that fits into
+memory.
 `convert_gguf(path, directory)` makes a GGUF file into such a directory.
 
 Promise: weights come from the files or the model is refused; nothing is ever left at random. In memory are the
