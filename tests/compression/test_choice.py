@@ -1,16 +1,22 @@
 """Trying the methods on a model and judging them on text that they did not see."""
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.compression.factors.test_sequential import calibration, open_tiny
+from workers.compression import choice
+from workers.compression.accounting.plans import Plan
 from workers.compression.accounting.ranges import candidates, range_of
 from workers.compression.accounting.sizes import resized_plan
 from workers.compression.choice import TRIED_TOKENS, divided, trials
-from workers.compression.evaluation.fidelity import perplexity
+from workers.compression.errors import CompressionError
+from workers.compression.evaluation.fidelity import Perplexity, perplexity
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
@@ -66,6 +72,31 @@ def test_a_trial_takes_a_small_part_of_a_long_text() -> None:
 def test_of_a_single_sequence_one_half_judges(directory: Path) -> None:
     one: Tensor = calibration()[:1]
     assert len(list(trials(StreamedModel.open(directory), RATIO, one))) == 4
+
+
+@pytest.mark.parametrize("error", [CompressionError("it does not fit"), torch.linalg.LinAlgError("singular")])
+def test_a_method_that_fails_on_the_model_is_left_out(
+    error: Exception, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse_width(model: object, plan: Plan, *arguments: Any, **options: Any) -> Iterator[CompressedPart]:
+        if plan.method == "width":
+            raise error
+        return compress(EditedModel(StreamedModel.open(directory)), plan, *arguments, **options)
+
+    monkeypatch.setattr(choice, "compress", refuse_width)
+    found = [trial.method for trial in trials(StreamedModel.open(directory), RATIO, calibration())]
+    assert found == ["kronecker", "hybrid", "fusion"]
+
+
+@pytest.mark.parametrize("left", [math.nan, math.inf])
+def test_a_method_that_leaves_no_finite_perplexity_is_left_out(
+    left: float, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_by_each = iter([left, 30.0, 20.0, left])
+    monkeypatch.setattr(choice, "perplexity", lambda *_: Perplexity(next(left_by_each), 60))
+    monkeypatch.setattr(choice, "_tried", lambda *_: [])
+    found = [trial.perplexity for trial in trials(StreamedModel.open(directory), RATIO, calibration())]
+    assert found == [30.0, 20.0]
 
 
 def test_parts_may_be_kept_elsewhere(directory: Path) -> None:

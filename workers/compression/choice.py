@@ -6,6 +6,8 @@
 Promise: no candidate has seen the text that judges it, and none leaves a trace in the model.
 """
 
+import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from workers.compression.accounting.catalog import is_measured
 from workers.compression.accounting.ranges import candidates
+from workers.compression.errors import CompressionError
 from workers.compression.evaluation.fidelity import perplexity
 from workers.compression.factors.allocation import measured_plan
 from workers.compression.factors.sensitivity import measure
@@ -21,6 +24,8 @@ from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress, evenly_spread
+
+log = logging.getLogger(__name__)
 
 Keep = Callable[[CompressedPart], CompressedPart]
 
@@ -42,15 +47,21 @@ class Trial:
 def trials(
     model: StreamedModel, target_ratio: float, ids: Tensor, *, keep: Keep = lambda part: part, seed: int = 0
 ) -> Iterator[Trial]:
-    """Yields what each candidate makes of the model.
+    """Yields what each candidate makes of the model; one that fails on it, or leaves no finite perplexity, is left out.
 
     `ids` are calibration tokens [sequences, length]; of a single sequence the second half judges. `keep` may put a part
     into a file and return one that reads it from there, so that the tried model need not be in memory.
     """
     seen, kept_back = divided(ids)
     for name in candidates(model.inventory, target_ratio):
-        tried = EditedModel(model, _tried(EditedModel(model), name, target_ratio, seen, keep, seed))
-        yield Trial(name, perplexity(tried, kept_back).value)
+        try:
+            tried = EditedModel(model, _tried(EditedModel(model), name, target_ratio, seen, keep, seed))
+            left = perplexity(tried, kept_back).value
+        except (CompressionError, torch.linalg.LinAlgError) as error:
+            log.warning("%s does not fit this model: %s", name, error)
+            continue
+        if math.isfinite(left):
+            yield Trial(name, left)
 
 
 def divided(ids: Tensor) -> tuple[Tensor, Tensor]:

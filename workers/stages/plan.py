@@ -6,6 +6,7 @@ What was measured is kept beside the results of the stages: a recipe with severa
 import itertools
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from app.contract.job import Stage
 from workers.compression.accounting.catalog import AUTO, RESIZINGS, is_measured
 from workers.compression.accounting.plans import Plan
-from workers.compression.accounting.ranges import candidates
+from workers.compression.accounting.ranges import candidates, range_of
 from workers.compression.choice import Trial, trials
 from workers.compression.factors.allocation import measured_plan
 from workers.compression.factors.sensitivity import Sensitivity, from_tensors, measure, to_tensors
@@ -23,6 +24,7 @@ from workers.compression.parts import CompressedPart
 from workers.compression.resizing.fusegpt import EPOCHS
 from workers.stages import calibrate, compute, inspect
 from workers.stages.context import Context
+from workers.stages.failures import StageFailed
 from workers.stages.part_files import read_part, write_part
 
 PLAN = "plan.json"
@@ -37,7 +39,7 @@ SENSITIVITIES_FILE = "sensitivities.safetensors"
 def run(context: Context, directory: Path) -> None:
     method, inventory = context.assignment.recipe.method, inspect.model_inventory(context)
     tried = try_methods(context, directory / TRIALS) if method == AUTO else []
-    name = min(tried, key=lambda trial: trial.perplexity).method if tried else method
+    name = best_of(context, tried) if method == AUTO else method
     measured = measured_once(context) if is_measured(name) else {}
     plan = measured_plan(inventory, name, context.ratio, measured)
     plan = replace(plan, absorption_tokens=absorption_tokens(context, plan))
@@ -76,6 +78,18 @@ def try_methods(context: Context, scratch: Path) -> list[Trial]:
         context.progress(len(tried) / count * TRIED, f"trying methods; perplexity on text kept back: {found}")
     shutil.rmtree(scratch)
     return tried
+
+
+def best_of(context: Context, tried: Sequence[Trial]) -> str:
+    """The method that left the lowest perplexity. Raises StageFailed where none left a model that predicts."""
+    if not tried:
+        reached = range_of(inspect.model_inventory(context), AUTO)
+        raise StageFailed(
+            "no_method_fits",
+            f"no method of 'auto' made a working model at ratio {context.ratio:g}; ask for another ratio between "
+            f"{reached.lowest:.2f} and {reached.highest:.2f}, or name a method",
+        )
+    return min(tried, key=lambda trial: trial.perplexity).method
 
 
 def trials_of(context: Context) -> dict[str, float]:

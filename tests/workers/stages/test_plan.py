@@ -1,0 +1,18 @@
+"""How a job ends for which 'auto' finds no method."""
+
+import pytest
+
+from tests.workers.stages.conftest import last_report
+from workers.messages import Assignment, ErrorReport
+from workers.stages import plan
+
+
+def test_where_no_method_leaves_a_working_model_the_job_says_which_ratios_to_ask_for(
+    assignment: Assignment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "trials", lambda *_, **__: iter(()))
+    recipe = assignment.recipe.model_copy(update={"method": "auto"})
+    report = last_report(assignment.model_copy(update={"recipe": recipe}))
+    assert isinstance(report, ErrorReport)
+    assert (report.code, report.retryable) == ("no_method_fits", False)
+    assert "another ratio between" in report.message
