@@ -33,6 +33,11 @@ def test_every_picture_that_has_something_to_show_is_drawn(
     assert all((tmp_path / plot.name).read_bytes().startswith(PNG) for plot in plots)
 
 
+def test_a_dataset_may_be_called_what_is_no_formula(tmp_path: Path) -> None:
+    renamed = factored_report().model_dump_json().replace("state-of-the-union.txt", "a$x_$b.txt")
+    assert draw(CompressionReport.model_validate_json(renamed), tmp_path)
+
+
 def test_the_same_report_gives_the_same_bytes(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     for directory in (first, second):
