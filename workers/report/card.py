@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from app.contract.job import Metrics
@@ -27,10 +26,17 @@ def front_matter_of(directory: Path) -> Mapping[str, Any]:
     """What a model's card states for the hub; nothing where it has no card, or none that can be read."""
     try:
         card = ModelCard((directory / CARD).read_text(encoding="utf-8"), ignore_metadata_errors=True)
-    except (OSError, ValueError, yaml.YAMLError):
+        stated: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
+        return stated | ({"language": languages(stated["language"])} if "language" in stated else {})
+    except Exception:  # noqa: BLE001 - a stranger wrote it, and nothing in it is worth a job that is all but done
         return {}
-    stated: Mapping[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
-    return stated
+
+
+def languages(stated: Any) -> Any:
+    """As they were meant: YAML takes the code of Norwegian for False."""
+    if isinstance(stated, list):
+        return [languages(each) for each in stated]
+    return "no" if stated is False else stated
 
 
 def model_card(report: CompressionReport, original: Mapping[str, Any], plots: Sequence[Plot], *, own_code: bool) -> str:

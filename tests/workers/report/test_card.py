@@ -81,6 +81,32 @@ def test_a_card_of_the_original_that_cannot_be_read_states_nothing(tmp_path: Pat
     assert front_matter_of(tmp_path) == {}
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "license: [",
+        "1: a number",
+        "[a, list]",
+        "model-index: [text]",
+        "model-index: text",
+        "tags: 1",
+        "language: &itself [*itself]",
+        "license: " + 3000 * "[" + 3000 * "]",
+    ],
+    ids=range(8),
+)
+def test_odd_front_matter_of_the_original_fails_no_job(odd: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{odd}\n---\n")
+    assert read(factored_report(), **front_matter_of(tmp_path)).library_name == "transformers"
+
+
+@pytest.mark.parametrize(("stated", "read_as"), [("[no]", ["no"]), ("no", "no"), ("[en, 'no']", ["en", "no"])])
+def test_norwegian_stays_a_language(stated: str, read_as: object, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"---\nlanguage: {stated}\n---\n")
+    assert front_matter_of(tmp_path) == {"language": read_as}
+    assert read(factored_report(), **front_matter_of(tmp_path))["language"] == read_as
+
+
 def test_a_card_of_the_original_is_read(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\nlanguage:\n- en\n---\n# The original\n")
     assert front_matter_of(tmp_path) == {"license": "apache-2.0", "language": ["en"]}
