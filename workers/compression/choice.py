@@ -57,7 +57,7 @@ def trials(
         try:
             tried = EditedModel(model, _tried(EditedModel(model), name, target_ratio, seen, keep, seed))
             left = perplexity(tried, kept_back).value
-        except (CompressionError, torch.linalg.LinAlgError) as error:
+        except (CompressionError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             log.warning("%s does not fit this model: %s", name, error)
             continue
         if math.isfinite(left):
