@@ -24,8 +24,8 @@ INHERITED = ("license", "license_name", "license_link", "language")
 
 
 def draw_tradeoff(report: SweepReport, package: Path) -> Plot:
-    """Perplexity on each text and bytes of the weights against the ratio that was reached; the original is at 1."""
-    models = by_ratio(report)
+    """Perplexity on each text and bytes of the weights against the ratio that was asked for; the original is at 1."""
+    models = by_target(report)
     perplexities = {
         in_two_lines(text): {ratio: model.perplexity[text] for ratio, model in models.items()}
         for text in original_of(report).perplexity
@@ -39,20 +39,20 @@ def draw_tradeoff(report: SweepReport, package: Path) -> Plot:
         label(weights, "Size", "weights, megabytes")
         figure.legend(*quality.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
         charts.save_drawing(figure, package / TRADEOFF)
-    return Plot(TRADEOFF, "Perplexity and size against the ratio; the original is at 1.")
+    return Plot(TRADEOFF, "Perplexity and size against the ratio asked for; the original is at 1.")
 
 
 def label(axes: Axes, title: str, values: str) -> None:
-    axes.set(title=title, xlabel="times fewer stored parameters", ylabel=values)
+    axes.set(title=title, xlabel="times fewer stored parameters, as asked for", ylabel=values)
 
 
 def original_of(report: SweepReport) -> Metrics:
     return report.results[0].metrics.before
 
 
-def by_ratio(report: SweepReport) -> dict[float, Metrics]:
-    """Every model that was measured, the largest first."""
-    found = {1.0: original_of(report)} | {result.achieved_ratio: result.metrics.after for result in report.results}
+def by_target(report: SweepReport) -> dict[float, Metrics]:
+    """Every model that was measured, by the ratio asked for, the least first; two of them may reach the same one."""
+    found = {1.0: original_of(report)} | {result.target_ratio: result.metrics.after for result in report.results}
     return dict(sorted(found.items()))
 
 

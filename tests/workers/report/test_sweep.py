@@ -5,7 +5,7 @@ from pathlib import Path
 from app.contract.job import Comparison, SweepResult
 from app.contract.report import SweepReport
 from tests.workers.report.reports import ORIGINAL_PARAMETERS, factored_report, metrics
-from workers.report.sweep import TRADEOFF, draw_tradeoff, sweep_card
+from workers.report.sweep import TRADEOFF, by_target, draw_tradeoff, sweep_card
 
 
 def sweep_report() -> SweepReport:
@@ -33,6 +33,12 @@ def test_the_same_report_gives_the_same_picture(tmp_path: Path) -> None:
     drawn = (first / TRADEOFF).read_bytes()
     assert drawn == (second / TRADEOFF).read_bytes()
     assert drawn.startswith(b"<?xml")
+
+
+def test_two_ratios_that_reach_the_same_one_are_both_shown() -> None:
+    report = sweep_report()
+    same = tuple(result.model_copy(update={"achieved_ratio": 1.4}) for result in report.results)
+    assert list(by_target(report.model_copy(update={"results": same}))) == [1.0, 1.15, 1.3, 1.5]
 
 
 def test_the_card_has_a_row_for_the_original_and_for_each_ratio(tmp_path: Path) -> None:
