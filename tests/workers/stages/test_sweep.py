@@ -117,8 +117,10 @@ def test_the_top_of_the_package_holds_the_curve_and_the_sums_of_all(walks: Walks
     assert report.results == walks.done.sweep
     assert (package / "tradeoff.svg").read_text().startswith("<?xml")
     assert "[`1.5`](1.5)" in (package / "README.md").read_text()
-    sums = (package / "SHA256SUMS").read_text()
-    assert all(f"  {name}\n" in sums for name in ("sweep_report.json", "1.2/config.json", "1.5/model.safetensors"))
+    sums = [line.partition("  ")[2] for line in (package / "SHA256SUMS").read_text().splitlines()]
+    files = {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file()}
+    assert sorted(sums) == sorted(files - {"SHA256SUMS"})
+    assert {"sweep_report.json", "1.2/SHA256SUMS", "1.5/model.safetensors"} <= set(sums)
 
 
 def test_the_job_has_the_figures_of_its_first_ratio(walks: Walks) -> None:

@@ -213,11 +213,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_sums(directory: Path) -> None:
     """`SHA256SUMS` over all other files, those in subdirectories too, as `sha256sum --check` reads it."""
-    lines = []
-    for path in sorted(path for path in directory.rglob("*") if path.is_file() and path.name != SUMS_FILE):
+    lines, sums = [], directory / SUMS_FILE
+    for path in sorted(path for path in directory.rglob("*") if path.is_file() and path != sums):
         with path.open("rb") as file:
             lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(directory)}\n")
-    (directory / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
+    sums.write_text("".join(lines), encoding="utf-8")
 
 
 def publish(partial: Path, destination: Path) -> None:
