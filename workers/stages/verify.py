@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -15,6 +16,10 @@ from workers.stages.context import Context
 
 FILE = "verified.json"
 TIMEOUT_SECONDS = 1800.0
+"""For opening small checkpoints, on a machine that does other things as well."""
+BYTES_PER_SECOND = 10e6
+"""For large ones as much longer as reading them at this pace takes: a tenth of a plain disk's, since weights that do
+not fit into memory are read again for each token."""
 DENSE_TOLERANCE = 0.05
 """How far a logit of the dense export may lie from the package's, as part of the largest: each product of factors is
 rounded to the dtype of the weights. A wrong matrix is off by the size of the logits."""
@@ -32,8 +37,17 @@ def run(context: Context, directory: Path) -> None:
         probes.append(dataclasses.replace(probes[0], directory=dense, tolerance=DENSE_TOLERANCE))
     weights = stored_size(finished if dense is None else dense).parameters * probes[0].logits.itemsize
     room = memory.for_opening(context, weights)
-    found, *_ = verify_all(probes, timeout=TIMEOUT_SECONDS, memory=room)
+    found, *_ = verify_all(probes, timeout=timeout_of(probes), memory=room)
     (directory / FILE).write_text(json.dumps({"difference": found.difference, "parameters": found.parameters}))
+
+
+def timeout_of(probes: Sequence[Probe]) -> float:
+    """Seconds after which opening all of them has failed."""
+    return TIMEOUT_SECONDS + sum(weight_bytes(probe.directory) for probe in probes) / BYTES_PER_SECOND
+
+
+def weight_bytes(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
 
 
 def probe_of(directory: Path, result: Path) -> Probe:
