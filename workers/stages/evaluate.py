@@ -140,7 +140,8 @@ def use_of(context: Context, whole: PreTrainedModel) -> Use:
     length = prompt_length(context)
     tokenizer = AutoTokenizer.from_pretrained(inspect.model_dir(context))
     pace = speed(whole, prompt=length, new_tokens=min(SPEED_NEW_TOKENS, length))
-    return Use(pace.prefill, pace.decode, greedy_sample(whole, tokenizer, PROMPT).replace("\0", "\ufffd"))
+    sample = greedy_sample(whole, tokenizer, PROMPT)
+    return Use(pace.prefill, pace.decode, None if sample is None else sample.replace("\0", "\ufffd"))
 
 
 def prompt_length(context: Context) -> int:

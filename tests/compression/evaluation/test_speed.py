@@ -34,3 +34,11 @@ def test_a_sample_is_the_most_likely_continuation(template: str | None, tmp_path
             ids = torch.cat((ids, model(ids).logits[:, -1:].argmax(-1)), dim=1)
     expected = tokenizer.decode(ids[0, length:], skip_special_tokens=True).strip()
     assert greedy_sample(model, tokenizer, "the quick", new_tokens=5) == expected
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('a system prompt is missing') }}", "{{ 1 / 0 }}", "{% for"])
+def test_a_model_whose_chat_template_fails_gives_no_sample(template: str, tmp_path: Path) -> None:
+    write_tiny_model(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.chat_template = template
+    assert greedy_sample(StreamedModel.open(tmp_path).whole(), tokenizer, "the quick", new_tokens=5) is None

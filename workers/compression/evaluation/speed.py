@@ -6,6 +6,7 @@
 Dtype, device and the number of threads are those found.
 """
 
+import logging
 import statistics
 import time
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,15 +53,14 @@ def speed(model: PreTrainedModel, *, prompt: int = 512, new_tokens: int = 32, re
 @torch.no_grad()
 def greedy_sample(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, *, new_tokens: int = 40
-) -> str:
-    """What the model most likely goes on with; a chat model is asked the prompt as a question."""
-    if tokenizer.chat_template is None:
-        encoded = tokenizer(prompt, return_tensors="pt")
-    else:
-        messages = [{"role": "user", "content": prompt}]
-        encoded = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+) -> str | None:
+    """What the model most likely goes on with; a chat model is asked the prompt as a question.
+
+    None where its chat template refuses the question.
+    """
+    encoded = tokenizer(prompt, return_tensors="pt") if tokenizer.chat_template is None else _asked(tokenizer, prompt)
+    if encoded is None:
+        return None
     ids = encoded["input_ids"].to(model.device)
     mask = torch.ones_like(ids)
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -67,6 +69,18 @@ def greedy_sample(
         input_ids=ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, pad_token_id=padding
     )
     return str(tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)).strip()
+
+
+def _asked(tokenizer: PreTrainedTokenizerBase, question: str) -> Any:
+    """The token ids of a conversation that begins with the question; None where the template fails on it."""
+    messages = [{"role": "user", "content": question}]
+    try:
+        return tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    except Exception:  # a template is a program of strangers, and may raise whatever it likes
+        log.exception("the chat template fails on a question")
+        return None
 
 
 def _timed_run(model: PreTrainedModel, ids: Tensor, new_tokens: int) -> tuple[float, float]:
