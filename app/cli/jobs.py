@@ -131,7 +131,7 @@ def jobs(
 
 
 def show(job_id: JobId, url: Url = None) -> None:
-    """Show one job, with its measurements once it has succeeded."""
+    """Show one job, with its measurements once it has a result."""
     with connect(url) as client:
         job = client.get(job_id)
     STDOUT.print(paragraph(job_details(job)))
