@@ -1,6 +1,14 @@
 """What a stranger's process takes for a model."""
 
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 from tests.tiny import write_tiny_model
 from workers.compression.evaluation.peak_memory import peak_memory
@@ -22,3 +30,39 @@ def test_a_larger_model_takes_more_by_about_its_weights_and_one_that_does_not_op
 
 def test_a_measurement_that_takes_too_long_is_none(tmp_path: Path) -> None:
     assert peak_memory([write_tiny_model(tmp_path / "tiny")], timeout=0.01) == [None]
+
+
+MEASURING = Path(sys.modules[peak_memory.__module__].__file__ or "").with_name("open_and_run.py")
+SLEEPER = """
+import os, pathlib, time
+pathlib.Path({told!r}).write_text(str(os.getpid()))
+time.sleep(600)
+"""
+
+
+def test_when_measuring_is_killed_no_process_goes_on_with_it(tmp_path: Path) -> None:
+    directory, told = tmp_path / "sleeps", tmp_path / "told"
+    directory.mkdir()
+    auto_map = {"AutoConfig": "sleeper.Config", "AutoModelForCausalLM": "sleeper.Model"}
+    (directory / "config.json").write_text(json.dumps({"model_type": "sleeper", "auto_map": auto_map}))
+    (directory / "sleeper.py").write_text(SLEEPER.format(told=str(told)))
+    request = {"directories": [str(directory)], "trusted": [str(directory)], "threads": 1, "dtype": "float32"}
+    command = [sys.executable, "-I", str(MEASURING), json.dumps(request)]
+    with subprocess.Popen(command, env={**os.environ, "HF_HOME": str(tmp_path / "home")}) as measuring:
+        wait_until(lambda: told.is_file() and bool(told.read_text()))
+        measuring.kill()
+    wait_until(lambda: not is_running(int(told.read_text())))
+
+
+def is_running(process_id: int) -> bool:
+    try:
+        return psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

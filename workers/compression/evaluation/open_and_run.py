@@ -8,10 +8,12 @@ process was ended from outside. This file is run, never imported.
 """
 
 import json
+import os
 import resource
 import sys
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
+import threading
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ UNIT = 1 if sys.platform == "darwin" else 1024
 @torch.no_grad()
 def open_and_run(directory: str, wanted: dict[str, Any], answer: Connection) -> None:
     """Reads a prompt of random tokens at once, then writes some more."""
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     torch.set_num_threads(wanted["threads"])
     causal: Any = AutoModelForCausalLM
     model = causal.from_pretrained(
@@ -37,6 +40,15 @@ def open_and_run(directory: str, wanted: dict[str, Any], answer: Connection) -> 
     length = wanted["new_tokens"]
     model.generate(ids, max_new_tokens=length, min_new_tokens=length, do_sample=False)
     answer.send(peak(wanted["device"]))
+
+
+def exit_with_parent() -> None:
+    """Who kills the process that forked this one has no use for the figure. Left in its group, so that what kills the
+    group ends this one too."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def peak(device: str) -> int:
