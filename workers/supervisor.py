@@ -194,7 +194,11 @@ class Supervisor:
             AttemptFailed: a child has failed.
         """
         deadline = time.monotonic() + self.settings.job_timeout_seconds
-        home = self.settings.work_dir / claim.job_id / str(claim.attempt) / "home"
+        work_dir = self.settings.work_dir / claim.job_id
+        home = home_of(work_dir, claim.attempt)
+        for earlier in range(1, claim.attempt):
+            # What nobody was left to remove; results of the attempt lie beside it.
+            shutil.rmtree(home_of(work_dir, earlier), ignore_errors=True)
         assignment = self.assign(claim, self.fetch(claim, lease, home, deadline))
         environment = OFFLINE | (ROOMY if assignment.memory_bytes is None else SPARING)
         with Child("workers.runner", assignment.model_dump_json(), home, environment) as child:
@@ -276,6 +280,11 @@ class Supervisor:
         status = child.wait()
         if status != 0:
             raise AttemptFailed(crashed(status, child))
+
+
+def home_of(work_dir: Path, attempt: int) -> Path:
+    """Where the children of an attempt put what is of no use to another one."""
+    return work_dir / str(attempt) / "home"
 
 
 def without_result(doing: str) -> AttemptFailed:

@@ -90,6 +90,23 @@ def test_a_passing_fault_puts_the_job_back_while_attempts_are_left(
     assert service.get(job_id).state is State.QUEUED
 
 
+def test_a_new_attempt_removes_the_scratch_of_the_earlier_ones_and_not_their_results(
+    service: JobService, settings: Settings, sessions: Sessions, tiny: dict[str, Any], children: Any
+) -> None:
+    settings = settings.model_copy(update={"retry_delay_seconds": 0.0})
+    job_id = service.submit(Recipe.model_validate(tiny)).id
+    children("is_killed")
+    supervisor = Supervisor(settings, sessions, ArtifactStore(settings.artifacts_dir), "worker", threading.Event())
+    supervisor.run(job_id)
+    attempt = settings.work_dir / job_id / "1"
+    for name in ("home", "inspect"):
+        (attempt / name).mkdir(parents=True, exist_ok=True)
+        (attempt / name / "left").touch()
+    supervisor.run(job_id)
+    assert service.get(job_id).attempt == 2
+    assert [path.name for path in attempt.iterdir()] == ["inspect"]
+
+
 class Unreliable:
     """Sessions whose first transaction fails: before its commit, or after it, when only the answer is lost."""
 
