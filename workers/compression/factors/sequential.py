@@ -26,6 +26,7 @@ from workers.compression.factors.sensitivity import Sensitivity
 from workers.compression.factors.symmetry import reorder_hidden_units
 from workers.compression.factors.tables import fit_halved, fit_head, fit_table, table_error
 from workers.compression.factors.two_streams import BlockwiseModel, StoredMoments, StoredStates, TwoStreams, embedded
+from workers.compression.models.skeleton import release
 from workers.compression.parts import CompressedPart, Finished
 from workers.compression.structures import CompactLinear
 
@@ -95,6 +96,9 @@ def _compress_block(
     with streams.model.block(index) as block:
         part = _with_compact_sites(streams, plan, sensitivities, block, index)
         streams.advance_compressed(block, index)
+        for module in block.modules():
+            # The block outlives this call until the next collection; the part has all that is needed of it.
+            release(module)
         return part
 
 
