@@ -1,5 +1,6 @@
 """A tiny model of every supported architecture, with random weights of a size that lets every part be felt."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 def tiny_model(name: str) -> PreTrainedModel:
     """The model of that row of CONFIGS in fp32, the same at every call."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name]).eval()
+    # A copy: a model writes its dtype into its config when it is saved.
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name])).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             # Initialisation leaves biases at zero and norms at one, which would hide that they were dropped.
