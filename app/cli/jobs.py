@@ -8,12 +8,12 @@ import typer
 from app.cli.compress import compress_here, compress_there
 from app.cli.follow import download as fetch
 from app.cli.follow import print_comparison
-from app.cli.recipes import local_model, make_recipe
+from app.cli.recipes import LocalModel, local_model, make_recipe
 from app.cli.tables import job_details, job_table
 from app.cli.terminal import STDOUT, paragraph
 from app.client import Client
 from app.contract.job import State
-from app.contract.recipe import Method, Scheme, Trained
+from app.contract.recipe import Method, Recipe, Scheme, Trained
 from app.errors import Refused
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -103,6 +103,12 @@ def compress(
             seed=seed,
         )
     )
+    compress_somewhere(recipe, out, path, url)
+
+
+def compress_somewhere(recipe: Recipe, out: Path, path: LocalModel | None, url: str | None) -> None:
+    """By the service at `url`, or the one that runs here, or one started for the occasion. Raises Refused where a
+    running service could not open the `path`."""
     address = url or running_service_address()
     if address is None:
         compress_here(recipe, out, path)

@@ -15,6 +15,7 @@ from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.jobs import store
 from app.jobs.service import JobService
+from app.jobs.store import Claim
 from app.settings import Settings
 from app.storage.local import ArtifactStore
 from tests.app.jobs.test_store import COMPARISON
@@ -127,20 +128,27 @@ class Unreliable:
             raise OperationalError("COMMIT", {}, ConnectionError("the answer was lost"))
 
 
+def published_result(
+    sessions: Sessions, artifacts: ArtifactStore, job_id: str, directory: Path, *, missed: str | None = None
+) -> tuple[Claim, Published]:
+    """The job as a worker holds it that has just published a package of one file."""
+    with sessions.begin() as session:
+        claim = store.claim(session, job_id, "worker", 60.0)
+    assert claim is not None
+    package = directory / "package"
+    package.mkdir()
+    (package / "config.json").write_text("{}")
+    done = DoneReport(package=package, achieved_ratio=1.3, metrics=COMPARISON, missed=missed)
+    return claim, Published(done, artifacts.publish(job_id, claim.attempt, package))
+
+
 @pytest.mark.parametrize("committed", [True, False])
 def test_a_result_is_kept_once_although_the_database_fails_while_it_is_written(
     service: JobService, settings: Settings, sessions: Sessions, tiny: dict[str, Any], tmp_path: Path, committed: bool
 ) -> None:
     job_id = service.submit(Recipe.model_validate(tiny)).id
-    with sessions.begin() as session:
-        claim = store.claim(session, job_id, "worker", 60.0)
-    assert claim is not None
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "config.json").write_text("{}")
     artifacts = ArtifactStore(settings.artifacts_dir)
-    done = DoneReport(package=package, achieved_ratio=1.3, metrics=COMPARISON)
-    published = Published(done, artifacts.publish(job_id, claim.attempt, package))
+    claim, published = published_result(sessions, artifacts, job_id, tmp_path)
     unreliable: Any = Unreliable(sessions, committed=committed)
     supervisor = Supervisor(settings, unreliable, artifacts, "worker", threading.Event())
     assert supervisor.conclude_for_certain(claim, published) == "succeeded"
@@ -154,15 +162,8 @@ def test_a_result_that_misses_the_gate_fails_the_job_and_is_kept(
     service: JobService, settings: Settings, sessions: Sessions, tiny: dict[str, Any], tmp_path: Path, committed: bool
 ) -> None:
     job_id = service.submit(Recipe.model_validate(tiny)).id
-    with sessions.begin() as session:
-        claim = store.claim(session, job_id, "worker", 60.0)
-    assert claim is not None
-    package = tmp_path / "package"
-    package.mkdir()
-    (package / "config.json").write_text("{}")
     artifacts = ArtifactStore(settings.artifacts_dir)
-    done = DoneReport(package=package, achieved_ratio=1.3, metrics=COMPARISON, missed="twice the perplexity")
-    published = Published(done, artifacts.publish(job_id, claim.attempt, package))
+    claim, published = published_result(sessions, artifacts, job_id, tmp_path, missed="twice the perplexity")
     unreliable: Any = Unreliable(sessions, committed=committed)
     supervisor = Supervisor(settings, unreliable, artifacts, "worker", threading.Event())
     assert supervisor.conclude_for_certain(claim, published) == "failed"

@@ -101,8 +101,7 @@ def _fused(
     if finished is not None:
         for index in range(gone):
             edited.apply(finished(index))
-    scored = evenly_spread(ids, min(INFLUENCE_SEQUENCES, -(-len(ids) // 2)))[:, :INFLUENCE_LENGTH]
-    going = removals(edited, scored, plan.removed - gone)
+    going = removals(edited, influence_text(ids), plan.removed - gone)
     # Rounded up, since `fused_parts` counts on some where any are asked for.
     tokens = -(-plan.absorption_tokens // plan.removed)
     if resizing(plan.method).published:
@@ -120,6 +119,11 @@ def _fused(
         finished=finished,
         checkpoints=checkpoints,
     )
+
+
+def influence_text(ids: Tensor) -> Tensor:
+    """The part of the calibration tokens [sequences, length] that shows which block can go."""
+    return evenly_spread(ids, min(INFLUENCE_SEQUENCES, -(-len(ids) // 2)))[:, :INFLUENCE_LENGTH]
 
 
 def evenly_spread(ids: Tensor, count: int) -> Tensor:

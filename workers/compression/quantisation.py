@@ -3,9 +3,10 @@
     quantise(source, destination, "int4")        # two directories; accounting.quantisation names the schemes
     restore(destination, measurable)             # an ordinary checkpoint again, of the rounded numbers
 
-Numbers are rounded to the nearest step by the library's own quantiser. vLLM computes with the integers;
-transformers opens the directory with that library installed and nothing of ours, and turns the integers back into
-floating numbers at the first forward pass. It is an optional extra, so this module is imported only where it is needed.
+Numbers are rounded to the nearest step by the library's own quantiser. The format is made for vLLM, which computes with
+the integers, but was not tried there. transformers opens the directory with that library installed and nothing of ours,
+and turns the integers back into floating numbers at the first forward pass. It is an optional extra, so this module is
+imported only where it is needed.
 
 Promise: one matrix at a time is in memory, and a directory appears complete or not at all.
 """

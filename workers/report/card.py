@@ -215,7 +215,7 @@ def how_it_was_made(report: CompressionReport) -> str:
     if recipe.quantisation is not None:
         facts.append(
             f"Quantisation: `{recipe.quantisation}/` holds the same model with its matrices rounded to integers in the "
-            "format of compressed-tensors, which transformers (with that library) and vLLM open."
+            "format of compressed-tensors, which transformers opens where that library is installed."
         )
     facts.append("What became of each matrix stands in `compression_report.json`.")
     return "## How it was made\n\n" + "\n".join(f"- {fact}" for fact in facts)

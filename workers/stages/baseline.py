@@ -4,7 +4,7 @@ from pathlib import Path
 
 from workers.compression.evaluation.size import stored_size
 from workers.compression.package.checkpoint import write_package
-from workers.compression.pipeline import INFLUENCE_LENGTH, INFLUENCE_SEQUENCES
+from workers.compression.pipeline import influence_text
 from workers.compression.resizing.dropping import blocks_to_drop, drop
 from workers.stages import calibrate, compute, inspect
 from workers.stages.context import Context
@@ -14,5 +14,5 @@ def write_baseline(context: Context, result: Path, destination: Path) -> None:
     """Writes the original, with as many blocks dropped as bring it nearest to the size of the `result`."""
     model = compute.open_model(context, inspect.model_dir(context))
     count = blocks_to_drop(model.inventory, stored_size(result).parameters)
-    ids = calibrate.calibration(context)[:INFLUENCE_SEQUENCES, :INFLUENCE_LENGTH]
+    ids = influence_text(calibrate.calibration(context))
     write_package(inspect.model_dir(context), list(drop(model, ids, count)), destination)

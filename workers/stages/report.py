@@ -19,7 +19,7 @@ REPORT = "compression_report.json"
 
 def write_report(context: Context, package: Path, *, dense: str | None = None) -> None:
     """Writes report, plots and model card into the package, whose weights are there. `dense`: its dense export."""
-    # matplotlib is slow to import and needed once, at the end.
+    # Matplotlib takes memory that the model needs, and is needed once, at the end.
     from workers.report.card import CARD, dense_card, front_matter_of, model_card
     from workers.report.plots import draw
 

@@ -12,8 +12,6 @@ from app.contract.job import SweepResult
 from app.contract.report import SweepReport
 from workers.compression.package.checkpoint import write_sums
 from workers.messages import DoneReport
-from workers.report.card import CARD, front_matter_of
-from workers.report.sweep import draw_tradeoff, sweep_card
 from workers.stages import evaluate, gate, package, plan
 from workers.stages.context import Context
 
@@ -58,6 +56,10 @@ def directory_name(ratio: float) -> str:
 
 
 def write_report(report: SweepReport, original: Path, directory: Path) -> None:
+    # Matplotlib takes memory that the model needs, and is needed once, at the end.
+    from workers.report.card import CARD, front_matter_of
+    from workers.report.sweep import draw_tradeoff, sweep_card
+
     (directory / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
     plot = draw_tradeoff(report, directory)
     (directory / CARD).write_text(sweep_card(report, front_matter_of(original), plot), encoding="utf-8")

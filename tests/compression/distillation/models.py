@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from tests.contracts.tiny_models import save_tiny_model
 from workers.compression.models.edited import EditedModel
@@ -67,6 +68,15 @@ STUDENTS = {each.__name__: each for each in (plain, without_first_block, narrowe
 
 def edited(model: StreamedModel, kind: str) -> EditedModel:
     return EditedModel(model, STUDENTS[kind](model))
+
+
+def student_of(directory: Path, kind: str = "without_first_block") -> PreTrainedModel:
+    return edited(opened(directory), kind).whole()
+
+
+def windows_of_text(windows: int, length: int) -> Tensor:
+    """Random token ids [windows, length]."""
+    return torch.randint(3, 96, (windows, length), generator=torch.Generator().manual_seed(3))
 
 
 def random(shape: tuple[int, ...]) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tests.compression.distillation.models import edited, opened
+from tests.compression.distillation.models import student_of, windows_of_text
 from workers.compression.distillation.losses import top_logits
 from workers.compression.distillation.settings import Settings
 from workers.compression.distillation.teacher_cache import TeacherCache
@@ -20,24 +20,8 @@ WINDOWS, LENGTH = 6, 12
 SETTINGS = Settings(tokens=3 * WINDOWS * LENGTH, sequences=4, rate=3e-3, interval=2, cached_logits=8)
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models") / "llama"
-    opened(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def teacher(source: Path) -> PreTrainedModel:
-    return opened(source).whole()
-
-
-def student_of(source: Path) -> PreTrainedModel:
-    return edited(opened(source), "without_first_block").whole()
-
-
 def text() -> Tensor:
-    return torch.randint(3, 96, (WINDOWS, LENGTH), generator=torch.Generator().manual_seed(3))
+    return windows_of_text(WINDOWS, LENGTH)
 
 
 @contextmanager

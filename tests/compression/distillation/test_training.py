@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from tests.compression.distillation.models import edited, opened
+from tests.compression.distillation.models import student_of, windows_of_text
 from workers.compression.distillation import split
 from workers.compression.distillation.settings import Settings
 from workers.compression.distillation.stability import Watch
@@ -22,24 +22,8 @@ LENGTH = 12
 SETTINGS = Settings(tokens=11 * 4 * LENGTH, sequences=4, micro_batch=2, rate=3e-3, interval=3)
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models") / "llama"
-    opened(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def teacher(source: Path) -> PreTrainedModel:
-    return opened(source).whole()
-
-
-def student_of(source: Path, kind: str = "without_first_block") -> PreTrainedModel:
-    return edited(opened(source), kind).whole()
-
-
 def text(windows: int = 10) -> Tensor:
-    return torch.randint(3, 96, (windows, LENGTH), generator=torch.Generator().manual_seed(3))
+    return windows_of_text(windows, LENGTH)
 
 
 def weights(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -24,6 +24,9 @@ DAMPING = 0.02
 SLICE = 512
 """Rows of a square matrix that are computed at a time, where another matrix of its size would be too many."""
 
+FEW = 128
+"""The same, where several results for these rows wait beside each other."""
+
 SUM_ROUNDS = 20
 """Rounds at most in which each part of a sum is fitted anew to what the others leave."""
 
@@ -102,8 +105,8 @@ class Problem:
     def error(self, approximation: Tensor) -> float:
         """Relative weighted error of the output, E‖K(T − Ŵ)x‖² / E‖KTx‖² under the damped moments."""
         lost = total = 0.0
-        for start in range(0, len(self.target), SLICE):
-            rows = slice(start, start + SLICE)
+        for start in range(0, len(self.target), FEW):
+            rows = slice(start, start + FEW)
             target = self.target[rows]
             lost += self._energy(target - approximation[rows].detach().to(target), rows)
             total += self._energy(target, rows)
@@ -165,12 +168,9 @@ def problem(
         moments.inputs = torch.empty(0)
     ridge = _damp(second, damping)
     root = _cholesky(second)
-    target = weight.to(torch.float64, copy=True)
-    if crossed is not None:
-        crossed.add_(target, alpha=ridge)
-        _divide(crossed, root)
-        target.lerp_(crossed, compensation)
-    return Problem(target, root, outputs)
+    if crossed is None:
+        return Problem(weight.to(torch.float64, copy=True), root, outputs)
+    return Problem(_moved(weight, crossed, root, ridge, compensation), root, outputs)
 
 
 def _float64_product(matrix: Tensor, other: Tensor) -> Tensor:
@@ -189,11 +189,14 @@ def _cholesky(second: Tensor) -> Tensor:
     return root
 
 
-def _divide(matrix: Tensor, root: Tensor) -> None:
-    """Makes the matrix what it is times (L Lᵀ)⁻¹."""
-    for rows in torch.split(matrix, SLICE):
-        half = torch.linalg.solve_triangular(root.T, rows, upper=True, left=False)
-        rows.copy_(torch.linalg.solve_triangular(root, half, upper=False, left=False))
+def _moved(weight: Tensor, crossed: Tensor, root: Tensor, ridge: float, compensation: float) -> Tensor:
+    """T for the weight W [out, in], in the place of `crossed` = W C, of whose C the ridge has not been added."""
+    for given, rows in zip(torch.split(weight, FEW), torch.split(crossed, FEW), strict=True):
+        original = given.double()
+        half = torch.linalg.solve_triangular(root.T, rows.add_(original, alpha=ridge), upper=True, left=False)
+        solved = torch.linalg.solve_triangular(root, half, upper=False, left=False)
+        torch.lerp(original, solved, compensation, out=rows)
+    return crossed
 
 
 def fit(structure: Structure, site: Problem, start: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -235,7 +238,8 @@ def low_rank(site: Problem, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def pivoted(second: Tensor, first: Tensor, *, folded: bool = False) -> dict[str, Tensor]:
-    """The same product second · first with an identity in one factor, exactly: see `accounting.Pivoted`.
+    """The same product second · first with an identity in one factor, exactly: see `accounting.Pivoted`. The larger of
+    the two given becomes the basis, in its place.
 
     For folded pivots `order` is no factor: it lists the outputs in the order in which the factors give them.
 
@@ -246,9 +250,17 @@ def pivoted(second: Tensor, first: Tensor, *, folded: bool = False) -> dict[str,
         pivots, others, mixing = dominant_rows(second)
         listed = torch.cat((pivots, others))
         order = listed if folded else _inverse(listed)
-        return {"basis": second[pivots] @ first, "mixing": mixing, "order": order.int()}
+        return {"basis": _multiply(first, second[pivots]), "mixing": mixing, "order": order.int()}
     pivots, others, mixing = dominant_rows(first.T)
-    return {"basis": second @ first[:, pivots], "mixing": mixing.T, "order": torch.cat((pivots, others)).int()}
+    basis = _multiply(second.T, first[:, pivots].T).T
+    return {"basis": basis, "mixing": mixing.T, "order": torch.cat((pivots, others)).int()}
+
+
+def _multiply(matrix: Tensor, square: Tensor) -> Tensor:
+    """The product square · matrix, in the place of the matrix."""
+    for columns in torch.split(matrix, SLICE, dim=1):
+        columns.copy_(square @ columns)
+    return matrix
 
 
 def _fit_sum(parts: tuple[Structure, ...], site: Problem) -> dict[str, Tensor]:
@@ -321,7 +333,10 @@ def matrix_of(module: nn.Module) -> Tensor:
 
 
 def leading(gram: Tensor, rank: int) -> Tensor:
-    vectors: Tensor = torch.linalg.eigh(gram).eigenvectors
+    """The eigenvectors [n, rank] of the largest eigenvalues, of a symmetric matrix that is given up for them."""
+    values = gram.new_empty(len(gram))
+    # LAPACK works on columns: only the transposed view is decomposed without a copy.
+    vectors: Tensor = torch.linalg.eigh(gram.T, out=(values, gram.T)).eigenvectors
     return vectors[:, -rank:]
 
 

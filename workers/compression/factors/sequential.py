@@ -26,7 +26,6 @@ from workers.compression.factors.sensitivity import Sensitivity
 from workers.compression.factors.symmetry import reorder_hidden_units
 from workers.compression.factors.tables import fit_halved, fit_head, fit_table, table_error
 from workers.compression.factors.two_streams import BlockwiseModel, StoredMoments, StoredStates, TwoStreams, embedded
-from workers.compression.models.skeleton import release
 from workers.compression.parts import CompressedPart, Finished
 from workers.compression.structures import CompactLinear
 
@@ -36,7 +35,6 @@ def part_count(inventory: Inventory) -> int:
     return 1 + inventory.blocks + (inventory.head is not None)
 
 
-@torch.no_grad()
 def compress(
     model: BlockwiseModel,
     plan: Plan,
@@ -53,6 +51,7 @@ def compress(
     again, and what follows is the same as without the interruption. Raises ValueError for a `start` above 0 without
     `finished`.
     """
+    # Not under `torch.no_grad`, which holds what a generator yielded until it is asked for more.
     if start and finished is None:
         raise ValueError("to resume, say where the finished parts are")
     known = sensitivities or {}
@@ -71,6 +70,7 @@ def compress(
             yield _compress_head(streams, plan, known, model.inventory.head)
 
 
+@torch.no_grad()
 def _begin(
     model: BlockwiseModel, embedding: CompressedPart, ids: Tensor, scratch: Path, *, compensated: bool
 ) -> TwoStreams:
@@ -81,6 +81,7 @@ def _begin(
     return TwoStreams(model, original, compressed, scratch, alike=compensated and not embedding.structures)
 
 
+@torch.no_grad()
 def _pass_block(streams: TwoStreams, part: CompressedPart, index: int) -> None:
     """Leads both streams through a block that is finished."""
     with streams.model.block(index) as block:
@@ -89,6 +90,7 @@ def _pass_block(streams: TwoStreams, part: CompressedPart, index: int) -> None:
         streams.advance_compressed(block, index)
 
 
+@torch.no_grad()
 def _compress_block(
     streams: TwoStreams, plan: Plan, sensitivities: Mapping[str, Sensitivity], index: int
 ) -> CompressedPart:
@@ -96,9 +98,6 @@ def _compress_block(
     with streams.model.block(index) as block:
         part = _with_compact_sites(streams, plan, sensitivities, block, index)
         streams.advance_compressed(block, index)
-        for module in block.modules():
-            # The block outlives this call until the next collection; the part has all that is needed of it.
-            release(module)
         return part
 
 
@@ -198,6 +197,7 @@ def _restore(block: nn.Module, part: CompressedPart, prefix: str) -> None:
     block.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in part.tensors.items()}, strict=False)
 
 
+@torch.no_grad()
 def _compress_embedding(model: BlockwiseModel, plan: Plan, sensitivities: Mapping[str, Sensitivity]) -> CompressedPart:
     """The factored table, or a part without content where the plan leaves the embedding whole."""
     name = model.inventory.embedding.name
@@ -231,6 +231,7 @@ def _table_weights(table: Tensor, sensitivity: Sensitivity | None) -> tuple[Tens
     return sensitivity.outputs, sensitivity.inputs
 
 
+@torch.no_grad()
 def _compress_head(
     streams: TwoStreams, plan: Plan, sensitivities: Mapping[str, Sensitivity], site: Site
 ) -> CompressedPart:

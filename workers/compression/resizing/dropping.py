@@ -6,7 +6,7 @@
 It is what a method has to beat at the same size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from workers.compression.accounting.architectures import Inventory
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.resizing.influence import removals
+from workers.compression.resizing.influence import BlockScores, removals
 
 
 def blocks_to_drop(inventory: Inventory, parameters: int) -> int:
@@ -32,6 +32,13 @@ def blocks_to_drop(inventory: Inventory, parameters: int) -> int:
 def drop(model: StreamedModel, ids: Tensor, count: int) -> Iterator[CompressedPart]:
     """Yields one part for each of `count` blocks, the least influential of those left first (`macro_influence` over
     token ids [N, T])."""
-    prefix = model.inventory.block_prefix
-    for index, (block, scores) in enumerate(removals(EditedModel(model), ids, count)):
-        yield CompressedPart(index, f"{prefix}.{block}", {}, {}, {}, removed=(block,), scores=scores.values)
+    yield from removal_parts(model.inventory, removals(EditedModel(model), ids, count))
+
+
+def removal_parts(
+    inventory: Inventory, removals: Iterable[tuple[int, BlockScores]], start: int = 0
+) -> Iterator[CompressedPart]:
+    """One part for each block that goes, numbered from `start` on, with the scores by which it was chosen."""
+    for index, (block, scores) in enumerate(removals, start):
+        name = f"{inventory.block_prefix}.{block}"
+        yield CompressedPart(index, name, {}, {}, {}, removed=(block,), scores=scores.values)

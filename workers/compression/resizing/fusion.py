@@ -18,6 +18,7 @@ from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart, Finished
 from workers.compression.resizing.absorption import Absorption, CheckpointStore, absorb_all
+from workers.compression.resizing.dropping import removal_parts
 from workers.compression.resizing.influence import BlockScores
 from workers.compression.resizing.realignment import realign
 
@@ -46,18 +47,12 @@ def fuse(
     has as far as they are removals.
     """
     if start < count:
-        yield from _removed(edited, removals, start)
+        for part in removal_parts(edited.inventory, removals, start):
+            edited.apply(part)
+            yield part
     yield from realign(original, edited, ids, first=count, start=start, finished=finished)
     if absorption is not None:
         first = part_count(edited.inventory.blocks, count, absorbs=False)
         yield from absorb_all(
             original, edited, ids, absorption, first=first, start=start, finished=finished, checkpoints=checkpoints
         )
-
-
-def _removed(edited: EditedModel, removals: Iterable[tuple[int, BlockScores]], start: int) -> Iterator[CompressedPart]:
-    for index, (block, scores) in enumerate(removals, start):
-        name = f"{edited.inventory.block_prefix}.{block}"
-        part = CompressedPart(index, name, {}, {}, {}, removed=(block,), scores=scores.values)
-        edited.apply(part)
-        yield part
