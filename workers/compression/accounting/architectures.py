@@ -332,8 +332,7 @@ def _sites(architecture: Architecture, shapes: Mapping[str, Shape]) -> tuple[Sit
 
 def _head_size(config: Mapping[str, Any], attention: Attention | None, sites: Iterable[Site]) -> int | None:
     """What the weights say, where the config states the number of heads and all blocks have the same of them."""
-    heads = _stated_size(config, "num_attention_heads")
-    if attention is None or heads is None:
+    if attention is None or (heads := _stated_size(config, "num_attention_heads")) is None:
         return None
     entering = {
         name: {site.out_features for site in sites if site.name.endswith(f".{name}")}

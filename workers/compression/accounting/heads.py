@@ -39,7 +39,9 @@ def attention_of(inventory: Inventory) -> Attention:
     """Where the blocks keep their attention. Raises HeadsDoNotFit where it cannot be narrowed."""
     attention = ARCHITECTURES[inventory.model_type].attention
     if attention is None or inventory.head_size is None:
-        raise HeadsDoNotFit(f"the config of this {inventory.model_type} cannot say that it has fewer attention heads")
+        raise HeadsDoNotFit(
+            f"the config of this {inventory.model_type} cannot say that it has fewer attention heads; all must stay"
+        )
     return attention
 
 
