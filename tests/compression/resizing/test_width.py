@@ -11,7 +11,7 @@ from workers.compression.accounting.architectures import ARCHITECTURES
 from workers.compression.models.edited import EditedModel, put
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.resizing import fewer_inputs
+from workers.compression.resizing import width
 from workers.compression.resizing.width import narrow
 
 SOME = ("llama", "gpt2", "opt", "opt-projected", "gemma2", "phi3", "gpt_neox")
@@ -88,7 +88,7 @@ def with_twins(model: StreamedModel) -> EditedModel:
 
 @pytest.mark.parametrize("name", SOME)
 def test_units_that_are_there_twice_cost_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fewer_inputs, "DAMPING", 1e-6)
+    monkeypatch.setattr(width, "DAMPING", 1e-6)
     model = open_tiny(name, tmp_path)
     twins = with_twins(model)
     assert distance(model, twins) < 1e-5

@@ -13,13 +13,6 @@ from torch import Tensor, nn
 from workers.compression.factors.fitting import matrix_of
 from workers.compression.resizing.pruning import Pruned
 
-DAMPING = 1.0
-"""Ridge on each input, as part of its own energy: 1 believes half of every correlation that the text shows.
-
-Of 0.1, 0.3 and 1 it costs least on text of another kind, and hardly anything on the same kind. A part of the mean
-energy does much worse: a few hidden units fire massively, and would drown what the others have in common.
-"""
-
 FLOOR = 1e-3
 """What every input's energy is at least taken for in the ridge, as part of the mean: a hidden unit may never have
 fired."""
@@ -61,9 +54,14 @@ class Moments:
 
 class Compensation:
     """The projection's problem: `target` [out, in], the matrix that makes up for the part `share` of the error, and the
-    damped second moments `inputs` [in, in]."""
+    damped second moments `inputs` [in, in].
 
-    def __init__(self, moments: Moments, projection: nn.Module, share: float) -> None:
+    `damping` is a ridge on each input, as part of its own energy: 1 believes half of every correlation that the text
+    shows. A part of the mean energy does much worse in an MLP: a few hidden units fire massively, and would drown what
+    the others have in common.
+    """
+
+    def __init__(self, moments: Moments, projection: nn.Module, share: float, damping: float) -> None:
         self._projection = projection
         self._bias = cast("Tensor | None", projection.bias)
         self._matrix = matrix_of(projection).detach().cpu().double()
@@ -75,7 +73,7 @@ class Compensation:
             self.inputs -= torch.outer(self._input_mean, self._input_mean)
             cross -= torch.outer(self._error_mean, self._input_mean)
         energies = self.inputs.diagonal().clone()
-        ridge = DAMPING * (energies + FLOOR * energies.mean())
+        ridge = damping * (energies + FLOOR * energies.mean())
         self.inputs.diagonal().add_(ridge.clamp_min(torch.finfo(torch.float64).tiny))
         self.target = self._matrix + torch.linalg.solve(self.inputs, cross.T).T
 
