@@ -22,7 +22,8 @@ from workers.compression.resizing.pruning import prune_groups
 from workers.compression.resizing.streams import PairedStreams
 
 DAMPING = 0.1
-"""Of the fit of the output projection. Of 0.01, 0.1, 0.3 and 1 it costs least on text of the same and of another kind."""
+"""Of the fit of the output projection. Of 0.01, 0.1, 0.3 and 1 it costs least, on text of the same kind and of
+another."""
 
 
 class _Attended(Exception):
