@@ -11,7 +11,8 @@ dense model and the one that has lost as many blocks as the ratio asks for: the 
 log-perplexity to the dense model, as a fraction of the gap that dropping leaves.
 
 Tokens are those of local distillation for `fusion` and `fusegpt`, and those of logit distillation of the whole model,
-on the same texts, for rows that end in `+logits`; other rows take none.
+on the same texts, for rows that end in `+logits`; other rows take none. `width+groups` narrows attention as well, to
+`--key-value-heads`, by default to the most below all; for another number name other results.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from transformers import AutoTokenizer
 
 from bench.quality import perplexity, spread, windows
 from workers.compression.accounting.catalog import is_measured
+from workers.compression.accounting.heads import feasible_key_value_heads
 from workers.compression.accounting.sizes import resized_plan
 from workers.compression.choice import trials
 from workers.compression.distillation.settings import Settings
@@ -43,8 +45,9 @@ from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
 
 LOGITS = "+logits"
+GROUPS = "+groups"
 LOCAL = ("fusion", "fusegpt")
-COMPRESSED = ("drop", "width", "hybrid", "kronecker", "fusion")
+COMPRESSED = ("drop", "width", f"width{GROUPS}", "hybrid", "kronecker", "fusion")
 ROWS = (*COMPRESSED, "fusegpt", *(name + LOGITS for name in COMPRESSED), "auto", f"auto{LOGITS}")
 LEARNING = Settings(tokens=0, sequences=2, rate=3e-4)
 TRAINED_LENGTH = 512
@@ -104,6 +107,7 @@ class Bench:
     outside: Tensor
     ratio: float
     results: Results
+    key_value_heads: int | None = None
 
     def row(self, name: str, tokens: int) -> Row:
         started = time.monotonic()
@@ -135,7 +139,8 @@ class Bench:
             measured = {
                 site: found for part in measure(self.original, self.calibration) for site, found in part.items()
             }
-        plan = measured_plan(self.original.inventory, name, self.ratio, measured)
+        heads = self.fewer_heads() if name.endswith(GROUPS) else None
+        plan = measured_plan(self.original.inventory, name.removesuffix(GROUPS), self.ratio, measured, heads)
         if name in LOCAL:
             plan = dataclasses.replace(plan, absorption_tokens=tokens)
         parts = self.dropped() if name == "fusion" else []
@@ -149,6 +154,9 @@ class Bench:
         ):
             parts.append(part)
         return parts
+
+    def fewer_heads(self) -> int:
+        return self.key_value_heads or max(feasible_key_value_heads(self.original.inventory))
 
     def dropped(self) -> list[CompressedPart]:
         plan = resized_plan(self.original.inventory, "fusion", self.ratio)
@@ -217,6 +225,7 @@ def opened(options: argparse.Namespace) -> Bench:
         outside=spread(windows(tokenizer, options.out, options.length), options.windows),
         ratio=options.ratio,
         results=Results(options.results),
+        key_value_heads=options.key_value_heads,
     )
 
 
@@ -229,6 +238,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=["drop", "fusion", "width", "hybrid"])
     parser.add_argument("--tokens", type=int, nargs="+", default=[0])
     parser.add_argument("--ratio", type=float, default=1.27)
+    parser.add_argument("--key-value-heads", type=int, help="those that `width+groups` leaves")
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--windows", type=int, default=10)

@@ -188,6 +188,17 @@ class Fusion(Options):
     )
 
 
+class Width(Options):
+    """What narrower blocks are to keep."""
+
+    key_value_heads: int | None = Field(
+        None,
+        ge=1,
+        description="key/value heads of every block, each with the query heads that share it, where the config can say "
+        "so; hidden units pay what the ratio then still asks for; null: all",
+    )
+
+
 class Evaluation(Options):
     """Text on which original and result are compared; never text of the calibration or the distillation."""
 
@@ -236,6 +247,7 @@ class Recipe(Options):
     method: Method = Field("kronecker", description="how the weights are made smaller")
     calibration: Calibration = Calibration()
     fusion: Fusion | None = Field(None, description="for the methods `fusion` and `fusegpt` only")
+    width: Width | None = Field(None, description="for the method `width` only")
     distillation: Distillation | None = Field(None, description="training after the compression; null: none")
     evaluation: Evaluation = Evaluation()
     quantisation: Scheme | None = Field(
@@ -257,6 +269,14 @@ class Recipe(Options):
             raise ValueError(f"only for the methods {' and '.join(FUSING)}; leave it out for {method!r}")
         return fusion
 
+    @field_validator("width")
+    @classmethod
+    def check_width(cls, width: Width | None, info: ValidationInfo) -> Width | None:
+        method = info.data.get("method", "width")
+        if width is not None and method != "width":
+            raise ValueError(f"only for the method width; leave it out for {method!r}")
+        return width
+
     @field_validator("metadata")
     @classmethod
     def check_metadata(cls, metadata: dict[str, str]) -> dict[str, str]:
@@ -274,6 +294,11 @@ class Recipe(Options):
     def ratios(self) -> tuple[float, ...]:
         """In the order in which they were sent."""
         return self.target_ratio if isinstance(self.target_ratio, tuple) else (self.target_ratio,)
+
+    @property
+    def key_value_heads(self) -> int | None:
+        """Those that are to be left, where the recipe says so."""
+        return None if self.width is None else self.width.key_value_heads
 
     def at(self, ratio: float) -> Self:
         """The recipe that makes one checkpoint of a sweep on its own."""

@@ -124,6 +124,7 @@ class CompressionReport(Section):
     sites: tuple[SiteReport, ...] = Field(description="every matrix, those of the embedding and the head included")
     removed_blocks: tuple[RemovedBlock, ...] = Field(description="in the order in which they went")
     intermediate_size: int | None = Field(None, description="hidden units of narrowed MLPs")
+    key_value_heads: int | None = Field(None, description="key/value heads of narrowed attention")
     teacher_text: TeacherText | None = Field(None, description="null where the recipe does not ask for `teacher:`")
     distillation: DistillationReport | None = None
     dense_export: str | None = Field(None, description="directory of the checkpoint with its factors multiplied out")

@@ -40,6 +40,7 @@ from app.sources.text import TextSources
 from app.storage import StoredFile
 from workers.compression.accounting.architectures import Inventory
 from workers.compression.accounting.catalog import AUTO, leaves_factors
+from workers.compression.accounting.heads import HeadsDoNotFit
 from workers.compression.accounting.plans import Range
 from workers.compression.accounting.presets import PresetDoesNotFit
 from workers.compression.accounting.quantisation import NotQuantisable, check_method, grids
@@ -219,9 +220,11 @@ def check_export(recipe: Recipe) -> None:
 def feasible_range(recipe: Recipe, inventory: Inventory) -> Range:
     """The target ratios that the recipe's method reaches on the model."""
     try:
-        return range_of(inventory, recipe.method)
+        return range_of(inventory, recipe.method, recipe.key_value_heads)
     except PresetDoesNotFit as error:
         raise MethodDoesNotFit("method", str(error)) from error
+    except HeadsDoNotFit as error:
+        raise Refused("width.key_value_heads", str(error)) from error
 
 
 def as_job(row: JobRow, attempts: Sequence[AttemptRow]) -> Job:

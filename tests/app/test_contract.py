@@ -51,6 +51,10 @@ def test_the_contract_and_the_accounting_name_the_same_schemes_of_quantisation()
         ({"distillation": {"cached_logits": 32, "hidden": 0.5}}, "not both"),
         ({"distillation": {"train": "head"}}, "'all', 'factors' or 'norms'"),
         ({"method": "width", "fusion": {"tokens": 1000}}, "only for the methods fusion and fusegpt"),
+        ({"method": "fusion", "width": {"key_value_heads": 1}}, "only for the method width"),
+        ({"width": {}}, "leave it out for 'kronecker'"),
+        ({"method": "width", "width": {"key_value_heads": 0}}, "greater than or equal to 1"),
+        ({"method": "width", "width": {"heads": 1}}, "not permitted"),
         ({"fusion": {}}, "leave it out for 'kronecker'"),
         ({"method": "fusegpt", "fusion": {"tokens": 0}}, "greater than or equal to 16"),
         ({"evaluation": {"gate": {}}}, "max_perplexity_ratio, min_top1_agreement or both"),
@@ -90,6 +94,11 @@ def test_the_tokens_of_a_fusion_can_be_named(method: str) -> None:
     fusion = Recipe.model_validate({**VALID, "method": method, "fusion": {"tokens": 1000}}).fusion
     assert fusion is not None
     assert fusion.tokens == 1000
+
+
+def test_the_key_value_heads_that_stay_can_be_named() -> None:
+    assert Recipe.model_validate({**VALID, "method": "width"}).key_value_heads is None
+    assert Recipe.model_validate({**VALID, "method": "width", "width": {"key_value_heads": 2}}).key_value_heads == 2
 
 
 def test_every_dataset_is_told_with_the_field_that_names_it() -> None:

@@ -25,6 +25,9 @@ PLANS = {
 }
 """The method, the target and the tokens of distillation."""
 MODELS = ("llama", "gpt2")
+GROUPED = "grouped"
+"""With fewer key/value heads: not for GPT-2."""
+CASES = [*((model, name) for model in MODELS for name in PLANS), ("llama", GROUPED)]
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,14 @@ class Resized:
     parts: list[CompressedPart]
 
 
-@pytest.fixture(scope="module", params=[(model, name) for model in MODELS for name in PLANS], ids="-".join)
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def resized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Resized:
     model_type, name = request.param
     directory = tmp_path_factory.mktemp(model_type)
     model = open_tiny(model_type, directory)
-    method, target, tokens = PLANS[name]
-    plan = dataclasses.replace(resized_plan(model.inventory, method, target), absorption_tokens=tokens)
+    method, target, tokens = PLANS["width" if name == GROUPED else name]
+    plan = resized_plan(model.inventory, method, target, 1 if name == GROUPED else None)
+    plan = dataclasses.replace(plan, absorption_tokens=tokens)
     return Resized(directory, plan, list(compress(model, plan, calibration())))
 
 

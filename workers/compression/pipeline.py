@@ -1,6 +1,6 @@
 """All parts of a compressed model, in order, whatever its plan asks for.
 
-A plan that resizes yields the parts of `fusion` where blocks go, then one for each block whose MLP is narrowed. The
+A plan that resizes yields the parts of `fusion` where blocks go, then one for each block that is narrowed. The
 parts of `sequential` follow where what is left is to be factored, and are all there is otherwise.
 
 Promise: resumed behind any part, the rest is the same as without the interruption.
@@ -33,7 +33,11 @@ INFLUENCE_SEQUENCES, INFLUENCE_LENGTH = 4, 512
 
 
 def resizes(plan: Plan) -> bool:
-    return plan.removed > 0 or plan.intermediate_size is not None
+    return plan.removed > 0 or narrows(plan)
+
+
+def narrows(plan: Plan) -> bool:
+    return plan.intermediate_size is not None or plan.key_value_heads is not None
 
 
 def part_count(inventory: Inventory, plan: Plan) -> int:
@@ -44,7 +48,7 @@ def part_count(inventory: Inventory, plan: Plan) -> int:
 
 def resized_parts(inventory: Inventory, plan: Plan) -> int:
     """The parts that fusion and narrowing yield."""
-    return fused_parts(inventory, plan) + (0 if plan.intermediate_size is None else inventory.blocks - plan.removed)
+    return fused_parts(inventory, plan) + (inventory.blocks - plan.removed if narrows(plan) else 0)
 
 
 def fused_parts(inventory: Inventory, plan: Plan) -> int:
@@ -79,9 +83,8 @@ def compress(
     edited = EditedModel(model)
     if plan.removed:
         yield from _fused(edited, model, plan, ids, start, finished, checkpoints)
-    if plan.intermediate_size is not None:
-        first = fused_parts(model.inventory, plan)
-        yield from _narrowed(edited, model, plan.intermediate_size, ids, first, start, finished)
+    if narrows(plan):
+        yield from _narrowed(edited, model, plan, ids, start, finished)
     if plan.factors is not None:
         yield from _factored(
             edited, plan, plan.factors, ids, start - resized_parts(model.inventory, plan), finished, seed
@@ -132,13 +135,21 @@ def evenly_spread(ids: Tensor, count: int) -> Tensor:
 
 
 def _narrowed(
-    edited: EditedModel, model: StreamedModel, size: int, ids: Tensor, first: int, start: int, finished: Finished | None
+    edited: EditedModel, model: StreamedModel, plan: Plan, ids: Tensor, start: int, finished: Finished | None
 ) -> Iterator[CompressedPart]:
-    """Parts from the index `first` on, all of which are applied at the end."""
-    count = len(edited.kept)
+    """Parts behind those of fusion, all of which are applied at the end."""
+    count, first = len(edited.kept), fused_parts(model.inventory, plan)
     held: list[CompressedPart] = []
     earlier = _behind(finished, first)
-    for part in narrow(edited, size, ids, original=model, start=max(0, start - first), finished=earlier):
+    for part in narrow(
+        edited,
+        plan.intermediate_size,
+        ids,
+        original=model,
+        key_value_heads=plan.key_value_heads,
+        start=max(0, start - first),
+        finished=earlier,
+    ):
         yield dataclasses.replace(part, index=first + part.index)
         if finished is None:
             held.append(part)

@@ -206,6 +206,8 @@ def how_it_was_made(report: CompressionReport) -> str:
         facts.append(f"Blocks removed, in this order: {gone}.")
     if report.intermediate_size is not None:
         facts.append(f"The MLPs have {report.intermediate_size} hidden units.")
+    if report.key_value_heads is not None:
+        facts.append(f"The attention has {report.key_value_heads} key/value heads.")
     if report.distillation is not None and recipe.distillation is not None:
         facts.append(
             f"Distillation from the original: {report.distillation.tokens:,} tokens of "

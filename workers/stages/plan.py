@@ -37,11 +37,12 @@ SENSITIVITIES_FILE = "sensitivities.safetensors"
 
 
 def run(context: Context, directory: Path) -> None:
-    method, inventory = context.assignment.recipe.method, inspect.model_inventory(context)
+    recipe, inventory = context.assignment.recipe, inspect.model_inventory(context)
+    method = recipe.method
     tried = try_methods(context, directory / TRIALS) if method == AUTO else []
     name = best_of(context, tried) if method == AUTO else method
     measured = measured_once(context) if is_measured(name) else {}
-    plan = measured_plan(inventory, name, context.ratio, measured)
+    plan = measured_plan(inventory, name, context.ratio, measured, recipe.key_value_heads)
     plan = replace(plan, absorption_tokens=absorption_tokens(context, plan))
     (directory / PLAN).write_text(json.dumps(plan.to_dict(), indent=1))
     (directory / CHOICE).write_text(json.dumps({trial.method: trial.perplexity for trial in tried}, indent=1))

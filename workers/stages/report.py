@@ -51,6 +51,7 @@ def gather(context: Context, package: Path, dense: str | None) -> CompressionRep
             for block in part.removed
         ),
         intermediate_size=planned.intermediate_size,
+        key_value_heads=planned.key_value_heads,
         teacher_text=written_text(context),
         distillation=distillation(context),
         dense_export=dense,

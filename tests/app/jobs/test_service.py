@@ -90,6 +90,28 @@ def test_an_unreachable_ratio_is_answered_with_the_range(service: JobService, ti
         service.submit(recipe(tiny, target_ratio=1000.0))
 
 
+def test_key_value_heads_that_the_model_cannot_have_are_answered_with_those_that_it_can(
+    service: JobService, tiny: dict[str, Any]
+) -> None:
+    with pytest.raises(Refused, match="can have 1 key/value heads; 2 were asked for") as refused:
+        service.submit(recipe(tiny, method="width", width={"key_value_heads": 2}))
+    assert refused.value.field == "width.key_value_heads"
+    assert service.submit(recipe(tiny, method="width", width={"key_value_heads": 1})).state is State.QUEUED
+
+
+def test_attention_that_no_config_can_narrow_is_not_narrowed(service: JobService, tiny_gpt2: dict[str, Any]) -> None:
+    with pytest.raises(Refused, match="this gpt2 cannot say") as refused:
+        service.submit(recipe(tiny_gpt2, method="width", width={"key_value_heads": 1}))
+    assert refused.value.field == "width.key_value_heads"
+
+
+def test_a_ratio_below_what_fewer_heads_leave_is_answered_with_the_range(
+    service: JobService, tiny: dict[str, Any]
+) -> None:
+    with pytest.raises(RatioOutOfRange, match=r"send a number from 1\.1\d+ to"):
+        service.submit(recipe(tiny, method="width", width={"key_value_heads": 1}, target_ratio=1.01))
+
+
 @pytest.mark.parametrize(("method", "ratio"), PRESET_RATIOS.items())
 def test_a_preset_answers_to_its_own_ratio_alone(
     service: JobService, tiny_gpt2: dict[str, Any], method: str, ratio: float

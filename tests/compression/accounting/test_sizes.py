@@ -6,7 +6,8 @@ from tests.compression.factors.test_sequential import TINY, open_tiny
 from workers.compression.accounting.architectures import Inventory
 from workers.compression.accounting.catalog import RESIZINGS, UnknownMethod
 from workers.compression.accounting.dimensions import narrowed
-from workers.compression.accounting.plans import TOLERANCE, RatioOutOfRange, feasible_range
+from workers.compression.accounting.heads import regrouped
+from workers.compression.accounting.plans import TOLERANCE, Plan, RatioOutOfRange, feasible_range
 from workers.compression.accounting.sizes import resized_plan, resizing_range
 
 
@@ -57,3 +58,38 @@ def test_fusion_reaches_higher_ratios_than_width_and_says_where_it_ends(inventor
 def test_a_method_that_factors_does_not_resize(inventory: Inventory) -> None:
     with pytest.raises(UnknownMethod, match="kronecker"):
         resizing_range(inventory, "kronecker")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Inventory:
+    return open_tiny("llama", tmp_path_factory.mktemp("llama"), {**TINY["llama"], "intermediate_size": 640}).inventory
+
+
+@pytest.mark.parametrize("part", [0.0, 0.05, 0.5, 0.95, 1.0])
+def test_with_fewer_key_value_heads_the_target_is_met_all_over_the_range(part: float, llama: Inventory) -> None:
+    feasible = resizing_range(llama, "width", 1)
+    target = feasible.lowest + part * (feasible.highest - feasible.lowest)
+    plan = resized_plan(llama, "width", target, 1)
+    assert plan.key_value_heads == 1
+    assert plan.ratio == pytest.approx(target, rel=TOLERANCE)
+    narrower = regrouped(llama, 1)
+    assert plan.parameters_after == narrowed(narrower, plan.intermediate_size or 640).total_parameters
+
+
+def test_where_fewer_heads_alone_meet_the_target_mlps_stay(llama: Inventory) -> None:
+    lowest = resizing_range(llama, "width", 1).lowest
+    assert resized_plan(llama, "width", lowest, 1).intermediate_size is None
+    with pytest.raises(RatioOutOfRange, match=f"from {lowest:.3f}"):
+        resized_plan(llama, "width", lowest * 0.99, 1)
+
+
+def test_what_goes_with_heads_need_not_go_with_hidden_units(llama: Inventory) -> None:
+    fewer, all_heads = resized_plan(llama, "width", 1.5, 1), resized_plan(llama, "width", 1.5)
+    assert fewer.intermediate_size is not None
+    assert all_heads.intermediate_size is not None
+    assert fewer.intermediate_size > all_heads.intermediate_size
+
+
+def test_a_plan_reads_back_the_key_value_heads_that_it_wrote(llama: Inventory) -> None:
+    plan = resized_plan(llama, "width", 1.5, 1)
+    assert Plan.from_dict(plan.to_dict()) == plan

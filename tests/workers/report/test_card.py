@@ -133,6 +133,11 @@ def test_a_dense_export_is_said_not_to_be_smaller() -> None:
     assert "**not smaller**" not in model_card(factored_report(), {}, [], own_code=True)
 
 
+def test_narrowed_attention_is_described() -> None:
+    assert "The attention has 2 key/value heads." in model_card(fused_report(key_value_heads=2), {}, [], own_code=False)
+    assert "key/value heads" not in model_card(fused_report(), {}, [], own_code=False)
+
+
 def test_a_training_is_described() -> None:
     assert "262,144 tokens" in model_card(factored_report(distillation=distillation_report()), {}, [], own_code=True)
 

@@ -1,10 +1,12 @@
 """What the report of a job says, against the files that it is about."""
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
 
+from app.contract.recipe import Width
 from app.contract.report import CompressionReport
 from tests.workers.stages.conftest import done, small_job
 from workers.compression.accounting.headers import stored_tensors
@@ -60,6 +62,15 @@ def test_a_removed_block_keeps_nothing(fused: Path) -> None:
     assert len(gone) == 1
     for site in report.sites:
         assert (site.parameters_after == 0) == (site.block in gone)
+
+
+def test_narrowed_attention_is_reported_as_the_package_has_it(asked: Assignment) -> None:
+    recipe = asked.recipe.model_copy(update={"method": "width", "width": Width(key_value_heads=1), "target_ratio": 1.4})
+    package = done(asked.model_copy(update={"recipe": recipe, "work_dir": asked.work_dir / "narrowed"})).package
+    config = json.loads((package / "config.json").read_text())
+    assert report_on(package).key_value_heads == config["num_key_value_heads"] == 1
+    assert report_on(package).intermediate_size == config["intermediate_size"]
+    assert report_on(package).achieved_ratio == pytest.approx(1.4, rel=0.02)
 
 
 def test_model_and_text_are_recorded_by_their_digests(asked: Assignment, factored: Path) -> None:

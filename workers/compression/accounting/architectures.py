@@ -21,6 +21,7 @@ from workers.compression.errors import MalformedModel, MissingWeights, Unsupport
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
+    "Attention",
     "Inventory",
     "Layout",
     "MalformedModel",
@@ -69,8 +70,27 @@ class Mlp:
         return self.stacked == 1 and site.endswith(f".{self.entering[0]}")
 
 
+@dataclass(frozen=True)
+class Attention:
+    """Where a block keeps its attention, by names inside the block.
+
+    Each matrix but `leaving` has one row for every number of every head; `leaving` has one column for each. `norm`
+    stands between the latter and the stream, where there is one. `divides_width`: the config is refused where the width
+    is no multiple of the number of query heads.
+    """
+
+    queries: str = "self_attn.q_proj"
+    keys: str = "self_attn.k_proj"
+    values: str = "self_attn.v_proj"
+    leaving: str = "self_attn.o_proj"
+    norm: str | None = None
+    divides_width: bool = False
+
+
 _GATED = Mlp(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
 _NORMED = Mlp(_GATED.entering, _GATED.leaving, norm="post_feedforward_layernorm")
+_ANY_HEADS = Attention()
+_NORMED_HEADS = Attention(norm="post_attention_layernorm", divides_width=True)
 
 
 @dataclass(frozen=True)
@@ -80,7 +100,8 @@ class Architecture:
     `base` is the prefix of the base model, which some checkpoints leave out of their tensor names; `tied` is what the
     type's config assumes for `tie_word_embeddings` when the file does not say; `old_head` is the head's name in older
     files. `blocks_field` and `width_field` are what the config calls the number of blocks and that of an MLP's hidden
-    units.
+    units. `attention` is None where the config has no field for the size of a head: there can then not be fewer of
+    them.
     """
 
     base: str
@@ -93,6 +114,7 @@ class Architecture:
     mlp: Mlp = _GATED
     blocks_field: str = "num_hidden_layers"
     width_field: str = "intermediate_size"
+    attention: Attention | None = None
 
     def canonical(self, name: str) -> str:
         """The name of a stored tensor as the transformers model with a language-modelling head has it."""
@@ -103,8 +125,10 @@ class Architecture:
         return f"{self.base}.{name}"
 
 
-def _llama_like(*, tied: bool, mlp: Mlp = _GATED) -> Architecture:
-    return Architecture(base="model", blocks="model.layers", embedding="model.embed_tokens", tied=tied, mlp=mlp)
+def _llama_like(*, tied: bool, mlp: Mlp = _GATED, attention: Attention | None = None) -> Architecture:
+    return Architecture(
+        base="model", blocks="model.layers", embedding="model.embed_tokens", tied=tied, mlp=mlp, attention=attention
+    )
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -134,13 +158,13 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         old_head="embed_out",
         mlp=Mlp(("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),
     ),
-    "llama": _llama_like(tied=False),
-    "mistral": _llama_like(tied=False),
-    "qwen2": _llama_like(tied=False),
-    "qwen3": _llama_like(tied=False),
-    "gemma": _llama_like(tied=True),
-    "gemma2": _llama_like(tied=True, mlp=_NORMED),
-    "gemma3_text": _llama_like(tied=True, mlp=_NORMED),
+    "llama": _llama_like(tied=False, attention=Attention(divides_width=True)),
+    "mistral": _llama_like(tied=False, attention=_ANY_HEADS),
+    "qwen2": _llama_like(tied=False, attention=_ANY_HEADS),
+    "qwen3": _llama_like(tied=False, attention=_ANY_HEADS),
+    "gemma": _llama_like(tied=True, attention=_ANY_HEADS),
+    "gemma2": _llama_like(tied=True, mlp=_NORMED, attention=_NORMED_HEADS),
+    "gemma3_text": _llama_like(tied=True, mlp=_NORMED, attention=_NORMED_HEADS),
     "phi": _llama_like(tied=False, mlp=Mlp(("mlp.fc1",), "mlp.fc2")),
     "phi3": _llama_like(tied=False, mlp=Mlp(("mlp.gate_up_proj",), "mlp.down_proj", stacked=2)),
 }
@@ -170,7 +194,8 @@ class Inventory:
     """What a checkpoint holds. `sites` are those inside the blocks; `head` is None where it is tied to the embedding.
 
     `total_parameters` counts the stored numbers once per distinct tensor: a tied head is free even if a file repeats
-    it. `block_parameters` says how many of them each block has.
+    it. `block_parameters` says how many of them each block has. `head_size` is that of an attention head, or None where
+    the config cannot say that there are fewer of them.
     """
 
     model_type: str
@@ -183,6 +208,7 @@ class Inventory:
     total_parameters: int
     block_prefix: str
     block_parameters: tuple[int, ...] = ()
+    head_size: int | None = None
 
     def sites_of(self, block: int) -> tuple[Site, ...]:
         return tuple(site for site in self.sites if site.block == block)
@@ -264,17 +290,19 @@ def inventory(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Invent
     blocks = _count_blocks(architecture, shapes)
     hidden_size = _stated_size(config, "hidden_size", "n_embd") or embedding.in_features
     _check_sizes(config, embedding, head, blocks, hidden_size)
+    sites = _sites(architecture, shapes)
     return Inventory(
         model_type=config["model_type"],
         blocks=blocks,
         hidden_size=hidden_size,
         vocab_size=embedding.out_features,
-        sites=_sites(architecture, shapes),
+        sites=sites,
         embedding=embedding,
         head=head,
         total_parameters=sum(math.prod(shape) for shape in shapes.values()),
         block_prefix=architecture.blocks,
         block_parameters=_block_parameters(architecture, shapes, blocks),
+        head_size=_head_size(config, architecture.attention, sites),
     )
 
 
@@ -300,6 +328,25 @@ def _sites(architecture: Architecture, shapes: Mapping[str, Shape]) -> tuple[Sit
         free = architecture.mlp.sets_order(match[1])
         sites.append(Site(match[1], int(match[2]), out_features, in_features, architecture.layout, bias, free))
     return tuple(sorted(sites, key=lambda site: (site.block, site.name)))
+
+
+def _head_size(config: Mapping[str, Any], attention: Attention | None, sites: Iterable[Site]) -> int | None:
+    """What the weights say, where the config states the number of heads and all blocks have the same of them."""
+    if attention is None or (heads := _stated_size(config, "num_attention_heads")) is None:
+        return None
+    entering = {
+        name: {site.out_features for site in sites if site.name.endswith(f".{name}")}
+        for name in (attention.queries, attention.keys, attention.values)
+    }
+    queries, keys, values = entering.values()
+    leaving = {site.in_features for site in sites if site.name.endswith(f".{attention.leaving}")}
+    if not len(queries) == len(keys) == 1 or queries != leaving or keys != values:
+        return None
+    (rows,), (shared_rows,) = queries, keys
+    size = rows // heads
+    # Of a group of query heads, each reads the same keys and values.
+    alike = size > 0 and rows == heads * size and shared_rows % size == 0 and rows % shared_rows == 0
+    return size if alike else None
 
 
 def _count_blocks(architecture: Architecture, shapes: Mapping[str, Shape]) -> int:

@@ -1,4 +1,5 @@
-"""Fewer blocks and narrower MLPs: what they store, what config.json says of them, how their tensors are then named.
+"""Fewer blocks and narrower MLPs: what they store, what config.json says of them and of fewer heads, how their tensors
+are then named.
 
 Torch-free. Blocks are numbered, and parameters counted, as in the inventory that is given: the original's, or that of
 a `models.EditedModel`.
@@ -12,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from workers.compression.accounting.architectures import ARCHITECTURES, Inventory, Site, architecture_of
+from workers.compression.accounting.heads import Heads
 from workers.compression.accounting.plans import TOLERANCE, Range, RatioOutOfRange
 from workers.compression.errors import UnsupportedArchitecture
 
@@ -110,9 +112,14 @@ def _leaves(inventory: Inventory, site: Site) -> bool:
 
 
 def resized_config(
-    config: Mapping[str, Any], kept: Sequence[int], blocks: int, intermediate_size: int | None = None
+    config: Mapping[str, Any],
+    kept: Sequence[int],
+    blocks: int,
+    intermediate_size: int | None = None,
+    heads: Heads | None = None,
 ) -> dict[str, Any]:
-    """The config of the model that has only the blocks `kept` of its `blocks`, with that many hidden units per MLP.
+    """The config of the model that has only the blocks `kept` of its `blocks`, with that many hidden units per MLP and
+    those attention heads; None: as before.
 
     Every list with one entry for each block keeps the entries of the blocks that remain. A list that the file leaves to
     the library's default is not there to be edited: state it first. Raises UnsupportedArchitecture where a block
@@ -122,6 +129,13 @@ def resized_config(
     resized = dict(config)
     if intermediate_size is not None:
         resized[architecture.width_field] = intermediate_size
+    if heads is not None and heads.queries != config["num_attention_heads"]:
+        # Left out, a head's size would follow from the number of heads.
+        resized |= {
+            "num_attention_heads": heads.queries,
+            "num_key_value_heads": heads.key_values,
+            "head_dim": heads.size,
+        }
     if len(kept) == blocks:
         return resized
     if config.get("scale_attn_by_inverse_layer_idx"):

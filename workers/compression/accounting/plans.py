@@ -200,6 +200,7 @@ class Plan:
     intermediate_size: int | None = None
     factors: str | None = None
     absorption_tokens: int = 0
+    key_value_heads: int | None = None
 
     @property
     def ratio(self) -> float:
@@ -217,6 +218,7 @@ class Plan:
             "intermediate_size": self.intermediate_size,
             "factors": self.factors,
             "absorption_tokens": self.absorption_tokens,
+            "key_value_heads": self.key_value_heads,
         }
 
     @classmethod
@@ -233,6 +235,7 @@ class Plan:
             form["intermediate_size"],
             form["factors"],
             int(form["absorption_tokens"]),
+            form["key_value_heads"],
         )
 
 

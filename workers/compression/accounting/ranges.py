@@ -7,13 +7,15 @@ from workers.compression.accounting.presets import preset_range
 from workers.compression.accounting.sizes import resizing_range
 
 
-def range_of(inventory: Inventory, name: str) -> Range:
-    """The lowest and highest target ratio of a method. Raises UnknownMethod, PresetDoesNotFit."""
+def range_of(inventory: Inventory, name: str, key_value_heads: int | None = None) -> Range:
+    """The lowest and highest target ratio of a method; of one that resizes, where that many key/value heads are to be
+    left. Raises UnknownMethod, PresetDoesNotFit, HeadsDoNotFit.
+    """
     if name == AUTO:
         ranges = [range_of(inventory, candidate) for candidate in CANDIDATES]
         return Range(min(each.lowest for each in ranges), max(each.highest for each in ranges))
     if name in RESIZINGS:
-        return resizing_range(inventory, name)
+        return resizing_range(inventory, name, key_value_heads)
     if name in PRESETS:
         return preset_range(inventory, name)
     return feasible_range(inventory, name)

@@ -1,10 +1,11 @@
 """How many blocks and how many hidden units a target ratio leaves, for the methods that keep the architecture.
 
 Torch-free: the service asks it at POST. The blocks of a model are alike, so what goes is counted before it is known
-which.
+which. How many key/value heads stay is not derived from the ratio: it is asked for, or all do.
 """
 
 import math
+from dataclasses import replace
 
 from workers.compression.accounting.architectures import Inventory
 from workers.compression.accounting.catalog import Resizing, resizing
@@ -16,32 +17,42 @@ from workers.compression.accounting.dimensions import (
     resized_parameters,
     width_range,
 )
+from workers.compression.accounting.heads import regrouped
 from workers.compression.accounting.plans import TOLERANCE, Plan, Range, RatioOutOfRange, feasible_range
 
 BLOCKS_FLOOR = 1 / 2
 """The least part of its blocks that a model keeps."""
 
 
-def resizing_range(inventory: Inventory, name: str) -> Range:
-    """The lowest and highest target ratio that the method reaches on the model. Raises UnknownMethod."""
+def resizing_range(inventory: Inventory, name: str, key_value_heads: int | None = None) -> Range:
+    """The lowest and highest target ratio that the method reaches on the model, where that many key/value heads are to
+    be left of it. Raises UnknownMethod, HeadsDoNotFit.
+    """
     chosen = resizing(name)
+    if key_value_heads is not None:
+        narrower = regrouped(inventory, key_value_heads)
+        reached = inventory.total_parameters / narrower.total_parameters
+        return Range(reached, reached * resizing_range(narrower, name).highest)
     if chosen.factors is not None:
         return _shared_range(inventory, chosen.factors)
     gone = range(_most_blocks(inventory, chosen))
     return Range(width_range(inventory).lowest, width_range(inventory, gone).highest)
 
 
-def resized_plan(inventory: Inventory, name: str, target_ratio: float) -> Plan:
-    """The plan that meets the target within TOLERANCE: as many blocks as the method gives up, then narrower MLPs.
+def resized_plan(inventory: Inventory, name: str, target_ratio: float, key_value_heads: int | None = None) -> Plan:
+    """The plan that meets the target within TOLERANCE: as many blocks as the method gives up, then narrower MLPs. Where
+    only that many key/value heads are to be left, it counts what goes with the others first.
 
-    Raises RatioOutOfRange, UnknownMethod.
+    Raises RatioOutOfRange, UnknownMethod, HeadsDoNotFit.
     """
-    chosen, feasible = resizing(name), resizing_range(inventory, name)
+    chosen, feasible = resizing(name), resizing_range(inventory, name, key_value_heads)
     if target_ratio not in feasible:
         raise RatioOutOfRange(
             f"{name} reaches ratios from {feasible.lowest:.3f} to {feasible.highest:.3f} on this model; "
             f"{target_ratio:g} was asked for"
         )
+    if key_value_heads is not None:
+        return _regrouped_plan(inventory, name, target_ratio, key_value_heads)
     total, whole = inventory.total_parameters, present_size(inventory)
     if chosen.factors is not None:
         size = intermediate_size_for(inventory, math.sqrt(target_ratio))
@@ -53,6 +64,17 @@ def resized_plan(inventory: Inventory, name: str, target_ratio: float) -> Plan:
     size = intermediate_size_for(inventory, target_ratio, range(removed))
     after = resized_parameters(inventory, range(removed), size)
     return Plan(name, {}, total, after, removed=removed, intermediate_size=size)
+
+
+def _regrouped_plan(inventory: Inventory, name: str, target_ratio: float, key_value_heads: int) -> Plan:
+    narrower = regrouped(inventory, key_value_heads)
+    total, after = inventory.total_parameters, narrower.total_parameters
+    rest = target_ratio * after / total
+    if rest <= 1 + TOLERANCE:
+        return Plan(name, {}, total, after, key_value_heads=key_value_heads)
+    # On a tiny model a single hidden unit may be more than the tolerance.
+    plan = resized_plan(narrower, name, max(rest, resizing_range(narrower, name).lowest))
+    return replace(plan, parameters_before=total, key_value_heads=key_value_heads)
 
 
 def _shared_range(inventory: Inventory, factors: str) -> Range:

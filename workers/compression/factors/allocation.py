@@ -69,15 +69,20 @@ class Curve:
 
 
 def measured_plan(
-    inventory: Inventory, method_name: str, target_ratio: float, sensitivities: Mapping[str, Sensitivity]
+    inventory: Inventory,
+    method_name: str,
+    target_ratio: float,
+    sensitivities: Mapping[str, Sensitivity],
+    key_value_heads: int | None = None,
 ) -> Plan:
     """The plan that meets the target with the least divergence predicted.
 
     A method whose budget is uniform by definition gets `uniform_plan`; presets and those that resize have plans of
-    their own. Raises RatioOutOfRange, UnknownMethod, PresetDoesNotFit.
+    their own, the latter with as many `key_value_heads` as are to be left. Raises RatioOutOfRange, UnknownMethod,
+    PresetDoesNotFit, HeadsDoNotFit.
     """
     if method_name in RESIZINGS:
-        return resized_plan(inventory, method_name, target_ratio)
+        return resized_plan(inventory, method_name, target_ratio, key_value_heads)
     if method_name in PRESETS:
         return preset_plan(inventory, method_name, target_ratio)
     chosen = method(method_name)

@@ -1,4 +1,4 @@
-"""The compressed model as far as it is finished, block by block, with blocks left out and MLPs narrowed.
+"""The compressed model as far as it is finished, block by block, with blocks left out and narrowed.
 
     model = EditedModel(original, finished_parts)
     for index in model.kept:                          # numbered as in the original
@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workers.compression import structures
-from workers.compression.accounting.architectures import Inventory, Site, architecture_of
-from workers.compression.accounting.dimensions import block_of, renumbered, resized_config
+from workers.compression.accounting.architectures import Inventory, Site
+from workers.compression.accounting.dimensions import block_of, intermediate_size, renumbered, resized_config
+from workers.compression.accounting.heads import stated_heads
 from workers.compression.models.skeleton import assign, empty_model
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
@@ -105,10 +106,11 @@ class EditedModel(StreamedModel):
     def whole(self) -> PreTrainedModel:
         """The transformers model with fewer blocks, renumbered, as a copy that shares nothing.
 
-        Raises ValueError where the MLPs of the blocks are not equally wide.
+        Raises ValueError where the blocks are not equally wide.
         """
-        prefix, kept = self.inventory.block_prefix, self.kept
-        config = resized_config(self._skeleton.config.to_dict(), kept, self.inventory.blocks, self._width())
+        prefix, kept, contents = self.inventory.block_prefix, self.kept, self.inventory
+        size, heads = intermediate_size(contents), stated_heads(contents)
+        config = resized_config(self._skeleton.config.to_dict(), kept, contents.blocks, size, heads)
         model = empty_model(config, self.dtype, self.device)
         forms = {renumbered(name, prefix, kept): form for name, form in self._structures.items()}
         structures.replace(model, forms)
@@ -140,13 +142,6 @@ class EditedModel(StreamedModel):
         head = dataclasses.replace(table, name=self._head_name, layout="linear")
         self.inventory = dataclasses.replace(self.inventory, head=head)
         self._stored_names[f"{head.name}.weight"] = self._stored_names[f"{table.name}.weight"]
-
-    def _width(self) -> int:
-        leaving = architecture_of({"model_type": self.inventory.model_type}).mlp.leaving
-        widths = {site.in_features for site in self.inventory.sites if site.name.endswith(f".{leaving}")}
-        if len(widths) > 1:
-            raise ValueError(f"the MLPs of the blocks are not equally wide: {sorted(widths)}")
-        return widths.pop()
 
     def _present_inventory(self) -> Inventory:
         shapes = {name: tensor.shape for name, tensor in self._skeleton.state_dict().items()}

@@ -8,6 +8,7 @@ Promise: everything can be read as often as needed; one tensor at a time is in m
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,14 +19,16 @@ from transformers import CONFIG_MAPPING
 
 from workers.compression.accounting.architectures import (
     Inventory,
+    Site,
     architecture_of,
     inventory,
     is_tied,
     read_config,
     weights,
 )
-from workers.compression.accounting.dimensions import block_of, renumbered, resized_config
+from workers.compression.accounting.dimensions import block_of, intermediate_size, renumbered, resized_config
 from workers.compression.accounting.headers import StoredTensor, stored_tensors
+from workers.compression.accounting.heads import stated_heads
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -61,20 +64,18 @@ class Content:
         self._removed: set[int] = set()
         self._structures: dict[str, Mapping[str, Any]] = {}
         self._holders: dict[str, int] = {}
-        self._widths: dict[int, int] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         for number, part in enumerate(parts):
             self._survey(number, part)
         self._kept = [block for block in range(self._inventory.blocks) if block not in self._removed]
 
     def config(self) -> dict[str, Any]:
-        """The original's config, resized. Raises ValueError where some MLPs are narrower than others."""
-        before = {site.block: site.in_features for site in self._inventory.sites if self._leaves_mlp(site.name)}
-        after = {self._widths.get(block, before[block]) for block in self._kept}
-        if len(after) > 1:
-            raise ValueError(f"the MLPs of the blocks are not equally wide: {sorted(after)}")
-        narrowed = None if after <= set(before.values()) else after.pop()
+        """The original's config, resized. Raises ValueError where some blocks are narrower than others."""
+        present = self._present_inventory()
+        size = intermediate_size(present)
+        narrowed = None if size == intermediate_size(self._inventory) else size
         config = _with_layer_types(self._config) if self._removed else self._config
-        return resized_config(config, self._kept, self._inventory.blocks, narrowed)
+        return resized_config(config, self._kept, self._inventory.blocks, narrowed, stated_heads(present))
 
     def structures(self) -> dict[str, Mapping[str, Any]]:
         """The structure of every replaced module, the head included that a factored embedding takes along."""
@@ -108,12 +109,19 @@ class Content:
             self._holders.pop(f"{site}.weight", None)
         for name, tensor in part.tensors.items():
             self._holders[name] = number
-            block = block_of(name, self._inventory.block_prefix)
-            if block is not None and self._leaves_mlp(name.removesuffix(".weight")):
-                self._widths[block] = tensor.shape[architecture_of(self._config).layout == "linear"]
+            self._shapes[name] = tuple(tensor.shape)
 
-    def _leaves_mlp(self, site: str) -> bool:
-        return site.endswith(f".{architecture_of(self._config).mlp.leaving}")
+    def _present_inventory(self) -> Inventory:
+        sites = (site for site in self._inventory.sites if site.block not in self._removed)
+        return replace(self._inventory, sites=tuple(self._present(site) for site in sites))
+
+    def _present(self, site: Site) -> Site:
+        """The site as large as the last weight that any part gave it, before it was factored."""
+        shape = self._shapes.get(f"{site.name}.weight")
+        if shape is None:
+            return site
+        rows, columns = shape if site.layout == "linear" else reversed(shape)
+        return replace(site, out_features=rows, in_features=columns)
 
     def _remains(self, name: str) -> bool:
         return block_of(name, self._inventory.block_prefix) not in self._removed

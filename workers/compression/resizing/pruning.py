@@ -3,6 +3,8 @@
 The optimal brain surgeon (Hassibi and Stork, 1993) for whole columns: with M = E[h hᵀ] the error of losing column j of
 W is ‖W_j‖² / (M⁻¹)_jj after all other columns have been refitted. Inputs go one by one, the cheapest first, and W and
 M⁻¹ are updated each time, so that of two that can replace each other only one goes.
+
+For a group of columns B that only go together, the same error is tr(W_B ((M⁻¹)_BB)⁻¹ W_Bᵀ).
 """
 
 import math
@@ -38,6 +40,28 @@ def prune(matrix: Tensor, moments: Tensor, size: int, outputs: Tensor | None = N
         raise ValueError(f"of {len(moments)} units {size} cannot be kept")
     weighed = matrix if outputs is None else outputs.to(matrix)[:, None] * matrix
     kept = _survivors(weighed, torch.cholesky_inverse(torch.linalg.cholesky(moments)), size)
+    return _refitted(matrix, moments, kept)
+
+
+def prune_groups(matrix: Tensor, moments: Tensor, width: int, count: int) -> Pruned:
+    """The same for inputs of which `width` neighbours only go or stay together: the `count` such groups that give the
+    outputs best.
+
+    Raises ValueError where there are not more groups than `count`, or the inputs are no whole number of groups.
+    """
+    groups, rest = divmod(len(moments), width)
+    if rest or not 0 < count < groups:
+        raise ValueError(f"of {len(moments)} inputs in groups of {width}, {count} groups cannot be kept")
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
+    columns, kept = matrix, torch.arange(len(moments))
+    while len(kept) > count * width:
+        gone = _cheapest_group(columns, inverse, width)
+        columns, inverse, left = _without(columns, inverse, gone)
+        kept = kept[left]
+    return _refitted(matrix, moments, kept)
+
+
+def _refitted(matrix: Tensor, moments: Tensor, kept: Tensor) -> Pruned:
     columns = torch.linalg.solve(moments[kept][:, kept], (matrix @ moments[:, kept]).T).T
     lost = matrix.clone()
     lost[:, kept] -= columns
@@ -48,13 +72,29 @@ def _survivors(matrix: Tensor, inverse: Tensor, size: int) -> Tensor:
     kept = torch.arange(len(inverse))
     while len(kept) > size:
         gone = _cheapest(matrix, inverse, min(REMOVED_AT_ONCE, len(kept) - size))
-        rest = torch.ones(len(kept), dtype=torch.bool)
-        rest[gone] = False
-        taken_over = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, rest])
-        matrix = matrix[:, rest] - matrix[:, gone] @ taken_over
-        inverse = inverse[rest][:, rest] - inverse[rest][:, gone] @ taken_over
+        matrix, inverse, rest = _without(matrix, inverse, gone)
         kept = kept[rest]
     return kept
+
+
+def _without(matrix: Tensor, inverse: Tensor, gone: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Matrix and inverse of the inputs that are left once the others have made up for those gone, and which they
+    are."""
+    rest = torch.ones(len(inverse), dtype=torch.bool)
+    rest[gone] = False
+    taken_over = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, rest])
+    return (
+        matrix[:, rest] - matrix[:, gone] @ taken_over,
+        inverse[rest][:, rest] - inverse[rest][:, gone] @ taken_over,
+        rest,
+    )
+
+
+def _cheapest_group(matrix: Tensor, inverse: Tensor, width: int) -> Tensor:
+    """The inputs of the group whose loss costs least."""
+    groups = torch.split(torch.arange(len(inverse)), width)
+    costs = [_energy(matrix[:, group], torch.linalg.inv(inverse[group][:, group])) for group in groups]
+    return groups[costs.index(min(costs))]
 
 
 def _cheapest(matrix: Tensor, inverse: Tensor, count: int) -> Tensor:
