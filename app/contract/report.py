@@ -106,6 +106,7 @@ class Environment(Section):
     device: str = Field(description="the processor's instruction set, or the name of the GPU")
     dtype: str = Field(description="in which matrices were multiplied")
     threads: int
+    processes: int = Field(1, description="that a distillation was divided among")
     platform: str
 
 

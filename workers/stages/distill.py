@@ -1,7 +1,8 @@
 """Train the compressed model to predict what the original predicts. What was trained becomes one more part.
 
 Where the recipe asks for several steps, the first group of matrices was compressed before; here follow a training, the
-next group, the next training. Each part and each training is durable by itself.
+next group, the next training. Each part and each training is durable by itself. Several processes train together
+where there are several GPUs.
 """
 
 from pathlib import Path
@@ -13,6 +14,7 @@ from workers.stages.context import Context
 from workers.stages.curve import Curve, read_curve
 from workers.stages.part_files import write_part
 from workers.stages.plan import plan_of, sensitivities_of
+from workers.stages.ranks import train_in_processes
 
 NAME = str(Stage.DISTILL)
 
@@ -23,7 +25,21 @@ def run(context: Context, directory: Path) -> None:
         if phase.number and unfinished < phase.trained:
             compress_more(context, directory, phase, unfinished)
         if unfinished <= phase.trained:
-            training.train_phase(context, phase)
+            train(context, phase)
+
+
+def processes(context: Context) -> int:
+    """How many train together: each computes at least one of the sequences of a step."""
+    distillation = context.assignment.recipe.distillation
+    return 1 if distillation is None else min(compute.processes(context), distillation.sequences)
+
+
+def train(context: Context, phase: Phase) -> None:
+    several = processes(context)
+    if several > 1:
+        train_in_processes(context, phase, several)
+    else:
+        training.train_phase(context, phase)
 
 
 def first_unfinished(context: Context, phase: Phase) -> int:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from app.contract.job import Stage
 from app.contract.recipe import Distillation
+from workers.compression.distillation.parallel import Alone, Ranks
 from workers.compression.distillation.settings import Settings
 from workers.compression.distillation.trained import trained_part
 from workers.compression.distillation.training import Checkpoint, distil
@@ -37,13 +38,19 @@ KEPT_TIMES, LONGEST_INTERVAL = 10, 50
 """A training is kept so many times, and after so many steps at the latest."""
 
 
-def train_phase(context: Context, phase: Phase) -> None:
-    """Trains what the parts so far make of the original; leaves the curve and the part `phase.trained`."""
+def train_phase(context: Context, phase: Phase, ranks: Ranks | None = None) -> None:
+    """Trains what the parts so far make of the original; leaves the curve and the part `phase.trained`.
+
+    Where the training is divided among `ranks`, all of them call this, and the one that leads makes it durable.
+    """
+    ranks = ranks or Alone()
     distillation = asked(context)
     original = StreamedModel.open(inspect.model_dir(context), device=compute.device(context), dtype=torch.float32)
     edited = EditedModel(original, compress.FinishedParts(context, phase.trained))
     student = edited.whole()
-    trained = train(context, student, distillation, phase)
+    trained = train(context, student, distillation, phase, ranks)
+    if not ranks.leads:
+        return
     part = trained_part(edited, student, phase.trained, distillation.train)
     directory = context.bench.begin(Stage.DISTILL)
     # The part comes last, since it says that the phase is done.
@@ -55,7 +62,9 @@ def train_phase(context: Context, phase: Phase) -> None:
     context.bench.finish_part(path)
 
 
-def train(context: Context, student: PreTrainedModel, distillation: Distillation, phase: Phase) -> Checkpoint:
+def train(
+    context: Context, student: PreTrainedModel, distillation: Distillation, phase: Phase, ranks: Ranks
+) -> Checkpoint:
     """Trains the student in place, from where an earlier attempt was, and gives the last state of the training."""
     count = len(compress.schedule(context))
     teacher = compute.open_model(context, inspect.model_dir(context)).whole()
@@ -80,7 +89,8 @@ def train(context: Context, student: PreTrainedModel, distillation: Distillation
         resumed=kept,
         compute_dtype=None if teacher.dtype == torch.float32 else teacher.dtype,
         cache=context.assignment.work_dir / f"{TEACHER}-{context.bench.fingerprint}",
-        keep=lambda checkpoint: keep(context, checkpoint, before),
+        ranks=ranks,
+        keep=lambda checkpoint: keep(context, checkpoint, before, ranks),
         told=tell,
     ):
         kept = checkpoint
@@ -138,18 +148,19 @@ def place_of(tokens: int, of: int, loss: float, restarts: int) -> str:
     return f"distilling: {tokens:,} of {of:,} tokens, loss {loss:.3g}{diverged}"
 
 
-def keep(context: Context, checkpoint: Checkpoint, before: int) -> Checkpoint:
+def keep(context: Context, checkpoint: Checkpoint, before: int, ranks: Ranks) -> Checkpoint:
     """Make a training durable, drop the earlier states of it, and give it back as it is read from its file.
 
     `before`: the steps of trainings before this one; a state is named for the number of all steps so far.
     """
-    name = f"{before + checkpoint.step:08d}.safetensors"
-    path = context.bench.begin(TRAINING) / name
-    write_checkpoint(path, checkpoint)
-    context.bench.finish_part(path)
-    for earlier in context.bench.parts(TRAINING):
-        if earlier < name:
-            context.bench.discard_part(TRAINING, earlier)
+    path = context.bench.begin(TRAINING) / f"{before + checkpoint.step:08d}.safetensors"
+    if ranks.leads:
+        write_checkpoint(path, checkpoint)
+        context.bench.finish_part(path)
+        for earlier in context.bench.parts(TRAINING):
+            if earlier < path.name:
+                context.bench.discard_part(TRAINING, earlier)
+    ranks.wait()
     return read_checkpoint(path)
 
 
