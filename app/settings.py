@@ -58,6 +58,12 @@ class Settings(BaseSettings):
     keep_work_seconds: float = Field(24 * 3600.0, ge=0, description="age at which work files of ended jobs are deleted")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int | None = Field(None, ge=1, description="CPU threads of the computing child; unset: all cores")
+    processes: int | None = Field(
+        None,
+        ge=1,
+        description="processes that share a distillation, a GPU each where there are GPUs; unset: one for each visible "
+        "GPU where the device is auto or cuda, one elsewhere",
+    )
     memory_bytes: int | None = Field(
         None,
         ge=1,

@@ -30,6 +30,7 @@ class Assignment(Message):
     work_dir: Path = Field(description="of the job; each attempt writes below its own number")
     device: str
     threads: int | None
+    processes: int | None = Field(None, description="that train together; None: one for each GPU, or one")
     memory_bytes: int | None = Field(None, description="what the child should stay below; None: what the machine has")
 
 

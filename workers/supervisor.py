@@ -254,6 +254,7 @@ class Supervisor:
             work_dir=self.settings.work_dir / claim.job_id,
             device=self.settings.device,
             threads=self.settings.threads,
+            processes=self.settings.processes,
             memory_bytes=self.settings.memory_bytes,
         )
 

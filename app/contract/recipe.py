@@ -145,6 +145,14 @@ class Distillation(Options):
         description="so many of the original's largest logits of each token are kept on disk, 8 bytes each, where text "
         "is passed again, and the others compared as one; 0: the original is asked again",
     )
+    steps: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="more than 1, for methods that do nothing but factor: the matrices are compressed in so many "
+        "groups, from the embedding and the first block to the last, and behind each the whole model is trained on an "
+        "equal part of the tokens",
+    )
 
     @model_validator(mode="after")
     def check_cache(self) -> Self:
@@ -157,6 +165,11 @@ class Distillation(Options):
         step = self.sequences * self.length
         if self.tokens < step:
             raise ValueError(f"tokens ({self.tokens}) is less than one step ({step}); lower sequences or length")
+        if self.tokens < step * self.steps:
+            raise ValueError(
+                f"tokens ({self.tokens}) leave less than one step of the optimiser ({step}) to each of {self.steps} "
+                "steps; lower steps, sequences or length"
+            )
         return self
 
 

@@ -58,6 +58,15 @@ class CurvePoint(Section):
     loss: float
 
 
+class DistillationStep(Section):
+    """A group of matrices that was compressed, and the training of the whole model behind it."""
+
+    compressed: tuple[str, ...] = Field(description="embedding, blocks and head by their names in the original")
+    tokens: int
+    restarts: int
+    loss: float = Field(description="at the end of the training")
+
+
 class DistillationReport(Section):
     """How the training went."""
 
@@ -66,6 +75,7 @@ class DistillationReport(Section):
         0, description="times that it diverged and went on from before that at half the learning rate"
     )
     points: tuple[CurvePoint, ...]
+    steps: tuple[DistillationStep, ...] = Field((), description="in their order; one where the recipe asks for one")
 
 
 class TeacherText(Section):
@@ -96,6 +106,7 @@ class Environment(Section):
     device: str = Field(description="the processor's instruction set, or the name of the GPU")
     dtype: str = Field(description="in which matrices were multiplied")
     threads: int
+    processes: int = Field(1, description="that a distillation was divided among")
     platform: str
 
 

@@ -39,7 +39,7 @@ from app.sources.models import ModelSources
 from app.sources.text import TextSources
 from app.storage import StoredFile
 from workers.compression.accounting.architectures import Inventory
-from workers.compression.accounting.catalog import AUTO, leaves_factors
+from workers.compression.accounting.catalog import AUTO, goes_in_phases, leaves_factors
 from workers.compression.accounting.heads import HeadsDoNotFit
 from workers.compression.accounting.plans import Range
 from workers.compression.accounting.presets import PresetDoesNotFit
@@ -79,6 +79,7 @@ class JobService:
         check_lengths(recipe, model.config)
         check_ratio(recipe, model.inventory)
         check_trained(recipe)
+        check_steps(recipe, model.inventory)
         check_export(recipe)
         check_baseline(recipe, model.inventory)
         check_quantisation(recipe, model.inventory)
@@ -192,6 +193,16 @@ def check_trained(recipe: Recipe) -> None:
         raise Refused(
             "distillation.train", f"the method {recipe.method!r} need not leave factors; send 'all' or 'norms'"
         )
+
+
+def check_steps(recipe: Recipe, inventory: Inventory) -> None:
+    """Training can come between the groups of matrices of a method that factors one after another, and of no other."""
+    steps = 1 if recipe.distillation is None else recipe.distillation.steps
+    if steps > 1 and not goes_in_phases(recipe.method):
+        message = f"the method {recipe.method!r} does more than factor one matrix after another; send 1 or leave it out"
+        raise Refused("distillation.steps", message)
+    if steps > inventory.blocks:
+        raise Refused("distillation.steps", f"the model has {inventory.blocks} blocks; send at most {inventory.blocks}")
 
 
 def check_quantisation(recipe: Recipe, inventory: Inventory) -> None:

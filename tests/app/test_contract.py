@@ -44,6 +44,8 @@ def test_the_contract_and_the_accounting_name_the_same_schemes_of_quantisation()
         ({"calibration": {"datasets": ["local:a", "local:b"], "sequences": 1}}, "none for some of 2"),
         ({"distillation": {"datasets": ["nowhere"]}}, "builtin:NAME"),
         ({"distillation": {"tokens": 2047}}, "less than one step .2048.; lower sequences"),
+        ({"distillation": {"tokens": 4095, "steps": 2}}, "less than one step of the optimiser .2048. to each of 2"),
+        ({"distillation": {"steps": 0}}, "greater than or equal to 1"),
         ({"distillation": {"learning_rate": 0}}, "greater than 0"),
         ({"distillation": {"temperature": 0}}, "greater than or equal to 0.1"),
         ({"distillation": {"warm_up": 1.5}}, "less than or equal to 1"),

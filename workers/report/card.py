@@ -212,7 +212,7 @@ def how_it_was_made(report: CompressionReport) -> str:
         facts.append(
             f"Distillation from the original: {report.distillation.tokens:,} tokens of "
             f"{listed(recipe.distillation.datasets)}, learning rate {recipe.distillation.learning_rate:g}, trained: "
-            f"{recipe.distillation.train}."
+            f"{recipe.distillation.train}{in_steps(len(report.distillation.steps))}."
         )
     if recipe.quantisation is not None:
         facts.append(
@@ -221,6 +221,10 @@ def how_it_was_made(report: CompressionReport) -> str:
         )
     facts.append("What became of each matrix stands in `compression_report.json`.")
     return "## How it was made\n\n" + "\n".join(f"- {fact}" for fact in facts)
+
+
+def in_steps(count: int) -> str:
+    return f"; in {count} steps, each behind the compression of some of the matrices" if count > 1 else ""
 
 
 def dense_card(report: CompressionReport, original: Mapping[str, Any]) -> str:

@@ -1,13 +1,18 @@
-"""Compress the model part by part. Each finished part is durable, so a new attempt goes on behind the last one."""
+"""Compress the model part by part. Each finished part is durable, so a new attempt goes on behind the last one.
+
+Where the recipe asks for a distillation in several steps, these are the parts before the first training.
+"""
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from app.contract.job import Stage
 from workers.compression.accounting.architectures import Inventory
 from workers.compression.accounting.plans import Plan
 from workers.compression.parts import CompressedPart
-from workers.compression.pipeline import compress, fused_parts, part_count, resized_parts
+from workers.compression.phases import Phase, phases
+from workers.compression.pipeline import compress, fused_parts, resized_parts
 from workers.compression.resizing.local_distillation import Checkpoint
 from workers.stages import calibrate, compute, inspect
 from workers.stages.absorption_files import CheckpointFiles
@@ -21,8 +26,8 @@ NAME = str(Stage.COMPRESS)
 def run(context: Context, directory: Path) -> None:
     model = compute.open_model(context, inspect.model_dir(context))
     plan = plan_of(context)
-    count = part_count(model.inventory, plan)
-    start = first_unfinished(context, count)
+    count = len(schedule(context)[0].parts)
+    start = first_unfinished(context, NAME, range(count))
     if start > 0:
         place = min(start, count - 1)  # all parts may be finished already
         context.resumed(block=block_of(place, model.inventory, plan))
@@ -39,11 +44,11 @@ def run(context: Context, directory: Path) -> None:
         calibrate.calibration(context),
         sensitivities=sensitivities_of(context),
         start=start,
-        finished=lambda index: read_part(part_path(context, index)),
+        finished=FinishedParts(context, count).__getitem__,
         checkpoints=checkpoints,
         seed=context.assignment.recipe.seed,
     )
-    for part in parts:
+    for part in islice(parts, count - start):
         path = directory / file_name(part.index)
         write_part(path, part)
         context.bench.finish_part(path)
@@ -51,6 +56,13 @@ def run(context: Context, directory: Path) -> None:
         done = part.index + 1
         del part  # or it stays in memory beside the next one
         context.progress(done / count, place_of(min(done, count - 1), model.inventory, plan))
+
+
+def schedule(context: Context) -> tuple[Phase, ...]:
+    """The phases of the recipe; one where it asks for no distillation, which then has no training."""
+    distillation = context.assignment.recipe.distillation
+    steps = 1 if distillation is None else distillation.steps
+    return phases(inspect.model_inventory(context), plan_of(context), steps)
 
 
 def block_of(part: int, inventory: Inventory, plan: Plan) -> int | None:
@@ -77,30 +89,40 @@ def place_of(part: int, inventory: Inventory, plan: Plan) -> str:
 
 
 class FinishedParts:
-    """The parts of the whole compressed model, in order, each read anew whenever it is asked for; what distillation
-    trained is the last, once it has."""
+    """The parts of the compressed model, in order, each read anew whenever it is asked for. What a training left stands
+    behind those that it was made of."""
 
-    def __init__(self, context: Context) -> None:
-        count = part_count(inspect.model_inventory(context), plan_of(context))
-        self.paths = [part_path(context, index) for index in range(count)]
-        if Stage.DISTILL in context.results:
-            self.paths.append(context.results[Stage.DISTILL] / file_name(count))
+    def __init__(self, context: Context, count: int | None = None) -> None:
+        """`count`: the first so many; all that the finished stages have left, if none is given."""
+        planned = schedule(context)
+        self._context, self._compressed = context, len(planned[0].parts)
+        distilled = planned[-1].trained + 1 if Stage.DISTILL in context.results else self._compressed
+        self._count = distilled if count is None else count
+        self._paths: dict[int, Path] = {}
+
+    def __getitem__(self, index: int) -> CompressedPart:
+        if index not in self._paths:
+            stage = NAME if index < self._compressed else Stage.DISTILL
+            self._paths[index] = found(self._context, stage, file_name(index))
+        return read_part(self._paths[index])
 
     def __iter__(self) -> Iterator[CompressedPart]:
-        return map(read_part, self.paths)
+        return map(self.__getitem__, range(self._count))
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return self._count
 
 
-def first_unfinished(context: Context, count: int) -> int:
-    return next((i for i in range(count) if context.bench.finished_part(NAME, file_name(i)) is None), count)
+def first_unfinished(context: Context, stage: str, parts: range) -> int:
+    """The number of the first of these parts that the stage has not finished, or the one behind them all."""
+    return next((i for i in parts if context.bench.finished_part(stage, file_name(i)) is None), parts.stop)
 
 
-def part_path(context: Context, index: int) -> Path:
-    path = context.bench.finished_part(NAME, file_name(index))
+def found(context: Context, stage: str, name: str) -> Path:
+    """A finished part of a stage's result. Raises FileNotFoundError."""
+    path = context.bench.finished_part(stage, name)
     if path is None:
-        raise FileNotFoundError(f"part {index} of the compressed model is gone")
+        raise FileNotFoundError(f"{name} of the stage {stage} is gone")
     return path
 
 

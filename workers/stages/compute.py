@@ -22,6 +22,15 @@ def device(context: Context) -> torch.device:
     return torch.device(wanted)
 
 
+def processes(context: Context) -> int:
+    """How many may train together: as many as the assignment says, or one for each GPU that it leaves to be chosen."""
+    asked = context.assignment.processes
+    if device(context).type != "cuda":
+        return asked or 1
+    chosen = 1 if device(context).index is not None else torch.cuda.device_count()
+    return min(asked or chosen, chosen)
+
+
 def dtype(place: torch.device) -> torch.dtype:
     """bfloat16 where the hardware multiplies it, which is several times faster; float32 elsewhere."""
     if place.type == "cuda":

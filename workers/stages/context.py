@@ -108,6 +108,11 @@ def weights_of(recipe: Recipe, turn: int) -> dict[Stage, float]:
     """On the scale of SHARES, what each stage takes for a ratio; nothing where its result is there already."""
     tokens = 0 if recipe.distillation is None else recipe.distillation.tokens
     weights = SHARES | {Stage.DISTILL: sum(SHARES.values()) * tokens / TOKENS_LIKE_THE_REST}
+    if recipe.distillation is not None:
+        # All groups of matrices but the first are compressed between trainings.
+        later = weights[Stage.COMPRESS] * (1 - 1 / recipe.distillation.steps)
+        weights[Stage.COMPRESS] -= later
+        weights[Stage.DISTILL] += later
     weights[Stage.QUANTISE] = 0.0 if recipe.quantisation is None else QUANTISE_SHARE
     if turn > 0:
         weights |= dict.fromkeys(ONCE, 0.0)

@@ -23,7 +23,17 @@ class StageFailed(Exception):
         self.code = code
 
 
+class ReportedElsewhere(Exception):
+    """What another process, which computed for this one, has said of its failure."""
+
+    def __init__(self, report: ErrorReport) -> None:
+        super().__init__(report.message)
+        self.report = report
+
+
 def describe(error: BaseException, stage: Stage | None = None) -> ErrorReport:
+    if isinstance(error, ReportedElsewhere):
+        return error.report
     code, message, retryable = classify(error)
     return ErrorReport(code=code, message=message, stage=stage, retryable=retryable)
 

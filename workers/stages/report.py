@@ -6,12 +6,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from app.contract.report import CompressionReport, DistillationReport, RemovedBlock, SiteReport, TeacherText
+from app.contract.report import (
+    CompressionReport,
+    DistillationReport,
+    DistillationStep,
+    RemovedBlock,
+    SiteReport,
+    TeacherText,
+)
 from workers.compression.accounting.architectures import Inventory, Site, original_config, read_config, weights
 from workers.compression.accounting.dimensions import renumbered
 from workers.compression.accounting.headers import stored_tensors
 from workers.stages import compress, distill, evaluate, inspect, plan, teacher_text
 from workers.stages.context import Context
+from workers.stages.curve import joined
 from workers.stages.reproducibility import reproducibility
 
 REPORT = "compression_report.json"
@@ -109,5 +117,20 @@ def written_text(context: Context) -> TeacherText | None:
 
 
 def distillation(context: Context) -> DistillationReport | None:
-    curve = distill.curve(context)
-    return None if curve is None else DistillationReport.model_validate(asdict(curve))
+    curves = distill.curves(context)
+    if not curves:
+        return None
+    return DistillationReport.model_validate(asdict(joined(curves)) | {"steps": tuple(steps(context))})
+
+
+def steps(context: Context) -> Iterator[DistillationStep]:
+    """What was compressed before each training, and how that went."""
+    parts = compress.FinishedParts(context)
+    for phase, curve in zip(compress.schedule(context), distill.curves(context), strict=True):
+        made = map(parts.__getitem__, range(phase.first, phase.trained))
+        yield DistillationStep(
+            compressed=tuple(part.name for part in made if part.structures),
+            tokens=curve.tokens,
+            restarts=curve.restarts,
+            loss=curve.points[-1].loss,
+        )

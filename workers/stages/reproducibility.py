@@ -9,7 +9,7 @@ import torch
 from app.contract.report import Environment, OriginalRecord, Reproducibility, TextRecord
 from workers.compression.accounting.headers import INDEX_FILE, stored_tensors
 from workers.compression.package.checkpoint import companions
-from workers.stages import compute
+from workers.stages import compute, distill
 from workers.stages.context import Context
 from workers.stages.workbench import file_sha256
 
@@ -29,7 +29,7 @@ def reproducibility(context: Context) -> Reproducibility:
             for dataset, path in assignment.texts.items()
         },
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-        environment=environment(compute.device(context)),
+        environment=environment(context),
     )
 
 
@@ -42,11 +42,13 @@ def files_of(model: Path) -> list[Path]:
     return sorted({*stated, *weights, *companions(model)}, key=lambda path: path.name)
 
 
-def environment(place: torch.device) -> Environment:
+def environment(context: Context) -> Environment:
+    place = compute.device(context)
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return Environment(
         device=name,
         dtype=str(compute.dtype(place)).removeprefix("torch."),
         threads=torch.get_num_threads(),
+        processes=distill.processes(context),
         platform=platform.platform(),
     )

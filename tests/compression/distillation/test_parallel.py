@@ -10,7 +10,7 @@ from torch import Tensor, distributed, multiprocessing
 from transformers import PreTrainedModel
 
 from tests.compression.distillation.models import edited, opened
-from workers.compression.distillation.parallel import DataParallel, Ranks
+from workers.compression.distillation.parallel import DataParallel, PeerLost, Ranks
 from workers.compression.distillation.settings import Settings
 from workers.compression.distillation.training import Checkpoint, distil
 
@@ -36,6 +36,18 @@ def one_of_two(rank: int, source: Path, port: int) -> None:
     student, last = trained(source, DataParallel())
     torch.save({"weights": student.state_dict(), "losses": last.losses}, source.parent / f"{rank}.pt")
     distributed.destroy_process_group()
+
+
+def one_whose_other_is_gone(rank: int, directory: Path, port: int) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    if rank == 1:
+        os._exit(0)
+    with pytest.raises(PeerLost):
+        DataParallel().add([torch.ones(4)])
+    with pytest.raises(PeerLost):
+        DataParallel().wait()
+    (directory / "noticed").touch()
 
 
 def free_port() -> int:
@@ -65,6 +77,11 @@ def test_both_processes_have_the_same_weights_bit_for_bit(directory: Path) -> No
     one, other = (torch.load(directory / f"{rank}.pt") for rank in (0, 1))
     assert one["losses"] == other["losses"]
     assert all(torch.equal(tensor, other["weights"][name]) for name, tensor in one["weights"].items())
+
+
+def test_the_loss_of_a_process_is_told_from_other_failures(tmp_path: Path) -> None:
+    multiprocessing.spawn(one_whose_other_is_gone, (tmp_path, free_port()), nprocs=2)
+    assert (tmp_path / "noticed").exists()
 
 
 def test_a_step_smaller_than_the_processes_are_many_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,12 @@ def test_distillation_dominates_where_it_is_asked_for() -> None:
     assert shares_of(recipe(distillation={"tokens": 10_000_000}))[Stage.DISTILL] > shares[Stage.DISTILL]
 
 
+def test_what_is_compressed_between_trainings_is_part_of_the_distillation() -> None:
+    once, twice = (shares_of(recipe(distillation={"steps": steps})) for steps in (1, 2))
+    assert twice[Stage.COMPRESS] == pytest.approx(once[Stage.COMPRESS] / 2)
+    assert sum(twice.values()) == pytest.approx(sum(once.values()))
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 0.0

@@ -15,8 +15,9 @@ from tests.tiny import write_text, write_tiny_model
 from workers.compression.distillation.training import Checkpoint
 from workers.messages import Assignment, ProgressReport, ResumedReport
 from workers.runner import STAGES, identity, run
-from workers.stages import compress, distill
+from workers.stages import compress, distill, training
 from workers.stages.context import Context
+from workers.stages.curve import POINTS, Point, curve_of, joined
 from workers.stages.workbench import Workbench
 
 STEPS = 16
@@ -114,8 +115,7 @@ def test_every_step_is_told(undisturbed: Attempt) -> None:
 
 
 def test_the_loss_of_every_step_is_in_the_curve(undisturbed: Attempt) -> None:
-    curve = distill.curve(undisturbed.context)
-    assert curve is not None
+    (curve,) = distill.curves(undisturbed.context)
     assert (curve.tokens, curve.restarts, len(curve.points)) == (512, 0, STEPS)
     assert curve.points[9].tokens == 320
     assert f"loss {curve.points[9].loss:.3g}" in undisturbed.details()[9]
@@ -147,32 +147,41 @@ def test_a_damaged_state_is_not_gone_on_from(assignment: Assignment) -> None:
 
 def test_a_recipe_without_distillation_has_no_curve(assignment: Assignment) -> None:
     context = Context(assignment, Workbench(assignment.work_dir, 1, "inputs"), lambda report: None)
-    assert distill.curve(context) is None
+    assert distill.curves(context) == ()
 
 
 def test_a_divergence_that_was_mended_is_told() -> None:
-    assert distill.place_of(2048, 4096, 1.5, 0) == "distilling: 2,048 of 4,096 tokens, loss 1.5"
-    assert distill.place_of(2048, 4096, 1.5, 1).endswith("; diverged once and went on at a lower learning rate")
-    assert "diverged 2 times" in distill.place_of(2048, 4096, 1.5, 2)
+    assert training.place_of(2048, 4096, 1.5, 0) == "distilling: 2,048 of 4,096 tokens, loss 1.5"
+    assert training.place_of(2048, 4096, 1.5, 1).endswith("; diverged once and went on at a lower learning rate")
+    assert "diverged 2 times" in training.place_of(2048, 4096, 1.5, 2)
 
 
 def test_a_long_curve_is_thinned_to_means_that_leave_out_no_step() -> None:
     losses = tuple(float(step) for step in range(10_001))
-    curve = distill.as_curve(Checkpoint(10_001, 10_001, 20_002, losses, 3, {}))
-    assert (len(curve.points), curve.restarts) == (distill.CURVE_POINTS, 3)
-    assert curve.points[0] == distill.Point(20, 40, 9.5)
+    curve = curve_of(Checkpoint(10_001, 10_001, 20_002, losses, 3, {}))
+    assert (len(curve.points), curve.restarts) == (POINTS, 3)
+    assert curve.points[0] == Point(20, 40, 9.5)
     assert (curve.points[-1].step, curve.points[-1].tokens) == (10_001, 20_002)
+
+
+def test_trainings_one_after_another_are_shown_as_one() -> None:
+    curves = [curve_of(Checkpoint(2, 2, 32, losses, restarts, {})) for losses, restarts in (((4, 3), 1), ((2, 1), 0))]
+    curve = joined(curves)
+    assert (curve.tokens, curve.restarts) == (64, 1)
+    assert [(point.step, point.tokens, point.loss) for point in curve.points] == [
+        (1, 16, 4), (2, 32, 3), (3, 48, 2), (4, 64, 1)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("tokens", "interval"), [(1024, 1), (262_144, 12), (1_000_000_000, 50)])
 def test_a_training_is_kept_ten_times_or_every_fifty_steps(tokens: int, interval: int) -> None:
     distillation = Distillation(tokens=tokens, length=256, sequences=8 if tokens > 1024 else 1)
-    assert distill.settings_of(distillation).interval == interval
+    assert training.settings_of(distillation).interval == interval
 
 
 def test_the_wishes_of_the_recipe_reach_the_training() -> None:
     wished = {"learning_rate": 1e-3, "warm_up": 0.1, "temperature": 2.0, "cross_entropy": 0.5, "hidden": 0.25}
-    settings = distill.settings_of(Distillation.model_validate({**wished, "train": "norms", "checkpointing": True}))
+    settings = training.settings_of(Distillation.model_validate({**wished, "train": "norms", "checkpointing": True}))
     found = json.loads(json.dumps(vars(settings)))
     assert found.pop("rate") == wished.pop("learning_rate")
     assert found.items() >= {**wished, "train": "norms", "checkpointing": True}.items()

@@ -179,6 +179,11 @@ def is_measured(name: str) -> bool:
     return name in METHODS and METHODS[name].measured
 
 
+def goes_in_phases(name: str) -> bool:
+    """Whether all that the method does is to factor one matrix after another, so that a training may come between."""
+    return name in METHODS or name in PRESETS
+
+
 def leaves_factors(name: str) -> bool:
     """Whether what the method leaves is sure to hold factors. `auto` may choose a method that leaves none."""
     return name in METHODS or name in PRESETS or (name in RESIZINGS and RESIZINGS[name].factors is not None)

@@ -87,7 +87,7 @@ def _pass_block(streams: TwoStreams, part: CompressedPart, index: int) -> None:
     with streams.model.block(index) as block:
         streams.advance_original(block, index)
         _restore(block, part, f"{streams.model.inventory.block_prefix}.{index}.")
-        streams.advance_compressed(block, index)
+        streams.advance_compressed(block, index, changed=bool(part.structures))
 
 
 @torch.no_grad()
@@ -97,7 +97,7 @@ def _compress_block(
     """The block with compact layers in the place of its planned sites; both streams have passed it then."""
     with streams.model.block(index) as block:
         part = _with_compact_sites(streams, plan, sensitivities, block, index)
-        streams.advance_compressed(block, index)
+        streams.advance_compressed(block, index, changed=bool(part.structures))
         return part
 
 

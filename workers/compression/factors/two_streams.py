@@ -113,7 +113,7 @@ class TwoStreams:
     """The hidden states of both models before the current block.
 
     There is no `original` where nothing is compensated for. As long as the streams are `alike`, before the first block
-    that was compressed, one of them is computed.
+    that was compressed, sites are observed in one of them.
     """
 
     def __init__(
@@ -132,9 +132,9 @@ class TwoStreams:
         if self.original is not None:
             self._advance(self.original, block, index)
 
-    def advance_compressed(self, block: nn.Module, index: int) -> None:
+    def advance_compressed(self, block: nn.Module, index: int, *, changed: bool) -> None:
         self._advance(self.compressed, block, index)
-        self.alike = False
+        self.alike = self.alike and not changed
 
     def _advance(self, stream: StoredStates, block: nn.Module, index: int) -> None:
         for batch in range(len(stream)):

@@ -1,0 +1,166 @@
+"""Parts in groups with a training between them: which ones, what they are fitted to, and where one goes on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.compression.factors.test_sequential import calibration, open_tiny, same_bytes, sensitivities_of
+from tests.tiny import write_tiny_gpt2
+from workers.compression.accounting.catalog import PRESETS
+from workers.compression.accounting.plans import Plan
+from workers.compression.accounting.ranges import range_of
+from workers.compression.accounting.sizes import resized_plan
+from workers.compression.factors import sequential
+from workers.compression.factors.allocation import measured_plan
+from workers.compression.factors.sensitivity import Sensitivity
+from workers.compression.models.edited import EditedModel
+from workers.compression.models.streamed import StreamedModel
+from workers.compression.package.checkpoint import write_package
+from workers.compression.parts import CompressedPart
+from workers.compression.phases import Phase, compress_phase, phases
+from workers.compression.pipeline import part_count
+
+TRAINED = "trained"
+
+
+@dataclass(frozen=True)
+class Made:
+    """All parts of a model in two phases, and what they were made by."""
+
+    directory: Path
+    model: StreamedModel
+    plan: Plan
+    sensitivities: Mapping[str, Sensitivity]
+    parts: list[CompressedPart]
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return phases(self.model.inventory, self.plan, 2)
+
+
+@pytest.fixture(scope="module", params=["svd", "kronecker", "tqcompressor"])
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    directory, method = tmp_path_factory.mktemp("model"), request.param
+    model = open_wide_gpt2(directory) if method in PRESETS else open_tiny("llama", directory)
+    sensitivities = sensitivities_of(model)
+    ratio = range_of(model.inventory, method).lowest if method in PRESETS else 1.3
+    plan = measured_plan(model.inventory, method, ratio, sensitivities)
+    parts: list[CompressedPart] = []
+    made = Made(directory, model, plan, sensitivities, parts)
+    for phase in made.phases:
+        parts += compressed(made, phase, parts)
+        parts.append(moved(model, parts, phase))
+    return made
+
+
+def open_wide_gpt2(directory: Path) -> StreamedModel:
+    """One that the presets make smaller, whose blocks go into several phases."""
+    return StreamedModel.open(write_tiny_gpt2(directory, blocks=4))
+
+
+def compressed(made: Made, phase: Phase, kept: list[CompressedPart], start: int = 0) -> list[CompressedPart]:
+    """The phase's parts from the number `start` on, those before which are in `kept`."""
+    found = compress_phase(
+        made.model,
+        made.plan,
+        calibration(),
+        phase,
+        sensitivities=made.sensitivities,
+        start=start,
+        finished=kept.__getitem__,
+    )
+    return list(found)
+
+
+def moved(model: StreamedModel, parts: list[CompressedPart], phase: Phase) -> CompressedPart:
+    """What stands for a training: every weight moves."""
+    edited = EditedModel(model, parts)
+    names = [name for name in edited.whole().state_dict() if not name.startswith("lm_head")]
+    tensors = {name: 1.1 * tensor for name, tensor in edited.read(names).items() if tensor.is_floating_point()}
+    return CompressedPart(phase.trained, TRAINED, {}, tensors, {})
+
+
+def test_every_part_belongs_to_one_phase_in_order(made: Made) -> None:
+    first, second = made.phases
+    count = part_count(made.model.inventory, made.plan)
+    assert [*first.parts, *second.parts] == list(range(count))
+    assert (first.first, first.trained, second.first, second.trained) == (
+        0,
+        len(first.parts),
+        len(first.parts) + 1,
+        count + 1,
+    )
+
+
+def test_each_phase_compresses_as_many_parts_or_one_more(made: Made) -> None:
+    first, second = (made.parts[phase.first : phase.trained] for phase in made.phases)
+    assert sum(bool(part.structures) for part in second) - sum(bool(part.structures) for part in first) in (0, 1)
+
+
+def test_there_are_no_more_phases_than_parts_that_are_compressed(made: Made) -> None:
+    compressed = [part for part in made.parts if part.structures]
+    assert len(phases(made.model.inventory, made.plan, 1000)) == len(compressed)
+
+
+def test_a_plan_that_removes_blocks_is_one_phase(made: Made) -> None:
+    fusing = resized_plan(made.model.inventory, "fusion", 1.5)
+    assert phases(made.model.inventory, fusing) == (Phase(0, range(part_count(made.model.inventory, fusing))),)
+
+
+def test_one_phase_is_the_compression_without_phases(made: Made) -> None:
+    (only,) = phases(made.model.inventory, made.plan)
+    whole = sequential.compress(made.model, made.plan, calibration(), sensitivities=made.sensitivities)
+    for found, expected in zip(compressed(made, only, []), whole, strict=True):
+        assert same_bytes(found, expected)
+
+
+def test_parts_are_numbered_in_order_with_the_trained_ones_between(made: Made) -> None:
+    assert [part.index for part in made.parts] == list(range(len(made.parts)))
+    assert [part.index for part in made.parts if part.name == TRAINED] == [phase.trained for phase in made.phases]
+
+
+def test_a_later_phase_compresses_what_the_training_left(made: Made, tmp_path: Path) -> None:
+    """By hand: what the training left is written down without factors, and compressed as if it were an original."""
+    _, second = made.phases
+    dense = CompressedPart(0, "dense", {}, multiplied_out(made.model, made.parts[: second.first]), {})
+    write_package(made.directory, [dense], tmp_path / TRAINED)
+    by_hand = sequential.compress(
+        StreamedModel.open(tmp_path / TRAINED),
+        made.plan,
+        calibration(),
+        sensitivities=made.sensitivities,
+        start=second.parts.start,
+        finished=lambda index: CompressedPart(index, "", {}, {}, {}),
+    )
+    for expected, found in zip(by_hand, made.parts[second.first : second.trained], strict=True):
+        assert found.structures == expected.structures
+        assert found.errors == pytest.approx(expected.errors, rel=1e-3)
+        torch.testing.assert_close(dict(found.tensors), dict(expected.tensors), rtol=1e-2, atol=1e-3)
+
+
+def multiplied_out(model: StreamedModel, parts: list[CompressedPart]) -> dict[str, Tensor]:
+    """All weights of the model with these parts, a matrix for every structure."""
+    whole = EditedModel(model, parts).whole()
+    layers = {name for part in parts for name in part.structures}
+    tensors = {name: each for name, each in whole.state_dict().items() if name.rpartition(".")[0] not in layers}
+    for name in layers:
+        weight = whole.get_submodule(name).dense()  # type: ignore[operator]
+        # GPT-2 stores the matrices of its blocks the other way round.
+        tensors[f"{name}.weight"] = weight.T if name.startswith("transformer.h.") else weight
+    return {name: each.detach() for name, each in tensors.items() if not name.startswith("lm_head")}
+
+
+def test_resumed_behind_any_part_the_rest_is_the_same(made: Made) -> None:
+    for phase in made.phases:
+        for start in range(phase.first, phase.trained + 1):
+            rest = compressed(made, phase, made.parts, start)
+            for found, expected in zip(rest, made.parts[start : phase.trained], strict=True):
+                assert same_bytes(found, expected)
+
+
+def test_the_package_is_as_large_as_planned(made: Made, tmp_path: Path) -> None:
+    assert write_package(made.directory, made.parts, tmp_path / "package").parameters == made.plan.parameters_after

@@ -1,0 +1,177 @@
+"""A job whose matrices are compressed in groups, with a training behind each."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from app.contract.job import Stage
+from app.contract.recipe import Recipe
+from app.contract.report import CompressionReport
+from tests.tiny import write_text, write_tiny_model
+from tests.workers.stages.conftest import done
+from tests.workers.stages.test_distill import Attempt, Stopped, kept
+from workers.compression.accounting.plans import TOLERANCE
+from workers.compression.distillation.settings import Settings
+from workers.compression.distillation.trained import trained_part
+from workers.compression.distillation.training import distil
+from workers.compression.models.edited import EditedModel
+from workers.compression.models.streamed import StreamedModel
+from workers.compression.parts import CompressedPart
+from workers.compression.phases import compress_phase
+from workers.messages import Assignment, ResumedReport
+from workers.stages import calibrate, compress, compute, distill
+from workers.stages.plan import plan_of, sensitivities_of
+
+STEPS, SEQUENCES, LENGTH = 8, 2, 16
+"""Steps of the optimiser, all in all."""
+RATIO = 1.3
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Assignment:
+    directory = tmp_path_factory.mktemp("job")
+    distillation = {
+        "datasets": ["local:a.txt"],
+        "tokens": STEPS * SEQUENCES * LENGTH,
+        "length": LENGTH,
+        "sequences": SEQUENCES,
+        "steps": 2,
+    }
+    recipe: dict[str, Any] = {
+        "model": "local:model",
+        "target_ratio": RATIO,
+        "calibration": {"datasets": ["local:a.txt"], "sequences": 4, "length": 16},
+        "distillation": distillation,
+        "evaluation": {"datasets": ["local:b.txt"], "window": 16, "max_tokens": 64},
+    }
+    texts = {
+        f"local:{name}": write_text(directory / name, 300, offset) for name, offset in (("a.txt", 0), ("b.txt", 4))
+    }
+    return Assignment(
+        job_id="job",
+        attempt=1,
+        recipe=Recipe.model_validate(recipe),
+        model_path=write_tiny_model(directory / "model", blocks=3),
+        texts=texts,
+        work_dir=directory / "work",
+        device="cpu",
+        threads=1,
+    )
+
+
+@pytest.fixture
+def assignment(job: Assignment, tmp_path: Path) -> Assignment:
+    """The same job where nothing of it is done."""
+    return job.model_copy(update={"work_dir": tmp_path})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job: Assignment) -> Attempt:
+    return Attempt(job)
+
+
+@pytest.fixture(scope="module")
+def report(job: Assignment, tmp_path_factory: pytest.TempPathFactory) -> CompressionReport:
+    package = done(job.model_copy(update={"work_dir": tmp_path_factory.mktemp("whole")})).package
+    return CompressionReport.model_validate_json((package / "compression_report.json").read_bytes())
+
+
+def test_it_is_as_if_done_by_hand(undisturbed: Attempt) -> None:
+    context = undisturbed.context
+    original = compute.open_model(context, context.assignment.model_path)
+    plan, ids, text = plan_of(context), calibrate.calibration(context), calibrate.distillation(context)
+    parts: list[CompressedPart] = []
+    for phase in compress.schedule(context):
+        parts += compress_phase(
+            original, plan, ids, phase, sensitivities=sensitivities_of(context), finished=parts.__getitem__
+        )
+        edited = EditedModel(StreamedModel.open(context.assignment.model_path, dtype=torch.float32), parts)
+        student, teacher = edited.whole(), original.whole()
+        settings = Settings(tokens=STEPS // 2 * SEQUENCES * LENGTH, sequences=SEQUENCES)
+        half = text[phase.number :: 2]
+        own = None if teacher.dtype == torch.float32 else teacher.dtype
+        list(distil(teacher, student, half, settings, compute_dtype=own))
+        parts.append(trained_part(edited, student, phase.trained))
+    found = list(compress.FinishedParts(context))
+    assert [part.structures for part in found] == [part.structures for part in parts]
+    for one, other in zip(found, parts, strict=True):
+        torch.testing.assert_close(dict(one.tensors), dict(other.tensors), rtol=0, atol=0)
+
+
+def test_a_training_stands_behind_each_group(undisturbed: Attempt) -> None:
+    names = [part.name for part in compress.FinishedParts(undisturbed.context)]
+    assert names.count("distillation") == 2
+    assert (names[0], names[-1]) == ("model.embed_tokens", "distillation")
+
+
+def test_the_progress_says_in_which_step_it_is_and_never_falls(undisturbed: Attempt) -> None:
+    details = undisturbed.details()
+    assert details[0].startswith("step 1 of 2, distilling: 32 of 128 tokens, loss ")
+    assert any(detail.startswith("step 2 of 2, block ") for detail in details)
+    assert details[-1].startswith("step 2 of 2, distilling: 128 of 128 tokens, loss ")
+    fractions = [getattr(report, "fraction", 0.0) for report in undisturbed.reports]
+    assert fractions == sorted(fractions)
+
+
+def test_stopped_anywhere_it_goes_on_to_the_same_weights(assignment: Assignment, undisturbed: Attempt) -> None:
+    attempts = 0
+    while attempts < 20:
+        attempts += 1
+        try:
+            last = Attempt(assignment, attempts, stop_behind=2)
+            break
+        except Stopped:
+            continue
+    assert attempts > 4
+    assert ResumedReport(stage=Stage.DISTILL) in last.reports
+    for found, expected in zip(all_tensors(last), all_tensors(undisturbed), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def all_tensors(attempt: Attempt) -> list[dict[str, Tensor]]:
+    return [dict(part.tensors) for part in compress.FinishedParts(attempt.context)]
+
+
+def test_the_state_of_an_earlier_training_is_not_taken_for_that_of_a_later_one(assignment: Assignment) -> None:
+    with pytest.raises(Stopped):
+        Attempt(assignment, stop_behind=STEPS // 2 + 1)
+    assert kept(assignment) == [f"{STEPS // 2:08d}.safetensors"]
+    trained = [detail for detail in Attempt(assignment, 2).details() if "distilling" in detail]
+    assert trained[0].startswith("step 2 of 2, distilling: 32 of")
+
+
+def test_the_result_is_as_small_as_asked_for(report: CompressionReport) -> None:
+    assert report.achieved_ratio == pytest.approx(RATIO, rel=2 * TOLERANCE)
+
+
+def test_the_report_lists_the_steps(report: CompressionReport) -> None:
+    assert report.distillation is not None
+    steps = report.distillation.steps
+    assert [step.tokens for step in steps] == [128, 128]
+    changed = dict.fromkeys(site.block for site in report.sites if site.structure is not None)
+    listed = [name for step in steps for name in step.compressed]
+    assert listed == [f"model.layers.{block}" for block in changed]
+    assert all(step.compressed for step in steps)
+
+
+def test_the_curve_goes_on_over_all_trainings(report: CompressionReport) -> None:
+    assert report.distillation is not None
+    points = report.distillation.points
+    assert [point.step for point in points] == list(range(1, STEPS + 1))
+    assert points[-1].tokens == report.distillation.tokens == STEPS * SEQUENCES * LENGTH
+    assert report.distillation.steps[0].loss == points[STEPS // 2 - 1].loss
+    assert report.distillation.steps[1].loss == points[-1].loss
+
+
+def test_a_plan_of_fewer_groups_has_fewer_steps(assignment: Assignment) -> None:
+    distillation = assignment.recipe.distillation
+    assert distillation is not None
+    eight = distillation.model_copy(update={"steps": STEPS})
+    recipe = assignment.recipe.model_copy(update={"distillation": eight})
+    attempt = Attempt(assignment.model_copy(update={"recipe": recipe}))
+    curves = distill.curves(attempt.context)
+    assert len(curves) < STEPS
+    assert sum(curve.tokens for curve in curves) >= distillation.tokens

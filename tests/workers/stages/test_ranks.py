@@ -1,0 +1,145 @@
+"""A training that two processes share: where it ends, how it goes on, what is heard of it, and that none is left."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+from app.contract.job import Stage
+from tests.processes import processes_of, wait_for
+from tests.workers.stages.test_distill import STEPS, Attempt, Stopped, job, kept
+from workers.child import Child
+from workers.messages import Assignment, ErrorReport, ProgressReport, ResumedReport
+from workers.stages import compress, compute, distill
+from workers.stages.context import Context
+from workers.stages.failures import ReportedElsewhere, describe
+from workers.stages.ranks import LOST, follow
+
+__all__ = ["job"]
+
+
+@pytest.fixture(scope="module")
+def shared(job: Assignment, tmp_path_factory: pytest.TempPathFactory) -> Attempt:
+    return Attempt(by_two(job, tmp_path_factory.mktemp("shared")))
+
+
+@pytest.fixture
+def assignment(job: Assignment, tmp_path: Path) -> Assignment:
+    """The same job where nothing of it is done."""
+    return by_two(job, tmp_path)
+
+
+def by_two(job: Assignment, work_dir: Path) -> Assignment:
+    return job.model_copy(update={"processes": 2, "work_dir": work_dir})
+
+
+def test_two_processes_end_with_the_weights_of_one(job: Assignment, shared: Attempt, tmp_path: Path) -> None:
+    alone = Attempt(job.model_copy(update={"work_dir": tmp_path}))
+    (one,), (two,) = distill.curves(alone.context), distill.curves(shared.context)
+    assert [point.loss for point in two.points] == pytest.approx([point.loss for point in one.points], rel=1e-2)
+    before = dict(list(compress.FinishedParts(alone.context))[-2].tensors)
+    for name, tensor in alone.trained().items():
+        apart = torch.dist(shared.trained()[name], tensor)
+        if name in before:
+            assert apart < 0.1 * torch.dist(before[name].float(), tensor)
+        torch.testing.assert_close(shared.trained()[name], tensor, rtol=1e-2, atol=1e-3)
+
+
+def test_every_step_is_told_once(shared: Attempt) -> None:
+    assert len(shared.details()) == STEPS
+    assert shared.details()[-1].startswith("distilling: 512 of 512 tokens, loss ")
+
+
+def test_a_failure_of_the_process_that_waits_ends_them(
+    assignment: Assignment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Stopped):
+        Attempt(assignment, stop_behind=1)
+    assert processes_of(tmp_path) == [os.getpid()]
+
+
+def test_a_killed_child_leaves_none_of_them_behind_and_the_next_goes_on_to_the_same_weights(
+    assignment: Assignment, shared: Attempt
+) -> None:
+    home = assignment.work_dir / "1" / "home"
+    with Child("workers.runner", assignment.model_dump_json(), home, {}) as child:
+        wait_for(lambda: kept(assignment))
+        assert len(processes_of(home)) >= 4, "the child, torchrun and two that train"
+        os.kill(child.process.pid, signal.SIGKILL)
+        wait_for(lambda: not processes_of(home))
+    last = Attempt(assignment, 2)
+    assert ResumedReport(stage=Stage.DISTILL) in last.reports
+    torch.testing.assert_close(last.trained(), shared.trained(), rtol=0, atol=0)
+
+
+class Heard(SimpleNamespace):
+    """A context that keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(reports=[])
+
+    def report(self, message: BaseModel) -> None:
+        self.reports.append(message)
+
+
+def saying(*lines: str, status: int) -> list[str]:
+    return [sys.executable, "-c", f"import sys; print(*{lines!r}, sep='\\n'); sys.exit({status})"]
+
+
+def failing(code: str) -> ErrorReport:
+    return ErrorReport(code=code, message=code, stage=Stage.DISTILL, retryable=False)
+
+
+def test_what_they_report_is_passed_on_and_noise_is_not() -> None:
+    heard, progress = Heard(), ProgressReport(stage=Stage.DISTILL, fraction=0.5)
+    follow(cast("Context", heard), saying("hello", progress.model_dump_json(), status=0))
+    assert heard.reports == [progress]
+
+
+def test_the_first_failure_is_that_of_the_job() -> None:
+    lines = [failing(code).model_dump_json() for code in ("diverged", "internal_error")]
+    with pytest.raises(ReportedElsewhere) as failed:
+        follow(cast("Context", Heard()), saying(*lines, status=1))
+    assert describe(failed.value) == failing("diverged")
+
+
+def test_an_end_without_a_word_is_one_by_force() -> None:
+    with pytest.raises(ReportedElsewhere) as failed:
+        follow(cast("Context", Heard()), saying(status=1))
+    assert describe(failed.value) == LOST
+    assert LOST.retryable
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "asked", "expected"),
+    [
+        ("auto", 4, None, 4),
+        ("cuda", 4, None, 4),
+        ("cuda", 4, 2, 2),
+        ("cuda", 2, 4, 2),
+        ("cuda:1", 4, None, 1),
+        ("cuda:1", 4, 4, 1),
+        ("cpu", 4, None, 1),
+        ("cpu", 0, 3, 3),
+        ("auto", 0, None, 1),
+    ],
+)
+def test_there_is_one_for_each_gpu_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, asked: int | None, expected: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    context = SimpleNamespace(assignment=SimpleNamespace(device=device, processes=asked))
+    assert compute.processes(cast("Context", context)) == expected
+
+
+def test_there_are_no_more_than_a_step_has_sequences(assignment: Assignment) -> None:
+    many = assignment.model_copy(update={"processes": 8})
+    assert distill.processes(cast("Context", SimpleNamespace(assignment=many))) == 2
