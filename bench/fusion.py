@@ -49,7 +49,10 @@ GROUPS = "+groups"
 LOCAL = ("fusion", "fusegpt")
 COMPRESSED = ("drop", "width", f"width{GROUPS}", "hybrid", "kronecker", "fusion")
 ROWS = (*COMPRESSED, "fusegpt", *(name + LOGITS for name in COMPRESSED), "auto", f"auto{LOGITS}")
-LEARNING = Settings(tokens=0, sequences=2, rate=3e-4)
+LEARNING = Settings(tokens=0, sequences=2, rate=7e-5)
+HARMED = 3e-4
+"""The learning rate for what lost blocks and was not refitted: it has more to learn, and less to lose."""
+
 TRAINED_LENGTH = 512
 
 
@@ -115,7 +118,7 @@ class Bench:
         edited = EditedModel(self.original, parts)
         whole = edited.whole()
         if name.endswith(LOGITS):
-            whole = self.trained(whole, tokens)
+            whole = self.trained(whole, tokens, HARMED if name == f"drop{LOGITS}" else LEARNING.rate)
         seconds = time.monotonic() - started
         whole.eval()
         return Row(
@@ -174,8 +177,8 @@ class Bench:
             tried[trial.method], started = trial.perplexity, time.monotonic()
         return min(tried, key=tried.__getitem__)
 
-    def trained(self, student: Any, tokens: int) -> Any:
-        settings = dataclasses.replace(LEARNING, tokens=tokens)
+    def trained(self, student: Any, tokens: int, rate: float) -> Any:
+        settings = dataclasses.replace(LEARNING, tokens=tokens, rate=rate)
         length = min(TRAINED_LENGTH, self.text.shape[1])
         windows_of_text = self.text[:, : self.text.shape[1] // length * length].reshape(-1, length)
         student = student.float()
