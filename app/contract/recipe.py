@@ -1,5 +1,6 @@
 """The recipe of a job: what a client asks for, as it travels over the wire and lies in the database."""
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
@@ -307,6 +308,24 @@ class Recipe(Options):
     def ratios(self) -> tuple[float, ...]:
         """In the order in which they were sent."""
         return self.target_ratio if isinstance(self.target_ratio, tuple) else (self.target_ratio,)
+
+    @property
+    def teacher_text(self) -> tuple[int, int] | None:
+        """Sequences of TEACHER and tokens in each, enough for every section that reads it; None where none does."""
+        asked = [(tokens, length) for datasets, tokens, length in self._readers() if TEACHER in datasets]
+        if not asked:
+            return None
+        length = max(length for _, length in asked)
+        return math.ceil(max(tokens for tokens, _ in asked) / length), length
+
+    def _readers(self) -> Iterator[tuple[Mixture, int, int]]:
+        """Of each section the datasets, the tokens of one of them that it reads at most, and the length of its windows."""
+        calibration, distillation = self.calibration, self.distillation
+        share = math.ceil(calibration.sequences / len(calibration.datasets))
+        yield calibration.datasets, share * calibration.length, calibration.length
+        if distillation is not None:
+            windows = math.ceil(distillation.tokens / (distillation.length * len(distillation.datasets)))
+            yield distillation.datasets, windows * distillation.length, distillation.length
 
     @property
     def key_value_heads(self) -> int | None:

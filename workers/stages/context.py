@@ -1,5 +1,6 @@
 """What a stage is given: the assignment, the results of the stages before it, and a way to report."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,7 @@ from pydantic import BaseModel
 
 from app.contract.job import Stage
 from app.contract.recipe import Recipe
-from workers.compression.accounting.catalog import is_measured
+from workers.compression.accounting.catalog import AUTO, is_measured
 from workers.messages import Assignment, ProgressReport, ResumedReport
 from workers.stages.workbench import Workbench
 
@@ -33,6 +34,12 @@ QUANTISE_SHARE = 0.1
 
 TOKENS_LIKE_THE_REST = 65_536
 """So many tokens of distillation take as long as all other stages together."""
+
+WRITTEN_LIKE_THE_REST = 131_072
+"""So many tokens that the original writes do, too."""
+
+TRIALS_SHARE = 1.2
+"""What trying methods takes, on the scale of SHARES."""
 
 ONCE = (Stage.INSPECT, Stage.CALIBRATE)
 """These stages run once, whatever the number of ratios; all others for each of them."""
@@ -113,6 +120,10 @@ def weights_of(recipe: Recipe, turn: int) -> dict[Stage, float]:
         later = weights[Stage.COMPRESS] * (1 - 1 / recipe.distillation.steps)
         weights[Stage.COMPRESS] -= later
         weights[Stage.DISTILL] += later
+    if recipe.teacher_text is not None:
+        weights[Stage.CALIBRATE] += math.prod(recipe.teacher_text) / WRITTEN_LIKE_THE_REST
+    if recipe.method == AUTO:
+        weights[Stage.PLAN] += TRIALS_SHARE
     weights[Stage.QUANTISE] = 0.0 if recipe.quantisation is None else QUANTISE_SHARE
     if turn > 0:
         weights |= dict.fromkeys(ONCE, 0.0)

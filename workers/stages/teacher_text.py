@@ -6,7 +6,7 @@ Calibration and distillation that both ask for it share one text: what is read l
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from app.contract.job import Stage
-from app.contract.recipe import TEACHER, Recipe
+from app.contract.recipe import TEACHER
 from workers.compression.teacher_text import Sampling, sample
 from workers.stages import compute, inspect
 from workers.stages.context import Context
@@ -40,7 +40,7 @@ class Cost:
 def written(context: Context, tokenizer: Any) -> Tensor:
     """All of the text, [tokens] of int64; what no attempt has written yet is written now."""
     sampling = Sampling()
-    sequences, length = size(context.assignment.recipe)
+    sequences, length = size(context)
     batches = math.ceil(sequences / sampling.batch)
     start = next((i for i in range(batches) if part(context, i) is None), batches)
     if start < batches:
@@ -53,26 +53,17 @@ def written(context: Context, tokenizer: Any) -> Tensor:
     return torch.cat([tokens.flatten() for tokens, _ in found])
 
 
-def size(recipe: Recipe) -> tuple[int, int]:
-    """Sequences and tokens per sequence that suffice for every section that reads the text."""
-    asked = [(tokens, length) for datasets, tokens, length in readers(recipe) if TEACHER in datasets]
-    length = max(length for _, length in asked)
-    return math.ceil(max(tokens for tokens, _ in asked) / length), length
-
-
-def readers(recipe: Recipe) -> Iterator[tuple[tuple[str, ...], int, int]]:
-    """Of each section its datasets, how many tokens of one of them it reads at most, and the length of its windows."""
-    calibration, distillation = recipe.calibration, recipe.distillation
-    share = math.ceil(calibration.sequences / len(calibration.datasets))
-    yield calibration.datasets, share * calibration.length, calibration.length
-    if distillation is not None:
-        windows = math.ceil(distillation.tokens / (distillation.length * len(distillation.datasets)))
-        yield distillation.datasets, windows * distillation.length, distillation.length
+def size(context: Context) -> tuple[int, int]:
+    """Sequences, and tokens in each. Raises ValueError for a recipe without such text."""
+    asked = context.assignment.recipe.teacher_text
+    if asked is None:
+        raise ValueError(f"nothing in the recipe reads {TEACHER}")
+    return asked
 
 
 def write(context: Context, tokenizer: Any, sampling: Sampling, start: int) -> None:
     """Write the batches from number `start` on. The original is in memory as a whole meanwhile."""
-    sequences, length = size(context.assignment.recipe)
+    sequences, length = size(context)
     model = compute.open_model(context, inspect.model_dir(context)).whole()
     before = start * sampling.batch * length
     meter = Meter(context, sequences * length, before)

@@ -46,6 +46,15 @@ def test_distillation_dominates_where_it_is_asked_for() -> None:
     assert shares_of(recipe(distillation={"tokens": 10_000_000}))[Stage.DISTILL] > shares[Stage.DISTILL]
 
 
+def test_trying_methods_and_writing_text_have_their_part() -> None:
+    plain, tried = shares_of(recipe()), shares_of(recipe(method="auto"))
+    assert tried[Stage.PLAN] > 2 * plain[Stage.PLAN]
+    few, many = (
+        shares_of(recipe(calibration={"datasets": ["teacher:"], "sequences": sequences})) for sequences in (8, 64)
+    )
+    assert plain[Stage.CALIBRATE] < few[Stage.CALIBRATE] < many[Stage.CALIBRATE]
+
+
 def test_what_is_compressed_between_trainings_is_part_of_the_distillation() -> None:
     once, twice = (shares_of(recipe(distillation={"steps": steps})) for steps in (1, 2))
     assert twice[Stage.COMPRESS] == pytest.approx(once[Stage.COMPRESS] / 2)

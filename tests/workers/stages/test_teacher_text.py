@@ -17,7 +17,7 @@ from workers.compression.teacher_text import Sampling
 from workers.messages import Assignment, ProgressReport, ResumedReport
 from workers.stages import calibrate, teacher_text
 from workers.stages.context import Context
-from workers.stages.teacher_text import Meter, size
+from workers.stages.teacher_text import Meter
 from workers.stages.workbench import Workbench
 
 FOREIGN = "local:a.txt"
@@ -157,7 +157,7 @@ def test_a_mixture_has_as_much_of_its_own_text_as_of_the_other(job: Job) -> None
     ],
 )
 def test_no_more_is_written_than_somebody_reads(sections: dict[str, Any], expected: tuple[int, int]) -> None:
-    assert size(recipe(**sections)) == expected
+    assert recipe(**sections).teacher_text == expected
 
 
 def test_progress_tells_tokens_and_pace_once_in_a_while(job: Job) -> None:
