@@ -30,6 +30,7 @@ class Assignment(Message):
     work_dir: Path = Field(description="of the job; each attempt writes below its own number")
     device: str
     threads: int | None
+    tasks_dir: Path | None = Field(None, description="the operator's own tasks for lm-eval")
     memory_bytes: int | None = Field(None, description="what the child should stay below; None: what the machine has")
 
 

@@ -254,6 +254,7 @@ class Supervisor:
             work_dir=self.settings.work_dir / claim.job_id,
             device=self.settings.device,
             threads=self.settings.threads,
+            tasks_dir=self.settings.tasks_dir,
             memory_bytes=self.settings.memory_bytes,
         )
 
