@@ -21,8 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from workers.compression.errors import TaskDataMissing, TaskNotRunnable, UnknownTask
 from workers.compression.evaluation.task_scores import TaskScore, scores_in
 
-BATCH = 8
-"""Sequences at a time."""
+BATCH = 1
+"""Sequences at a time: each takes six bytes for every token and every entry of the vocabulary, more than small models."""
 
 RESAMPLES = 1000
 """Bootstrap samples for the standard errors that have no formula, which are then known to a few percent. The library
