@@ -39,6 +39,9 @@ class Settings(BaseSettings):
 
     model_roots: Roots = Field((), description="directories that `local:` models may lie under")
     data_roots: Roots = Field((), description="directories that `local:` text may lie under")
+    tasks_dir: Directory | None = Field(
+        None, description="the operator's own tasks for lm-eval: YAML files, their data and their Python, which is run"
+    )
     hub_endpoint: str = Field("https://huggingface.co", description="model hub, or a mirror of it")
     hub_token: SecretStr | None = Field(None, description="for gated and private models; never stored with a job")
     hub_enabled: bool = Field(True, description="false: only local models and text")

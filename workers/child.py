@@ -30,6 +30,7 @@ INHERITED = (
     "CUDA_VISIBLE_DEVICES",
     "NVIDIA_VISIBLE_DEVICES",
     "SSL_CERT_FILE",
+    "HF_DATASETS_CACHE",
 )
 ROOMY = {"THP_MEM_ALLOC_ENABLE": "1"}
 """For a child that need not spare memory: torch asks for huge pages, so that the large tensors of a training, which are
@@ -167,5 +168,7 @@ def child_environment(home: Path, extra: Mapping[str, str]) -> dict[str, str]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TQDM_DISABLE": "1",
+        # Of lm-eval: else it forks for standard errors, which threads of torch may not survive.
+        "DISABLE_MULTIPROC": "1",
     }
     return environment | dict(extra)

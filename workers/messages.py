@@ -31,6 +31,7 @@ class Assignment(Message):
     device: str
     threads: int | None
     processes: int | None = Field(None, description="that train together; None: one for each GPU, or one")
+    tasks_dir: Path | None = Field(None, description="the operator's own tasks for lm-eval")
     memory_bytes: int | None = Field(None, description="what the child should stay below; None: what the machine has")
 
 

@@ -33,6 +33,7 @@ from workers.stages import (
     plan,
     quantise,
     sweep,
+    tasks,
     verify,
 )
 from workers.stages.context import ONCE, Context
@@ -91,6 +92,7 @@ def walk(assignment: Assignment, report: Callable[[BaseModel], None]) -> bool:
     context = Context(assignment, Workbench(assignment.work_dir, assignment.attempt, identity(assignment)), report)
     try:
         quantise.require_library(assignment.recipe)
+        tasks.require_library(assignment.recipe)
         for stage in ONCE:
             take(context, stage)
         finished = []

@@ -255,6 +255,7 @@ class Supervisor:
             device=self.settings.device,
             threads=self.settings.threads,
             processes=self.settings.processes,
+            tasks_dir=self.settings.tasks_dir,
             memory_bytes=self.settings.memory_bytes,
         )
 

@@ -71,6 +71,10 @@ def compress(
     baseline: Annotated[
         bool, typer.Option("--baseline", help="Also measure the original with blocks dropped to the same size.")
     ] = False,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Also ask both models this task of lm-eval; may be given more than once.")
+    ] = None,
+    task_limit: Annotated[int | None, typer.Option(help="At most so many examples of each task.")] = None,
     quantise: Annotated[
         Scheme | None, typer.Option(help="Also round the result to integers, in a directory of that name.")
     ] = None,
@@ -98,6 +102,8 @@ def compress(
                 max_tokens=max_tokens,
                 gate=given(max_perplexity_ratio=max_perplexity_ratio, min_top1_agreement=min_top1_agreement),
                 baseline=baseline or None,
+                tasks=task,
+                task_limit=task_limit,
             ),
             quantisation=quantise,
             seed=seed,

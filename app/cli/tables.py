@@ -68,6 +68,7 @@ def figures(before: Metrics, after: Metrics) -> Iterator[Figure]:
         yield Figure(f"KL divergence, {dataset}", of_dataset("kl_divergence", dataset, ".3f", " nats"))
     for dataset in after.top1_agreement:
         yield Figure(f"same top token, {dataset}", of_dataset("top1_agreement", dataset, ".1%"))
+    yield from task_figures(before, after)
     if before.peak_memory_bytes is not None and after.peak_memory_bytes is not None:
         change = f"{after.peak_memory_bytes / before.peak_memory_bytes:.2f} times"
         yield Figure("peak memory, running", of_memory, change)
@@ -77,6 +78,23 @@ def figures(before: Metrics, after: Metrics) -> Iterator[Figure]:
             # One of the two does not fit into the worker's memory, and so was not timed.
             continue
         yield Figure(f"tokens/s, {name}", of_model(field), f"{fast / slow:.2f} times")
+
+
+def task_figures(before: Metrics, after: Metrics) -> Iterator[Figure]:
+    """What both came to on tasks of lm-eval, or why one of them was not asked."""
+    if before.tasks_skipped or after.tasks_skipped:
+        yield Figure("tasks", lambda model: model.tasks_skipped or "")
+    for task, result in after.tasks.items():
+        for name, reached in result.metrics.items():
+            known = before.task_metric(task, name)
+            value = None if known is None else known.value
+            change = "" if value is None or reached.value is None else f"{reached.value - value:+.4f}"
+            yield Figure(f"{name}, {task}", of_task(task, name), change)
+
+
+def of_task(task: str, name: str) -> Callable[[Metrics], str]:
+    """Shows what a model came to by one measure of a task, where it was asked."""
+    return lambda model: str(model.task_metric(task, name) or "")
 
 
 def of_memory(model: Metrics) -> str:

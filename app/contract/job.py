@@ -45,6 +45,28 @@ class Source(Answer):
     text_revisions: dict[str, str] = Field(default_factory=dict, description="commit of each hub dataset")
 
 
+class TaskMetric(Answer):
+    """What a model came to by one measure."""
+
+    value: float | None = Field(description="null where it is no finite number")
+    stderr: float | None = Field(None, description="standard error; null where it has none")
+    higher_is_better: bool | None = Field(None, description="null where the task does not say")
+
+    def __str__(self) -> str:
+        """'0.4200 ± 0.0494'; nothing without a value."""
+        shown = (f"{number:.4f}" for number in (self.value, self.stderr) if number is not None)
+        return "" if self.value is None else " ± ".join(shown)
+
+
+class TaskResult(Answer):
+    """What a model came to on a task of lm-eval, or on a group of them as a whole."""
+
+    version: str | None = Field(None, description="the task's own; results compare where it is the same")
+    examples: int = Field(description="that were asked")
+    shots: int | None = Field(None, description="solved examples before each that is asked; null where they differ")
+    metrics: dict[str, TaskMetric] = Field(description="by the library's names, such as 'acc' or 'exact_match,strict'")
+
+
 class Metrics(Answer):
     """One model, measured."""
 
@@ -70,6 +92,14 @@ class Metrics(Answer):
         "writes, Python and its libraries included; on a GPU, of the device's; null likewise",
     )
     sample: str | None = Field(description="a greedy continuation of a fixed prompt; null likewise")
+    tasks: dict[str, TaskResult] = Field(
+        default_factory=dict, description="per task; a tag, and a group without figures of its own, stands as its tasks"
+    )
+    tasks_skipped: str | None = Field(None, description="why this model was not asked the recipe's tasks")
+
+    def task_metric(self, task: str, name: str) -> TaskMetric | None:
+        """What the model came to on a task by one of its measures; None where there is no such figure."""
+        return self.tasks[task].metrics.get(name) if task in self.tasks else None
 
 
 class Protocol(Answer):

@@ -40,6 +40,7 @@ TEACHER = "teacher:"
 DATASET = re.compile(
     r"teacher:|builtin:[\w-]+|local:[^/].*|hub:[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.-]+){1,2}", re.ASCII
 )
+TASK = re.compile(r"[A-Za-z0-9][\w.()+-]{0,127}", re.ASCII)
 TEXTS = (
     "where the text comes from, evenly mixed; 'teacher:' is text that the original writes itself, which takes minutes "
     "and, meanwhile, memory for the whole of the original"
@@ -62,6 +63,19 @@ def check_foreign(reference: str) -> str:
     if reference != TEACHER:
         return reference
     raise ValueError("a model judged by text of its own proves nothing; send other text, such as 'local:NAME'")
+
+
+def check_task(name: str) -> str:
+    # A name alone: the library that runs tasks would also take a path, and run what lies there.
+    if TASK.fullmatch(name):
+        return name
+    raise ValueError("send the name of a task of lm-eval, such as 'arc_easy', or of the operator's own")
+
+
+def check_tasks(tasks: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(tasks)) < len(tasks):
+        raise ValueError("name each task once")
+    return tasks
 
 
 def check_mixture(datasets: tuple[str, ...]) -> tuple[str, ...]:
@@ -96,6 +110,9 @@ RATIO: TypeAdapter[float] = TypeAdapter(Ratio)
 RATIOS: TypeAdapter[tuple[float, ...]] = TypeAdapter(Ratios)
 Dataset = Annotated[str, AfterValidator(check_dataset)]
 Foreign = Annotated[Dataset, AfterValidator(check_foreign)]
+Tasks = Annotated[
+    tuple[Annotated[str, AfterValidator(check_task)], ...], Field(max_length=16), AfterValidator(check_tasks)
+]
 Mixture = Annotated[tuple[Dataset, ...], Field(min_length=1, max_length=8), AfterValidator(check_mixture)]
 
 
@@ -224,6 +241,21 @@ class Evaluation(Options):
         False, description="also measure the original with so many blocks dropped that it is as small"
     )
 
+    tasks: Tasks = Field(
+        (),
+        description="names of tasks, groups or tags of lm-eval that original and result are asked, which takes minutes "
+        "to hours each; their data must lie on the worker, and whether the result was made from it is not checked",
+    )
+    task_limit: int | None = Field(
+        None, ge=1, le=1_000_000, description="at most this many examples of each task, the first; null: all"
+    )
+
+    @model_validator(mode="after")
+    def check_limit(self) -> Self:
+        if self.task_limit is not None and not self.tasks:
+            raise ValueError("task_limit is of no use without tasks; name some or leave it out")
+        return self
+
     @model_validator(mode="after")
     def check_window(self) -> Self:
         if self.max_tokens < self.window:
@@ -319,7 +351,7 @@ class Recipe(Options):
         return math.ceil(max(tokens for tokens, _ in asked) / length), length
 
     def _readers(self) -> Iterator[tuple[Mixture, int, int]]:
-        """Of each section the datasets, the tokens of one of them that it reads at most, and the length of its windows."""
+        """Of each section the datasets, the tokens of one of them it reads at most, and the length of its windows."""
         calibration, distillation = self.calibration, self.distillation
         share = math.ceil(calibration.sequences / len(calibration.datasets))
         yield calibration.datasets, share * calibration.length, calibration.length

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.contract.job import Comparison, Problem, State, SweepResult
+from app.contract.job import Comparison, Problem, State, SweepResult, TaskMetric, TaskResult
 from app.contract.recipe import Recipe
 from tests.loopback import AFTER, BEFORE, Script, below_gate, failed, make_job, running, succeeded
 
@@ -89,6 +89,12 @@ def test_options_of_text_reach_the_recipe(run: Run, script: Script) -> None:
     assert script.posted[0]["evaluation"] == {"window": 32, "max_tokens": 96}
 
 
+def test_options_of_tasks_reach_the_recipe(run: Run, script: Script) -> None:
+    wanted = "--task a --task b --task-limit 50"
+    run("compress", "local:tiny", "--ratio", "1.3", "--out", "out", *wanted.split())
+    assert script.posted[0]["evaluation"] == {"tasks": ["a", "b"], "task_limit": 50}
+
+
 def test_options_of_training_reach_the_recipe(run: Run, script: Script) -> None:
     wanted = "--distill local:a --distill local:b --distill-tokens 4096 --learning-rate 1e-3 --train norms"
     run("compress", "local:tiny", "--ratio", "1.3", "--out", "out", *wanted.split())
@@ -98,6 +104,30 @@ def test_options_of_training_reach_the_recipe(run: Run, script: Script) -> None:
         "learning_rate": 1e-3,
         "train": "norms",
     }
+
+
+def test_tasks_are_compared_with_their_standard_errors(run: Run, script: Script) -> None:
+    before, after = (
+        model.model_copy(update={"tasks": {"arc_easy": TaskResult(examples=50, metrics={"acc": accuracy})}})
+        for model, accuracy in (
+            (BEFORE, TaskMetric(value=0.5, stderr=0.05)),
+            (AFTER, TaskMetric(value=0.42, stderr=0.06)),
+        )
+    )
+    script.states = [succeeded(metrics=Comparison(before=before, after=after))]
+    done = run("show", "job_1", COLUMNS="160")
+    (row,) = [line.split("│")[1:-1] for line in done.stdout.splitlines() if "arc_easy" in line]
+    assert [cell.strip() for cell in row] == ["acc, arc_easy", "0.5000 ± 0.0500", "0.4200 ± 0.0600", "-0.0800"]
+
+
+def test_a_model_that_was_not_asked_shows_why(run: Run, script: Script) -> None:
+    skipped = BEFORE.model_copy(update={"tasks_skipped": "it does not fit"})
+    asked = AFTER.model_copy(update={"tasks": {"a": TaskResult(examples=5, metrics={"f1": TaskMetric(value=0.25)})}})
+    script.states = [succeeded(metrics=Comparison(before=skipped, after=asked))]
+    done = run("show", "job_1", COLUMNS="160")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines()]
+    assert ["tasks", "it does not fit", "", ""] in rows
+    assert ["f1, a", "", "0.2500", ""] in rows
 
 
 def test_away_from_a_terminal_there_are_no_control_characters(run: Run, script: Script) -> None:

@@ -63,6 +63,13 @@ def test_the_contract_and_the_accounting_name_the_same_schemes_of_quantisation()
         ({"evaluation": {"gate": {"max_perplexity_ratio": 0.9}}}, "greater than or equal to 1"),
         ({"evaluation": {"gate": {"min_top1_agreement": 90}}}, "less than or equal to 1"),
         ({"evaluation": {"gate": {"perplexity": 2}}}, "not permitted"),
+        ({"evaluation": {"tasks": ["../task.yaml"]}}, "the name of a task"),
+        ({"evaluation": {"tasks": [".hidden"]}}, "the name of a task"),
+        ({"evaluation": {"tasks": ["x" * 129]}}, "the name of a task"),
+        ({"evaluation": {"tasks": ["arc_easy", "arc_easy"]}}, "each task once"),
+        ({"evaluation": {"tasks": [f"task{number}" for number in range(17)]}}, "at most 16"),
+        ({"evaluation": {"tasks": ["arc_easy"], "task_limit": 0}}, "greater than or equal to 1"),
+        ({"evaluation": {"task_limit": 10}}, "no use without tasks"),
         ({"metadata": {"key": "x" * 513}}, "values 512"),
         ({"method": "magic"}, "kronecker"),
         ({"quantisation": "int2"}, "'int8' or 'int4'"),
@@ -101,6 +108,13 @@ def test_the_tokens_of_a_fusion_can_be_named(method: str) -> None:
 def test_the_key_value_heads_that_stay_can_be_named() -> None:
     assert Recipe.model_validate({**VALID, "method": "width"}).key_value_heads is None
     assert Recipe.model_validate({**VALID, "method": "width", "width": {"key_value_heads": 2}}).key_value_heads == 2
+
+
+def test_tasks_are_named_as_the_library_names_them() -> None:
+    named = ["arc_easy", "tmmluplus_education_(profession_level)", "leaderboard-v2.1"]
+    evaluation = Recipe.model_validate({**VALID, "evaluation": {"tasks": named, "task_limit": 100}}).evaluation
+    assert (evaluation.tasks, evaluation.task_limit) == (tuple(named), 100)
+    assert Recipe.model_validate(VALID).evaluation.tasks == ()
 
 
 def test_every_dataset_is_told_with_the_field_that_names_it() -> None:

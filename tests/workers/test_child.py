@@ -74,6 +74,12 @@ def test_a_child_knows_no_secret_of_its_parent(tmp_path: Path, secrets: str) -> 
     assert environment["HOME"] == environment["TMPDIR"] == str(tmp_path / "home")
 
 
+def test_a_child_finds_the_data_sets_that_lie_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", "/srv/datasets")
+    with start("environment", tmp_path) as child:
+        assert first(child)["HF_DATASETS_CACHE"] == "/srv/datasets"
+
+
 def test_a_chatty_child_neither_blocks_nor_fills_memory(tmp_path: Path) -> None:
     with start("chatty", tmp_path) as child:
         assert first(child) == {"done": True}

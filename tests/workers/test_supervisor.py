@@ -32,6 +32,10 @@ CHILDREN = {
     "fails": (
         "print(json.dumps({'event': 'error', 'code': 'bad_model', 'message': 'no', 'retryable': False})); sys.exit(1)"
     ),
+    "tells_where_tasks_lie": (
+        "told = str(json.loads(sys.stdin.readline())['tasks_dir']);"
+        "print(json.dumps({'event': 'error', 'code': 'told', 'message': told, 'retryable': False})); sys.exit(1)"
+    ),
 }
 
 
@@ -79,6 +83,19 @@ def test_a_child_that_ends_badly_fails_the_last_attempt_with_a_code(
     assert job.state is State.FAILED
     assert job.error is not None
     assert job.error.code == code
+
+
+def test_a_child_is_told_where_the_tasks_of_the_operator_lie(
+    service: JobService, settings: Settings, sessions: Sessions, tiny: dict[str, Any], children: Any, tmp_path: Path
+) -> None:
+    settings = settings.model_copy(update={"tasks_dir": tmp_path / "tasks"})
+    job_id = service.submit(Recipe.model_validate(tiny)).id
+    children("tells_where_tasks_lie")
+    artifacts = ArtifactStore(settings.artifacts_dir)
+    Supervisor(settings, sessions, artifacts, "worker", threading.Event()).run(job_id)
+    job = service.get(job_id)
+    assert job.error is not None
+    assert job.error.message == str(tmp_path / "tasks")
 
 
 def test_a_passing_fault_puts_the_job_back_while_attempts_are_left(

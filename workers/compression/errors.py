@@ -19,3 +19,15 @@ class MissingWeights(MalformedModel):
 
 class VerificationFailed(CompressionError):
     """A written package does not load as it should or does not compute what was recorded."""
+
+
+class UnknownTask(CompressionError):
+    """No task, group or tag has the name."""
+
+
+class TaskDataMissing(CompressionError):
+    """What a task reads does not lie on this machine."""
+
+
+class TaskNotRunnable(CompressionError):
+    """A task cannot be set up, or asks for more than a language model and its text."""

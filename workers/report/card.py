@@ -6,7 +6,7 @@
 is claimed that the report or the original does not say.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def front_matter(report: CompressionReport, original: Mapping[str, Any]) -> Mode
         pipeline_tag="text-generation",
         tags=["compressed", "modelpress", report.method],
         model_name=title(report),
-        eval_results=list(eval_results(report)),
+        eval_results=[*eval_results(report), *task_results(report)],
         **inherited,
     )
 
@@ -91,6 +91,22 @@ def eval_results(report: CompressionReport) -> Iterator[EvalResult]:
             metric_name=f"Perplexity, windows of {report.recipe.evaluation.window} tokens",
             metric_value=round(perplexity, 4),
         )
+
+
+def task_results(report: CompressionReport) -> Iterator[EvalResult]:
+    """What the result came to on tasks, in the hub's form. Which dataset a task reads is its own affair."""
+    for task, result in report.metrics.after.tasks.items():
+        for name, reached in result.metrics.items():
+            if reached.value is not None:
+                yield EvalResult(
+                    task_type="text-generation",
+                    dataset_type=task,
+                    dataset_name=task,
+                    dataset_args=None if result.shots is None else {"num_few_shot": result.shots},
+                    metric_type=name,
+                    metric_name=f"{name}, {result.examples} examples",
+                    metric_value=round(reached.value, 4),
+                )
 
 
 def hub_model(report: CompressionReport) -> str | None:
@@ -158,7 +174,7 @@ def results(report: CompressionReport, plots: Sequence[Plot]) -> str:
     for text, protocol in report.metrics.protocols.items():
         how += f" Protocol of {code(text)}: `{protocol.id}`."
     pictures = [f"![{plot.caption}]({plot.name})" for plot in plots]
-    return "\n\n".join(["## Results", results_table(measured(report)), how, *pictures])
+    return "\n\n".join(["## Results", results_table(measured(report)), how, *tasks(report), *pictures])
 
 
 def results_table(models: Mapping[str, Metrics]) -> str:
@@ -190,6 +206,32 @@ def results_table(models: Mapping[str, Metrics]) -> str:
             cells = ["–" if value is None else style.format(value) for value in values]
             lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def tasks(report: CompressionReport) -> Iterator[str]:
+    """What the models came to on tasks of lm-eval, and which of them were not asked; nothing where none was."""
+    models = measured(report)
+    measures = dict.fromkeys(
+        (task, name) for model in models.values() for task, result in model.tasks.items() for name in result.metrics
+    )
+    if measures:
+        version = report.reproducibility.versions.get("lm_eval", "")
+        yield f"Tasks, asked by lm-eval {version} of each model in turn, with standard errors:"
+        header = f"| task | version | shots | examples | | {' | '.join(models)} |"
+        lines = [header, "|---|" + "---:|" * (4 + len(models))]
+        lines += [task_row(task, name, models.values()) for task, name in measures]
+        yield "\n".join(lines)
+    for name, model in models.items():
+        if model.tasks_skipped is not None:
+            yield f"Tasks were not asked of the model '{name}': {model.tasks_skipped}."
+
+
+def task_row(task: str, name: str, models: Collection[Metrics]) -> str:
+    """What each model came to by one measure of a task."""
+    result = next(model.tasks[task] for model in models if task in model.tasks)
+    facts = ["–" if fact is None else str(fact) for fact in (result.version, result.shots, result.examples)]
+    found = [str(model.task_metric(task, name) or "") or "–" for model in models]
+    return f"| {' | '.join([code(task), *facts, code(name), *found])} |"
 
 
 def how_it_was_made(report: CompressionReport) -> str:

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from app.contract.job import Stage
 from app.contract.recipe import TEACHER, Distillation
 from app.sources.documents import Document, read_documents
-from workers.stages import inspect, teacher_text
+from workers.stages import inspect, tasks, teacher_text
 from workers.stages.context import Context
 from workers.stages.failures import StageFailed
 from workers.stages.overlap import record_overlaps
@@ -29,6 +29,7 @@ PIECE = 2**18
 
 def run(context: Context, directory: Path) -> None:
     recipe = context.assignment.recipe
+    tasks.require_data(context)
     tokenizer = AutoTokenizer.from_pretrained(inspect.model_dir(context))
     windows = {CALIBRATION: calibration_windows(context, tokenizer)}
     if recipe.distillation is not None:

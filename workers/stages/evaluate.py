@@ -25,7 +25,7 @@ from workers.compression.evaluation.size import stored_size
 from workers.compression.evaluation.speed import greedy_sample, speed
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.package.checkpoint import write_package
-from workers.stages import calibrate, compress, compute, inspect, memory, overlap
+from workers.stages import calibrate, compress, compute, inspect, memory, overlap, tasks
 from workers.stages.baseline import write_baseline
 from workers.stages.context import Context
 from workers.stages.failures import StageFailed
@@ -73,9 +73,10 @@ def comparison_of(context: Context, directories: Sequence[Path]) -> Comparison:
         measured.append(metrics_of(context, directory, found, is_original=number == 0))
     context.progress(0.9, "measuring memory")
     peaks = peaks_of(context, directories)
-    before, after, *baseline = [
+    measured = [
         metrics.model_copy(update={"peak_memory_bytes": peak}) for metrics, peak in zip(measured, peaks, strict=True)
     ]
+    before, after, *baseline = tasks.with_tasks(context, directories, measured)
     return Comparison(
         before=before, after=after, baseline=baseline[0] if baseline else None, protocols=protocols_of(context)
     )

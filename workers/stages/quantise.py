@@ -11,7 +11,7 @@ from typing import cast
 
 from app.contract.job import Metrics, Stage
 from app.contract.recipe import Recipe, Scheme
-from workers.stages import evaluate, inspect
+from workers.stages import evaluate, inspect, tasks
 from workers.stages.context import Context
 from workers.stages.failures import StageFailed
 
@@ -46,7 +46,8 @@ def run(context: Context, directory: Path) -> None:
 def measure(context: Context, restored: Path) -> Metrics:
     predictions = evaluate.predictions_of(context, [inspect.model_dir(context), restored])
     found = {dataset: result for dataset, (_, result) in predictions.items()}
-    return evaluate.metrics_of(context, restored, found, is_original=False)
+    measured = evaluate.metrics_of(context, restored, found, is_original=False)
+    return tasks.with_tasks(context, [restored], [measured])[0]
 
 
 def quantised_dir(context: Context) -> Path | None:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
+from app.contract.recipe import Recipe
 from app.contract.report import Environment, OriginalRecord, Reproducibility, TextRecord
 from workers.compression.accounting.headers import INDEX_FILE, stored_tensors
 from workers.compression.package.checkpoint import companions
-from workers.stages import compute, distill
+from workers.stages import compute, distill, tasks
 from workers.stages.context import Context
 from workers.stages.workbench import file_sha256
 
@@ -28,9 +29,13 @@ def reproducibility(context: Context) -> Reproducibility:
             dataset: TextRecord(revision=assignment.text_revisions.get(dataset), sha256=file_sha256(path))
             for dataset, path in assignment.texts.items()
         },
-        versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        versions={"python": platform.python_version()} | {name: version(name) for name in packages(assignment.recipe)},
         environment=environment(context),
     )
+
+
+def packages(recipe: Recipe) -> tuple[str, ...]:
+    return (*PACKAGES, tasks.LIBRARY) if recipe.evaluation.tasks else PACKAGES
 
 
 def files_of(model: Path) -> list[Path]:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
+from app.contract.job import TaskMetric, TaskResult
 from app.contract.report import CompressionReport
 from tests.workers.report.reports import TEXTS, distillation_report, factored_report, fused_report
 from workers.report.card import front_matter_of, model_card
@@ -121,6 +122,42 @@ def test_every_number_of_the_comparison_stands_in_the_table() -> None:
     card = model_card(factored_report(), {}, [], own_code=True)
     assert "| stored parameters | 134,515,008 | 103,471,936 |" in card
     assert f"| perplexity, `{TEXTS[1]}` | 24.50 | 53.41 |" in card
+
+
+def with_tasks() -> CompressionReport:
+    """A report whose original was not asked."""
+    report = factored_report()
+    found = {
+        "acc": TaskMetric(value=0.42, stderr=0.0494, higher_is_better=True),
+        "f1,strict": TaskMetric(value=None, higher_is_better=True),
+    }
+    tasks = {"arc_easy": TaskResult(version="1.0", examples=100, shots=5, metrics=found)}
+    metrics = report.metrics.model_copy(
+        update={
+            "before": report.metrics.before.model_copy(update={"tasks_skipped": "it does not fit"}),
+            "after": report.metrics.after.model_copy(update={"tasks": tasks}),
+        }
+    )
+    return report.model_copy(update={"metrics": metrics})
+
+
+def test_tasks_stand_in_a_table_of_their_own_with_what_they_were_asked_with() -> None:
+    card = model_card(with_tasks(), {}, [], own_code=True)
+    assert "| `arc_easy` | 1.0 | 5 | 100 | `acc` | – | 0.4200 ± 0.0494 |" in card
+    assert "| `arc_easy` | 1.0 | 5 | 100 | `f1,strict` | – | – |" in card
+    assert "it does not fit" in card
+
+
+def test_the_hub_learns_what_the_result_came_to_on_tasks() -> None:
+    results = read(with_tasks()).eval_results
+    assert results is not None
+    (accuracy,) = results[2:]
+    assert (accuracy.dataset_type, accuracy.metric_type, accuracy.metric_value) == ("arc_easy", "acc", 0.42)
+    assert accuracy.dataset_args == {"num_few_shot": 5}
+
+
+def test_without_tasks_a_card_does_not_speak_of_them() -> None:
+    assert "lm-eval" not in model_card(factored_report(), {}, [], own_code=True)
 
 
 def test_plots_are_embedded_by_relative_names() -> None:
