@@ -51,7 +51,8 @@ def first_unfinished(context: Context, phase: Phase) -> int:
 def compress_more(context: Context, directory: Path, phase: Phase, start: int) -> None:
     """The phase's parts from the number `start` on."""
     inventory, plan, count = inspect.model_inventory(context), plan_of(context), len(compress.schedule(context))
-    if start > phase.first:
+    if compress.found(context, NAME, compress.file_name(start - 1)).parent != directory:
+        # An earlier attempt came so far.
         context.resumed(block=compress.block_of(start - phase.number, inventory, plan))
     parts = compress_phase(
         compute.open_model(context, inspect.model_dir(context)),
@@ -66,10 +67,10 @@ def compress_more(context: Context, directory: Path, phase: Phase, start: int) -
         path = directory / compress.file_name(part.index)
         write_part(path, part)
         context.bench.finish_part(path)
-        place = compress.place_of(part.index - phase.number, inventory, plan)
-        done = (part.index + 1 - phase.first) / len(phase.parts)
+        done = part.index + 1
         del part  # or it stays in memory beside the next one
-        fraction = training.progress_of(phase, count, compressed=done)
+        place = compress.place_of(min(done, phase.trained - 1) - phase.number, inventory, plan)
+        fraction = training.progress_of(phase, count, compressed=(done - phase.first) / len(phase.parts))
         context.progress(fraction, f"{training.in_phase(phase, count)}{place}")
 
 
