@@ -22,7 +22,7 @@ from workers.compression.errors import TaskDataMissing, TaskNotRunnable, Unknown
 from workers.compression.evaluation.task_scores import TaskScore, scores_in
 
 BATCH = 1
-"""Sequences at a time: each takes six bytes a token and entry of the vocabulary, which is more than small models."""
+"""Sequences at a time. Each takes six bytes for every token and entry of the vocabulary: soon more than the model."""
 
 RESAMPLES = 1000
 """Bootstrap samples for the standard errors that have no formula, which are then known to a few percent. The library
