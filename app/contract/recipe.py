@@ -150,7 +150,7 @@ class Distillation(Options):
     sequences: int = Field(4, ge=1, le=4096, description="sequences per step of the optimiser")
     micro_batch: int = Field(2, ge=1, le=4096, description="sequences at a time; fewer need less memory")
     checkpointing: bool = Field(False, description="compute activations twice, which needs less memory and more time")
-    learning_rate: float = Field(2e-4, gt=0, le=0.1, description="at its highest, after the warm-up")
+    learning_rate: float = Field(1e-4, gt=0, le=0.1, description="at its highest, after the warm-up")
     warm_up: float = Field(0.05, ge=0, le=1, description="part of the steps in which the learning rate rises")
     temperature: float = Field(1.0, ge=0.1, le=20, description="of both distributions that are compared")
     cross_entropy: float = Field(0.0, ge=0, le=100, description="weight of predicting the text itself")

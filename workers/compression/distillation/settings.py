@@ -28,7 +28,7 @@ class Settings:
     tokens: int
     sequences: int = 4
     micro_batch: int = 2
-    rate: float = 2e-4
+    rate: float = 1e-4
     warm_up: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = 1e-8
