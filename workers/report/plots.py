@@ -111,6 +111,8 @@ def per_site(
     """By role and block, or by block alone where there is one role."""
     if not cells:
         return None
+    # Roles in the same order in every picture, whichever of them the first block has.
+    cells = dict(sorted(cells.items()))
     roles, _ = charts.axes_of(cells)
     if len(roles) == 1:
         values = {block: value for (_, block), value in cells.items()}
