@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tests.contracts.tiny_models import CONFIGS, token_ids
+from tests.contracts.tiny_models import CONFIGS, logits_of, model_of, token_ids
 from workers.compression.accounting.architectures import ARCHITECTURES
 from workers.compression.accounting.dimensions import narrowed
 from workers.compression.accounting.heads import regrouped
@@ -46,22 +44,8 @@ def save_model(name: str, directory: Path) -> StreamedModel:
     """Three blocks of random weights, biases among them."""
     known = copy.deepcopy(CONFIGS[name if name in CONFIGS else name.partition("-")[0]])
     settings = known.to_dict() | {"num_hidden_layers": 3, "layer_types": None} | MODELS[name]
-    torch.manual_seed(0)
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(type(known).from_dict(settings))  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.dim() == 1 else 0.15))
-    model.save_pretrained(directory)
+    model_of(type(known).from_dict(settings)).save_pretrained(directory)
     return StreamedModel.open(directory)
-
-
-@torch.no_grad()
-def logits_of(model: EditedModel) -> Tensor:
-    hidden = model.hidden(token_ids())
-    for index in model.kept:
-        with model.block(index) as block:
-            hidden = model.run(block, index, hidden)
-    return model.logits(hidden)
 
 
 @pytest.fixture(scope="module")

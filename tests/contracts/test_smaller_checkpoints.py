@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
-from tests.contracts.tiny_models import CONFIGS, token_ids
+from tests.contracts.tiny_models import CONFIGS, logits_of, model_of, token_ids
 from workers.compression import structures
 from workers.compression.accounting.architectures import ARCHITECTURES
 from workers.compression.accounting.dimensions import resized_parameters
@@ -46,12 +45,7 @@ def save_deep_model(name: str, directory: Path) -> StreamedModel:
         settings["n_layer"] = settings.pop("num_hidden_layers")
     if name == "gemma3_text":
         settings["layer_types"] = LAYER_TYPES
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(type(CONFIGS[name]).from_dict(settings)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.dim() == 1 else 0.15))
-    model.save_pretrained(directory)
+    model_of(type(CONFIGS[name]).from_dict(settings)).save_pretrained(directory)
     return StreamedModel.open(directory)
 
 
@@ -91,15 +85,6 @@ def factored(model: EditedModel) -> CompressedPart:
         for key, tensor in skeleton.get_submodule(place).state_dict().items():
             tensors[f"{name}.{key}"] = tensor.normal_(std=0.3).clone()
     return CompressedPart(9, "factors", sites, tensors, {})
-
-
-@torch.no_grad()
-def logits_of(model: EditedModel) -> Tensor:
-    hidden = model.hidden(token_ids())
-    for index in model.kept:
-        with model.block(index) as block:
-            hidden = model.run(block, index, hidden)
-    return model.logits(hidden)
 
 
 @pytest.fixture(scope="module")

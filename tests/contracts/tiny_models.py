@@ -23,6 +23,8 @@ from transformers import (
     Qwen3Config,
 )
 
+from workers.compression.models.edited import EditedModel
+
 VOCABULARY, WIDTH, INNER, BLOCKS, POSITIONS = 96, 32, 48, 2, 64
 WINDOW = 5  # shorter than the test sequences, so that sliding attention differs from full attention
 
@@ -67,16 +69,32 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 }
 
 
-def tiny_model(name: str) -> PreTrainedModel:
-    """The model of that row of CONFIGS in fp32, the same at every call."""
+def model_of(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model of random weights, the same at every call."""
     torch.manual_seed(0)
-    # A copy: a model writes its dtype into its config when it is saved.
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name])).eval()
+    model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             # Initialisation leaves biases at zero and norms at one, which would hide that they were dropped.
             parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.dim() == 1 else 0.15))
     return model
+
+
+@torch.no_grad()
+def logits_of(model: EditedModel) -> torch.Tensor:
+    """Of `token_ids`, block by block."""
+    hidden = model.hidden(token_ids())
+    for index in model.kept:
+        with model.block(index) as block:
+            hidden = model.run(block, index, hidden)
+    return model.logits(hidden)
+
+
+def tiny_model(name: str) -> PreTrainedModel:
+    """The model of that row of CONFIGS in fp32, the same at every call."""
+    torch.manual_seed(0)
+    # A copy: a model writes its dtype into its config when it is saved.
+    return model_of(copy.deepcopy(CONFIGS[name]))
 
 
 def save_tiny_model(name: str, directory: Path) -> PreTrainedModel:

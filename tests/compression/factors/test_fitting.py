@@ -138,6 +138,26 @@ def test_slices_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (sliced - expected).norm() < 1e-3 * expected.norm()
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_make_no_difference_to_what_a_matrix_is_fitted_to(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = a_problem(shape, compensation=0.5)
+    monkeypatch.setattr(fitting, "FEW", 5)
+    torch.testing.assert_close(a_problem(shape, compensation=0.5).target, whole.target)
+    sliced = whole.error(torch.ones(shape))
+    monkeypatch.undo()
+    assert sliced == pytest.approx(whole.error(torch.ones(shape)))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_slices_make_no_difference_to_pivoted_factors(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    site = a_problem(shape, outputs=True)
+    whole = dense(Pivoted(9), site)
+    monkeypatch.setattr(fitting, "SLICE", 7)
+    torch.testing.assert_close(dense(Pivoted(9), site), whole)
+
+
 def test_a_planted_kronecker_sum_is_found() -> None:
     generator = torch.Generator().manual_seed(0)
     terms = [(torch.randn(4, 10, generator=generator), torch.randn(6, 4, generator=generator)) for _ in range(3)]

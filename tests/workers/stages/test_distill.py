@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -10,8 +9,8 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from app.contract.job import Stage
-from app.contract.recipe import Distillation, Recipe
-from tests.tiny import write_text, write_tiny_model
+from app.contract.recipe import Distillation
+from tests.workers.stages.conftest import small_job
 from workers.compression.distillation.training import Checkpoint
 from workers.messages import Assignment, ProgressReport, ResumedReport
 from workers.runner import STAGES, identity, run
@@ -31,27 +30,7 @@ class Stopped(Exception):
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Assignment:
     directory = tmp_path_factory.mktemp("job")
-    recipe: dict[str, Any] = {
-        "model": "local:model",
-        "target_ratio": 1.3,
-        "method": "width",
-        "calibration": {"datasets": ["local:a.txt"], "sequences": 4, "length": 16},
-        "distillation": DISTILLATION,
-        "evaluation": {"datasets": ["local:b.txt"], "window": 16, "max_tokens": 64},
-    }
-    texts = {
-        f"local:{name}": write_text(directory / name, 300, offset) for name, offset in (("a.txt", 0), ("b.txt", 4))
-    }
-    return Assignment(
-        job_id="job",
-        attempt=1,
-        recipe=Recipe.model_validate(recipe),
-        model_path=write_tiny_model(directory / "model", blocks=2),
-        texts=texts,
-        work_dir=directory / "work",
-        device="cpu",
-        threads=1,
-    )
+    return small_job(directory, blocks=2, target_ratio=1.3, method="width", distillation=DISTILLATION)
 
 
 @pytest.fixture

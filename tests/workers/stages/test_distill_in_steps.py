@@ -1,17 +1,14 @@
 """A job whose matrices are compressed in groups, with a training behind each."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from app.contract.job import Stage
-from app.contract.recipe import Recipe
 from app.contract.report import CompressionReport
-from tests.tiny import write_text, write_tiny_model
-from tests.workers.stages.conftest import done
+from tests.workers.stages.conftest import done, small_job
 from tests.workers.stages.test_distill import Attempt, Stopped, kept
 from workers.compression.accounting.plans import TOLERANCE
 from workers.compression.distillation.settings import Settings
@@ -32,7 +29,6 @@ RATIO = 1.3
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Assignment:
-    directory = tmp_path_factory.mktemp("job")
     distillation = {
         "datasets": ["local:a.txt"],
         "tokens": STEPS * SEQUENCES * LENGTH,
@@ -40,26 +36,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Assignment:
         "sequences": SEQUENCES,
         "steps": 2,
     }
-    recipe: dict[str, Any] = {
-        "model": "local:model",
-        "target_ratio": RATIO,
-        "calibration": {"datasets": ["local:a.txt"], "sequences": 4, "length": 16},
-        "distillation": distillation,
-        "evaluation": {"datasets": ["local:b.txt"], "window": 16, "max_tokens": 64},
-    }
-    texts = {
-        f"local:{name}": write_text(directory / name, 300, offset) for name, offset in (("a.txt", 0), ("b.txt", 4))
-    }
-    return Assignment(
-        job_id="job",
-        attempt=1,
-        recipe=Recipe.model_validate(recipe),
-        model_path=write_tiny_model(directory / "model", blocks=3),
-        texts=texts,
-        work_dir=directory / "work",
-        device="cpu",
-        threads=1,
-    )
+    return small_job(tmp_path_factory.mktemp("job"), blocks=3, target_ratio=RATIO, distillation=distillation)
 
 
 @pytest.fixture

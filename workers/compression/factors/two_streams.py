@@ -75,8 +75,16 @@ class StoredStates:
         hidden: Tensor = torch.load(self._files[batch])
         return hidden
 
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[batch] for batch in range(len(self)))
+
     def advance(self, batch: int, hidden: Tensor) -> None:
         torch.save(hidden, self._files[batch])
+
+    def pass_through(self, model: BlockwiseModel, block: nn.Module, index: int) -> None:
+        """From what enters a block of the model to what leaves it."""
+        for batch, hidden in enumerate(self):
+            self.advance(batch, model.run(block, index, hidden))
 
 
 class StoredMoments:
@@ -130,15 +138,11 @@ class TwoStreams:
 
     def advance_original(self, block: nn.Module, index: int) -> None:
         if self.original is not None:
-            self._advance(self.original, block, index)
+            self.original.pass_through(self.model, block, index)
 
     def advance_compressed(self, block: nn.Module, index: int, *, changed: bool) -> None:
-        self._advance(self.compressed, block, index)
+        self.compressed.pass_through(self.model, block, index)
         self.alike = self.alike and not changed
-
-    def _advance(self, stream: StoredStates, block: nn.Module, index: int) -> None:
-        for batch in range(len(stream)):
-            stream.advance(batch, self.model.run(block, index, stream[batch]))
 
     def observe(self, block: nn.Module, index: int, names: Sequence[str]) -> StoredMoments:
         """The moments of the named sites while the block is still whole; those with the same input share theirs.

@@ -8,7 +8,6 @@ Promise: the heads that stay compute what they did. Before MLPs follow, so that 
 them.
 """
 
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.compression.accounting.heads import attention_of, heads_of
-from workers.compression.factors.two_streams import BlockwiseModel, StoredStates
+from workers.compression.factors.two_streams import BlockwiseModel
 from workers.compression.resizing.fewer_inputs import Compensation, Moments, rows_of
 from workers.compression.resizing.pruning import prune_groups
 from workers.compression.resizing.streams import PairedStreams
@@ -62,9 +61,9 @@ def narrow_attention(
 def _moments(streams: PairedStreams, block: nn.Module, index: int, leaving: str, *, normed: bool) -> Moments:
     """Of what enters the output projection, and of the error that the stream has behind it; where a norm stands
     between, of the error of what the attention gives out."""
-    ours = _passages(streams.model, block, index, streams.after, leaving)
+    ours = (_pass(streams.model, block, index, hidden, leaving) for hidden in streams.after)
     with streams.original.block(index) as whole:
-        originals = _passages(streams.original, whole, index, streams.before, leaving)
+        originals = (_pass(streams.original, whole, index, hidden, leaving) for hidden in streams.before)
         return Moments.of(
             (each.entered, wanted.written - each.written if normed else wanted.stream - each.stream)
             for each, wanted in zip(ours, originals, strict=True)
@@ -79,13 +78,6 @@ class _Passage:
     entered: Tensor
     written: Tensor
     stream: Tensor
-
-
-def _passages(
-    model: BlockwiseModel, block: nn.Module, index: int, states: StoredStates, leaving: str
-) -> Iterator[_Passage]:
-    """One for each batch."""
-    return (_pass(model, block, index, states[batch], leaving) for batch in range(len(states)))
 
 
 def _pass(model: BlockwiseModel, block: nn.Module, index: int, hidden: Tensor, leaving: str) -> _Passage:

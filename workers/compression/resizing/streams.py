@@ -64,18 +64,13 @@ class PairedStreams:
         """From what enters the one block to what enters the other."""
         for each in range(index, following):
             with self.original.block(each) as block:
-                _advance(self.original, block, each, self.before)
+                self.before.pass_through(self.original, block, each)
 
     def advance_model(self, block: nn.Module, index: int) -> None:
-        _advance(self.model, block, index, self.after)
+        self.after.pass_through(self.model, block, index)
 
     def error(self) -> float:
         """How far the model's states are from the original's, relative to them."""
-        lost = [(self.after[batch].float() - self.before[batch].float()).norm() for batch in range(len(self.before))]
-        whole = [self.before[batch].float().norm() for batch in range(len(self.before))]
+        lost = [(ours.float() - whole.float()).norm() for ours, whole in zip(self.after, self.before, strict=True)]
+        whole = [hidden.float().norm() for hidden in self.before]
         return float(torch.stack(lost).norm() / torch.stack(whole).norm())
-
-
-def _advance(model: BlockwiseModel, block: nn.Module, index: int, states: StoredStates) -> None:
-    for batch in range(len(states)):
-        states.advance(batch, model.run(block, index, states[batch]))

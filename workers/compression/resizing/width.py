@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.compression.accounting.architectures import ARCHITECTURES
-from workers.compression.factors.two_streams import BlockwiseModel, StoredStates
+from workers.compression.factors.two_streams import BlockwiseModel
 from workers.compression.models.edited import put
 from workers.compression.parts import CompressedPart, Finished
 from workers.compression.resizing.fewer_inputs import Compensation, Moments, rows_of
@@ -151,25 +151,18 @@ def _observe(streams: PairedStreams, block: nn.Module, index: int, following: in
     Where the MLP writes straight into the stream, the error is that of the stream, which holds those of all blocks
     before and of those missing behind; where a norm stands between, it is that of what the MLP gives out.
     """
-    found = _passages(streams.model, block, index, streams.after, leaving)
+    found = (_pass(streams.model, block, index, hidden, leaving) for hidden in streams.after)
     if adds_to_the_stream(streams.model, block, index, streams.after[0]):
         streams.advance_original(index, following)
-        targets = (streams.before[batch].float() for batch in range(len(streams.before)))
+        targets = (hidden.float() for hidden in streams.before)
         return Moments.of((each.units, wanted - each.output) for each, wanted in zip(found, targets, strict=True))
     with streams.original.block(index) as whole:
-        originals = _passages(streams.original, whole, index, streams.before, leaving)
+        originals = (_pass(streams.original, whole, index, hidden, leaving) for hidden in streams.before)
         moments = Moments.of(
             (each.units, wanted.written.float() - each.written) for each, wanted in zip(found, originals, strict=True)
         )
     streams.advance_original(index, following)
     return moments
-
-
-def _passages(
-    model: BlockwiseModel, block: nn.Module, index: int, states: StoredStates, leaving: str
-) -> Iterator[_Passage]:
-    """One for each batch."""
-    return (_pass(model, block, index, states[batch], leaving) for batch in range(len(states)))
 
 
 def _pass(model: BlockwiseModel, block: nn.Module, index: int, hidden: Tensor, leaving: str) -> _Passage:
