@@ -1,33 +1,19 @@
-"""Real processes of the service, and waiting for facts about them."""
+"""Real processes of the service."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 from app.contract.job import Job
 from app.jobs.service import JobService
 from app.jobs.states import ENDED
 from app.serve import environment
 from app.settings import Settings
-
-Fact = TypeVar("Fact")
-PATIENCE_SECONDS = 120.0
-
-
-def wait_for(fact: Callable[[], Fact | None], patience_seconds: float = PATIENCE_SECONDS) -> Fact:
-    """The first true answer."""
-    deadline = time.monotonic() + patience_seconds
-    while not (found := fact()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"no such fact within {patience_seconds:g} seconds")
-        time.sleep(0.02)
-    return found
+from tests.waiting import wait_for
 
 
 def wait_until_ended(service: JobService, job_id: str) -> Job:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import is_running, wait_for
 from workers import child as child_module
 from workers.child import Child
 
@@ -44,14 +45,6 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in ("MODELPRESS_DATABASE_URL", "MODELPRESS_REDIS_URL", "MODELPRESS_HUB_TOKEN", "HF_TOKEN"):
         monkeypatch.setenv(name, "a-secret")
     yield "a-secret"
-
-
-def is_alive(pid: int) -> bool:
-    """Whether the process runs; one that has ended and only waits to be collected does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def first(child: Child) -> dict[str, Any]:
@@ -98,15 +91,15 @@ def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     with start("stubborn", tmp_path) as child:
         pid = first(child)["pid"]
         assert child.stop(grace_seconds=0.2) == -signal.SIGKILL
-        assert not is_alive(pid)
+        assert not is_running(pid)
 
 
 def test_what_a_child_started_ends_with_it(tmp_path: Path) -> None:
     with start("parent", tmp_path) as child:
         pid = first(child)["pid"]
-        assert is_alive(pid)
+        assert is_running(pid)
         child.stop(grace_seconds=5)
-        assert not is_alive(pid)
+        wait_for(lambda: not is_running(pid))
 
 
 def test_waiting_for_a_silent_child_comes_back_in_time(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from app.embedded import DataDirectoryInUse, EmbeddedServerError, embedded_serve
 from app.embedded.private import private_directory
 from app.embedded.wheels import in_wheel
 from app.settings import Settings
+from tests.waiting import wait_for
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -78,10 +78,7 @@ def server_pids(data_dir: Path) -> list[int]:
 
 
 def wait_until_gone(pids: list[int]) -> None:
-    deadline = time.monotonic() + 30
-    while alive := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
-        assert time.monotonic() < deadline, f"still alive: {alive}"
-        time.sleep(0.02)
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,10 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
 from tests.tiny import write_tiny_model
+from tests.waiting import is_running, wait_for
 from workers.compression.evaluation.peak_memory import peak_memory
 from workers.compression.evaluation.size import stored_size
 
@@ -49,20 +46,6 @@ def test_when_measuring_is_killed_no_process_goes_on_with_it(tmp_path: Path) -> 
     request = {"directories": [str(directory)], "trusted": [str(directory)], "threads": 1, "dtype": "float32"}
     command = [sys.executable, "-I", str(MEASURING), json.dumps(request)]
     with subprocess.Popen(command, env={**os.environ, "HF_HOME": str(tmp_path / "home")}) as measuring:
-        wait_until(lambda: told.is_file() and bool(told.read_text()))
+        wait_for(lambda: told.is_file() and bool(told.read_text()))
         measuring.kill()
-    wait_until(lambda: not is_running(int(told.read_text())))
-
-
-def is_running(process_id: int) -> bool:
-    try:
-        return psutil.Process(process_id).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: not is_running(int(told.read_text())))

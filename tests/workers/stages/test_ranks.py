@@ -12,7 +12,8 @@ import torch
 from pydantic import BaseModel
 
 from app.contract.job import Stage
-from tests.processes import processes_of, wait_for
+from tests.processes import processes_of
+from tests.waiting import wait_for
 from tests.workers.stages.test_distill import STEPS, Attempt, Stopped, job, kept
 from workers.child import Child
 from workers.messages import Assignment, ErrorReport, ProgressReport, ResumedReport
