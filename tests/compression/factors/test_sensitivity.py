@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from workers.compression.accounting.plans import TOLERANCE, feasible_range
 from workers.compression.factors.allocation import measured_plan
-from workers.compression.factors.sensitivity import Sensitivity, from_tensors, measure, to_tensors
+from workers.compression.factors.sensitivity import Sensitivity, from_tensors, measure, smoothed, to_tensors
 from workers.compression.factors.tables import table_gram
 from workers.compression.models.streamed import StreamedModel
 
@@ -122,6 +122,15 @@ def test_the_spectrum_of_a_head_is_what_its_whole_matrix_is_worth(untied: Path) 
     assert divergence(untied, "lm_head", -step * weight) == pytest.approx(
         step**2 * float(found.spectrum.sum()), rel=0.6
     )
+
+
+def test_what_a_text_does_not_hold_counts_the_more_the_sooner_the_tokenizer_merged_it() -> None:
+    met = torch.zeros(50_000).double()
+    met[40_000] = 3.0
+    weights = smoothed(met)
+    assert weights.sum() == pytest.approx(3.0)
+    assert weights[40_000] > 1.2
+    assert weights[1_000] > 5 * weights[20_000] > 5 * weights[49_999] > 0
 
 
 def test_sensitivities_survive_the_way_through_a_file(sensitivities: dict[str, Sensitivity]) -> None:

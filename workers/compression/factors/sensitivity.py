@@ -29,8 +29,15 @@ TOKENS = 8192
 HEAD_TOKENS = 256
 """Tokens that pass through the head at a time: their logits over the vocabulary are the largest tensor there is."""
 
-UNSEEN = 0.2
-"""The part of a table's weight that is spread over all tokens alike, since most of them were never met."""
+MET = 0.4
+"""The part of a table's weight that goes by what the text holds. Most tokens are never met in a few thousand."""
+
+EXPECTED = 0.4
+"""The part that goes by what a tokenizer learned: it numbers its tokens in the order of merging, which is roughly that
+of their frequency in all text. The rest is spread over all tokens alike."""
+
+MOST_FREQUENT = 300
+"""The number, and after the law of Zipf the frequency, from which tokens grow rarer: before it are single bytes."""
 
 SHRINKAGE = 0.02
 """Part of the mean gradient that is added everywhere: an output that was silent by chance still counts."""
@@ -210,7 +217,7 @@ def _of_embedding(model: DifferentiableModel, ids: Tensor, gradients: Tensor, he
     site = model.inventory.embedding
     counted = torch.bincount(ids.flatten(), minlength=site.out_features).double() / ids.numel()
     mean = (counted + head.probabilities / ids.numel()) / 2
-    outputs = _smoothed(mean).sqrt()
+    outputs = smoothed(mean).sqrt()
     moments = Moments.empty(site.in_features)
     moments.add(gradients)
     if model.inventory.head is None:
@@ -226,14 +233,16 @@ def _of_head(model: DifferentiableModel, site: Site, head: _HeadMoments) -> Sens
     An error of the logits costs, to second order, half their variance under the predictions p; of that form's matrix,
     diag(p) − p pᵀ, the diagonal p (1 − p) is kept, smoothed as the embedding's frequencies are.
     """
-    outputs = _smoothed(head.variances / head.inputs.tokens).sqrt()
+    outputs = smoothed(head.variances / head.inputs.tokens).sqrt()
     table = model.read([f"{site.name}.weight"])[f"{site.name}.weight"].cpu()
     return Sensitivity(table_spectrum(table, outputs, head.inputs.inputs / head.inputs.tokens) / 2, outputs)
 
 
-def _smoothed(weights: Tensor) -> Tensor:
-    """The same sum, a part of it spread over all tokens alike."""
-    return (1 - UNSEEN) * weights + UNSEEN * weights.mean()
+def smoothed(weights: Tensor) -> Tensor:
+    """The same sum, but a part of it where other text than this would have it."""
+    expected = 1 / (MOST_FREQUENT + torch.arange(len(weights)).to(weights))
+    expected /= expected.sum()
+    return MET * weights + weights.sum() * (EXPECTED * expected + (1 - MET - EXPECTED) / len(weights))
 
 
 def to_tensors(sensitivities: Mapping[str, Sensitivity]) -> dict[str, Tensor]:
