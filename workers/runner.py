@@ -56,7 +56,7 @@ STAGES: Mapping[Stage, ModuleType] = {
 """In the order in which they run, all but ONCE for each ratio of the recipe. Each reads the results of those before it
 and leaves a durable one of its own. A recipe without distillation or quantisation has no such stage."""
 
-RESULT_VERSION = 4
+RESULT_VERSION = 5
 """Raise it when a stage's result changes its meaning: results of an older worker are then computed again."""
 
 

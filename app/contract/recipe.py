@@ -32,6 +32,7 @@ Method = Literal[
 ]
 Trained = Literal["all", "factors", "norms"]
 Scheme = Literal["int8", "int4"]
+Criterion = Literal["macro_influence", "block_influence", "loss_after_removal", "trial_fusion"]
 FUSING: tuple[Method, ...] = ("fusion", "fusegpt")
 
 HUB_MODEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", re.ASCII)
@@ -208,8 +209,16 @@ class Gate(Options):
 
 
 class Fusion(Options):
-    """How the removed blocks are taken up by those that stay."""
+    """Which blocks go, and how they are taken up by those that stay."""
 
+    criterion: Criterion | None = Field(
+        None,
+        description="by what the next block to go is chosen: how far the final hidden state turns without it "
+        "(`macro_influence`), how far the block itself turns what enters it (`block_influence`), how much worse the "
+        "calibration text is predicted without it (`loss_after_removal`), or what a refit of the block before it "
+        "leaves of its macro influence (`trial_fusion`); null: `loss_after_removal` for `fusion`, `macro_influence` "
+        "for `fusegpt`",
+    )
     tokens: int | None = Field(
         None,
         ge=16,

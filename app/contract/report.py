@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.contract.job import Comparison, SweepResult
-from app.contract.recipe import Recipe
+from app.contract.recipe import Criterion, Recipe
 
 SCHEMA_VERSION: Literal[1] = 1
 SCHEMA_PATH = f"/schemas/compression-report/{SCHEMA_VERSION}"
@@ -134,6 +134,9 @@ class CompressionReport(Section):
     metrics: Comparison
     sites: tuple[SiteReport, ...] = Field(description="every matrix, those of the embedding and the head included")
     removed_blocks: tuple[RemovedBlock, ...] = Field(description="in the order in which they went")
+    criterion: Criterion | None = Field(
+        None, description="what the scores of removed blocks are, as in the recipe; null where none went"
+    )
     intermediate_size: int | None = Field(None, description="hidden units of narrowed MLPs")
     key_value_heads: int | None = Field(None, description="key/value heads of narrowed attention")
     teacher_text: TeacherText | None = Field(None, description="null where the recipe does not ask for `teacher:`")

@@ -5,9 +5,10 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from app.contract.recipe import Method, Recipe, Scheme
+from app.contract.recipe import Criterion, Method, Recipe, Scheme
 from workers.compression.accounting.catalog import names
 from workers.compression.accounting.quantisation import SCHEMES
+from workers.compression.resizing.influence import CRITERIA
 
 VALID: dict[str, Any] = {"model": "org/name", "target_ratio": 1.5}
 
@@ -18,6 +19,10 @@ def test_the_contract_and_the_catalog_name_the_same_methods() -> None:
 
 def test_the_contract_and_the_accounting_name_the_same_schemes_of_quantisation() -> None:
     assert set(get_args(Scheme)) == set(SCHEMES)
+
+
+def test_the_contract_and_the_engine_name_the_same_criteria_for_a_removal() -> None:
+    assert set(get_args(Criterion)) == set(CRITERIA)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +62,7 @@ def test_the_contract_and_the_accounting_name_the_same_schemes_of_quantisation()
         ({"width": {}}, "leave it out for 'kronecker'"),
         ({"method": "width", "width": {"key_value_heads": 0}}, "greater than or equal to 1"),
         ({"method": "width", "width": {"heads": 1}}, "not permitted"),
+        ({"method": "fusion", "fusion": {"criterion": "taste"}}, "'macro_influence'.*or 'trial_fusion'"),
         ({"fusion": {}}, "leave it out for 'kronecker'"),
         ({"method": "fusegpt", "fusion": {"tokens": 0}}, "greater than or equal to 16"),
         ({"evaluation": {"gate": {}}}, "max_perplexity_ratio, min_top1_agreement or both"),

@@ -121,6 +121,14 @@ def per_site(
     return charts.heatmap(cells, title=title, label=label, scale=scale, note=note)
 
 
+CRITERIA = {
+    "macro_influence": "turning of the final hidden state",
+    "block_influence": "turning of what enters the block",
+    "loss_after_removal": "rise of the loss (nats per token)",
+    "trial_fusion": "turning of the final state after a refit",
+}
+
+
 def block_influence(report: CompressionReport) -> Figure | None:
     """Each block's score in the round in which it went, or in the last one where it stayed."""
     if not report.removed_blocks:
@@ -131,7 +139,7 @@ def block_influence(report: CompressionReport) -> Figure | None:
     return charts.column_chart(
         dict(sorted(scores.items())),
         title="Which blocks the model can spare",
-        label="influence on the final state",
+        label=CRITERIA.get(report.criterion or "", "score"),
         marked=order,
         note="orange: removed, in the order of the numbers",
     )
@@ -158,7 +166,7 @@ PICTURES = (
     Picture("allocation", "The part of its parameters that each matrix keeps, by block.", allocation),
     Picture(
         "block_influence",
-        "How far the final hidden state turns without each block; removed ones are orange.",
+        "What the model loses without each block, by the criterion that chose; removed ones are orange.",
         block_influence,
     ),
     Picture("loss_curve", "Loss of the distillation; the line is its moving mean.", loss_curve),

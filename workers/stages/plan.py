@@ -43,7 +43,7 @@ def run(context: Context, directory: Path) -> None:
     name = best_of(context, tried) if method == AUTO else method
     measured = measured_once(context) if is_measured(name) else {}
     plan = measured_plan(inventory, name, context.ratio, measured, recipe.key_value_heads)
-    plan = replace(plan, absorption_tokens=absorption_tokens(context, plan))
+    plan = replace(plan, absorption_tokens=absorption_tokens(context, plan), criterion=criterion(context, plan))
     (directory / PLAN).write_text(json.dumps(plan.to_dict(), indent=1))
     (directory / CHOICE).write_text(json.dumps({trial.method: trial.perplexity for trial in tried}, indent=1))
 
@@ -56,6 +56,12 @@ def absorption_tokens(context: Context, plan: Plan) -> int:
     if plan.method not in RESIZINGS or not RESIZINGS[plan.method].published:
         return 0
     return EPOCHS * calibrate.calibration(context).numel() * plan.removed
+
+
+def criterion(context: Context, plan: Plan) -> str:
+    """The one that the recipe names, or else the method's own."""
+    fusion = context.assignment.recipe.fusion
+    return plan.criterion if fusion is None or fusion.criterion is None else fusion.criterion
 
 
 def try_methods(context: Context, scratch: Path) -> list[Trial]:

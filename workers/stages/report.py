@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from app.contract.recipe import Criterion
 from app.contract.report import (
     CompressionReport,
     DistillationReport,
@@ -58,6 +59,7 @@ def gather(context: Context, package: Path, dense: str | None) -> CompressionRep
             for part in compress.FinishedParts(context)
             for block in part.removed
         ),
+        criterion=cast("Criterion", planned.criterion) if planned.removed else None,
         intermediate_size=planned.intermediate_size,
         key_value_heads=planned.key_value_heads,
         teacher_text=written_text(context),

@@ -98,10 +98,11 @@ def test_block_influence_compares_what_enters_with_what_leaves(directory: Path) 
     assert list(found.values()) == pytest.approx(expected, abs=2e-6)
 
 
-def test_loss_after_removal_is_the_language_models_own(directory: Path) -> None:
+def test_loss_after_removal_is_by_how_much_the_language_models_own_rises(directory: Path) -> None:
     found = score(opened(directory), IDS, "loss_after_removal").values
     with torch.no_grad():
-        expected = [float(without(directory, {block})(IDS, labels=IDS).loss) for block in range(BLOCKS)]
+        whole = float(without(directory, set())(IDS, labels=IDS).loss)
+        expected = [float(without(directory, {block})(IDS, labels=IDS).loss) - whole for block in range(BLOCKS)]
     assert list(found.values()) == pytest.approx(expected, abs=1e-5)
 
 

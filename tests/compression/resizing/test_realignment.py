@@ -59,12 +59,24 @@ def test_every_block_that_remains_gets_one_part_which_is_empty_up_to_the_first_g
     assert [part.index for part in parts] == [3, 4, 5, 6]
     assert [list(part.tensors) for part in parts] == [
         [],
-        *([f"model.layers.{block}.mlp.down_proj.weight"] for block in (1, 4, 6)),
+        *(
+            [f"model.layers.{block}.{name}.weight" for name in ("self_attn.o_proj", "mlp.down_proj")]
+            for block in (1, 4, 6)
+        ),
     ]
 
 
 def test_without_the_first_block_all_others_are_refitted(original: StreamedModel) -> None:
     assert all(part.tensors for part in realign(original, shortened(original, 0), IDS))
+
+
+def test_attention_is_refitted_only_behind_a_gap(original: StreamedModel) -> None:
+    whole = original.whole().state_dict()
+    parts = list(realign(original, shortened(original, 2, 4), IDS))
+    changed = {name for part in parts for name, tensor in part.tensors.items() if not torch.equal(tensor, whole[name])}
+    assert {name for name in changed if "o_proj" in name} == {
+        f"model.layers.{block}.self_attn.o_proj.weight" for block in (3, 5, 6)
+    }
 
 
 def test_a_whole_model_stays_as_it_is(original: StreamedModel) -> None:

@@ -48,7 +48,8 @@ def fused_report(**changes: object) -> CompressionReport:
         for role, shape in SHAPES.items()
     ]
     gone = tuple(RemovedBlock(block=block, scores=_scores(removed[:number])) for number, block in enumerate(removed))
-    return _report("fusion", tuple(sites), removed_blocks=gone, intermediate_size=1400, **changes)
+    fixed = {"removed_blocks": gone, "criterion": "loss_after_removal", "intermediate_size": 1400}
+    return _report("fusion", tuple(sites), **{**fixed, **changes})
 
 
 def distillation_report(steps: int = 256) -> DistillationReport:

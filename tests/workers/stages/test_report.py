@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.contract.recipe import Width
+from app.contract.recipe import Fusion, Width
 from app.contract.report import CompressionReport
 from tests.workers.stages.conftest import done, small_job
 from workers.compression.accounting.headers import stored_tensors
@@ -62,6 +62,14 @@ def test_a_removed_block_keeps_nothing(fused: Path) -> None:
     assert len(gone) == 1
     for site in report.sites:
         assert (site.parameters_after == 0) == (site.block in gone)
+
+
+def test_it_says_by_which_criterion_blocks_went(asked: Assignment, fused: Path, factored: Path) -> None:
+    changes = {"method": "fusion", "target_ratio": 1.5, "fusion": Fusion(criterion="block_influence")}
+    recipe = asked.recipe.model_copy(update=changes)
+    chosen = done(asked.model_copy(update={"recipe": recipe, "work_dir": asked.work_dir / "chosen"})).package
+    criteria = [report_on(package).criterion for package in (fused, chosen, factored)]
+    assert criteria == ["loss_after_removal", "block_influence", None]
 
 
 def test_narrowed_attention_is_reported_as_the_package_has_it(asked: Assignment) -> None:

@@ -106,7 +106,8 @@ class Resizing:
 
     `fuses`: blocks go first, as many as the target allows, and their neighbours take over what they did; without, and
     for what remains, the MLPs become narrower. `published`: blocks go as FuseGPT has it, one after another, each
-    distilled into its group before the next is chosen. `factors` names the method that factors what is left, which then
+    distilled into its group before the next is chosen. `criterion` says by what the next is chosen, where nothing else
+    is asked for. `factors` names the method that factors what is left, which then
     bears half of the target; the result is no ordinary checkpoint any more.
     """
 
@@ -115,13 +116,14 @@ class Resizing:
     fuses: bool
     published: bool = False
     factors: str | None = None
+    criterion: str = "loss_after_removal"
 
 
 _RESIZINGS = (
     Resizing(
         "fusion",
-        "fewer blocks: those that the final hidden state misses least, the others refitted to make up for them, and on "
-        "request distilled; narrower MLPs for the remainder; an ordinary checkpoint",
+        "fewer blocks: those that the predictions miss least, the others refitted to make up for them, and on request "
+        "distilled; narrower MLPs for the remainder; an ordinary checkpoint",
         fuses=True,
     ),
     Resizing(
@@ -130,6 +132,7 @@ _RESIZINGS = (
         "over the calibration text before the next is chosen, on a CPU hours for a small model",
         fuses=True,
         published=True,
+        criterion="macro_influence",
     ),
     Resizing(
         "width",

@@ -60,10 +60,10 @@ def resized_plan(inventory: Inventory, name: str, target_ratio: float, key_value
     removed = _blocks_to_remove(inventory, chosen, target_ratio)
     after = resized_parameters(inventory, range(removed), whole)
     if abs(after - total / target_ratio) <= TOLERANCE * total / target_ratio:
-        return Plan(name, {}, total, after, removed=removed)
+        return Plan(name, {}, total, after, removed=removed, criterion=chosen.criterion)
     size = intermediate_size_for(inventory, target_ratio, range(removed))
     after = resized_parameters(inventory, range(removed), size)
-    return Plan(name, {}, total, after, removed=removed, intermediate_size=size)
+    return Plan(name, {}, total, after, removed=removed, intermediate_size=size, criterion=chosen.criterion)
 
 
 def _regrouped_plan(inventory: Inventory, name: str, target_ratio: float, key_value_heads: int) -> Plan:

@@ -8,7 +8,7 @@ Promise: the heads that stay compute what they did. Before MLPs follow, so that 
 them.
 """
 
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,15 +17,12 @@ from torch import Tensor, nn
 from workers.compression.accounting.heads import attention_of, heads_of
 from workers.compression.factors.two_streams import BlockwiseModel
 from workers.compression.resizing.fewer_inputs import Compensation, Moments, rows_of
+from workers.compression.resizing.passages import passage_up_to
 from workers.compression.resizing.pruning import prune_groups
 from workers.compression.resizing.streams import PairedStreams
 
 DAMPING = 0.1
 """Of the fit of the output projection: of 0.01, 0.1, 0.3 and 1 what cost least on SmolLM2-135M, with 2 of 3 groups."""
-
-
-class _Attended(Exception):
-    """Ends a block's forward behind its attention."""
 
 
 @dataclass(frozen=True)
@@ -61,34 +58,13 @@ def narrow_attention(
 def _moments(streams: PairedStreams, block: nn.Module, index: int, leaving: str, *, normed: bool) -> Moments:
     """Of what enters the output projection, and of the error that the stream has behind it; where a norm stands
     between, of the error of what the attention gives out."""
-    ours = (_pass(streams.model, block, index, hidden, leaving) for hidden in streams.after)
+
+    def passed(model: BlockwiseModel, made: nn.Module, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        for hidden in batches:
+            seen = passage_up_to(model, made, index, hidden, leaving)
+            yield seen.entered, seen.written.float() + (0 if normed else hidden.float())
+
     with streams.original.block(index) as whole:
-        originals = (_pass(streams.original, whole, index, hidden, leaving) for hidden in streams.before)
-        return Moments.of(
-            (each.entered, wanted.written - each.written if normed else wanted.stream - each.stream)
-            for each, wanted in zip(ours, originals, strict=True)
-        )
-
-
-@dataclass(frozen=True)
-class _Passage:
-    """What a batch leaves in a block's attention: what `entered` the output projection, what it has `written`, and the
-    `stream` with that added."""
-
-    entered: Tensor
-    written: Tensor
-    stream: Tensor
-
-
-def _pass(model: BlockwiseModel, block: nn.Module, index: int, hidden: Tensor, leaving: str) -> _Passage:
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def stop(_: nn.Module, entered: tuple[Tensor, ...], left: Tensor) -> None:
-        seen.append((entered[0], left))
-        raise _Attended
-
-    with block.get_submodule(leaving).register_forward_hook(stop), suppress(_Attended):
-        model.run(block, index, hidden)
-    entered, left = seen[0]
-    written = left.float()
-    return _Passage(entered, written, hidden.float() + written)
+        ours, originals = passed(streams.model, block, streams.after), passed(streams.original, whole, streams.before)
+        pairs = zip(ours, originals, strict=True)
+        return Moments.of((entered, wanted - left) for (entered, left), (_, wanted) in pairs)

@@ -113,12 +113,14 @@ def macro_influence(
 def loss_after_removal(
     variants: Variants, blocks: Sequence[int], candidates: Collection[int], unchanged: int
 ) -> dict[int, float]:
-    """The language-modelling loss without the block, in nats per predicted token: SLEB (arXiv 2402.09025)."""
+    """By how much the language-modelling loss rises without the block, in nats per predicted token: the order of SLEB
+    (arXiv 2402.09025)."""
     totals = dict.fromkeys(sorted(candidates), 0.0)
     for ids, leaving in variants.run(blocks, candidates, unchanged):
         with variants.model.head() as head:
+            whole = _loss(head, leaving[WHOLE], ids)
             for block in totals:
-                totals[block] += _loss(head, leaving[block], ids)
+                totals[block] += _loss(head, leaving[block], ids) - whole
     return _per_token(totals, variants.ids[:, 1:].numel())
 
 
@@ -182,8 +184,10 @@ def _turning(before: Tensor, after: Tensor) -> float:
 def _loss(head: Callable[[Tensor], Tensor], hidden: Tensor, ids: Tensor) -> float:
     """Σ of the negative log-likelihood of the tokens [n, T] after the first of each sequence."""
     total = 0.0
-    contexts = torch.split(hidden[:, :-1].flatten(0, 1), LOGIT_TOKENS)
-    following = torch.split(ids[:, 1:].flatten(), LOGIT_TOKENS)
+    # No longer than a sequence, which the model has positions for.
+    tokens_at_a_time = min(LOGIT_TOKENS, ids.shape[1] - 1)
+    contexts = torch.split(hidden[:, :-1].flatten(0, 1), tokens_at_a_time)
+    following = torch.split(ids[:, 1:].flatten(), tokens_at_a_time)
     for states, targets in zip(contexts, following, strict=True):
         logits = head(states.unsqueeze(0)).squeeze(0).float()
         total += functional.cross_entropy(logits, targets.to(logits.device), reduction="sum").item()

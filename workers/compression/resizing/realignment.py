@@ -2,11 +2,12 @@
 
     parts = list(realign(original, edited, ids))      # one part for each block that remains
 
-The last projection before each gap is refitted to what the original has after the gap, that of every other block partly
-to what the original has there: each on the stream that the refits before it have left.
+The last projection before each gap is refitted to what the original has after the gap. Behind the first gap every
+block is partly brought back to what the original has there, at its attention's output projection and at its last one:
+each on the stream that the refits before it have left.
 
-Promise: every block is refitted once, from the weights that the model had, so that nothing is fitted twice to the same
-text.
+Promise: every projection is refitted once, from the weights that the model had, so that nothing is fitted twice to the
+same text.
 """
 
 import tempfile
@@ -20,11 +21,18 @@ from torch import Tensor
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart, Finished
-from workers.compression.resizing.refit import Refit, refit, refitted_tensors
+from workers.compression.resizing.refit import (
+    Refit,
+    refit,
+    refit_attention,
+    refitted_tensors,
+    stream_behind_attention,
+)
 from workers.compression.resizing.streams import PairedStreams
 
-BEFORE_A_GAP = Refit(ridge=0.5)
-ELSEWHERE = Refit(ridge=1.0, share=0.5)
+BEFORE_A_GAP = Refit(ridge=0.3)
+ELSEWHERE = Refit(ridge=0.5, share=0.5)
+ATTENTION = Refit(ridge=0.3, share=0.5)
 
 
 @torch.no_grad()
@@ -33,8 +41,6 @@ def realign(
     edited: EditedModel,
     ids: Tensor,
     *,
-    before: Refit = BEFORE_A_GAP,
-    elsewhere: Refit = ELSEWHERE,
     first: int = 0,
     start: int = 0,
     finished: Finished | None = None,
@@ -54,26 +60,33 @@ def realign(
         streams.advance_original(0, edited.kept[0])
         places = pairwise((*edited.kept, edited.inventory.blocks))
         for number, (index, following) in enumerate(places, first):
-            streams.advance_original(index, following)
             if number < start and finished is not None:
                 edited.apply(finished(number))
+                streams.advance_original(index, following)
                 with edited.block(index) as block:
                     streams.advance_model(block, index)
                 continue
-            settings = elsewhere if following == index + 1 else before
-            nothing_is_missing_yet = following == number - first + 1
-            part = _realigned(streams, index, number, None if nothing_is_missing_yet else settings)
+            part = _realigned(streams, index, following, number, removed_before=index - (number - first))
             edited.apply(part)
             yield part
 
 
-def _realigned(streams: PairedStreams, index: int, number: int, settings: Refit | None) -> CompressedPart:
-    """The part that a block is; the model's stream passes it."""
-    name = f"{streams.model.inventory.block_prefix}.{index}"
-    with streams.model.block(index) as block:
-        if settings is None:
+def _realigned(
+    streams: PairedStreams, index: int, following: int, number: int, *, removed_before: int
+) -> CompressedPart:
+    """The part that a block is; both streams pass it, the original's also those missing before `following`."""
+    model, name = streams.model, f"{streams.model.inventory.block_prefix}.{index}"
+    is_last_before_a_gap = following > index + 1
+    with model.block(index) as block:
+        if removed_before:
+            with streams.original.block(index) as whole:
+                targets = stream_behind_attention(streams.original, whole, index, streams.before)
+                refit_attention(model, block, index, streams.after, targets, ATTENTION)
+        streams.advance_original(index, following)
+        if not removed_before and not is_last_before_a_gap:
             streams.advance_model(block, index)
             return CompressedPart(number, name, {}, {}, {})
-        refit(streams.model, block, index, streams.after, streams.before, settings)
+        settings = BEFORE_A_GAP if is_last_before_a_gap else ELSEWHERE
+        refit(model, block, index, streams.after, streams.before, settings)
         streams.advance_model(block, index)
-        return CompressedPart(number, name, {}, refitted_tensors(streams.model, block, index), {name: streams.error()})
+        return CompressedPart(number, name, {}, refitted_tensors(model, block, index), {name: streams.error()})

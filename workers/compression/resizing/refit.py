@@ -1,8 +1,9 @@
-"""The closed-form start of a fusion: the last projection before a gap, fitted anew to what the original has after it.
+"""The closed-form start of a fusion: projections into the stream, fitted anew to what the original has there.
 
 A block's last projection is that of its MLP, y = W z + b, and it is added straight to the stream. The change of W (and
 of b, where there is one) that brings the block's output h nearest to its target t is the ridge regression of t − h on
-z, each token weighted by 1/‖t‖, so that the few states of enormous norm do not decide alone.
+z, each token weighted by 1/‖t‖, so that the few states of enormous norm do not decide alone. The output projection of
+the attention, where it is added straight to the stream, is refitted in the same way to the stream behind it.
 
 Where a norm stands between projection and stream, as in Gemma 2 and 3, what is added is g ⊙ y / rms(y). With y's length
 taken as it is, that is linear in W again, with inputs z / rms(y) and outputs divided by the gain g; what the changed
@@ -11,15 +12,15 @@ length costs is then made up for by the gain, each channel of which has a regres
 Promise: what leaves the block in another way is not changed.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from workers.compression.accounting.architectures import ARCHITECTURES, Inventory
+from workers.compression.resizing.passages import passage, passage_up_to
 from workers.compression.resizing.variants import RunnableModel
 
 _PROBE_TOLERANCE = 0.05
@@ -38,8 +39,8 @@ class Refit:
 class Batches(Protocol):
     """Hidden states [n, T, H], some sequences at a time."""
 
-    def __len__(self) -> int:
-        """How many batches there are."""
+    def __iter__(self) -> Iterator[Tensor]:
+        """All of them, from the first."""
 
     def __getitem__(self, batch: int, /) -> Tensor:
         """One of them. Raises IndexError behind the last."""
@@ -63,6 +64,36 @@ def refit(
     norm.weight += change.to(norm.weight)
 
 
+@torch.no_grad()
+def refit_attention(
+    model: RunnableModel, block: nn.Module, index: int, hidden: Batches, targets: Iterable[Tensor], settings: Refit
+) -> None:
+    """Changes in place the output projection of the block's attention, if it is added straight to the stream, so that
+    the stream behind it comes nearer to the `targets`, float32 [n, T, H] for each batch."""
+    name = attention_projection(model.inventory)
+    if name is None:
+        return
+    projection: Any = block.get_submodule(name)
+
+    def observed() -> Iterator[Observed]:
+        for some, wanted in zip(hidden, targets, strict=True):
+            seen = passage_up_to(model, block, index, some, name)
+            missing = wanted - some.float() - seen.written.float()
+            yield Observed(_features(projection, seen.entered), missing.flatten(0, 1), wanted.flatten(0, 1))
+
+    _add(projection, settings.share * _ridge_regression(observed(), settings.ridge))
+
+
+def stream_behind_attention(
+    model: RunnableModel, block: nn.Module, index: int, hidden: Iterable[Tensor]
+) -> Iterator[Tensor]:
+    """What `refit_attention` can be given as targets, batch by batch; nothing where it would do nothing."""
+    name = attention_projection(model.inventory)
+    if name is not None:
+        for some in hidden:
+            yield some.float() + passage_up_to(model, block, index, some, name).written.float()
+
+
 def _add(projection: Any, change: Tensor) -> None:
     weight, bias = projection.weight, projection.bias
     rows = change[: change.shape[0] - (bias is not None)]
@@ -76,12 +107,21 @@ def last_projection(inventory: Inventory) -> str:
     return ARCHITECTURES[inventory.model_type].mlp.leaving
 
 
+def attention_projection(inventory: Inventory) -> str | None:
+    """The name, inside a block, of the linear layer by which attention adds to the stream; None where it is not known,
+    or a norm stands between."""
+    attention = ARCHITECTURES[inventory.model_type].attention
+    return None if attention is None or attention.norm is not None else attention.leaving
+
+
 def refitted_tensors(model: RunnableModel, block: nn.Module, index: int) -> dict[str, Tensor]:
-    """The last projection's weight, and where there are such, its bias and the norm behind it, by their full names."""
-    mlp = ARCHITECTURES[model.inventory.model_type].mlp
+    """The last projection's weight, and where there are such, its bias, the norm behind it, and the attention's output
+    projection, by their full names."""
+    mlp, attention = ARCHITECTURES[model.inventory.model_type].mlp, attention_projection(model.inventory)
     return {
         f"{model.inventory.block_prefix}.{index}.{name}.{leaf}": each.detach().cpu()
-        for name in (mlp.leaving, *([mlp.norm] if mlp.norm else []))
+        for name in (attention, mlp.leaving, mlp.norm)
+        if name is not None
         for leaf, each in block.get_submodule(name).named_parameters()
     }
 
@@ -90,61 +130,69 @@ def _last_projection(model: RunnableModel, block: nn.Module) -> Any:
     return block.get_submodule(last_projection(model.inventory))
 
 
+@dataclass(frozen=True)
+class Observed:
+    """Of some tokens: `features` [tokens, in], of which `missing` [tokens, out] is to be explained, on the way to what
+    is `wanted` [tokens, H]."""
+
+    features: Tensor
+    missing: Tensor
+    wanted: Tensor
+
+
 def regression(
     model: RunnableModel, block: nn.Module, index: int, hidden: Batches, targets: Batches, ridge: float
 ) -> Tensor:
     """The change [in, out] of the last projection's matrix, and where it has a bias one row more, the bias's; where a
     norm follows, that of the matrix with the norm's gain."""
-    projection, normed = _last_projection(model, block), _norm_behind(model, block) is not None
+    name, projection = last_projection(model.inventory), _last_projection(model, block)
+    normed = _norm_behind(model, block) is not None
+
+    def observed() -> Iterator[Observed]:
+        for some, wanted in zip(hidden, targets, strict=True):
+            seen, output = passage(model, block, index, some, name)
+            features = _features(projection, seen.entered)
+            if normed:
+                features = features / _root_mean_square(seen.written.flatten(0, -2).float())
+            missing = wanted.float() - output.float()
+            yield Observed(features, missing.flatten(0, 1), wanted.flatten(0, 1).float())
+
+    return _ridge_regression(observed(), ridge)
+
+
+def _features(projection: Any, entered: Tensor) -> Tensor:
+    """[..., in] to [tokens, in], and where the projection has a bias a column of ones more."""
+    features = entered.flatten(0, -2).float()
+    return features if projection.bias is None else torch.cat((features, features.new_ones(len(features), 1)), dim=1)
+
+
+def _ridge_regression(observed: Iterable[Observed], ridge: float) -> Tensor:
+    """[in, out], each token weighted by the inverse norm of what is wanted."""
     gram, cross = torch.zeros(()), torch.zeros(())
-    for some, wanted in _pairs(hidden, targets):
-        entered, left, output = _passed(model, projection, block, index, some)
-        missing = wanted.float() - output.float()
-        features = entered.flatten(0, -2).float()
-        if projection.bias is not None:
-            features = torch.cat((features, features.new_ones(len(features), 1)), dim=1)
-        if normed:
-            features = features / _root_mean_square(left.flatten(0, -2).float())
-        weights = 1 / wanted.flatten(0, 1).float().norm(dim=1, keepdim=True)
-        weighted = features * weights
+    for each in observed:
+        weights = 1 / each.wanted.norm(dim=1, keepdim=True)
+        weighted = each.features * weights
         gram = gram.to(weighted) + weighted.T @ weighted
-        cross = cross.to(weighted) + weighted.T @ (missing.flatten(0, 1) * weights)
-    return torch.cholesky_solve(cross.double(), torch.linalg.cholesky(_damped(gram, ridge))).float()
-
-
-def _damped(gram: Tensor, ridge: float) -> Tensor:
+        cross = cross.to(weighted) + weighted.T @ (each.missing * weights)
     damped = gram.double()
     damped.diagonal().add_(ridge * damped.diagonal().mean())
-    return damped
+    return torch.cholesky_solve(cross.double(), torch.linalg.cholesky(damped)).float()
 
 
 def _gain_regression(
     model: RunnableModel, block: nn.Module, index: int, hidden: Batches, targets: Batches, ridge: float
 ) -> Tensor:
     """The change [out] of the gain of the norm behind the last projection."""
+    name = cast("str", ARCHITECTURES[model.inventory.model_type].mlp.norm)
     energy, cross = torch.zeros(()), torch.zeros(())
-    for some, wanted in _pairs(hidden, targets):
-        entered, _, output = _passed(model, _norm_behind(model, block), block, index, some)
-        missing, states = (wanted.float() - output.float()).flatten(0, 1), entered.flatten(0, -2).float()
+    for some, wanted in zip(hidden, targets, strict=True):
+        seen, output = passage(model, block, index, some, name)
+        missing, states = (wanted.float() - output.float()).flatten(0, 1), seen.entered.flatten(0, -2).float()
         weights = 1 / wanted.flatten(0, 1).float().norm(dim=1, keepdim=True)
         weighted = states / _root_mean_square(states) * weights
         energy = energy.to(weighted) + weighted.square().sum(0)
         cross = cross.to(weighted) + (weighted * missing * weights).sum(0)
     return cross / (energy + ridge * energy.mean())
-
-
-def _pairs(hidden: Batches, targets: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-    return ((hidden[batch], targets[batch]) for batch in range(len(hidden)))
-
-
-def _passed(
-    model: RunnableModel, module: Any, block: nn.Module, index: int, hidden: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What enters and leaves one of the block's modules, and the block's output."""
-    seen: list[tuple[Tensor, Tensor]] = []
-    with _watched(module, lambda inputs, output: seen.append((inputs, output))):
-        output = model.run(block, index, hidden)
-    return *seen[0], output
 
 
 def _norm_behind(model: RunnableModel, block: nn.Module) -> Any:
@@ -172,16 +220,11 @@ def adds_to_the_stream(model: RunnableModel, block: nn.Module, index: int, hidde
     # Far above rounding in bfloat16, and more than a norm behind the projection would let through.
     added *= 8
     before = model.run(block, index, token)
-    with _watched(_last_projection(model, block), lambda inputs, output: output + added.view_as(output)):
+
+    def push(_module: nn.Module, _entered: tuple[Any, ...], written: Tensor) -> Tensor:
+        return written.add(added.view_as(written))
+
+    projection: nn.Module = _last_projection(model, block)
+    with projection.register_forward_hook(push):
         after = model.run(block, index, token)
     return bool((after - before - added).norm() <= _PROBE_TOLERANCE * added.norm())
-
-
-@contextmanager
-def _watched(module: nn.Module, watch: Callable[[Tensor, Tensor], Tensor | None]) -> Iterator[None]:
-    """For a while `watch(inputs, output)` sees what passes through, and may give another output."""
-    handle = module.register_forward_hook(lambda _, arguments, output: watch(arguments[0], output))
-    try:
-        yield
-    finally:
-        handle.remove()

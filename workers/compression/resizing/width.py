@@ -26,6 +26,7 @@ from workers.compression.models.edited import put
 from workers.compression.parts import CompressedPart, Finished
 from workers.compression.resizing.fewer_inputs import Compensation, Moments, rows_of
 from workers.compression.resizing.groups import narrow_attention
+from workers.compression.resizing.passages import passage
 from workers.compression.resizing.pruning import prune
 from workers.compression.resizing.refit import adds_to_the_stream
 from workers.compression.resizing.streams import PairedStreams
@@ -135,15 +136,6 @@ def _narrow_mlp(
     return tensors, {mlp.leaving: found.error}
 
 
-@dataclass(frozen=True)
-class _Passage:
-    """What a batch leaves in a block: the MLP's hidden `units`, what it gives out, and the block's output."""
-
-    units: Tensor
-    written: Tensor
-    output: Tensor
-
-
 def _observe(streams: PairedStreams, block: nn.Module, index: int, following: int, leaving: str) -> Moments:
     """The moments while the block is still wide; the original's stream moves on to what enters `following`, the next
     block that remains.
@@ -151,23 +143,18 @@ def _observe(streams: PairedStreams, block: nn.Module, index: int, following: in
     Where the MLP writes straight into the stream, the error is that of the stream, which holds those of all blocks
     before and of those missing behind; where a norm stands between, it is that of what the MLP gives out.
     """
-    found = (_pass(streams.model, block, index, hidden, leaving) for hidden in streams.after)
+    found = (passage(streams.model, block, index, hidden, leaving) for hidden in streams.after)
     if adds_to_the_stream(streams.model, block, index, streams.after[0]):
         streams.advance_original(index, following)
         targets = (hidden.float() for hidden in streams.before)
-        return Moments.of((each.units, wanted - each.output) for each, wanted in zip(found, targets, strict=True))
+        return Moments.of(
+            (seen.entered, wanted - output) for (seen, output), wanted in zip(found, targets, strict=True)
+        )
     with streams.original.block(index) as whole:
-        originals = (_pass(streams.original, whole, index, hidden, leaving) for hidden in streams.before)
+        originals = (passage(streams.original, whole, index, hidden, leaving) for hidden in streams.before)
         moments = Moments.of(
-            (each.units, wanted.written.float() - each.written) for each, wanted in zip(found, originals, strict=True)
+            (seen.entered, wanted.written.float() - seen.written)
+            for (seen, _), (wanted, _) in zip(found, originals, strict=True)
         )
     streams.advance_original(index, following)
     return moments
-
-
-def _pass(model: BlockwiseModel, block: nn.Module, index: int, hidden: Tensor, leaving: str) -> _Passage:
-    seen: list[tuple[Tensor, Tensor]] = []
-    with block.get_submodule(leaving).register_forward_hook(lambda _, entered, left: seen.append((entered[0], left))):
-        output = model.run(block, index, hidden)
-    units, written = seen[0]
-    return _Passage(units, written, output)
