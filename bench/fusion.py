@@ -6,7 +6,8 @@
 
 calibrates on equally many windows of the first half of A and of every further text, evaluates on the second half of A
 ("in") and on C ("out"). Each row is added to the results as soon as it is there, and one that is there already is not
-computed again, so rows can be asked for one at a time; `bench.curves` draws them. The first two rows are always the
+computed again, nor which blocks its method takes: rows can be asked for one at a time, and other code needs another
+file. `bench.curves` draws them. The first two rows are always the
 dense model and the one that has lost as many blocks as the ratio asks for: the gap of a row is that of its
 log-perplexity to the dense model, as a fraction of the gap that dropping leaves.
 
@@ -132,11 +133,11 @@ class Bench:
         )
 
     def parts(self, name: str, tokens: int) -> list[CompressedPart]:
-        """Those of a method; the order in which blocks go is taken over from the row that drops them."""
+        """Those of a method; which blocks go is taken over from a row of the method that is there already."""
         if name == "auto":
             name = self.chosen()
         if name == "drop":
-            return self.dropped()
+            return self.removals("drop", "macro_influence")
         measured = {}
         if is_measured(name):
             measured = {
@@ -146,7 +147,7 @@ class Bench:
         plan = measured_plan(self.original.inventory, name.removesuffix(GROUPS), self.ratio, measured, heads)
         if name in LOCAL:
             plan = dataclasses.replace(plan, absorption_tokens=tokens)
-        parts = self.dropped() if name == "fusion" else []
+        parts = self.removals("fusion", plan.criterion) if name == "fusion" else []
         for part in compress(
             self.original,
             plan,
@@ -161,9 +162,9 @@ class Bench:
     def fewer_heads(self) -> int:
         return self.key_value_heads or max(feasible_key_value_heads(self.original.inventory))
 
-    def dropped(self) -> list[CompressedPart]:
-        plan = resized_plan(self.original.inventory, "fusion", self.ratio)
-        known = self.results.rows.get(("drop", 0))
+    def removals(self, row: str, criterion: str) -> list[CompressedPart]:
+        plan = dataclasses.replace(resized_plan(self.original.inventory, "fusion", self.ratio), criterion=criterion)
+        known = next((found for (name, _), found in self.results.rows.items() if name == row), None)
         if known is None:
             return list(islice(compress(self.original, plan, self.calibration), plan.removed))
         return [CompressedPart(i, "removed", {}, {}, {}, removed=(block,)) for i, block in enumerate(known.removed)]

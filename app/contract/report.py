@@ -43,8 +43,8 @@ class SiteReport(Section):
 
 
 class RemovedBlock(Section):
-    """A block of the original that is gone, and by what: the scores of all blocks when it was chosen, the least of
-    which went."""
+    """A block of the original that is gone, and by what: the scores of the blocks that were asked when it was chosen,
+    the least of which went."""
 
     block: int
     scores: dict[int, float]

@@ -9,6 +9,7 @@ from app.contract.recipe import Criterion, Method, Recipe, Scheme
 from workers.compression.accounting.catalog import names
 from workers.compression.accounting.quantisation import SCHEMES
 from workers.compression.resizing.influence import CRITERIA
+from workers.report.plots import SCORES
 
 VALID: dict[str, Any] = {"model": "org/name", "target_ratio": 1.5}
 
@@ -21,8 +22,8 @@ def test_the_contract_and_the_accounting_name_the_same_schemes_of_quantisation()
     assert set(get_args(Scheme)) == set(SCHEMES)
 
 
-def test_the_contract_and_the_engine_name_the_same_criteria_for_a_removal() -> None:
-    assert set(get_args(Criterion)) == set(CRITERIA)
+def test_the_contract_the_engine_and_the_plots_name_the_same_criteria_for_a_removal() -> None:
+    assert set(get_args(Criterion)) == set(CRITERIA) == set(SCORES)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ from tests.compression.factors.test_sequential import calibration, open_tiny
 from tests.compression.resizing.small_models import Kept, same
 from workers.compression.accounting.plans import TOLERANCE, Plan
 from workers.compression.accounting.sizes import resized_plan
+from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.package.checkpoint import write_package
 from workers.compression.parts import CompressedPart
-from workers.compression.pipeline import compress, part_count
+from workers.compression.pipeline import compress, influence_text, part_count
+from workers.compression.resizing.influence import score
 
 PLANS = {
     "fusion": ("fusion", 1.5, 0),
@@ -59,6 +61,10 @@ def test_blocks_go_first_and_say_by_which_scores(resized: Resized) -> None:
     for part in resized.parts[: resized.plan.removed]:
         assert len(part.removed) == 1
         assert min(part.scores, key=lambda block: part.scores[block]) == part.removed[0]
+        asked = ("macro_influence", None) if resized.plan.method == "fusegpt" else ("loss_after_removal", 2)
+        model = EditedModel(StreamedModel.open(resized.directory))
+        scores = score(model, influence_text(calibration()), asked[0], candidates=asked[1])
+        assert part.scores == pytest.approx(scores.values, abs=1e-6)
     assert not any(part.removed for part in resized.parts[resized.plan.removed :])
 
 

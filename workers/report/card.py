@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from app.contract.job import Metrics
+from app.contract.recipe import Distillation
 from app.contract.report import CompressionReport
 from workers.report.plots import Plot, measured
 
@@ -245,7 +246,8 @@ def how_it_was_made(report: CompressionReport) -> str:
     ]
     if report.removed_blocks:
         gone = ", ".join(str(removed.block) for removed in report.removed_blocks)
-        facts.append(f"Blocks removed, in this order: {gone}.")
+        criterion = f" by `{report.criterion}`" if report.criterion else ""
+        facts.append(f"Blocks removed{criterion}, in this order: {gone}.")
     if report.intermediate_size is not None:
         facts.append(f"The MLPs have {report.intermediate_size} hidden units.")
     if report.key_value_heads is not None:
@@ -254,7 +256,8 @@ def how_it_was_made(report: CompressionReport) -> str:
         facts.append(
             f"Distillation from the original: {report.distillation.tokens:,} tokens of "
             f"{listed(recipe.distillation.datasets)}, learning rate {recipe.distillation.learning_rate:g}, trained: "
-            f"{recipe.distillation.train}{in_steps(len(report.distillation.steps))}."
+            f"{recipe.distillation.train}{in_steps(len(report.distillation.steps))}; the loss is the divergence from "
+            f"the original's predictions{further_losses(recipe.distillation)}."
         )
     if recipe.quantisation is not None:
         facts.append(
@@ -263,6 +266,14 @@ def how_it_was_made(report: CompressionReport) -> str:
         )
     facts.append("What became of each matrix stands in `compression_report.json`.")
     return "## How it was made\n\n" + "\n".join(f"- {fact}" for fact in facts)
+
+
+def further_losses(distillation: Distillation) -> str:
+    weights = {
+        "the cross entropy of the text": distillation.cross_entropy,
+        "the normalised error of the last hidden states": distillation.hidden,
+    }
+    return "".join(f", plus {weight:g} times {name}" for name, weight in weights.items() if weight)
 
 
 def in_steps(count: int) -> str:

@@ -7,13 +7,14 @@ Promise: readable at 600 pixels of width; the same report gives the same bytes w
 would have nothing to show is left out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from app.contract.job import Metrics
+from app.contract.recipe import Criterion
 from app.contract.report import CompressionReport
 from workers.report import charts
 
@@ -121,7 +122,7 @@ def per_site(
     return charts.heatmap(cells, title=title, label=label, scale=scale, note=note)
 
 
-CRITERIA = {
+SCORES: Mapping[Criterion, str] = {
     "macro_influence": "turning of the final hidden state",
     "block_influence": "turning of what enters the block",
     "loss_after_removal": "rise of the loss (nats per token)",
@@ -130,16 +131,17 @@ CRITERIA = {
 
 
 def block_influence(report: CompressionReport) -> Figure | None:
-    """Each block's score in the round in which it went, or in the last one where it stayed."""
+    """Each block's score in the last round in which it was asked, which is that in which it went, if it did."""
     if not report.removed_blocks:
         return None
-    scores = dict(report.removed_blocks[-1].scores)
-    scores |= {removed.block: removed.scores[removed.block] for removed in report.removed_blocks}
+    scores: dict[int, float] = {}
+    for removed in report.removed_blocks:
+        scores |= removed.scores
     order = {removed.block: str(number) for number, removed in enumerate(report.removed_blocks, start=1)}
     return charts.column_chart(
         dict(sorted(scores.items())),
         title="Which blocks the model can spare",
-        label=CRITERIA.get(report.criterion or "", "score"),
+        label="score" if report.criterion is None else SCORES[report.criterion],
         marked=order,
         note="orange: removed, in the order of the numbers",
     )
@@ -166,7 +168,7 @@ PICTURES = (
     Picture("allocation", "The part of its parameters that each matrix keeps, by block.", allocation),
     Picture(
         "block_influence",
-        "What the model loses without each block, by the criterion that chose; removed ones are orange.",
+        "What the model loses without each block that was asked; removed ones are orange.",
         block_influence,
     ),
     Picture("loss_curve", "Loss of the distillation; the line is its moving mean.", loss_curve),

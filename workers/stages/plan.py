@@ -58,10 +58,11 @@ def absorption_tokens(context: Context, plan: Plan) -> int:
     return EPOCHS * calibrate.calibration(context).numel() * plan.removed
 
 
-def criterion(context: Context, plan: Plan) -> str:
-    """The one that the recipe names, or else the method's own."""
+def criterion(context: Context, plan: Plan) -> str | None:
+    """The one that the recipe names, or else the method's own; None where no block goes."""
     fusion = context.assignment.recipe.fusion
-    return plan.criterion if fusion is None or fusion.criterion is None else fusion.criterion
+    named = None if fusion is None or not plan.removed else fusion.criterion
+    return named or plan.criterion
 
 
 def try_methods(context: Context, scratch: Path) -> list[Trial]:

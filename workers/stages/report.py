@@ -59,7 +59,7 @@ def gather(context: Context, package: Path, dense: str | None) -> CompressionRep
             for part in compress.FinishedParts(context)
             for block in part.removed
         ),
-        criterion=cast("Criterion", planned.criterion) if planned.removed else None,
+        criterion=cast("Criterion | None", planned.criterion),
         intermediate_size=planned.intermediate_size,
         key_value_heads=planned.key_value_heads,
         teacher_text=written_text(context),

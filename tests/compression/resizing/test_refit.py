@@ -8,7 +8,16 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.resizing.refit import Refit, adds_to_the_stream, last_projection, refit, refitted_tensors
+from workers.compression.resizing.refit import (
+    Refit,
+    adds_to_the_stream,
+    attention_projection,
+    last_projection,
+    refit,
+    refit_attention,
+    refitted_tensors,
+    stream_behind_attention,
+)
 
 SIZES = {
     "hidden_size": 16,
@@ -44,10 +53,15 @@ def stream(seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def inputs_of(model: StreamedModel, block: nn.Module, hidden: Tensor) -> Tensor:
-    """What enters the block's last projection, [tokens, in]."""
+def behind_attention(model: StreamedModel, block: nn.Module, hidden: Tensor) -> Tensor:
+    """The stream there, [tokens, H] in float64."""
+    return torch.cat([*stream_behind_attention(model, block, 0, torch.split(hidden, 1))]).flatten(0, 1).double()
+
+
+@torch.no_grad()
+def inputs_of(model: StreamedModel, block: nn.Module, hidden: Tensor, name: str) -> Tensor:
+    """What enters the projection of that name, [tokens, in]."""
     entered: list[Tensor] = []
-    name = last_projection(model.inventory)
     handle = block.get_submodule(name).register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
     model.run(block, 0, hidden)
     handle.remove()
@@ -60,7 +74,7 @@ def test_the_output_is_that_of_weighted_least_squares(model_type: str, tmp_path:
     model, hidden, targets = opened(model_type, tmp_path), stream(1), stream(2)
     with model.block(0) as block:
         before = model.run(block, 0, hidden).flatten(0, 1).double()
-        features = inputs_of(model, block, hidden).double()
+        features = inputs_of(model, block, hidden, last_projection(model.inventory)).double()
         if block.get_submodule(last_projection(model.inventory)).bias is not None:
             features = torch.cat((features, torch.ones(len(features), 1)), 1)
         wanted = targets.flatten(0, 1).double()
@@ -69,6 +83,33 @@ def test_the_output_is_that_of_weighted_least_squares(model_type: str, tmp_path:
         found = refitted(model, block, hidden, targets, Refit(ridge=1e-9))
         assert torch.allclose(found.flatten(0, 1).double(), before + features @ change, atol=2e-3)
         assert torch.equal(model.run(block, 0, hidden), found)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt", "gpt_neox", "phi"])
+@torch.no_grad()
+def test_the_stream_behind_attention_is_that_of_weighted_least_squares(model_type: str, tmp_path: Path) -> None:
+    model, hidden, targets = opened(model_type, tmp_path), stream(1), stream(2)
+    name = attention_projection(model.inventory)
+    assert name is not None
+    with model.block(0) as block:
+        before = behind_attention(model, block, hidden)
+        features = inputs_of(model, block, hidden, name).double()
+        if block.get_submodule(name).bias is not None:
+            features = torch.cat((features, torch.ones(len(features), 1)), 1)
+        wanted = targets.flatten(0, 1).double()
+        weights = 1 / wanted.norm(dim=1, keepdim=True)
+        change = torch.linalg.lstsq(features * weights, (wanted - before) * weights).solution
+        refit_attention(model, block, 0, torch.split(hidden, 1), torch.split(targets, 1), Refit(ridge=1e-9))
+        assert torch.allclose(behind_attention(model, block, hidden), before + features @ change, atol=2e-3)
+
+
+@torch.no_grad()
+def test_attention_behind_a_norm_stays_as_it_is(tmp_path: Path) -> None:
+    model, hidden, targets = opened("gemma2", tmp_path), stream(1), stream(2)
+    with model.block(0) as block:
+        before = model.run(block, 0, hidden)
+        refit_attention(model, block, 0, torch.split(hidden, 1), torch.split(targets, 1), Refit(ridge=1e-9))
+        assert torch.equal(model.run(block, 0, hidden), before)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
 from app.contract.job import TaskMetric, TaskResult
+from app.contract.recipe import Distillation
 from app.contract.report import CompressionReport
 from tests.workers.report.reports import TEXTS, distillation_report, factored_report, fused_report
 from workers.report.card import front_matter_of, model_card
@@ -177,6 +178,18 @@ def test_narrowed_attention_is_described() -> None:
 
 def test_a_training_is_described() -> None:
     assert "262,144 tokens" in model_card(factored_report(distillation=distillation_report()), {}, [], own_code=True)
+
+
+def test_it_names_every_part_of_the_loss() -> None:
+    plain = factored_report(distillation=distillation_report())
+    trained = Distillation(cross_entropy=0.5, hidden=2)
+    mixed = plain.model_copy(update={"recipe": plain.recipe.model_copy(update={"distillation": trained})})
+    ending = "the loss is the divergence from the original's predictions"
+    assert f"{ending}.\n" in model_card(plain, {}, [], own_code=True)
+    further = (
+        ", plus 0.5 times the cross entropy of the text, plus 2 times the normalised error of the last hidden states"
+    )
+    assert f"{ending}{further}.\n" in model_card(mixed, {}, [], own_code=True)
 
 
 def test_a_hostile_name_stays_text() -> None:

@@ -71,26 +71,37 @@ class Mlp:
 
 
 @dataclass(frozen=True)
-class Attention:
-    """Where a block keeps its attention, by names inside the block.
+class HeadMatrices:
+    """Which matrices of a block have one row for every number of every attention head, by names inside the block.
 
-    Each matrix but `leaving` has one row for every number of every head; `leaving` has one column for each. `norm`
-    stands between the latter and the stream, where there is one. `divides_width`: the config is refused where the width
-    is no multiple of the number of query heads.
+    `divides_width`: the config is refused where the width is no multiple of the number of query heads.
     """
 
     queries: str = "self_attn.q_proj"
     keys: str = "self_attn.k_proj"
     values: str = "self_attn.v_proj"
+    divides_width: bool = False
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Where a block keeps its attention, by names inside the block.
+
+    `leaving` is the matrix by which it adds to the stream, and has one column for every number of every query head;
+    `norm` stands between the two, where there is one. `heads` is None where the config has no field for the size of a
+    head: there can then not be fewer of them.
+    """
+
     leaving: str = "self_attn.o_proj"
     norm: str | None = None
-    divides_width: bool = False
+    heads: HeadMatrices | None = None
 
 
 _GATED = Mlp(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
 _NORMED = Mlp(_GATED.entering, _GATED.leaving, norm="post_feedforward_layernorm")
-_ANY_HEADS = Attention()
-_NORMED_HEADS = Attention(norm="post_attention_layernorm", divides_width=True)
+_ANY_HEADS = Attention(heads=HeadMatrices())
+_DIVIDING_HEADS = Attention(heads=HeadMatrices(divides_width=True))
+_NORMED_HEADS = Attention(norm="post_attention_layernorm", heads=HeadMatrices(divides_width=True))
 
 
 @dataclass(frozen=True)
@@ -100,8 +111,7 @@ class Architecture:
     `base` is the prefix of the base model, which some checkpoints leave out of their tensor names; `tied` is what the
     type's config assumes for `tie_word_embeddings` when the file does not say; `old_head` is the head's name in older
     files. `blocks_field` and `width_field` are what the config calls the number of blocks and that of an MLP's hidden
-    units. `attention` is None where the config has no field for the size of a head: there can then not be fewer of
-    them.
+    units.
     """
 
     base: str
@@ -114,7 +124,7 @@ class Architecture:
     mlp: Mlp = _GATED
     blocks_field: str = "num_hidden_layers"
     width_field: str = "intermediate_size"
-    attention: Attention | None = None
+    attention: Attention = Attention()
 
     def canonical(self, name: str) -> str:
         """The name of a stored tensor as the transformers model with a language-modelling head has it."""
@@ -125,7 +135,7 @@ class Architecture:
         return f"{self.base}.{name}"
 
 
-def _llama_like(*, tied: bool, mlp: Mlp = _GATED, attention: Attention | None = None) -> Architecture:
+def _llama_like(*, tied: bool, mlp: Mlp = _GATED, attention: Attention = Attention()) -> Architecture:
     return Architecture(
         base="model", blocks="model.layers", embedding="model.embed_tokens", tied=tied, mlp=mlp, attention=attention
     )
@@ -139,6 +149,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         tied=True,
         layout="conv1d",
         mlp=Mlp(("mlp.c_fc",), "mlp.c_proj"),
+        attention=Attention("attn.c_proj"),
         blocks_field="n_layer",
         width_field="n_inner",
     ),
@@ -148,6 +159,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "model.decoder.embed_tokens",
         tied=True,
         mlp=Mlp(("fc1",), "fc2"),
+        attention=Attention("self_attn.out_proj"),
         width_field="ffn_dim",
     ),
     "gpt_neox": Architecture(
@@ -157,15 +169,16 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         tied=False,
         old_head="embed_out",
         mlp=Mlp(("mlp.dense_h_to_4h",), "mlp.dense_4h_to_h"),
+        attention=Attention("attention.dense"),
     ),
-    "llama": _llama_like(tied=False, attention=Attention(divides_width=True)),
+    "llama": _llama_like(tied=False, attention=_DIVIDING_HEADS),
     "mistral": _llama_like(tied=False, attention=_ANY_HEADS),
     "qwen2": _llama_like(tied=False, attention=_ANY_HEADS),
     "qwen3": _llama_like(tied=False, attention=_ANY_HEADS),
     "gemma": _llama_like(tied=True, attention=_ANY_HEADS),
     "gemma2": _llama_like(tied=True, mlp=_NORMED, attention=_NORMED_HEADS),
     "gemma3_text": _llama_like(tied=True, mlp=_NORMED, attention=_NORMED_HEADS),
-    "phi": _llama_like(tied=False, mlp=Mlp(("mlp.fc1",), "mlp.fc2")),
+    "phi": _llama_like(tied=False, mlp=Mlp(("mlp.fc1",), "mlp.fc2"), attention=Attention("self_attn.dense")),
     "phi3": _llama_like(tied=False, mlp=Mlp(("mlp.gate_up_proj",), "mlp.down_proj", stacked=2)),
 }
 
@@ -330,13 +343,13 @@ def _sites(architecture: Architecture, shapes: Mapping[str, Shape]) -> tuple[Sit
     return tuple(sorted(sites, key=lambda site: (site.block, site.name)))
 
 
-def _head_size(config: Mapping[str, Any], attention: Attention | None, sites: Iterable[Site]) -> int | None:
+def _head_size(config: Mapping[str, Any], attention: Attention, sites: Iterable[Site]) -> int | None:
     """What the weights say, where the config states the number of heads and all blocks have the same of them."""
-    if attention is None or (heads := _stated_size(config, "num_attention_heads")) is None:
+    if attention.heads is None or (heads := _stated_size(config, "num_attention_heads")) is None:
         return None
     entering = {
         name: {site.out_features for site in sites if site.name.endswith(f".{name}")}
-        for name in (attention.queries, attention.keys, attention.values)
+        for name in (attention.heads.queries, attention.heads.keys, attention.heads.values)
     }
     queries, keys, values = entering.values()
     leaving = {site.in_features for site in sites if site.name.endswith(f".{attention.leaving}")}

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import cast
 
-from workers.compression.accounting.architectures import ARCHITECTURES, Attention, Inventory, Site
+from workers.compression.accounting.architectures import ARCHITECTURES, HeadMatrices, Inventory, Site
 from workers.compression.errors import CompressionError
 
 
@@ -35,22 +35,22 @@ class Heads:
         return replace(self, queries=self.queries // self.key_values * count, key_values=count)
 
 
-def attention_of(inventory: Inventory) -> Attention:
-    """Where the blocks keep their attention. Raises HeadsDoNotFit where it cannot be narrowed."""
-    attention = ARCHITECTURES[inventory.model_type].attention
-    if attention is None or inventory.head_size is None:
+def head_matrices(inventory: Inventory) -> HeadMatrices:
+    """Where the blocks keep their heads. Raises HeadsDoNotFit where there cannot be fewer of them."""
+    matrices = ARCHITECTURES[inventory.model_type].attention.heads
+    if matrices is None or inventory.head_size is None:
         raise HeadsDoNotFit(
             f"the config of this {inventory.model_type} cannot say that it has fewer attention heads; all must stay"
         )
-    return attention
+    return matrices
 
 
 def heads_of(inventory: Inventory) -> Heads:
     """The heads that the matrices have room for. Raises HeadsDoNotFit where attention cannot be narrowed, ValueError
     where some blocks have more of them than others."""
-    attention, size = attention_of(inventory), cast("int", inventory.head_size)
-    queries = _only({site.out_features // size for site in _named(inventory, attention.queries)})
-    key_values = _only({site.out_features // size for site in _named(inventory, attention.keys)})
+    matrices, size = head_matrices(inventory), cast("int", inventory.head_size)
+    queries = _only({site.out_features // size for site in _named(inventory, matrices.queries)})
+    key_values = _only({site.out_features // size for site in _named(inventory, matrices.keys)})
     return Heads(queries, key_values, size)
 
 
@@ -61,11 +61,11 @@ def stated_heads(inventory: Inventory) -> Heads | None:
 
 def feasible_key_value_heads(inventory: Inventory) -> tuple[int, ...]:
     """The numbers of key/value heads below the present one, ascending. Raises HeadsDoNotFit where there are none."""
-    attention, heads = attention_of(inventory), heads_of(inventory)
+    matrices, heads = head_matrices(inventory), heads_of(inventory)
     feasible = tuple(
         count
         for count in range(1, heads.key_values)
-        if not attention.divides_width or inventory.hidden_size % heads.with_key_values(count).queries == 0
+        if not matrices.divides_width or inventory.hidden_size % heads.with_key_values(count).queries == 0
     )
     if not feasible:
         raise HeadsDoNotFit(f"none of the model's {heads.key_values} key/value heads can go")
@@ -77,17 +77,18 @@ def regrouped(inventory: Inventory, key_value_heads: int) -> Inventory:
     feasible = feasible_key_value_heads(inventory)
     if key_value_heads not in feasible:
         raise HeadsDoNotFit(f"the model can have {_listed(feasible)} key/value heads; {key_value_heads} were asked for")
-    attention, before = attention_of(inventory), heads_of(inventory)
+    matrices, before = head_matrices(inventory), heads_of(inventory)
     heads = before.with_key_values(key_value_heads)
     rows = {
-        attention.queries: heads.queries * heads.size,
-        attention.keys: heads.key_values * heads.size,
-        attention.values: heads.key_values * heads.size,
+        matrices.queries: heads.queries * heads.size,
+        matrices.keys: heads.key_values * heads.size,
+        matrices.values: heads.key_values * heads.size,
     }
+    leaving = ARCHITECTURES[inventory.model_type].attention.leaving
     in_blocks = list(inventory.block_parameters)
     sites = []
     for site in inventory.sites:
-        narrower = _narrower(site, attention, rows)
+        narrower = _narrower(site, leaving, rows, heads.queries * heads.size)
         sites.append(narrower)
         if site.block is not None:
             in_blocks[site.block] += _stored(narrower) - _stored(site)
@@ -100,9 +101,9 @@ def regrouped(inventory: Inventory, key_value_heads: int) -> Inventory:
     )
 
 
-def _narrower(site: Site, attention: Attention, rows: dict[str, int]) -> Site:
-    if site.name.endswith(f".{attention.leaving}"):
-        return replace(site, in_features=rows[attention.queries])
+def _narrower(site: Site, leaving: str, rows: dict[str, int], columns: int) -> Site:
+    if site.name.endswith(f".{leaving}"):
+        return replace(site, in_features=columns)
     left = next((count for name, count in rows.items() if site.name.endswith(f".{name}")), site.out_features)
     return replace(site, out_features=left)
 

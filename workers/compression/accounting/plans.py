@@ -181,10 +181,10 @@ class Range:
 class Plan:
     """Which structure each site gets; a site that is not named stays dense.
 
-    `removed` is how many blocks go, the next one each time by `criterion`, and `intermediate_size` the hidden units of
-    each MLP that then remain, or None for as many as before. `factors` is the method that makes what is left as small
-    as planned; its structures follow once that is there to be measured. `absorption_tokens` are those of the
-    distillations in which the removed blocks are taken up, all of them together.
+    `removed` is how many blocks go, the next one each time by `criterion` (None: the method's own), and
+    `intermediate_size` the hidden units of each MLP that then remain, or None for as many as before. `factors` is the
+    method that makes what is left as small as planned; its structures follow once that is there to be measured.
+    `absorption_tokens` are those of the distillations in which the removed blocks are taken up, all of them together.
     `compensation` says how far a site is fitted to make up for the sites before it: 0 not at all, 1 in full. A
     `data_free` plan fits the weights themselves, whatever flows through them. A tied output head that is named here is
     stored on its own.
@@ -201,7 +201,7 @@ class Plan:
     factors: str | None = None
     absorption_tokens: int = 0
     key_value_heads: int | None = None
-    criterion: str = "macro_influence"
+    criterion: str | None = None
 
     @property
     def ratio(self) -> float:
@@ -238,7 +238,7 @@ class Plan:
             form["factors"],
             int(form["absorption_tokens"]),
             form["key_value_heads"],
-            str(form["criterion"]),
+            form["criterion"],
         )
 
 

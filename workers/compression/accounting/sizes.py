@@ -58,12 +58,13 @@ def resized_plan(inventory: Inventory, name: str, target_ratio: float, key_value
         size = intermediate_size_for(inventory, math.sqrt(target_ratio))
         return Plan(name, {}, total, round(total / target_ratio), intermediate_size=size, factors=chosen.factors)
     removed = _blocks_to_remove(inventory, chosen, target_ratio)
+    criterion = chosen.criterion if removed else None
     after = resized_parameters(inventory, range(removed), whole)
     if abs(after - total / target_ratio) <= TOLERANCE * total / target_ratio:
-        return Plan(name, {}, total, after, removed=removed, criterion=chosen.criterion)
+        return Plan(name, {}, total, after, removed=removed, criterion=criterion)
     size = intermediate_size_for(inventory, target_ratio, range(removed))
     after = resized_parameters(inventory, range(removed), size)
-    return Plan(name, {}, total, after, removed=removed, intermediate_size=size, criterion=chosen.criterion)
+    return Plan(name, {}, total, after, removed=removed, intermediate_size=size, criterion=criterion)
 
 
 def _regrouped_plan(inventory: Inventory, name: str, target_ratio: float, key_value_heads: int) -> Plan:

@@ -34,7 +34,8 @@ MET = 0.4
 
 EXPECTED = 0.4
 """The part that goes by what a tokenizer learned: it numbers its tokens in the order of merging, which is roughly that
-of their frequency in all text. The rest is spread over all tokens alike."""
+of their frequency in all text; where single characters stand at the end, the text holds them. The rest is spread over
+all tokens alike."""
 
 MOST_FREQUENT = 300
 """The number, and after the law of Zipf the frequency, from which tokens grow rarer: before it are single bytes."""

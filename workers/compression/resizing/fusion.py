@@ -3,9 +3,9 @@
     for part in fuse(original, edited, ids, removals(edited, some, 8), count=8):
         ...                                           # durable
 
-First every block that goes is chosen, then one sweep refits the last projections in closed form (`realignment`), then,
-where it is asked for, the blocks around each gap take up the removed one's weights by distillation (`absorption`). The
-reference is always the original model.
+First every block that goes is chosen, then one sweep refits the projections into the stream in closed form
+(`realignment`), then, where it is asked for, the blocks around each gap take up the removed one's weights by
+distillation (`absorption`). The reference is always the original model.
 
 Promise: killed and resumed behind any part, also within a distillation, the rest is the same as without.
 """

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from workers.compression.accounting.heads import attention_of, heads_of
+from workers.compression.accounting.architectures import ARCHITECTURES
+from workers.compression.accounting.heads import head_matrices, heads_of
 from workers.compression.factors.two_streams import BlockwiseModel
 from workers.compression.resizing.fewer_inputs import Compensation, Moments, rows_of
 from workers.compression.resizing.passages import passage_up_to
@@ -43,14 +44,16 @@ def narrow_attention(
     `streams` stand before the block and stay there; `compensation` is that of `width.narrow`. Raises HeadsDoNotFit
     where attention cannot be narrowed, ValueError where there are not more groups than that.
     """
-    attention, heads = attention_of(streams.model.inventory), heads_of(streams.model.inventory)
+    inventory = streams.model.inventory
+    attention = ARCHITECTURES[inventory.model_type].attention
+    matrices, heads = head_matrices(inventory), heads_of(inventory)
     moments = _moments(streams, block, index, attention.leaving, normed=attention.norm is not None)
     problem = Compensation(moments, block.get_submodule(attention.leaving), compensation, DAMPING)
     found = prune_groups(problem.target, problem.inputs, heads.group_width, key_value_heads)
     groups = found.kept[:: heads.group_width] // heads.group_width
     shared = (groups[:, None] * heads.size + torch.arange(heads.size)).flatten()
     tensors = problem.tensors(attention.leaving, found)
-    for name, kept in ((attention.queries, found.kept), (attention.keys, shared), (attention.values, shared)):
+    for name, kept in ((matrices.queries, found.kept), (matrices.keys, shared), (matrices.values, shared)):
         tensors |= rows_of(name, block.get_submodule(name), kept)
     return NarrowedAttention(tensors, found.error, attention.leaving)
 

@@ -4,8 +4,8 @@
         ...                            # the block is gone from here on; the next scores are those of what remains
 
 Promise: a score is that of the model as it stands, all its edits included, and the smaller, the sooner the block goes.
-Where the model is larger than memory and loading is the cost, `candidates` restricts the search to that many blocks,
-which one pass of `block_influence` has picked.
+`candidates` restricts the search to that many blocks, which one pass of `block_influence` has picked: for a criterion
+that is dear, or where the model is larger than memory and loading is the cost.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ from workers.compression.resizing.refit import Refit, refit
 from workers.compression.resizing.variants import WHOLE, ShrinkingModel, Variants, run_in_batches
 
 LOGIT_TOKENS = 512
-"""Tokens that pass through the head at a time."""
+"""Tokens that pass through the head at a time, at most."""
 
 TRIAL = Refit(ridge=0.5)
 """The closed form by which `trial_fusion` judges."""

@@ -54,7 +54,7 @@ def refit(
     projection, norm = _last_projection(model, block), _norm_behind(model, block)
     if norm is None and not adds_to_the_stream(model, block, index, hidden[0]):
         return
-    change = settings.share * regression(model, block, index, hidden, targets, settings.ridge)
+    change = settings.share * _regression(model, block, index, hidden, targets, settings.ridge)
     if norm is None:
         _add(projection, change)
         return
@@ -75,11 +75,11 @@ def refit_attention(
         return
     projection: Any = block.get_submodule(name)
 
-    def observed() -> Iterator[Observed]:
+    def observed() -> Iterator[_Observed]:
         for some, wanted in zip(hidden, targets, strict=True):
             seen = passage_up_to(model, block, index, some, name)
             missing = wanted - some.float() - seen.written.float()
-            yield Observed(_features(projection, seen.entered), missing.flatten(0, 1), wanted.flatten(0, 1))
+            yield _Observed(_features(projection, seen.entered), missing.flatten(0, 1), wanted.flatten(0, 1))
 
     _add(projection, settings.share * _ridge_regression(observed(), settings.ridge))
 
@@ -108,19 +108,21 @@ def last_projection(inventory: Inventory) -> str:
 
 
 def attention_projection(inventory: Inventory) -> str | None:
-    """The name, inside a block, of the linear layer by which attention adds to the stream; None where it is not known,
-    or a norm stands between."""
+    """The name, inside a block, of the linear layer by which attention adds straight to the stream; None where a norm
+    stands between."""
     attention = ARCHITECTURES[inventory.model_type].attention
-    return None if attention is None or attention.norm is not None else attention.leaving
+    return None if attention.norm is not None else attention.leaving
 
 
-def refitted_tensors(model: RunnableModel, block: nn.Module, index: int) -> dict[str, Tensor]:
-    """The last projection's weight, and where there are such, its bias, the norm behind it, and the attention's output
-    projection, by their full names."""
-    mlp, attention = ARCHITECTURES[model.inventory.model_type].mlp, attention_projection(model.inventory)
+def refitted_tensors(
+    model: RunnableModel, block: nn.Module, index: int, *, attention: bool = False
+) -> dict[str, Tensor]:
+    """What `refit` changes, by its full name: the last projection's weight, and where there are such, its bias and the
+    norm behind it; with `attention` also what `refit_attention` does."""
+    mlp = ARCHITECTURES[model.inventory.model_type].mlp
     return {
         f"{model.inventory.block_prefix}.{index}.{name}.{leaf}": each.detach().cpu()
-        for name in (attention, mlp.leaving, mlp.norm)
+        for name in (attention_projection(model.inventory) if attention else None, mlp.leaving, mlp.norm)
         if name is not None
         for leaf, each in block.get_submodule(name).named_parameters()
     }
@@ -131,7 +133,7 @@ def _last_projection(model: RunnableModel, block: nn.Module) -> Any:
 
 
 @dataclass(frozen=True)
-class Observed:
+class _Observed:
     """Of some tokens: `features` [tokens, in], of which `missing` [tokens, out] is to be explained, on the way to what
     is `wanted` [tokens, H]."""
 
@@ -140,7 +142,7 @@ class Observed:
     wanted: Tensor
 
 
-def regression(
+def _regression(
     model: RunnableModel, block: nn.Module, index: int, hidden: Batches, targets: Batches, ridge: float
 ) -> Tensor:
     """The change [in, out] of the last projection's matrix, and where it has a bias one row more, the bias's; where a
@@ -148,14 +150,14 @@ def regression(
     name, projection = last_projection(model.inventory), _last_projection(model, block)
     normed = _norm_behind(model, block) is not None
 
-    def observed() -> Iterator[Observed]:
+    def observed() -> Iterator[_Observed]:
         for some, wanted in zip(hidden, targets, strict=True):
             seen, output = passage(model, block, index, some, name)
             features = _features(projection, seen.entered)
             if normed:
                 features = features / _root_mean_square(seen.written.flatten(0, -2).float())
             missing = wanted.float() - output.float()
-            yield Observed(features, missing.flatten(0, 1), wanted.flatten(0, 1).float())
+            yield _Observed(features, missing.flatten(0, 1), wanted.flatten(0, 1).float())
 
     return _ridge_regression(observed(), ridge)
 
@@ -166,7 +168,7 @@ def _features(projection: Any, entered: Tensor) -> Tensor:
     return features if projection.bias is None else torch.cat((features, features.new_ones(len(features), 1)), dim=1)
 
 
-def _ridge_regression(observed: Iterable[Observed], ridge: float) -> Tensor:
+def _ridge_regression(observed: Iterable[_Observed], ridge: float) -> Tensor:
     """[in, out], each token weighted by the inverse norm of what is wanted."""
     gram, cross = torch.zeros(()), torch.zeros(())
     for each in observed:
