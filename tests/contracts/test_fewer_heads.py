@@ -22,7 +22,7 @@ from workers.compression.resizing.width import narrow
 PROMPT, NEW_TOKENS = 4, 4
 UNITS = 40
 MODELS: dict[str, dict[str, Any]] = {
-    **{name: {} for name, config in CONFIGS.items() if ARCHITECTURES[config.model_type].attention},
+    **{name: {} for name, config in CONFIGS.items() if ARCHITECTURES[config.model_type].attention.heads},
     "llama-ungrouped": {"num_key_value_heads": 4},
     "llama-biased": {"attention_bias": True},
 }
