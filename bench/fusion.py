@@ -7,9 +7,9 @@
 calibrates on equally many windows of the first half of A and of every further text, evaluates on the second half of A
 ("in") and on C ("out"). Each row is added to the results as soon as it is there, and one that is there already is not
 computed again, nor which blocks its method takes: rows can be asked for one at a time, and other code needs another
-file. `bench.curves` draws them. The first two rows are always the
-dense model and the one that has lost as many blocks as the ratio asks for: the gap of a row is that of its
-log-perplexity to the dense model, as a fraction of the gap that dropping leaves.
+file. `bench.curves` draws them. The first two rows are always the dense model and the one that has lost as many blocks
+as the ratio asks for: the gap of a row is that of its log-perplexity to the dense model, as a fraction of the gap that
+dropping leaves.
 
 Tokens are those of local distillation for `fusion` and `fusegpt`, and those of logit distillation of the whole model,
 on the same texts, for rows that end in `+logits`; other rows take none. `width+groups` narrows attention as well, to
@@ -162,7 +162,7 @@ class Bench:
     def fewer_heads(self) -> int:
         return self.key_value_heads or max(feasible_key_value_heads(self.original.inventory))
 
-    def removals(self, row: str, criterion: str) -> list[CompressedPart]:
+    def removals(self, row: str, criterion: str | None) -> list[CompressedPart]:
         plan = dataclasses.replace(resized_plan(self.original.inventory, "fusion", self.ratio), criterion=criterion)
         known = next((found for (name, _), found in self.results.rows.items() if name == row), None)
         if known is None:

@@ -115,7 +115,7 @@ def test_killed_within_a_distillation_it_goes_on_to_the_same_weights(method: str
 
 def test_fewer_tokens_than_removed_blocks_still_distil_each(tmp_path: Path) -> None:
     model = open_tiny("llama", tmp_path)
-    plan = Plan("fusion", {}, 10, 8, removed=2, absorption_tokens=1)
+    plan = Plan("fusion", {}, 10, 8, removed=2, absorption_tokens=1, criterion="macro_influence")
     parts = list(compress(model, plan, calibration()))
     assert len(parts) == part_count(model.inventory, plan) == 5
 

@@ -9,6 +9,7 @@ Promise: resumed behind any part, the rest is the same as without the interrupti
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -111,7 +112,7 @@ def _fused(
     if finished is not None:
         for index in range(gone):
             edited.apply(finished(index))
-    criterion = plan.criterion or resizing(plan.method).criterion
+    criterion = cast("str", plan.criterion)
     asked = candidates(model.inventory, criterion)
     going = removals(edited, influence_text(ids), plan.removed - gone, criterion, candidates=asked)
     # Rounded up, since `fused_parts` counts on some where any are asked for.

@@ -63,6 +63,8 @@ def test_every_block_that_remains_gets_one_part_which_is_empty_up_to_the_first_g
     assert [list(part.tensors) for part in parts] == [
         [f"model.layers.{block}.{name}" for name in names] for block, names in expected.items()
     ]
+    whole = original.whole().state_dict()
+    assert not any(torch.equal(tensor, whole[name]) for part in parts for name, tensor in part.tensors.items())
 
 
 def test_without_the_first_block_all_others_are_refitted(original: StreamedModel) -> None:

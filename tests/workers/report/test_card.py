@@ -176,6 +176,11 @@ def test_narrowed_attention_is_described() -> None:
     assert "key/value heads" not in model_card(fused_report(), {}, [], own_code=False)
 
 
+def test_removed_blocks_are_named_with_what_chose_them() -> None:
+    card = model_card(fused_report(), {}, [], own_code=False)
+    assert "Blocks removed by `loss_after_removal`, in this order: 12, 17, 9, 20, 14, 22." in card
+
+
 def test_a_training_is_described() -> None:
     assert "262,144 tokens" in model_card(factored_report(distillation=distillation_report()), {}, [], own_code=True)
 

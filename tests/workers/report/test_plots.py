@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from app.contract.report import CompressionReport
+from app.contract.report import CompressionReport, RemovedBlock
 from tests.workers.report.reports import distillation_report, factored_report, fused_report
 from workers.report.charts import moving_mean
-from workers.report.plots import draw, error_per_site, in_two_lines
+from workers.report.plots import SCORES, block_influence, draw, error_per_site, in_two_lines
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -51,6 +51,16 @@ def test_removed_blocks_have_no_error() -> None:
     figure = error_per_site(fused_report())
     assert figure is not None
     assert len(figure.axes[0].patches) == 30 - 6
+
+
+def test_a_block_keeps_the_score_of_the_last_round_in_which_it_was_asked() -> None:
+    rounds = (RemovedBlock(block=2, scores={1: 0.5, 2: 0.1}), RemovedBlock(block=3, scores={3: 0.2, 4: 0.6}))
+    figure = block_influence(fused_report(removed_blocks=rounds))
+    assert figure is not None
+    axes = figure.axes[0]
+    columns = {round(column.get_x() + column.get_width() / 2): column.get_height() for column in axes.patches}
+    assert columns == {1: 0.5, 2: 0.1, 3: 0.2, 4: 0.6}
+    assert axes.get_ylabel() == SCORES["loss_after_removal"]
 
 
 def test_a_moving_mean_lies_in_the_middle_of_its_span() -> None:

@@ -181,7 +181,7 @@ class Range:
 class Plan:
     """Which structure each site gets; a site that is not named stays dense.
 
-    `removed` is how many blocks go, the next one each time by `criterion` (None: the method's own), and
+    `removed` is how many blocks go, the next one each time by `criterion`, which is None where none goes, and
     `intermediate_size` the hidden units of each MLP that then remain, or None for as many as before. `factors` is the
     method that makes what is left as small as planned; its structures follow once that is there to be measured.
     `absorption_tokens` are those of the distillations in which the removed blocks are taken up, all of them together.

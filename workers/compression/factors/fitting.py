@@ -238,8 +238,8 @@ def low_rank(site: Problem, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def pivoted(second: Tensor, first: Tensor, *, folded: bool = False) -> dict[str, Tensor]:
-    """The same product second · first with an identity in one factor, exactly: see `accounting.Pivoted`. One
-    of the two given becomes the basis, in its place.
+    """The same product second · first with an identity in one factor, exactly: see `accounting.Pivoted`. One of
+    the two given becomes the basis, in its place.
 
     For folded pivots `order` is no factor: it lists the outputs in the order in which the factors give them.
 

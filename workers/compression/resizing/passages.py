@@ -1,10 +1,10 @@
 """What a batch of hidden states leaves at one module of a block on its way."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from workers.compression.resizing.variants import RunnableModel
@@ -24,25 +24,27 @@ class Passage:
 
 def passage(model: RunnableModel, block: nn.Module, index: int, hidden: Tensor, name: str) -> tuple[Passage, Tensor]:
     """At the module of that name inside the block; and the block's output for `hidden` [n, T, H]."""
-    seen: list[Passage] = []
-
-    def see(_: nn.Module, entered: tuple[Any, ...], written: Tensor) -> None:
-        seen.append(Passage(entered[0], written))
-
-    with block.get_submodule(name).register_forward_hook(see):
+    with _watched(block, name, stop=False) as seen:
         output = model.run(block, index, hidden)
     return seen[0], output
 
 
-@torch.no_grad()
 def passage_up_to(model: RunnableModel, block: nn.Module, index: int, hidden: Tensor, name: str) -> Passage:
     """The same without what follows the module."""
-    seen: list[Passage] = []
-
-    def stop(_: nn.Module, entered: tuple[Any, ...], written: Tensor) -> None:
-        seen.append(Passage(entered[0], written))
-        raise _Seen
-
-    with block.get_submodule(name).register_forward_hook(stop), suppress(_Seen):
+    with _watched(block, name, stop=True) as seen:
         model.run(block, index, hidden)
     return seen[0]
+
+
+@contextmanager
+def _watched(block: nn.Module, name: str, *, stop: bool) -> Iterator[list[Passage]]:
+    """What passes the module meanwhile, which ends there if it is to `stop`."""
+    seen: list[Passage] = []
+
+    def see(_: nn.Module, entered: tuple[Any, ...], written: Tensor) -> None:
+        seen.append(Passage(entered[0], written))
+        if stop:
+            raise _Seen
+
+    with block.get_submodule(name).register_forward_hook(see), suppress(_Seen):
+        yield seen
