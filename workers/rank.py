@@ -16,6 +16,7 @@ from torch import distributed
 from app.contract.job import Stage
 from app.lifeline import end_with_parent
 from workers.compression.distillation.parallel import DataParallel, PeerLost
+from workers.compression.distillation.sharded import Sharded
 from workers.runner import prepare_torch, take_standard_output
 from workers.stages import compress, training
 from workers.stages.context import Context
@@ -66,7 +67,8 @@ def train(request: RankRequest, report: Callable[[BaseModel], None]) -> None:
         report if rank == 0 else lambda message: None,
     ).at(request.turn)
     context.results, context.stage = dict(request.results), Stage.DISTILL
-    training.train_phase(context, compress.schedule(context)[request.phase], DataParallel())
+    ranks = Sharded() if training.asked(context).sharded else DataParallel()
+    training.train_phase(context, compress.schedule(context)[request.phase], ranks)
     distributed.destroy_process_group()
 
 

@@ -142,7 +142,8 @@ class Distillation(Options):
 
     The loss is the divergence from the original's distributions, with a weight of 1, plus what has a weight here. The
     original, the compressed model in float32 and six times what is trained, likewise in float32, must fit into the
-    worker's memory side by side; otherwise the job ends with `out_of_memory`.
+    worker's memory side by side; otherwise the job ends with `out_of_memory`. Of several GPUs each needs as much, or,
+    where the training is `sharded`, its share of that; only to open the two models it needs them whole.
     """
 
     datasets: Mixture = Field(("builtin:python-docs",), description=TEXTS)
@@ -164,6 +165,12 @@ class Distillation(Options):
         description="so many of the original's largest logits of each token are kept on disk, 8 bytes each, where text "
         "is passed again, and the others compared as one; 0: the original is asked again",
     )
+    sharded: bool = Field(
+        False,
+        description="divide weights, gradients and optimiser state of both models among the GPUs, block by block, which "
+        "needs less memory of each and more traffic between them; as many GPUs take part as divide `sequences` evenly, "
+        "and with one it is of no effect",
+    )
     steps: int = Field(
         1,
         ge=1,
@@ -177,6 +184,8 @@ class Distillation(Options):
     def check_cache(self) -> Self:
         if self.cached_logits and self.hidden:
             raise ValueError("hidden states are not kept; send cached_logits or hidden, not both")
+        if self.cached_logits and self.sharded:
+            raise ValueError("GPUs ask a sharded original together or not at all; send cached_logits or sharded, not both")
         return self
 
     @model_validator(mode="after")

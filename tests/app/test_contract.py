@@ -57,6 +57,7 @@ def test_the_contract_the_engine_and_the_plots_name_the_same_criteria_for_a_remo
         ({"distillation": {"warm_up": 1.5}}, "less than or equal to 1"),
         ({"distillation": {"hidden": -1}}, "greater than or equal to 0"),
         ({"distillation": {"cached_logits": 32, "hidden": 0.5}}, "not both"),
+        ({"distillation": {"cached_logits": 32, "sharded": True}}, "cached_logits or sharded, not both"),
         ({"distillation": {"train": "head"}}, "'all', 'factors' or 'norms'"),
         ({"method": "width", "fusion": {"tokens": 1000}}, "only for the methods fusion and fusegpt"),
         ({"method": "fusion", "width": {"key_value_heads": 1}}, "only for the method width"),

@@ -31,7 +31,13 @@ def run(context: Context, directory: Path) -> None:
 def processes(context: Context) -> int:
     """How many train together: each computes at least one of the sequences of a step."""
     distillation = context.assignment.recipe.distillation
-    return 1 if distillation is None else min(compute.processes(context), distillation.sequences)
+    if distillation is None:
+        return 1
+    several = min(compute.processes(context), distillation.sequences)
+    if distillation.sharded:
+        # Those that gather weights together compute equally often.
+        return max(number for number in range(1, several + 1) if distillation.sequences % number == 0)
+    return several
 
 
 def train(context: Context, phase: Phase) -> None:

@@ -51,7 +51,7 @@ def train_phase(context: Context, phase: Phase, ranks: Ranks | None = None) -> N
     trained = train(context, student, distillation, phase, ranks)
     if not ranks.leads:
         return
-    part = trained_part(edited, student, phase.trained, distillation.train)
+    part = trained_part(edited, trained.trained, phase.trained)
     directory = context.bench.begin(Stage.DISTILL)
     # The part comes last, since it says that the phase is done.
     curve = directory / curve_name(phase)

@@ -24,8 +24,8 @@ def check_package(tmp_path: Path, name: str, kind: str) -> None:
     compressed, parts = edited(original, kind), STUDENTS[kind](original)
     student = compressed.whole()
     before = student(token_ids()).logits
-    list(distil(original.whole(), student, token_ids(), SETTINGS))
-    parts.append(trained_part(compressed, student, len(parts)))
+    *_, last = distil(original.whole(), student, token_ids(), SETTINGS)
+    parts.append(trained_part(compressed, last.trained, len(parts)))
     package = write_package(tmp_path / "source", parts, tmp_path / "package")
     logits = student(token_ids()).logits
     assert not torch.allclose(logits, before, atol=1e-3)
@@ -47,9 +47,9 @@ def test_trained_tensors_are_stored_in_the_dtype_of_the_original(tmp_path: Path)
     copy.deepcopy(tiny_model("llama-tied")).bfloat16().save_pretrained(tmp_path / "source")
     original = opened(tmp_path / "source")
     student = edited(original, "narrowed").whole()
-    list(distil(original.whole(), student, token_ids(), SETTINGS))
+    *_, last = distil(original.whole(), student, token_ids(), SETTINGS)
     parts = STUDENTS["narrowed"](original)
-    parts.append(trained_part(EditedModel(original, parts), student, len(parts)))
+    parts.append(trained_part(EditedModel(original, parts), last.trained, len(parts)))
     package = write_package(tmp_path / "source", parts, tmp_path / "package")
     stored = load_file(package.directory / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
@@ -62,7 +62,7 @@ def test_trained_tensors_are_stored_in_the_dtype_of_the_original(tmp_path: Path)
 
 def test_tensors_are_named_as_in_the_original(tmp_path: Path) -> None:
     compressed = edited(opened(tmp_path / "source"), "without_first_block")
-    part = trained_part(compressed, compressed.whole(), 7)
+    part = trained_part(compressed, trainable(compressed.whole(), "all"), 7)
     assert part.index == 7
     assert "model.layers.1.mlp.up_proj.weight" in part.tensors
     assert not any(name.startswith("model.layers.0.") for name in part.tensors)
@@ -70,7 +70,7 @@ def test_tensors_are_named_as_in_the_original(tmp_path: Path) -> None:
 
 def test_a_shared_table_is_kept_once(tmp_path: Path) -> None:
     compressed = edited(opened(tmp_path / "source"), "plain")
-    part = trained_part(compressed, compressed.whole(), 0)
+    part = trained_part(compressed, trainable(compressed.whole(), "all"), 0)
     assert f"{TABLE}.weight" in part.tensors
     assert "lm_head.weight" not in part.tensors
 

@@ -4,15 +4,19 @@
     for checkpoint in distil(..., ranks=DataParallel()):
         ...                                           # the same in every process: one of them writes it down
 
-Each holds teacher, student and optimizer whole; nothing is sharded, so what fits into no single memory does not train.
+Each holds teacher, student and optimizer whole. `sharded` divides these too.
 Promise: within the precision of a sum taken in another order, all end with the weights of a single process.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from torch import Tensor, distributed
+import torch
+from torch import Tensor, distributed, nn
+from transformers import PreTrainedModel
+
+from workers.compression.distillation.settings import Settings
 
 
 class PeerLost(RuntimeError):
@@ -20,23 +24,70 @@ class PeerLost(RuntimeError):
 
 
 class Ranks(Protocol):
-    """What training needs of the processes that it is divided among."""
+    """What training needs of the processes that it is divided among.
+
+    A parameter of the student, its gradient and its moments are divided alike: a process holds all of them or a share.
+    """
 
     @property
     def leads(self) -> bool:
         """Whether this is the process that writes down what all of them have."""
 
+    def divide(
+        self, teacher: PreTrainedModel, student: PreTrainedModel, settings: Settings, compute_dtype: torch.dtype | None
+    ) -> None:
+        """Leaves of both models, in place, what this process is to hold.
+
+        Raises ValueError for settings that cannot be met so.
+        """
+
     def share(self, chosen: Tensor) -> Tensor:
         """Those of a step's windows that are this process's."""
 
+    def held(self, tensor: Tensor) -> Tensor:
+        """What this process holds of a parameter or a gradient, in the memory of that."""
+
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Puts the sum over all processes in the place of each tensor. Raises PeerLost."""
+        """Puts the sum over all processes in the place of tensors that are not summed yet. Raises PeerLost."""
+
+    def norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """That of all summed gradients together, the same in all processes. Raises PeerLost."""
+
+    def gathered(self, held: Tensor, parameter: Tensor) -> Tensor | None:
+        """A copy of the whole of what is held as the parameter is; None where the leading process alone has it.
+
+        Raises PeerLost.
+        """
+
+    def scattered(self, tensors: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:
+        """A copy of one of the leading process's tensors, or the share of it to be held. Raises PeerLost."""
 
     def wait(self) -> None:
         """Until all processes have come so far. Raises PeerLost."""
 
 
-class Alone:
+class _Whole:
+    """A process that holds all there is of both models."""
+
+    def divide(
+        self, teacher: PreTrainedModel, student: PreTrainedModel, settings: Settings, compute_dtype: torch.dtype | None
+    ) -> None:
+        """Both stay whole."""
+
+    def held(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        return nn.utils.get_total_norm(gradients)
+
+    def gathered(self, held: Tensor, parameter: Tensor) -> Tensor | None:
+        return held.detach().clone()
+
+    def scattered(self, tensors: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:
+        return tensors[name].to(parameter.device, copy=True)
+
+
+class Alone(_Whole):
     """A single process."""
 
     leads = True
@@ -51,7 +102,7 @@ class Alone:
         """Nobody is to be waited for."""
 
 
-class DataParallel:
+class DataParallel(_Whole):
     """The processes of torch.distributed's default group, each with the whole teacher and student in its memory."""
 
     @property
@@ -66,19 +117,19 @@ class DataParallel:
         return chosen[distributed.get_rank() :: processes]
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        with _together():
+        with together():
             handles = [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]
             for handle in handles:
                 handle.wait()
 
     def wait(self) -> None:
-        with _together():
+        with together():
             distributed.barrier()
 
 
 @contextmanager
-def _together() -> Iterator[None]:
-    """What fails here fails because another process does not take part any more."""
+def together() -> Iterator[None]:
+    """What fails here fails because another process does not take part any more: PeerLost is raised."""
     try:
         yield
     except RuntimeError as error:

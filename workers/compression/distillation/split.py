@@ -23,13 +23,13 @@ LOGITS = 2**25
 
 def states(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """Token ids [N, T] to what enters the output head, [N, T, E]."""
-    found: Tensor = _decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
+    found: Tensor = decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
     return found
 
 
 def logits(model: PreTrainedModel, entering: Tensor) -> Tensor:
     """What enters the output head, [n, E], to logits [n, V]."""
-    with _passing_through(_decoder(model)):
+    with _passing_through(model):
         found: Tensor = model(inputs_embeds=entering[None], use_cache=False).logits
     return found[0]
 
@@ -43,31 +43,42 @@ def slices(tokens: int, vocabulary: int, numbers: int = LOGITS) -> Iterator[slic
 @contextmanager
 def recomputed(model: PreTrainedModel) -> Iterator[None]:
     """What passes the blocks meanwhile keeps none of their activations: a backward pass computes them again."""
-    blocks = list(model.get_submodule(ARCHITECTURES[model.config.model_type].blocks).children())
-    for block in blocks:
+    passed = blocks(model)
+    for block in passed:
         # Nothing is drawn at random: a model that evaluates drops nothing out.
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
     try:
         yield
     finally:
-        for block in blocks:
+        for block in passed:
             del block.forward
 
 
-def _decoder(model: PreTrainedModel) -> nn.Module:
-    decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
-    return decoder
+def blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """In order."""
+    return list(model.get_submodule(ARCHITECTURES[model.config.model_type].blocks).children())
+
+
+def decoder(model: PreTrainedModel) -> nn.Module:
+    """All but the output head: embedding, blocks and final norm."""
+    found: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    return found
 
 
 @contextmanager
-def _passing_through(decoder: nn.Module) -> Iterator[None]:
-    """For a while the decoder gives back the embeddings that it is called with."""
-
-    def forward(*others: Any, inputs_embeds: Tensor, **more: Any) -> BaseModelOutputWithPastAndCrossAttentions:
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
-
-    decoder.forward = forward
+def _passing_through(model: PreTrainedModel) -> Iterator[None]:
+    """For a while the embeddings that the decoder is called with pass it by, and the hooks on it."""
+    whole = decoder(model)
+    name = next(name for name, module in model.named_modules() if module is whole)
+    model.set_submodule(name, _Passage())
     try:
         yield
     finally:
-        del decoder.forward
+        model.set_submodule(name, whole)
+
+
+class _Passage(nn.Module):
+    """Stands in the place of a decoder."""
+
+    def forward(self, *others: Any, inputs_embeds: Tensor, **more: Any) -> BaseModelOutputWithPastAndCrossAttentions:
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)

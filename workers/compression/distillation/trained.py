@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workers.compression import structures
@@ -31,15 +31,15 @@ def trainable(student: PreTrainedModel, train: Trainable) -> Mapping[str, nn.Par
     return chosen
 
 
-def trained_part(edited: EditedModel, student: PreTrainedModel, index: int, train: Trainable = "all") -> CompressedPart:
-    """The trained tensors of a student that was `edited.whole()`, as one more part, named as in the original.
+def trained_part(edited: EditedModel, trained: Mapping[str, Tensor], index: int) -> CompressedPart:
+    """What a training left of a student that was `edited.whole()`, as one more part, named as in the original.
 
-    The tensors are the student's own, not copies.
+    The tensors are those of `trained`, not copies.
     """
     prefix, architecture = edited.inventory.block_prefix, ARCHITECTURES[edited.inventory.model_type]
     tensors = {
-        architecture.canonical(original_name(name, prefix, edited.kept)): parameter.detach()
-        for name, parameter in trainable(student, train).items()
+        architecture.canonical(original_name(name, prefix, edited.kept)): tensor.detach()
+        for name, tensor in trained.items()
     }
     return CompressedPart(index, NAME, {}, tensors, {})
 

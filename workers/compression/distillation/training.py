@@ -33,7 +33,8 @@ RESTARTS = 4
 OVERDUE = 4
 """How many intervals a checkpoint waits at most."""
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_TRAINED = "trained:"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Diverged(CompressionError):
@@ -46,7 +47,8 @@ class Checkpoint:
 
     `tokens` were seen, `losses` is the curve, one number a step. `restarts` counts how often the training diverged, was
     put back to the checkpoint before and went on at half the learning rate. `tensors` are what is trained, in float32,
-    and the optimizer's state, by name: a copy that later steps leave alone.
+    and the optimizer's moments, by name: a copy that later steps leave alone. Of processes that hold shares of them, the
+    leading one alone has these.
     """
 
     step: int
@@ -55,6 +57,12 @@ class Checkpoint:
     losses: tuple[float, ...]
     restarts: int
     tensors: Mapping[str, Tensor]
+
+    @property
+    def trained(self) -> dict[str, Tensor]:
+        """What is trained, named as in the student."""
+        names = {key: key.removeprefix(_TRAINED) for key in self.tensors if key.startswith(_TRAINED)}
+        return {name: self.tensors[key] for key, name in names.items()}
 
 
 Keep = Callable[[Checkpoint], Checkpoint]
@@ -129,12 +137,15 @@ class _Training:
         self.step, self.steps = 0, settings.steps(windows.shape[1])
         self._settings, self._windows, self._seed, self._ranks = settings, windows, seed, ranks
         self._device, self._compute_dtype = student.device, compute_dtype
+        ranks.divide(teacher, student, settings, compute_dtype)
+        self._student = student
         self._names = trainable(student, settings.train)
         student.requires_grad_(False)
         for parameter in self._names.values():
             parameter.requires_grad_(True)
         self._objective = Objective(_teacher(teacher, windows, settings, cache), student, settings, windows.shape[1])
-        self._optimizer = _optimizer(self._names, settings)
+        self._held = {name: ranks.held(parameter) for name, parameter in self._names.items()}
+        self._optimizer = _optimizer(self._held, settings)
         self._losses: list[float] = []
         self._restarts = 0
         self._watch = Watch()
@@ -146,14 +157,16 @@ class _Training:
 
     def advance(self) -> bool:
         """One step; False, with the weights as they were, where it shows that the training has diverged."""
+        self._student.zero_grad()
         self._optimizer.zero_grad()
         loss = self._backward(self._chosen())
-        self._ranks.add([loss, *self._gradients()])
-        norm = nn.utils.get_total_norm(self._gradients())
+        gradients = self._gradients()
+        self._ranks.add([loss, *gradients])
+        norm = self._ranks.norm(gradients)
         if self._watch.diverged(loss.item()) or not math.isfinite(norm.item()):
             return False
         if norm > self._settings.clip:
-            nn.utils.clip_grads_with_norm_(self._names.values(), self._settings.clip, norm)
+            nn.utils.clip_grads_with_norm_(self._held.values(), self._settings.clip, norm)
         for group in self._optimizer.param_groups:
             group["lr"] = self._settings.rate_at(self.step, self.steps) / 2**self._restarts
         self._optimizer.step()
@@ -166,11 +179,12 @@ class _Training:
         return self._watch.settled
 
     def checkpoint(self) -> Checkpoint:
-        tensors = {f"trained:{name}": each.detach().clone() for name, each in self._names.items()}
-        if self.step:
-            for field in _MOMENTS:
-                states = {name: self._optimizer.state[each][field] for name, each in self._names.items()}
-                tensors |= {f"{field}:{name}": state.clone() for name, state in states.items()}
+        tensors = {}
+        for name, parameter in self._names.items():
+            for field, held in self._state(name).items():
+                whole = self._ranks.gathered(held, parameter)
+                if whole is not None:
+                    tensors[f"{field}{name}"] = whole
         tokens = self.step * self._settings.sequences * self._windows.shape[1]
         return Checkpoint(self.step, self.steps, tokens, tuple(self._losses), self._restarts, tensors)
 
@@ -180,12 +194,19 @@ class _Training:
         self._losses, self._watch = list(checkpoint.losses), Watch(checkpoint.losses)
         self._optimizer.state.clear()
         for name, parameter in self._names.items():
-            parameter.copy_(checkpoint.tensors[f"trained:{name}"])
+            held = self._held[name]
+            held.copy_(self._ranks.scattered(checkpoint.tensors, f"{_TRAINED}{name}", parameter))
             if self.step:
-                moments = {field: checkpoint.tensors[f"{field}:{name}"] for field in _MOMENTS}
-                self._optimizer.state[parameter] = {
-                    field: moment.to(parameter.device, copy=True) for field, moment in moments.items()
+                self._optimizer.state[held] = {"step": torch.tensor(float(self.step), device=held.device)} | {
+                    field: self._ranks.scattered(checkpoint.tensors, f"{field}:{name}", parameter)
+                    for field in _MOMENTS
                 }
+
+    def _state(self, name: str) -> dict[str, Tensor]:
+        """What is held of a parameter and of its moments, by what goes before its name in a checkpoint."""
+        held = self._held[name]
+        moments = {f"{field}:": self._optimizer.state[held][field] for field in _MOMENTS} if self.step else {}
+        return {_TRAINED: held, **moments}
 
     def _backward(self, chosen: Tensor) -> Tensor:
         """Leaves the gradients of this process's share of the step, and gives the share's part of the loss."""
@@ -209,10 +230,12 @@ class _Training:
         return torch.randperm(len(self._windows), generator=generator)
 
     def _gradients(self) -> list[Tensor]:
+        """Those of the parameters, which the optimizer finds where it looks."""
         found = []
-        for parameter in self._names.values():
+        for name, parameter in self._names.items():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+            self._held[name].grad = self._ranks.held(parameter.grad)
             found.append(parameter.grad)
         return found
 
@@ -229,9 +252,9 @@ def _teacher(model: PreTrainedModel, windows: Tensor, settings: Settings, cache:
     return CachedTeacher(model, TeacherCache(cache, settings.cached_logits, settings.temperature))
 
 
-def _optimizer(names: Mapping[str, nn.Parameter], settings: Settings) -> torch.optim.AdamW:
-    matrices = [each for each in names.values() if each.ndim > 1]
-    vectors = [each for each in names.values() if each.ndim < 2]
+def _optimizer(held: Mapping[str, Tensor], settings: Settings) -> torch.optim.AdamW:
+    matrices = [each for each in held.values() if each.ndim > 1]
+    vectors = [each for each in held.values() if each.ndim < 2]
     groups = [
         {"params": parameters, "weight_decay": decay}
         for parameters, decay in ((matrices, settings.weight_decay), (vectors, 0.0))
