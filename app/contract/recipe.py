@@ -167,9 +167,9 @@ class Distillation(Options):
     )
     sharded: bool = Field(
         False,
-        description="divide weights, gradients and optimiser state of both models among the GPUs, block by block, which "
-        "needs less memory of each and more traffic between them; as many GPUs take part as divide `sequences` evenly, "
-        "and with one it is of no effect",
+        description="divide the blocks of both models, their gradients and their optimiser state among the GPUs, which "
+        "needs less memory of each and more traffic between them; as many take part as divide `sequences` evenly, and "
+        "with one it is of no effect",
     )
     steps: int = Field(
         1,
@@ -185,7 +185,9 @@ class Distillation(Options):
         if self.cached_logits and self.hidden:
             raise ValueError("hidden states are not kept; send cached_logits or hidden, not both")
         if self.cached_logits and self.sharded:
-            raise ValueError("GPUs ask a sharded original together or not at all; send cached_logits or sharded, not both")
+            raise ValueError(
+                "GPUs ask a sharded original together or not at all; send cached_logits or sharded, not both"
+            )
         return self
 
     @model_validator(mode="after")

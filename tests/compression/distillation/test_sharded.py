@@ -40,13 +40,15 @@ TRAININGS = {
 
 
 class Counting(Sharded):
-    """Notes how many elements it holds of how many: of what lies in the blocks, and of what a checkpoint has of that."""
+    """Notes how many elements it holds of how many: of what is in the blocks, and of what a checkpoint has of that."""
 
     def divide(self, teacher: PreTrainedModel, student: PreTrainedModel, *others: Any) -> None:
         super().divide(teacher, student, *others)
         blocks = {"teacher": split.blocks(teacher), "student": split.blocks(student)}
         parameters = {model: [each for block in blocks[model] for each in block.parameters()] for model in blocks}
-        self.held_of = {model: [(self.held(each).numel(), each.numel()) for each in parameters[model]] for model in blocks}
+        self.held_of = {
+            model: [(self.held(each).numel(), each.numel()) for each in parameters[model]] for model in blocks
+        }
         self.held_of["state"] = []
         self.trained = set(parameters["student"])
 
@@ -77,7 +79,7 @@ def checkpoints(
 
 
 def one_of_two(rank: int, port: int, source: Path, half: Checkpoint) -> None:
-    """Leaves the checkpoints of every training and the last of those gone on with; then one process leaves the other."""
+    """Leaves the checkpoints of each training and the last of those gone on with; then one process leaves the other."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.init_process_group("gloo", rank=rank, world_size=2)

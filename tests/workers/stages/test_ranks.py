@@ -36,20 +36,45 @@ def assignment(job: Assignment, tmp_path: Path) -> Assignment:
     return by_two(job, tmp_path)
 
 
+@pytest.fixture(scope="module")
+def alone(job: Assignment, tmp_path_factory: pytest.TempPathFactory) -> Attempt:
+    return Attempt(job.model_copy(update={"work_dir": tmp_path_factory.mktemp("alone")}))
+
+
 def by_two(job: Assignment, work_dir: Path) -> Assignment:
     return job.model_copy(update={"processes": 2, "work_dir": work_dir})
 
 
-def test_two_processes_end_with_the_weights_of_one(job: Assignment, shared: Attempt, tmp_path: Path) -> None:
-    alone = Attempt(job.model_copy(update={"work_dir": tmp_path}))
-    (one,), (two,) = distill.curves(alone.context), distill.curves(shared.context)
+def sharded(assignment: Assignment, **changes: int) -> Assignment:
+    recipe, asked = assignment.recipe, assignment.recipe.distillation
+    assert asked is not None
+    asked = asked.model_copy(update={"sharded": True, **changes})
+    return assignment.model_copy(update={"recipe": recipe.model_copy(update={"distillation": asked})})
+
+
+def assert_close(together: Attempt, alone: Attempt) -> None:
+    (one,), (two,) = distill.curves(alone.context), distill.curves(together.context)
     assert [point.loss for point in two.points] == pytest.approx([point.loss for point in one.points], rel=1e-2)
     before = dict(list(compress.FinishedParts(alone.context))[-2].tensors)
     for name, tensor in alone.trained().items():
-        apart = torch.dist(shared.trained()[name], tensor)
+        apart = torch.dist(together.trained()[name], tensor)
         if name in before:
             assert apart < 0.1 * torch.dist(before[name].float(), tensor)
-        torch.testing.assert_close(shared.trained()[name], tensor, rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(together.trained()[name], tensor, rtol=1e-2, atol=1e-3)
+
+
+def test_two_processes_end_with_the_weights_of_one(alone: Attempt, shared: Attempt) -> None:
+    assert_close(shared, alone)
+
+
+def test_two_with_a_share_of_the_models_each_do_so_though_stopped_between(
+    assignment: Assignment, alone: Attempt
+) -> None:
+    with pytest.raises(Stopped):
+        Attempt(sharded(assignment), stop_behind=9)
+    last = Attempt(sharded(assignment), 2)
+    assert ResumedReport(stage=Stage.DISTILL) in last.reports
+    assert_close(last, alone)
 
 
 def test_every_step_is_told_once(shared: Attempt) -> None:
@@ -139,6 +164,16 @@ def test_there_is_one_for_each_gpu_unless_told_otherwise(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     context = SimpleNamespace(assignment=SimpleNamespace(device=device, processes=asked))
     assert compute.processes(cast("Context", context)) == expected
+
+
+@pytest.mark.parametrize(
+    ("processes", "sequences", "expected"), [(2, 5, 1), (3, 4, 2), (4, 4, 4), (5, 6, 3), (8, 6, 6)]
+)
+def test_so_many_hold_shares_as_divide_the_sequences_evenly(
+    assignment: Assignment, processes: int, sequences: int, expected: int
+) -> None:
+    many = sharded(assignment, sequences=sequences).model_copy(update={"processes": processes})
+    assert distill.processes(cast("Context", SimpleNamespace(assignment=many))) == expected
 
 
 def test_there_are_no_more_than_a_step_has_sequences(assignment: Assignment) -> None:

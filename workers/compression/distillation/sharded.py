@@ -50,7 +50,7 @@ class Sharded(DataParallel):
         return super().share(chosen)
 
     def held(self, tensor: Tensor) -> Tensor:
-        return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
+        return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """The gradients of shares are sums already."""

@@ -47,8 +47,8 @@ class Checkpoint:
 
     `tokens` were seen, `losses` is the curve, one number a step. `restarts` counts how often the training diverged, was
     put back to the checkpoint before and went on at half the learning rate. `tensors` are what is trained, in float32,
-    and the optimizer's moments, by name: a copy that later steps leave alone. Of processes that hold shares of them, the
-    leading one alone has these.
+    and the optimizer's moments, by name: a copy that later steps leave alone. Where each of several processes holds a
+    share of them, the leading one alone has the copy.
     """
 
     step: int
@@ -198,8 +198,7 @@ class _Training:
             held.copy_(self._ranks.scattered(checkpoint.tensors, f"{_TRAINED}{name}", parameter))
             if self.step:
                 self._optimizer.state[held] = {"step": torch.tensor(float(self.step), device=held.device)} | {
-                    field: self._ranks.scattered(checkpoint.tensors, f"{field}:{name}", parameter)
-                    for field in _MOMENTS
+                    field: self._ranks.scattered(checkpoint.tensors, f"{field}:{name}", parameter) for field in _MOMENTS
                 }
 
     def _state(self, name: str) -> dict[str, Tensor]:
