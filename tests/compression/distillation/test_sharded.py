@@ -40,22 +40,23 @@ TRAININGS = {
 
 
 class Counting(Sharded):
-    """Notes how many elements it holds of how many: of what is in the blocks, and of what a checkpoint has of that."""
+    """Notes how many elements it holds of how many: of the blocks' matrices, and of what a checkpoint has of these."""
 
     def divide(self, teacher: PreTrainedModel, student: PreTrainedModel, *others: Any) -> None:
         super().divide(teacher, student, *others)
-        blocks = {"teacher": split.blocks(teacher), "student": split.blocks(student)}
-        parameters = {model: [each for block in blocks[model] for each in block.parameters()] for model in blocks}
-        self.held_of = {
-            model: [(self.held(each).numel(), each.numel()) for each in parameters[model]] for model in blocks
-        }
+        matrices = {"teacher": matrices_of(teacher), "student": matrices_of(student)}
+        self.held_of = {name: [(self.held(each).numel(), each.numel()) for each in matrices[name]] for name in matrices}
         self.held_of["state"] = []
-        self.trained = set(parameters["student"])
+        self.trained = set(matrices["student"])
 
     def gathered(self, held: Tensor, parameter: Tensor) -> Tensor | None:
         if parameter in self.trained:
             self.held_of["state"].append((held.numel(), parameter.numel()))
         return super().gathered(held, parameter)
+
+
+def matrices_of(model: PreTrainedModel) -> list[Tensor]:
+    return [each for block in split.blocks(model) for each in block.parameters() if each.ndim > 1]
 
 
 def checkpoints(

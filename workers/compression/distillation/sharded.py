@@ -3,9 +3,9 @@
     for checkpoint in distil(..., ranks=Sharded()):
         ...                                           # its tensors are whole, and in the leading process alone
 
-The blocks of teacher and student are divided by torch's FSDP2: their weights, gradients and moments. A block is whole
-in a process only while it computes there. What surrounds the blocks is held whole by each, since embedding and head may
-be one table, and the head is run apart from the decoder.
+The matrices in the blocks of teacher and student are divided by torch's FSDP2: weights, gradients and moments. A block
+is whole in a process only while it computes there. What surrounds the blocks is held whole by each, since embedding and
+head may be one table, and the head is run apart from the decoder.
 Promise: within the precision of a sum taken in another order, the training ends where that of a single process does,
 and its checkpoints are gone on with by any number of processes.
 """
@@ -87,11 +87,13 @@ class Sharded(DataParallel):
 
 
 def _shard(model: PreTrainedModel, mesh: DeviceMesh, compute_dtype: torch.dtype | None = None) -> None:
-    """Divides the blocks of a model, which then compute in that dtype."""
-    # Under autocast alone a cast copy of every weight would stay until the backward pass.
+    """Divides the blocks of a model, whose matrices then compute in that dtype."""
+    # Under autocast alone a cast copy of every matrix would stay until the backward pass.
     policy = MixedPrecisionPolicy(compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in split.blocks(model):
-        divided = fully_shard(block, mesh=mesh, mp_policy=policy)
+        # Norms stay whole: they are small, and one that is near 1 would hardly move in a dtype of few digits.
+        vectors = {each for each in block.parameters() if each.ndim < 2}
+        divided = fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=vectors)
         divided.set_gradient_divide_factor(1.0)
         divided.set_force_sum_reduction_for_comms(True)
         divided.set_custom_all_gather(_AllGather())
