@@ -16,14 +16,15 @@ def unchanged(request: Request, etag: str) -> bool:
 def requested_range(request: Request, size: int, etag: str) -> range | None:
     """The positions of the bytes that are asked for, or None for the whole.
 
-    A header that is malformed or asks for several ranges is ignored, as the standard allows; so is one whose `If-Range`
-    does not hold this very tag, for the client would append to something else.
+    A header that is malformed or asks for several ranges is ignored, as the standard allows, and that of any request
+    but GET, as it demands; so is one whose `If-Range` does not hold this very tag, for the client would append to
+    something else.
 
     Raises:
         HTTPException: 416, the range lies outside the representation.
     """
     asked = SINGLE_RANGE.fullmatch(request.headers.get("range", "").replace(" ", ""))
-    if asked is None or request.headers.get("if-range", etag) != etag:
+    if request.method != "GET" or asked is None or request.headers.get("if-range", etag) != etag:
         return None
     first, last = (int(number) if number else None for number in asked.groups())
     if first is None:

@@ -257,7 +257,7 @@ def how_it_was_made(report: CompressionReport) -> str:
             f"Distillation from the original: {report.distillation.tokens:,} tokens of "
             f"{listed(recipe.distillation.datasets)}, learning rate {recipe.distillation.learning_rate:g}, trained: "
             f"{recipe.distillation.train}{in_steps(len(report.distillation.steps))}; the loss is the divergence from "
-            f"the original's predictions{further_losses(recipe.distillation)}."
+            f"the original's predictions{softened(recipe.distillation)}{further_losses(recipe.distillation)}."
         )
     if recipe.quantisation is not None:
         facts.append(
@@ -266,6 +266,10 @@ def how_it_was_made(report: CompressionReport) -> str:
         )
     facts.append("What became of each matrix stands in `compression_report.json`.")
     return "## How it was made\n\n" + "\n".join(f"- {fact}" for fact in facts)
+
+
+def softened(distillation: Distillation) -> str:
+    return f" at temperature {distillation.temperature:g}" if distillation.temperature != 1 else ""
 
 
 def further_losses(distillation: Distillation) -> str:

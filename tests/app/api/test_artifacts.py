@@ -84,6 +84,13 @@ def test_head_tells_what_get_would_send(client: TestClient, address: str, archiv
         assert head.headers == get.headers
 
 
+def test_head_is_of_the_whole_whatever_range_is_asked_for(client: TestClient, address: str, content: bytes) -> None:
+    for asked in ("bytes=0-9", "bytes=99999999-"):
+        head = client.head(address, headers={"Range": asked})
+
+        assert (head.status_code, head.headers["Content-Length"]) == (200, str(len(content)))
+
+
 @pytest.mark.parametrize(
     ("asked", "start", "stop"),
     [("0-0", 0, 1), ("100-2000", 100, 2001), ("2000000-", 2_000_000, None), ("-5", -5, None), ("5-99999999", 5, None)],

@@ -187,12 +187,13 @@ def test_a_training_is_described() -> None:
 
 def test_it_names_every_part_of_the_loss() -> None:
     plain = factored_report(distillation=distillation_report())
-    trained = Distillation(cross_entropy=0.5, hidden=2)
+    trained = Distillation(temperature=2, cross_entropy=0.5, hidden=2)
     mixed = plain.model_copy(update={"recipe": plain.recipe.model_copy(update={"distillation": trained})})
     ending = "the loss is the divergence from the original's predictions"
     assert f"{ending}.\n" in model_card(plain, {}, [], own_code=True)
     further = (
-        ", plus 0.5 times the cross entropy of the text, plus 2 times the normalised error of the last hidden states"
+        " at temperature 2, plus 0.5 times the cross entropy of the text"
+        ", plus 2 times the normalised error of the last hidden states"
     )
     assert f"{ending}{further}.\n" in model_card(mixed, {}, [], own_code=True)
 
