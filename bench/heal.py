@@ -7,14 +7,13 @@
 PACKAGE is what a job without distillation has left of the model. `run` trains it on equal parts of the texts, judges it
 before, on the way and at the end by the other texts and by Python's documentation, and appends a row. `--teacher` adds
 text that the model writes itself, once, into that file. `draw` prints the rows as a Markdown table, and draws
-docs/distillation.svg; that needs matplotlib.
+docs/distillation.svg. Needs matplotlib.
 """
 
 import argparse
 import dataclasses
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +46,6 @@ class Row:
     name: str
     tokens: tuple[int, ...]
     ratios: Mapping[str, tuple[float, ...]]
-    seconds: float
 
 
 def main() -> None:
@@ -83,7 +81,7 @@ def healed(options: argparse.Namespace) -> Row:
         hidden=options.hidden,
         interval=options.tokens,
     )
-    steps, started = settings.steps(LENGTH), time.monotonic()
+    steps = settings.steps(LENGTH)
 
     def judge(step: int, loss: float) -> None:
         if step * POINTS // steps > (step - 1) * POINTS // steps:
@@ -95,7 +93,7 @@ def healed(options: argparse.Namespace) -> Row:
     for _ in distil(teacher, student, text, settings, compute_dtype=torch.bfloat16, told=judge):
         pass
     ratios = {name: tuple(each[name] / before[name] for each in found) for name in judged}
-    return Row(options.name, tuple(tokens), ratios, time.monotonic() - started)
+    return Row(options.name, tuple(tokens), ratios)
 
 
 def mixture(options: argparse.Namespace, tokenizer: object, teacher: PreTrainedModel) -> Tensor:
@@ -171,7 +169,10 @@ def arguments() -> argparse.Namespace:
     run.add_argument("--cross-entropy", type=float, default=0.5)
     run.add_argument("--hidden", type=float, default=0.0)
     run.add_argument("--what", choices=("all", "factors", "norms"), default="all", help="is trained")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.command == "run" and not options.train and options.teacher is None:
+        parser.error("say what to train on: --train, --teacher or both")
+    return options
 
 
 if __name__ == "__main__":

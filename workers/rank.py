@@ -7,6 +7,7 @@ process what there is to report, the others only how they fail. It ends when its
 import logging
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -14,9 +15,9 @@ from pydantic import BaseModel
 from torch import distributed
 
 from app.contract.job import Stage
+from app.contract.recipe import Distillation
 from app.lifeline import end_with_parent
-from workers.compression.distillation.parallel import DataParallel, PeerLost
-from workers.compression.distillation.sharded import Sharded
+from workers.compression.distillation.parallel import DataParallel, PeerLost, Ranks
 from workers.runner import prepare_torch, take_standard_output
 from workers.stages import compress, training
 from workers.stages.context import Context
@@ -27,6 +28,10 @@ from workers.stages.workbench import Workbench
 log = logging.getLogger(__name__)
 
 BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
+
+PATIENCE = timedelta(hours=2)
+"""How long a process waits for the others: while one of them writes all that is trained. A dead one is noticed at once,
+by torchrun."""
 
 
 def main() -> int:
@@ -42,7 +47,8 @@ def main() -> int:
     try:
         train(request, report)
     except PeerLost:
-        # The one that is gone has said why, or was killed.
+        # The one that is gone has said why, or was killed; if none is gone, only this tells what failed.
+        log.warning("another process seems to be gone", exc_info=True)
         return 1
     except Exception as error:
         log.exception("the training failed")
@@ -54,7 +60,7 @@ def main() -> int:
 def train(request: RankRequest, report: Callable[[BaseModel], None]) -> None:
     """Take part in the training that is asked for, to its end."""
     device = request.assignment.device
-    distributed.init_process_group(BACKENDS[device])
+    distributed.init_process_group(BACKENDS[device], timeout=PATIENCE)
     rank = distributed.get_rank()
     if device == "cuda":
         torch.cuda.set_device(rank)
@@ -67,9 +73,20 @@ def train(request: RankRequest, report: Callable[[BaseModel], None]) -> None:
         report if rank == 0 else lambda message: None,
     ).at(request.turn)
     context.results, context.stage = dict(request.results), Stage.DISTILL
-    ranks = Sharded() if training.asked(context).sharded else DataParallel()
+    ranks = ranks_of(training.asked(context))
     training.train_phase(context, compress.schedule(context)[request.phase], ranks)
+    ranks.wait()
     distributed.destroy_process_group()
+
+
+def ranks_of(distillation: Distillation) -> Ranks:
+    """How the recipe has the processes of torch.distributed's default group share the work."""
+    if not distillation.sharded:
+        return DataParallel()
+    # It leans on parts of torch that may change their place, which those who do not shard need not suffer from.
+    from workers.compression.distillation.sharded import Sharded
+
+    return Sharded()
 
 
 if __name__ == "__main__":

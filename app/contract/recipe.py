@@ -143,7 +143,8 @@ class Distillation(Options):
     The loss is the divergence from the original's distributions, with a weight of 1, plus what has a weight here. The
     original, the compressed model in float32 and six times what is trained, likewise in float32, must fit into the
     worker's memory side by side; otherwise the job ends with `out_of_memory`. Of several GPUs each needs as much, or,
-    where the training is `sharded`, its share of that; only to open the two models it needs them whole.
+    where the training is `sharded`, its share of what lies in the blocks; what surrounds these, and both models while
+    they are opened, it needs whole. The first process then keeps three times what is trained in the host's memory.
     """
 
     datasets: Mixture = Field(("builtin:python-docs",), description=TEXTS)

@@ -5,6 +5,7 @@ next group, the next training. Each part and each training is durable by itself.
 where there are several GPUs.
 """
 
+import logging
 from pathlib import Path
 
 from app.contract.job import Stage
@@ -15,6 +16,8 @@ from workers.stages.curve import Curve, read_curve
 from workers.stages.part_files import write_part
 from workers.stages.plan import plan_of, sensitivities_of
 from workers.stages.ranks import train_in_processes
+
+log = logging.getLogger(__name__)
 
 NAME = str(Stage.DISTILL)
 
@@ -36,7 +39,10 @@ def processes(context: Context) -> int:
     several = min(compute.processes(context), distillation.sequences)
     if distillation.sharded:
         # Those that gather weights together compute equally often.
-        return max(number for number in range(1, several + 1) if distillation.sequences % number == 0)
+        even = max(number for number in range(1, several + 1) if distillation.sequences % number == 0)
+        if even < several:
+            log.warning("%d of %d processes train, since each is to have as many sequences", even, several)
+        return even
     return several
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, distributed, multiprocessing
 from transformers import PreTrainedModel
 
 from tests.compression.distillation.models import edited, opened
-from workers.compression.distillation.parallel import DataParallel, PeerLost, Ranks
+from workers.compression.distillation.parallel import DataParallel, PeerLost, Ranks, together
 from workers.compression.distillation.settings import Settings
 from workers.compression.distillation.training import Checkpoint, distil
 
@@ -87,3 +87,8 @@ def test_a_step_smaller_than_the_processes_are_many_is_refused(monkeypatch: pyte
     monkeypatch.setattr(distributed, "get_world_size", lambda: 4)
     with pytest.raises(ValueError, match="3 windows cannot be divided among 4"):
         DataParallel().share(torch.arange(3))
+
+
+def test_memory_that_runs_out_together_is_no_lost_process() -> None:
+    with pytest.raises(torch.OutOfMemoryError), together():
+        raise torch.OutOfMemoryError

@@ -12,11 +12,15 @@ import torch
 from pydantic import BaseModel
 
 from app.contract.job import Stage
+from app.contract.recipe import Distillation
 from tests.processes import processes_of
 from tests.waiting import wait_for
 from tests.workers.stages.test_distill import STEPS, Attempt, Stopped, job, kept
 from workers.child import Child
+from workers.compression.distillation.parallel import DataParallel, Ranks
+from workers.compression.distillation.sharded import Sharded
 from workers.messages import Assignment, ErrorReport, ProgressReport, ResumedReport
+from workers.rank import ranks_of
 from workers.stages import compress, compute, distill
 from workers.stages.context import Context
 from workers.stages.failures import ReportedElsewhere, describe
@@ -75,6 +79,11 @@ def test_two_with_a_share_of_the_models_each_do_so_though_stopped_between(
     last = Attempt(sharded(assignment), 2)
     assert ResumedReport(stage=Stage.DISTILL) in last.reports
     assert_close(last, alone)
+
+
+@pytest.mark.parametrize(("asked", "kind"), [(True, Sharded), (False, DataParallel)])
+def test_they_divide_the_models_where_the_recipe_says_so(asked: bool, kind: type[Ranks]) -> None:
+    assert type(ranks_of(Distillation(sharded=asked))) is kind
 
 
 def test_every_step_is_told_once(shared: Attempt) -> None:

@@ -129,8 +129,10 @@ class DataParallel(_Whole):
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What fails here fails because another process does not take part any more: PeerLost is raised."""
+    """What fails here, but for want of memory, fails because another process is gone: PeerLost is raised."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise PeerLost(str(error)) from error

@@ -33,7 +33,7 @@ RESTARTS = 4
 OVERDUE = 4
 """How many intervals a checkpoint waits at most."""
 
-_TRAINED = "trained:"
+_TRAINED = "trained"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -61,8 +61,8 @@ class Checkpoint:
     @property
     def trained(self) -> dict[str, Tensor]:
         """What is trained, named as in the student."""
-        names = {key: key.removeprefix(_TRAINED) for key in self.tensors if key.startswith(_TRAINED)}
-        return {name: self.tensors[key] for key, name in names.items()}
+        named = {tuple(key.split(":", 1)): tensor for key, tensor in self.tensors.items()}
+        return {name: tensor for (field, name), tensor in named.items() if field == _TRAINED}
 
 
 Keep = Callable[[Checkpoint], Checkpoint]
@@ -115,6 +115,11 @@ def distil(
     student.requires_grad_(False)
 
 
+def _key(field: str, name: str) -> str:
+    """Under which a checkpoint has a parameter, or one of its moments."""
+    return f"{field}:{name}"
+
+
 def _is_due(training: "_Training", kept: Checkpoint, interval: int) -> bool:
     overdue = training.step - kept.step >= OVERDUE * interval
     return training.step % interval == 0 and (training.settled or overdue)
@@ -139,12 +144,12 @@ class _Training:
         self._device, self._compute_dtype = student.device, compute_dtype
         ranks.divide(teacher, student, settings, compute_dtype)
         self._student = student
-        self._names = trainable(student, settings.train)
+        self._parameters = trainable(student, settings.train)
         student.requires_grad_(False)
-        for parameter in self._names.values():
+        for parameter in self._parameters.values():
             parameter.requires_grad_(True)
         self._objective = Objective(_teacher(teacher, windows, settings, cache), student, settings, windows.shape[1])
-        self._held = {name: ranks.held(parameter) for name, parameter in self._names.items()}
+        self._held = {name: ranks.held(parameter) for name, parameter in self._parameters.items()}
         self._optimizer = _optimizer(self._held, settings)
         self._losses: list[float] = []
         self._restarts = 0
@@ -157,6 +162,7 @@ class _Training:
 
     def advance(self) -> bool:
         """One step; False, with the weights as they were, where it shows that the training has diverged."""
+        # The gradients of what is held are views of the student's: both have to let go of them.
         self._student.zero_grad()
         self._optimizer.zero_grad()
         loss = self._backward(self._chosen())
@@ -180,11 +186,11 @@ class _Training:
 
     def checkpoint(self) -> Checkpoint:
         tensors = {}
-        for name, parameter in self._names.items():
+        for name, parameter in self._parameters.items():
             for field, held in self._state(name).items():
                 whole = self._ranks.gathered(held, parameter)
                 if whole is not None:
-                    tensors[f"{field}{name}"] = whole
+                    tensors[_key(field, name)] = whole
         tokens = self.step * self._settings.sequences * self._windows.shape[1]
         return Checkpoint(self.step, self.steps, tokens, tuple(self._losses), self._restarts, tensors)
 
@@ -193,18 +199,18 @@ class _Training:
         self.step, self._restarts = checkpoint.step, checkpoint.restarts
         self._losses, self._watch = list(checkpoint.losses), Watch(checkpoint.losses)
         self._optimizer.state.clear()
-        for name, parameter in self._names.items():
+        for name, parameter in self._parameters.items():
             held = self._held[name]
-            held.copy_(self._ranks.scattered(checkpoint.tensors, f"{_TRAINED}{name}", parameter))
+            held.copy_(self._ranks.scattered(checkpoint.tensors, _key(_TRAINED, name), parameter))
             if self.step:
                 self._optimizer.state[held] = {"step": torch.tensor(float(self.step), device=held.device)} | {
-                    field: self._ranks.scattered(checkpoint.tensors, f"{field}:{name}", parameter) for field in _MOMENTS
+                    field: self._ranks.scattered(checkpoint.tensors, _key(field, name), parameter) for field in _MOMENTS
                 }
 
     def _state(self, name: str) -> dict[str, Tensor]:
-        """What is held of a parameter and of its moments, by what goes before its name in a checkpoint."""
+        """What is held of a parameter and of its moments, by what they are called in a checkpoint."""
         held = self._held[name]
-        moments = {f"{field}:": self._optimizer.state[held][field] for field in _MOMENTS} if self.step else {}
+        moments = {field: self._optimizer.state[held][field] for field in _MOMENTS} if self.step else {}
         return {_TRAINED: held, **moments}
 
     def _backward(self, chosen: Tensor) -> Tensor:
@@ -231,7 +237,7 @@ class _Training:
     def _gradients(self) -> list[Tensor]:
         """Those of the parameters, which the optimizer finds where it looks."""
         found = []
-        for name, parameter in self._names.items():
+        for name, parameter in self._parameters.items():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             self._held[name].grad = self._ranks.held(parameter.grad)
