@@ -13,7 +13,6 @@ docs/distillation.svg. Needs matplotlib.
 import argparse
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +22,9 @@ import torch
 from matplotlib import pyplot
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn import functional
 from transformers import AutoTokenizer, PreTrainedModel
 
-from bench.quality import spread, windows
+from bench.quality import perplexity, spread, windows
 from bench.teacher_text import documentation
 from workers.compression.distillation.settings import Settings
 from workers.compression.distillation.training import distil
@@ -111,17 +109,9 @@ def written(path: Path, teacher: PreTrainedModel, tokenizer: object, count: int)
     return load_file(path)["ids"]
 
 
-@torch.no_grad()
 def perplexities(model: PreTrainedModel, judged: Mapping[str, Tensor]) -> dict[str, float]:
-    found = {}
     with torch.autocast("cpu", torch.bfloat16):
-        for name, text in judged.items():
-            losses = [
-                functional.cross_entropy(model(ids[None], use_cache=False).logits[0, :-1].float(), ids[1:]).item()
-                for ids in text
-            ]
-            found[name] = math.exp(sum(losses) / len(losses))
-    return found
+        return {name: perplexity(model, text) for name, text in judged.items()}
 
 
 def table(rows: Sequence[Row]) -> str:

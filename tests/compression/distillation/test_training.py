@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -280,3 +281,24 @@ def test_a_loss_that_stays_high_is_a_divergence() -> None:
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_is_a_divergence_at_once(loss: float) -> None:
     assert Watch([1.0]).diverged(loss)
+
+
+class Asked(dict[str, Tensor]):
+    """Tensors that note which of them are read."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__({name: torch.zeros(1) for name in names})
+        self.names: list[str] = []
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.names.append(name)
+        return super().__getitem__(name)
+
+    def items(self) -> NoReturn:
+        raise AssertionError("all tensors would be read")
+
+
+def test_what_is_trained_is_read_without_the_moments() -> None:
+    tensors = Asked("trained:a.b", "exp_avg:a.b", "exp_avg_sq:a.b", "trained:c")
+    assert list(Checkpoint(1, 2, 3, (), 0, tensors).trained) == ["a.b", "c"]
+    assert tensors.names == ["trained:a.b", "trained:c"]

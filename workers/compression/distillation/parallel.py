@@ -102,8 +102,8 @@ class Alone(_Whole):
         """Nobody is to be waited for."""
 
 
-class DataParallel(_Whole):
-    """The processes of torch.distributed's default group, each with the whole teacher and student in its memory."""
+class Group:
+    """The processes of torch.distributed's default group, whatever each of them holds of the models."""
 
     @property
     def leads(self) -> bool:
@@ -125,6 +125,10 @@ class DataParallel(_Whole):
     def wait(self) -> None:
         with together():
             distributed.barrier()
+
+
+class DataParallel(Group, _Whole):
+    """Processes with the whole teacher and student in the memory of each."""
 
 
 @contextmanager

@@ -23,12 +23,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from workers.compression.distillation import split
-from workers.compression.distillation.parallel import DataParallel, together
+from workers.compression.distillation.parallel import Group, together
 from workers.compression.distillation.settings import Settings
 
 
-class Sharded(DataParallel):
-    """The processes of torch.distributed's default group, each with a share of every block in its memory."""
+class Sharded(Group):
+    """Processes with a share of every block in the memory of each."""
 
     def divide(
         self, teacher: PreTrainedModel, student: PreTrainedModel, settings: Settings, compute_dtype: torch.dtype | None

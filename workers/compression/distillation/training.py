@@ -60,9 +60,9 @@ class Checkpoint:
 
     @property
     def trained(self) -> dict[str, Tensor]:
-        """What is trained, named as in the student."""
-        named = {tuple(key.split(":", 1)): tensor for key, tensor in self.tensors.items()}
-        return {name: tensor for (field, name), tensor in named.items() if field == _TRAINED}
+        """What is trained, named as in the student. The moments, which may lie on a disk, are not read."""
+        fields = {key: key.partition(":") for key in self.tensors}
+        return {name: self.tensors[key] for key, (field, _, name) in fields.items() if field == _TRAINED}
 
 
 Keep = Callable[[Checkpoint], Checkpoint]
