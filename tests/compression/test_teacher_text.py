@@ -108,6 +108,24 @@ def test_a_chat_template_gives_the_frames_of_question_and_answer(
     assert openings.mark is None, "the marks of turns open no document"
 
 
+@pytest.mark.parametrize(
+    ("name", "rows", "found"), [("<|endoftext|>", 1, True), ("<|endoftext|>", 0, False), ("<|other|>", 1, False)]
+)
+def test_a_chat_model_opens_documents_by_the_mark_of_its_pretraining_where_it_still_has_one(
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    rows: int,
+    found: bool,
+) -> None:
+    tokenizer.chat_template = CHAT
+    tokenizer.add_special_tokens({"additional_special_tokens": [name]})
+    mark = tokenizer.convert_tokens_to_ids(name)
+    monkeypatch.setattr(teacher.config, "vocab_size", mark + rows)
+    assert Openings.of(teacher, tokenizer).mark == (mark if found else None)
+
+
 def test_a_model_without_chat_opens_documents_by_words_and_by_its_mark(
     teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:

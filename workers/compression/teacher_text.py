@@ -28,6 +28,8 @@ from workers.compression.models.decoding import decoding
 PLACE_OF_QUESTION = "PLACEOFQUESTION"
 WORD_MARKS = "Ġ▁"
 """What a token of a word that follows a space begins with, in byte-level and in SentencePiece vocabularies."""
+DOCUMENT_MARKS = frozenset({"<|endoftext|>", "<|end_of_text|>", "<|begin_of_text|>", "<|startoftext|>", "<s>", "<bos>"})
+"""Names of the token between the documents of a pre-training, which a chat model's tokenizer often keeps."""
 
 Opening = tuple[int, ...]
 Document = tuple[Opening, ...]
@@ -63,7 +65,8 @@ class Openings:
     Attributes:
         prefix: the mark of a beginning, where the tokenizer puts it before every text; else nothing.
         words: tokens that begin a word with a capital.
-        mark: the token that stands at the beginning of documents, where the model has one of its own.
+        mark: the token that stood before the documents of the pre-training, where the tokenizer still has it. What a
+            chat model writes behind it is as mixed as what it once read, code included.
         question: the frame of a user's message up to the message, where there is a chat template.
         answer: what stands between the end of that message and the reply.
         ends: tokens that end a document or a message.
@@ -82,8 +85,8 @@ class Openings:
         prefix = (beginning,) if beginning in tokenizer("")["input_ids"][:1] else ()
         question, answer = chat_frame(tokenizer)
         mark = tokenizer.eos_token_id if beginning is None else beginning
-        if question and not prefix:
-            mark = None  # these are the marks of a chat model's turns, and open no document
+        if question and not prefix:  # then these are the marks of a chat model's turns, and open no document
+            mark = document_mark(model, tokenizer)
         return cls(prefix, word_tokens(model, tokenizer), mark, question, answer, end_tokens(model, tokenizer))
 
     def draw(self, generator: torch.Generator) -> Document:
@@ -204,6 +207,13 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fr
         if setting is not None
         for token in (setting if isinstance(setting, list) else [setting])
     )
+
+
+def document_mark(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that separated documents in the pre-training, by its name, where the model still has a row for it."""
+    vocabulary = tokenizer.get_added_vocab()
+    known = [vocabulary[name] for name in sorted(DOCUMENT_MARKS & vocabulary.keys())]
+    return next((token for token in known if token < model.config.vocab_size), None)
 
 
 def word_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:

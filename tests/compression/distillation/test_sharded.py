@@ -1,4 +1,4 @@
-"""Two processes that hold a share of the models each end where one ends that holds them whole."""
+"""Processes that hold a share of the models each end where one ends that holds them whole."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -99,6 +99,17 @@ def one_of_two(rank: int, port: int, source: Path, half: Checkpoint) -> None:
     (source.parent / "noticed").touch()
 
 
+def one_of_three(rank: int, port: int, source: Path, training: Training) -> None:
+    """Leaves the checkpoints and the last of those gone on with, as the leading process has them."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    distributed.init_process_group("gloo", rank=rank, world_size=3)
+    found = list(checkpoints(source, training, Sharded()))
+    *_, again = checkpoints(source, training, Sharded(), found[0])
+    if rank == 0:
+        torch.save((found[-1], again), source.parent / "three.pt")
+
+
 class Written(NamedTuple):
     """By one of two processes: checkpoints, the last of those gone on with, and what was held of how much."""
 
@@ -175,6 +186,17 @@ def test_the_leading_process_alone_has_whole_tensors(left: Left) -> None:
 
 def test_the_loss_of_a_process_is_told_from_other_failures(left: Left) -> None:
     assert (left.source.parent / "noticed").exists()
+
+
+def test_three_processes_whose_shares_of_a_matrix_are_uneven_end_with_the_weights_of_one(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    training = Training("untied", replace(SETTINGS, tokens=4 * 3 * LENGTH, sequences=3, interval=2))
+    assert any(len(matrix) % 3 for matrix in matrices_of(opened(source).whole()))
+    *_, alone = checkpoints(source, training)
+    multiprocessing.spawn(one_of_three, (free_port(), source, training), nprocs=3)
+    found, again = torch.load(tmp_path / "three.pt", weights_only=False)
+    assert_close(found, alone)
+    torch.testing.assert_close(dict(again.tensors), dict(found.tensors), rtol=0, atol=0)
 
 
 def test_unequal_shares_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
