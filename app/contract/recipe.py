@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
+from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -43,8 +44,8 @@ DATASET = re.compile(
 )
 TASK = re.compile(r"[A-Za-z0-9][\w.()+-]{0,127}", re.ASCII)
 TEXTS = (
-    "where the text comes from, evenly mixed; 'teacher:' is text that the original writes itself, which takes minutes "
-    "and, meanwhile, memory for the whole of the original"
+    "where the text comes from; 'teacher:' is text that the original writes itself, which takes minutes and, "
+    "meanwhile, memory for the whole of the original"
 )
 
 
@@ -81,7 +82,7 @@ def check_tasks(tasks: tuple[str, ...]) -> tuple[str, ...]:
 
 def check_mixture(datasets: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(datasets)) < len(datasets):
-        raise ValueError("name each dataset once; they are mixed evenly")
+        raise ValueError("name each dataset once; `shares` says how much of each is read")
     return datasets
 
 
@@ -114,6 +115,7 @@ Foreign = Annotated[Dataset, AfterValidator(check_foreign)]
 Tasks = Annotated[
     tuple[Annotated[str, AfterValidator(check_task)], ...], Field(max_length=16), AfterValidator(check_tasks)
 ]
+Share = Annotated[int, Field(ge=1, le=1000)]
 Mixture = Annotated[tuple[Dataset, ...], Field(min_length=1, max_length=8), AfterValidator(check_mixture)]
 
 
@@ -123,21 +125,44 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Calibration(Options):
-    """Text on which the original's activations are measured."""
+class Mixed(Options):
+    """Text of one dataset or of several."""
 
     datasets: Mixture = Field(("builtin:python-docs",), description=TEXTS)
+    shares: tuple[Share, ...] | None = Field(
+        None, description="how much of each dataset is read, in their order, as parts of the whole; null: equally much"
+    )
+
+    @field_validator("shares")
+    @classmethod
+    def check_shares(cls, shares: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, ...] | None:
+        datasets = info.data.get("datasets", ())
+        if shares is not None and datasets and len(shares) != len(datasets):
+            raise ValueError(f"{len(shares)} shares for {len(datasets)} datasets; send one for each, or leave them out")
+        return shares
+
+    def divided(self, sequences: int) -> dict[str, int]:
+        """How many of so many sequences come from each dataset."""
+        shares = self.shares or (1,) * len(self.datasets)
+        ends = [sequences * end // sum(shares) for end in accumulate(shares, initial=0)]
+        return {dataset: end - begin for dataset, (begin, end) in zip(self.datasets, pairwise(ends), strict=True)}
+
+
+class Calibration(Mixed):
+    """Text on which the original's activations are measured."""
+
     sequences: int = Field(32, ge=1, le=4096, description="number of sequences")
     length: int = Field(1024, ge=16, le=32768, description="tokens per sequence")
 
     @model_validator(mode="after")
     def check_sequences(self) -> Self:
-        if self.sequences < len(self.datasets):
-            raise ValueError(f"{self.sequences} sequences leave none for some of {len(self.datasets)} datasets")
+        for dataset, sequences in self.divided(self.sequences).items():
+            if sequences == 0:
+                raise ValueError(f"{self.sequences} sequences leave none for {dataset}; raise sequences")
         return self
 
 
-class Distillation(Options):
+class Distillation(Mixed):
     """Training of the compressed model to predict what the original predicts.
 
     The loss is the divergence from the original's distributions, with a weight of 1, plus what has a weight here. The
@@ -147,7 +172,6 @@ class Distillation(Options):
     they are opened, it needs whole. The first process then keeps three times what is trained in the host's memory.
     """
 
-    datasets: Mixture = Field(("builtin:python-docs",), description=TEXTS)
     tokens: int = Field(262_144, ge=16, le=1_000_000_000, description="tokens to train on; short text is passed again")
     length: int = Field(512, ge=16, le=32768, description="tokens per sequence")
     sequences: int = Field(4, ge=1, le=4096, description="sequences per step of the optimiser")
@@ -196,12 +220,22 @@ class Distillation(Options):
         step = self.sequences * self.length
         if self.tokens < step:
             raise ValueError(f"tokens ({self.tokens}) is less than one step ({step}); lower sequences or length")
+        for dataset, windows in self.divided(self.windows).items():
+            if windows == 0:
+                raise ValueError(
+                    f"tokens ({self.tokens}) leave no sequence of {self.length} for {dataset}; raise tokens"
+                )
         if self.tokens < step * self.steps:
             raise ValueError(
                 f"tokens ({self.tokens}) leave less than one step of the optimiser ({step}) to each of {self.steps} "
                 "steps; lower steps, sequences or length"
             )
         return self
+
+    @property
+    def windows(self) -> int:
+        """Sequences that hold the tokens."""
+        return math.ceil(self.tokens / self.length)
 
 
 class Gate(Options):
@@ -365,20 +399,17 @@ class Recipe(Options):
     @property
     def teacher_text(self) -> tuple[int, int] | None:
         """Sequences of TEACHER and tokens in each, enough for every section that reads it; None where none does."""
-        asked = [(tokens, length) for datasets, tokens, length in self._readers() if TEACHER in datasets]
+        asked = [(sequences[TEACHER], length) for sequences, length in self._readers() if TEACHER in sequences]
         if not asked:
             return None
-        length = max(length for _, length in asked)
-        return math.ceil(max(tokens for tokens, _ in asked) / length), length
+        longest = max(length for _, length in asked)
+        return math.ceil(max(sequences * length for sequences, length in asked) / longest), longest
 
-    def _readers(self) -> Iterator[tuple[Mixture, int, int]]:
-        """Of each section the datasets, the tokens of one of them it reads at most, and the length of its windows."""
-        calibration, distillation = self.calibration, self.distillation
-        share = math.ceil(calibration.sequences / len(calibration.datasets))
-        yield calibration.datasets, share * calibration.length, calibration.length
-        if distillation is not None:
-            windows = math.ceil(distillation.tokens / (distillation.length * len(distillation.datasets)))
-            yield distillation.datasets, windows * distillation.length, distillation.length
+    def _readers(self) -> Iterator[tuple[dict[str, int], int]]:
+        """Of each section how many sequences it reads of each dataset at most, and their length."""
+        yield self.calibration.divided(self.calibration.sequences), self.calibration.length
+        if self.distillation is not None:
+            yield self.distillation.divided(self.distillation.windows), self.distillation.length
 
     @property
     def key_value_heads(self) -> int | None:

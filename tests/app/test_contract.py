@@ -5,7 +5,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from app.contract.recipe import Criterion, Method, Recipe, Scheme
+from app.contract.recipe import Calibration, Criterion, Method, Recipe, Scheme
 from workers.compression.accounting.catalog import names
 from workers.compression.accounting.quantisation import SCHEMES
 from workers.compression.resizing.influence import CRITERIA
@@ -47,7 +47,10 @@ def test_the_contract_the_engine_and_the_plots_name_the_same_criteria_for_a_remo
         ({"calibration": {"datasets": ["teacher:gpt2"]}}, "or 'teacher:'"),
         ({"calibration": {"datasets": []}}, "at least 1"),
         ({"calibration": {"datasets": ["local:a", "local:a"]}}, "each dataset once"),
-        ({"calibration": {"datasets": ["local:a", "local:b"], "sequences": 1}}, "none for some of 2"),
+        ({"calibration": {"datasets": ["local:a", "local:b"], "sequences": 1}}, "none for local:a; raise sequences"),
+        ({"calibration": {"datasets": ["local:a", "local:b"], "shares": [1]}}, "1 shares for 2 datasets; send one for"),
+        ({"calibration": {"datasets": ["local:a"], "shares": [0]}}, "greater than or equal to 1"),
+        ({"distillation": {"datasets": ["local:a", "local:b"], "shares": [1, 1000]}}, "of 512 for local:a; raise tok"),
         ({"distillation": {"datasets": ["nowhere"]}}, "builtin:NAME"),
         ({"distillation": {"tokens": 2047}}, "less than one step .2048.; lower sequences"),
         ({"distillation": {"tokens": 4095, "steps": 2}}, "less than one step of the optimiser .2048. to each of 2"),
@@ -100,6 +103,16 @@ def test_a_list_of_one_ratio_is_a_sweep_and_a_number_is_none() -> None:
     assert Recipe.model_validate({**VALID, "target_ratio": [1.5]}).is_sweep
     assert not Recipe.model_validate(VALID).is_sweep
     assert Recipe.model_validate(VALID).ratios == (1.5,)
+
+
+@pytest.mark.parametrize(
+    ("shares", "sequences", "divided"),
+    [(None, 7, (2, 2, 3)), ((1, 2, 1), 8, (2, 4, 2)), ((1, 5, 3), 10, (1, 5, 4)), ((3, 1, 1), 512, (307, 102, 103))],
+)
+def test_sequences_are_divided_by_the_shares(shares: Any, sequences: int, divided: tuple[int, ...]) -> None:
+    datasets = ["local:a", "local:b", "teacher:"]
+    calibration = Calibration.model_validate({"datasets": datasets, "shares": shares})
+    assert calibration.divided(sequences) == dict(zip(datasets, divided, strict=True))
 
 
 def test_without_a_section_of_its_own_nothing_is_distilled() -> None:

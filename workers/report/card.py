@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from app.contract.job import Metrics
-from app.contract.recipe import Distillation
+from app.contract.recipe import Distillation, Mixed
 from app.contract.report import CompressionReport
 from workers.report.plots import Plot, measured
 
@@ -242,7 +242,7 @@ def how_it_was_made(report: CompressionReport) -> str:
         f"Method: `{report.method}`{chosen}. Asked for {report.target_ratio:g} times fewer stored parameters, came to "
         f"{report.achieved_ratio:.4g}.",
         f"Calibration: {recipe.calibration.sequences} sequences of {recipe.calibration.length} tokens of "
-        f"{listed(recipe.calibration.datasets)}.",
+        f"{mixed(recipe.calibration)}.",
     ]
     if report.removed_blocks:
         gone = ", ".join(str(removed.block) for removed in report.removed_blocks)
@@ -255,7 +255,7 @@ def how_it_was_made(report: CompressionReport) -> str:
     if report.distillation is not None and recipe.distillation is not None:
         facts.append(
             f"Distillation from the original: {report.distillation.tokens:,} tokens of "
-            f"{listed(recipe.distillation.datasets)}, learning rate {recipe.distillation.learning_rate:g}, trained: "
+            f"{mixed(recipe.distillation)}, learning rate {recipe.distillation.learning_rate:g}, trained: "
             f"{recipe.distillation.train}{in_steps(len(report.distillation.steps))}; the loss is the divergence from "
             f"the original's predictions{softened(recipe.distillation)}{further_losses(recipe.distillation)}."
         )
@@ -345,8 +345,13 @@ def licence_notice(report: CompressionReport, original: Mapping[str, Any]) -> st
     return f"## Licence\n\n{notice} Licence and notice files that came with the original lie beside the weights."
 
 
-def listed(datasets: Sequence[str]) -> str:
-    return ", ".join(map(code, datasets))
+def mixed(text: Mixed) -> str:
+    named = [code(dataset) for dataset in text.datasets]
+    if text.shares is None:
+        return ", ".join(named)
+    return ", ".join(
+        f"{dataset} ({share} of {sum(text.shares)})" for dataset, share in zip(named, text.shares, strict=True)
+    )
 
 
 def code(text: str) -> str:

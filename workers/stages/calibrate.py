@@ -1,6 +1,8 @@
 """Turn the recipe's texts into windows of tokens: some to calibrate on, some to distil on, some for each evaluation."""
 
+import math
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -43,28 +45,31 @@ def run(context: Context, directory: Path) -> None:
 
 
 def calibration_windows(context: Context, tokenizer: Any) -> Tensor:
-    """The asked number of windows, as evenly as possible from each dataset; fewer where a text is short."""
+    """Of each dataset the windows that the recipe asks for; fewer where a text is short."""
     calibration, seed = context.assignment.recipe.calibration, context.assignment.recipe.seed
-    count = len(calibration.datasets)
     drawn = []
-    for index, dataset in enumerate(calibration.datasets):
+    for dataset, count in calibration.divided(calibration.sequences).items():
         windows = windows_of(context, tokenizer, dataset, calibration.length, "calibration.length")
-        share = (calibration.sequences * (index + 1)) // count - (calibration.sequences * index) // count
-        drawn.append(windows[shuffled(len(windows), seed)[:share].sort().values])
+        drawn.append(windows[shuffled(len(windows), seed)[:count].sort().values])
     return torch.cat(drawn)
 
 
 def distillation_windows(context: Context, tokenizer: Any, distillation: Distillation) -> Tensor:
-    """As many windows of each dataset, and no more than the tokens ask for; those of a shorter text come repeatedly."""
-    seed, length = context.assignment.recipe.seed, distillation.length
-    needed = -(-distillation.tokens // (length * len(distillation.datasets)))
-    found = []
-    for dataset in distillation.datasets:
+    """Of each dataset its share of the windows, and no more than the tokens ask for; those of a text that is shorter
+    than its share come repeatedly, unless every text is shorter."""
+    needed, seed = distillation.divided(distillation.windows), context.assignment.recipe.seed
+    found = {}
+    for dataset, count in needed.items():
         context.progress(0.0, f"reading {dataset}")
-        windows = windows_of(context, tokenizer, dataset, length, "distillation.length")
-        found.append(windows[shuffled(len(windows), seed)[:needed]])
-    each = max(len(windows) for windows in found)
-    return torch.cat([windows[torch.arange(each) % len(windows)] for windows in found])
+        windows = windows_of(context, tokenizer, dataset, distillation.length, "distillation.length")
+        found[dataset] = windows[shuffled(len(windows), seed)[:count]]
+    covered = max(Fraction(len(windows), needed[dataset]) for dataset, windows in found.items())
+    return torch.cat(
+        [
+            windows[torch.arange(math.ceil(covered * needed[dataset])) % len(windows)]
+            for dataset, windows in found.items()
+        ]
+    )
 
 
 def evaluation_windows(context: Context, tokenizer: Any, dataset: str) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
 from app.contract.job import TaskMetric, TaskResult
-from app.contract.recipe import Distillation
+from app.contract.recipe import Calibration, Distillation
 from app.contract.report import CompressionReport
 from tests.workers.report.reports import TEXTS, distillation_report, factored_report, fused_report
 from workers.report.card import front_matter_of, model_card
@@ -183,6 +183,14 @@ def test_removed_blocks_are_named_with_what_chose_them() -> None:
 
 def test_a_training_is_described() -> None:
     assert "262,144 tokens" in model_card(factored_report(distillation=distillation_report()), {}, [], own_code=True)
+
+
+def test_the_shares_of_a_mixture_are_named() -> None:
+    report = factored_report()
+    mixture = Calibration(datasets=("builtin:python-docs", "teacher:"), shares=(1, 2))
+    mixed = report.model_copy(update={"recipe": report.recipe.model_copy(update={"calibration": mixture})})
+    named = "tokens of `builtin:python-docs` (1 of 3), `teacher:` (2 of 3)."
+    assert named in model_card(mixed, {}, [], own_code=True)
 
 
 def test_it_names_every_part_of_the_loss() -> None:

@@ -106,6 +106,20 @@ def test_a_mixture_is_even_although_one_text_is_short(job: Job) -> None:
     assert job.letters(windows) == ["a" * 16] * 4 + ["b" * 16] * 4
 
 
+def test_a_mixture_keeps_its_shares_although_a_text_is_short(job: Job) -> None:
+    job.write("a", "a" * 32)
+    job.write("b", "b" * 160)
+    asked = distillation("a", "b", tokens=96) | {"shares": [2, 1]}
+    assert job.letters(calibrate.distillation(job.windows(distillation=asked))) == ["a" * 16] * 4 + ["b" * 16] * 2
+
+
+def test_of_text_that_is_short_altogether_the_share_that_is_least_short_is_given_once(job: Job) -> None:
+    job.write("a", "a" * 32)
+    job.write("b", "b" * 48)
+    asked = distillation("a", "b", tokens=9_600) | {"shares": [1, 3]}
+    assert job.letters(calibrate.distillation(job.windows(distillation=asked))) == ["a" * 16] * 2 + ["b" * 16] * 6
+
+
 def test_text_that_is_short_altogether_is_given_once(job: Job) -> None:
     job.write("a", "a" * 32)
     job.write("b", "b" * 48)
@@ -119,6 +133,14 @@ def test_calibration_draws_as_many_sequences_from_each_text(job: Job) -> None:
     asked = {"datasets": [f"local:{name}.jsonl" for name in "abc"], "sequences": 7, "length": 16}
     windows = calibrate.calibration(job.windows(calibration=asked))
     assert job.letters(windows) == ["a" * 16] * 2 + ["b" * 16] * 2 + ["c" * 16] * 3
+
+
+def test_calibration_draws_by_the_shares(job: Job) -> None:
+    for name in "ab":
+        job.write(name, name * 200)
+    asked = {"datasets": ["local:a.jsonl", "local:b.jsonl"], "shares": [1, 2], "sequences": 6, "length": 16}
+    windows = calibrate.calibration(job.windows(calibration=asked))
+    assert job.letters(windows) == ["a" * 16] * 2 + ["b" * 16] * 4
 
 
 def test_evaluation_reads_the_documents_as_one_text(job: Job) -> None:
