@@ -398,12 +398,15 @@ class Recipe(Options):
 
     @property
     def teacher_text(self) -> tuple[int, int] | None:
-        """Sequences of TEACHER and tokens in each, enough for every section that reads it; None where none does."""
+        """Sequences of TEACHER and tokens in each, enough for every section that reads it; None where none does.
+
+        They are as long as those of the section that reads most: what a row is longer, it is also slower.
+        """
         asked = [(sequences[TEACHER], length) for sequences, length in self._readers() if TEACHER in sequences]
         if not asked:
             return None
-        longest = max(length for _, length in asked)
-        return math.ceil(max(sequences * length for sequences, length in asked) / longest), longest
+        tokens, length = max((sequences * length, length) for sequences, length in asked)
+        return math.ceil(tokens / length), length
 
     def _readers(self) -> Iterator[tuple[dict[str, int], int]]:
         """Of each section how many sequences it reads of each dataset at most, and their length."""

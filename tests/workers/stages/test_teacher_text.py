@@ -153,6 +153,10 @@ def test_a_mixture_has_as_much_of_its_own_text_as_of_the_other(job: Job) -> None
         ({"calibration": {"datasets": [FOREIGN, "teacher:"], "sequences": 5}}, (3, 16)),
         ({"calibration": {"datasets": ["teacher:", FOREIGN], "shares": [4, 1], "sequences": 5}}, (4, 16)),
         ({"distillation": {"datasets": ["teacher:"], "tokens": 1000, "length": 64}}, (16, 64)),
+        (
+            {"calibration": {"length": 32}, "distillation": {"datasets": ["teacher:"], "tokens": 320, "length": 16}},
+            (20, 16),
+        ),
         ({"distillation": {"datasets": ["teacher:", FOREIGN], "tokens": 1024, "length": 64}}, (8, 64)),
         ({"distillation": {"datasets": [FOREIGN], "tokens": 1024, "length": 64}}, (5, 16)),
     ],
