@@ -130,7 +130,7 @@ class Mixed(Options):
 
     datasets: Mixture = Field(("builtin:python-docs",), description=TEXTS)
     shares: tuple[Share, ...] | None = Field(
-        None, description="how much of each dataset is read, in their order, as parts of the whole; null: equally much"
+        None, description="of the datasets in their order; [1, 2] reads twice as much of the second; null: equally much"
     )
 
     @field_validator("shares")
@@ -400,7 +400,7 @@ class Recipe(Options):
     def teacher_text(self) -> tuple[int, int] | None:
         """Sequences of TEACHER and tokens in each, enough for every section that reads it; None where none does.
 
-        They are as long as those of the section that reads most: what a row is longer, it is also slower.
+        They are as long as those of the section that reads most: the longer a sequence, the slower it is written.
         """
         asked = [(sequences[TEACHER], length) for sequences, length in self._readers() if TEACHER in sequences]
         if not asked:
