@@ -169,7 +169,7 @@ def test_what_is_improbable_is_never_drawn() -> None:
     logits = torch.tensor([[0.0, 5.0, 4.0, 1.9]])  # 1.9 is e^-3.1 = 0.045 times as probable as 5
     sampling = Sampling(min_p=0.1)
     generator = torch.Generator().manual_seed(0)
-    seen = {int(teacher_text.drawn(logits, [row], torch.ones(1), sampling, generator)) for _ in range(400)}
+    seen = {int(teacher_text.next_tokens(logits, [row], torch.ones(1), sampling, generator)) for _ in range(400)}
     assert seen == {1, 2}
 
 
@@ -179,7 +179,7 @@ def test_the_first_token_of_a_marked_document_is_drawn_from_all() -> None:
     logits = torch.tensor([[0.0, 5.0, 4.0, 1.9]])
     sampling = Sampling(min_p=0.1, opening_temperature=5.0)
     generator = torch.Generator().manual_seed(0)
-    seen = {int(teacher_text.drawn(logits, [row], torch.ones(1), sampling, generator)) for _ in range(400)}
+    seen = {int(teacher_text.next_tokens(logits, [row], torch.ones(1), sampling, generator)) for _ in range(400)}
     assert seen == {0, 1, 2, 3}
 
 
@@ -198,7 +198,7 @@ def test_the_temperatures_of_the_rows_lie_evenly_between_the_bounds(
         seen.extend(temperatures.tolist())
         return logits.argmax(-1)
 
-    monkeypatch.setattr(teacher_text, "drawn", recorded)
+    monkeypatch.setattr(teacher_text, "next_tokens", recorded)
     for _ in sample(teacher, tokenizer, 5, 2, Sampling(batch=2, coolest=0.8, hottest=1.2), seed=0):
         pass
     assert sorted(seen) == pytest.approx([0.8, 0.9, 1.0, 1.1, 1.2])

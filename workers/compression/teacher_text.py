@@ -23,6 +23,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from workers.compression.drawing import drawn
 from workers.compression.models.decoding import decoding
 
 PLACE_OF_QUESTION = "PLACEOFQUESTION"
@@ -172,7 +173,7 @@ def _written(
     taken = [tokens]
     with decoding(model) as decode:
         while len(taken) < length:
-            written = drawn(decode(tokens).cpu(), rows, temperatures, sampling, generator)
+            written = next_tokens(decode(tokens).cpu(), rows, temperatures, sampling, generator)
             tokens = torch.tensor([row.take(token) for row, token in zip(rows, written.tolist(), strict=True)])
             taken.append(tokens)
             if progress is not None:
@@ -180,18 +181,16 @@ def _written(
     return torch.stack(taken, dim=1)
 
 
-def drawn(
+def next_tokens(
     logits: Tensor, rows: list[Row], temperatures: Tensor, sampling: Sampling, generator: torch.Generator
 ) -> Tensor:
-    """One token for each row: logits [rows, V] → [rows], by inversion of the cumulative distribution."""
+    """One token for each row: logits [rows, V] → [rows]."""
     beginning = torch.tensor([row.at_beginning and not row.given for row in rows])
     temperature = torch.where(beginning, sampling.opening_temperature, temperatures)
     least = torch.where(beginning, 0.0, sampling.min_p)
     scaled = logits / temperature[:, None]  # in fp32, and a copy
     weights = scaled.sub_(scaled.amax(-1, keepdim=True)).exp_()
-    cumulated = weights.masked_fill_(weights < least[:, None], 0).cumsum_(-1)
-    point = torch.rand(len(rows), 1, generator=generator) * cumulated[:, -1:]
-    return torch.searchsorted(cumulated, point, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
+    return drawn(weights.masked_fill_(weights < least[:, None], 0).cumsum_(-1), generator)
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from workers.compression.accounting.architectures import Inventory, Site
+from workers.compression.drawing import drawn
 from workers.compression.factors.fitting import Moments, matrix_of, problem, spectrum
 from workers.compression.factors.tables import table_spectrum
 
@@ -135,7 +136,7 @@ def _at_the_head(model: DifferentiableModel, hidden: Tensor, seed: int) -> tuple
             entering = tokens.unsqueeze(0).requires_grad_()
             logits = head(entering).float().squeeze(0)
             predicted = logits.detach().softmax(-1)
-            labels = torch.multinomial(predicted.cpu(), 1, generator=generator).squeeze(1).to(logits.device)
+            labels = drawn(predicted.cumsum(-1), generator)
             loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
             gradients += torch.autograd.grad(loss, entering)
             seen.probabilities.add_(predicted.sum(0).double().cpu())
