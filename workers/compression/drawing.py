@@ -7,8 +7,8 @@ from torch import Tensor
 def drawn(cumulated: Tensor, generator: torch.Generator) -> Tensor:
     """A place in each row, [rows], by inversion of `cumulated` weights [rows, n], which need not end at 1.
 
-    On a CPU `torch.multinomial` takes a random number for each of the n, and with a vocabulary most of the time of what
-    it is drawn for. Places of no weight are never drawn. The generator is one of the CPU.
+    On a CPU `torch.multinomial` takes a random number for each of the n, which costs much where these are a vocabulary.
+    The generator is one of the CPU.
     """
     point = torch.rand(len(cumulated), 1, generator=generator).to(cumulated) * cumulated[:, -1:]
     return torch.searchsorted(cumulated, point, right=True)[:, 0].clamp_(max=cumulated.shape[-1] - 1)

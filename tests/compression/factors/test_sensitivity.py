@@ -23,6 +23,7 @@ CONFIG = LlamaConfig(
     num_key_value_heads=2,
     vocab_size=200,
 )
+DOWN = "model.layers.2.mlp.down_proj"
 IDS = torch.randint(200, (16, 48), generator=torch.Generator().manual_seed(0))
 
 
@@ -64,9 +65,16 @@ def test_every_site_and_the_embedding_are_measured(directory: Path, sensitivitie
         assert sensitivities[site.name].outputs.shape == (site.out_features,)
 
 
-@pytest.mark.parametrize(
-    "name", ["model.layers.2.mlp.down_proj", "model.layers.1.mlp.up_proj", "model.layers.2.self_attn.o_proj"]
-)
+def test_the_seed_decides_which_labels_are_drawn(directory: Path, sensitivities: dict[str, Sensitivity]) -> None:
+    def again(seed: int) -> Tensor:
+        measured = (found for part in measure(StreamedModel.open(directory), IDS, seed=seed) for found in part.items())
+        return dict(measured)[DOWN].outputs
+
+    assert torch.equal(again(0), sensitivities[DOWN].outputs)
+    assert not torch.allclose(again(1), sensitivities[DOWN].outputs, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", [DOWN, "model.layers.1.mlp.up_proj", "model.layers.2.self_attn.o_proj"])
 def test_the_whole_spectrum_predicts_what_small_errors_do(
     name: str, directory: Path, sensitivities: dict[str, Sensitivity]
 ) -> None:
