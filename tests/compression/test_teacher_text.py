@@ -1,6 +1,7 @@
 """Text that a model writes for its own compression."""
 
 import itertools
+from collections import Counter
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ CHAT = (
     "{% if add_generation_prompt %}{{ '<|bot|>' }}{% endif %}"
 )
 END, WORD = 0, 50
+QUESTION = (7, 8)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,7 @@ def written(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: i
 
 
 def openings_of(words: list[int], mark: int | None = None, chat: bool = False) -> Openings:
-    question, answer = ((7, 8), (9, 10)) if chat else ((), ())
+    question, answer = (QUESTION, (9, 10)) if chat else ((), ())
     return Openings((), torch.tensor(words), mark, question, answer, frozenset({END, 9}))
 
 
@@ -126,15 +128,29 @@ def test_a_chat_model_opens_documents_by_the_mark_of_its_pretraining_where_it_st
     assert Openings.of(teacher, tokenizer).mark == (mark if found else None)
 
 
-def test_a_model_without_chat_opens_documents_by_words_and_by_its_mark(
-    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+@pytest.mark.parametrize(
+    ("mark", "chat", "kinds"),
+    [
+        (END, True, {(END,), QUESTION}),
+        (END, False, {(END,), (WORD,)}),
+        (None, True, {(WORD,), QUESTION}),
+        (None, False, {(WORD,)}),
+    ],
+)
+def test_documents_are_of_two_kinds_equally_often_and_a_word_opens_what_a_model_lacks(
+    mark: int | None, chat: bool, kinds: set[tuple[int, ...]]
 ) -> None:
+    openings = openings_of([WORD], mark=mark, chat=chat)
+    generator = torch.Generator().manual_seed(0)
+    seen = Counter(openings.draw(generator)[0] for _ in range(256))
+    assert seen.keys() == kinds
+    assert min(seen.values()) > 96
+
+
+def test_each_word_opens_documents(teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     openings = Openings.of(teacher, tokenizer)
     generator = torch.Generator().manual_seed(0)
-    drawn = [openings.draw(generator) for _ in range(64)]
-    marked = sum(document == ((tokenizer.bos_token_id,),) for document in drawn)
-    assert 16 < marked < 48
-    assert len({document for document in drawn if document != ((tokenizer.bos_token_id,),)}) > 16
+    assert len({openings.draw(generator) for _ in range(64)}) > 16
 
 
 def test_a_chat_template_that_refuses_a_lone_question_is_left_out(

@@ -91,12 +91,17 @@ class Openings:
         return cls(prefix, word_tokens(model, tokenizer), mark, question, answer, end_tokens(model, tokenizer))
 
     def draw(self, generator: torch.Generator) -> Document:
-        """A document, of every kind that the model has equally often."""
-        kinds: list[Document] = [((*self.prefix, int(self.words[drawn_number(len(self.words), generator)])),)]
+        """A document of one of two kinds, equally often: one behind the mark, or a question with its answer.
+
+        A model that has no mark or no questions writes documents behind a word instead.
+        """
+        kinds: list[Document] = []
         if self.mark is not None:
             kinds.append(((self.mark,),))
         if self.question:
             kinds.append((self.question, self.answer))
+        if len(kinds) < 2:
+            kinds.append(((*self.prefix, int(self.words[drawn_number(len(self.words), generator)])),))
         return kinds[drawn_number(len(kinds), generator)]
 
 
