@@ -23,7 +23,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from workers.compression.drawing import drawn
+from workers.compression.drawing import drawn_of_each
 from workers.compression.models.decoding import decoding
 
 PLACE_OF_QUESTION = "PLACEOFQUESTION"
@@ -193,9 +193,11 @@ def next_tokens(
     beginning = torch.tensor([row.at_beginning and not row.given for row in rows])
     temperature = torch.where(beginning, sampling.opening_temperature, temperatures)
     least = torch.where(beginning, 0.0, sampling.min_p)
-    scaled = logits / temperature[:, None]  # in fp32, and a copy
-    weights = scaled.sub_(scaled.amax(-1, keepdim=True)).exp_()
-    return drawn(weights.masked_fill_(weights < least[:, None], 0).cumsum_(-1), generator)
+    best = logits.amax(-1).float()
+    likely = logits >= (best + temperature * least.log())[:, None]  # few tokens of a vocabulary, and these weigh alone
+    row, token = likely.nonzero(as_tuple=True)
+    weights = ((logits[row, token].float() - best[row]) / temperature[row]).exp()
+    return token[drawn_of_each(weights, torch.bincount(row, minlength=len(rows)), generator)]
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
