@@ -189,10 +189,25 @@ def test_what_is_improbable_is_never_drawn() -> None:
     assert seen == {1, 2}
 
 
+def test_each_row_draws_at_a_temperature_of_its_own_which_also_decides_what_is_improbable() -> None:
+    rows = [Row(openings_of([WORD]), torch.Generator().manual_seed(0)) for _ in range(2)]
+    for row in rows:
+        row.take(-1)
+    logits = torch.tensor([[0.0, 5.0, 4.0, 1.9]]).expand(2, -1)
+    temperatures, generator = torch.tensor([1.0, 2.0]), torch.Generator().manual_seed(0)
+    drawn = torch.stack(
+        [teacher_text.next_tokens(logits, rows, temperatures, Sampling(min_p=0.1), generator) for _ in range(4000)]
+    )
+    seen = torch.stack([torch.bincount(tokens, minlength=4) / 4000 for tokens in drawn.T])
+    likely = torch.tensor([[0.0, 1.0, 1.0, 0.0], [0.0, 1.0, 1.0, 1.0]])  # 1.9: e^-3.1 = 0.045, and e^-1.55 = 0.21
+    expected = (logits / temperatures[:, None]).softmax(-1) * likely
+    torch.testing.assert_close(seen, expected / expected.sum(-1, keepdim=True), atol=0.03, rtol=0)
+
+
 def test_the_first_token_of_a_marked_document_is_drawn_from_all() -> None:
     row = Row(openings_of([WORD]), torch.Generator().manual_seed(0))
     row.given, row.at_beginning = [], True
-    logits = torch.tensor([[0.0, 5.0, 4.0, 1.9]])
+    logits = torch.tensor([[-10.0, 5.0, 4.0, 1.9]])  # -10 is e^-3 = 0.05 times as probable as 5, and e^-15 at 1.0
     sampling = Sampling(min_p=0.1, opening_temperature=5.0)
     generator = torch.Generator().manual_seed(0)
     seen = {int(teacher_text.next_tokens(logits, [row], torch.ones(1), sampling, generator)) for _ in range(400)}
