@@ -20,11 +20,11 @@ from torch.nn import functional
 from transformers import AutoTokenizer, PreTrainedModel
 
 from bench.quality import windows
-from workers.compression.distillation.settings import Settings
-from workers.compression.distillation.training import distil
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
+from workers.compression.training.settings import Settings
+from workers.compression.training.training import distil
 
 
 def main() -> None:

@@ -32,18 +32,18 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from bench.quality import perplexity, spread, windows
-from workers.compression.accounting.catalog import is_measured
-from workers.compression.accounting.heads import feasible_key_value_heads
-from workers.compression.accounting.sizes import resized_plan
 from workers.compression.choice import trials
-from workers.compression.distillation.settings import Settings
-from workers.compression.distillation.training import distil
-from workers.compression.factors.allocation import measured_plan
-from workers.compression.factors.sensitivity import measure
+from workers.compression.math.allocation import measured_plan
+from workers.compression.math.sensitivity import measure
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
+from workers.compression.spec.catalog import is_measured
+from workers.compression.spec.heads import feasible_key_value_heads
+from workers.compression.spec.sizes import resized_plan
+from workers.compression.training.settings import Settings
+from workers.compression.training.training import distil
 
 LOGITS = "+logits"
 GROUPS = "+groups"

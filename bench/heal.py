@@ -26,10 +26,10 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from bench.quality import perplexity, spread, windows
 from bench.teacher_text import documentation
-from workers.compression.distillation.settings import Settings
-from workers.compression.distillation.training import distil
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.teacher_text import sample
+from workers.compression.training.settings import Settings
+from workers.compression.training.training import distil
 
 PICTURE = Path("docs/distillation.svg")
 LENGTH, JUDGED_LENGTH = 512, 1024

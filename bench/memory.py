@@ -34,13 +34,13 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from app.contract.recipe import Calibration, Evaluation, Recipe
 from workers.child import SPARING, child_environment
-from workers.compression.accounting.plans import Plan
 from workers.compression.evaluation.fidelity import perplexity
-from workers.compression.factors.allocation import measured_plan
-from workers.compression.factors.sensitivity import Sensitivity, from_tensors, measure, to_tensors
-from workers.compression.factors.sequential import compress
+from workers.compression.formats.checkpoint import write_package
+from workers.compression.math.allocation import measured_plan
+from workers.compression.math.sensitivity import Sensitivity, from_tensors, measure, to_tensors
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.package.checkpoint import write_package
+from workers.compression.spec.plans import Plan
+from workers.compression.steps.factor import compress
 from workers.messages import Assignment
 from workers.runner import walk
 from workers.stages.part_files import read_part, write_part

@@ -17,10 +17,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from workers.compression import structures
-from workers.compression.accounting.architectures import inventory
-from workers.compression.accounting.plans import to_dict, uniform_plan
 from workers.compression.evaluation.speed import Speed, speed
 from workers.compression.models.streamed import StreamedModel
+from workers.compression.spec.architectures import inventory
+from workers.compression.spec.plans import to_dict, uniform_plan
 
 ROUNDS = 7
 RATIO = 1.3

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 
 from app.sources.python_docs import evaluation_documents
 from bench.quality import Bench, fitted, perplexity, spread, windows
-from workers.compression.factors.sensitivity import measure
+from workers.compression.math.sensitivity import measure
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.teacher_text import Sampling, sample
 

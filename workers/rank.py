@@ -17,7 +17,7 @@ from torch import distributed
 from app.contract.job import Stage
 from app.contract.recipe import Distillation
 from app.lifeline import end_with_parent
-from workers.compression.distillation.parallel import DataParallel, PeerLost, Ranks
+from workers.compression.training.parallel import DataParallel, PeerLost, Ranks
 from workers.runner import prepare_torch, take_standard_output
 from workers.stages import compress, training
 from workers.stages.context import Context
@@ -84,7 +84,7 @@ def ranks_of(distillation: Distillation) -> Ranks:
     if not distillation.sharded:
         return DataParallel()
     # It leans on parts of torch that may change their place, which those who do not shard need not suffer from.
-    from workers.compression.distillation.sharded import Sharded
+    from workers.compression.training.sharded import Sharded
 
     return Sharded()
 

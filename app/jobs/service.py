@@ -38,13 +38,13 @@ from app.settings import Settings
 from app.sources.models import ModelSources
 from app.sources.text import TextSources
 from app.storage import StoredFile
-from workers.compression.accounting.architectures import Inventory
-from workers.compression.accounting.catalog import AUTO, goes_in_phases, leaves_factors
-from workers.compression.accounting.heads import HeadsDoNotFit
-from workers.compression.accounting.plans import Range
-from workers.compression.accounting.presets import PresetDoesNotFit
-from workers.compression.accounting.quantisation import NotQuantisable, check_method, grids
-from workers.compression.accounting.ranges import range_of
+from workers.compression.spec.architectures import Inventory
+from workers.compression.spec.catalog import AUTO, goes_in_phases, leaves_factors
+from workers.compression.spec.heads import HeadsDoNotFit
+from workers.compression.spec.plans import Range
+from workers.compression.spec.presets import PresetDoesNotFit
+from workers.compression.spec.quantisation import NotQuantisable, check_method, grids
+from workers.compression.spec.ranges import range_of
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from app.sources.checkpoint import NeedsRemoteCode, read_checkpoint, read_remote
 from app.sources.gguf import MalformedGguf, UnsupportedGguf, read_gguf
 from app.sources.hub import Hub, NotOnHub, Repository
 from app.sources.local import locate
-from workers.compression.accounting.architectures import (
+from workers.compression.spec.architectures import (
     Inventory,
     MalformedModel,
     MissingWeights,

@@ -6,9 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from app.contract.recipe import Calibration, Criterion, Method, Recipe, Scheme
-from workers.compression.accounting.catalog import names
-from workers.compression.accounting.quantisation import SCHEMES
-from workers.compression.resizing.influence import CRITERIA
+from workers.compression.spec.catalog import names
+from workers.compression.spec.quantisation import SCHEMES
+from workers.compression.steps.influence import CRITERIA
 from workers.report.plots import SCORES
 
 VALID: dict[str, Any] = {"model": "org/name", "target_ratio": 1.5}

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.compression.factors.test_sequential import calibration, open_tiny
+from tests.compression.steps.test_factor import calibration, open_tiny
 from workers.compression import choice
-from workers.compression.accounting.plans import Plan
-from workers.compression.accounting.ranges import candidates, range_of
-from workers.compression.accounting.sizes import resized_plan
 from workers.compression.choice import TRIED_TOKENS, divided, trials
-from workers.compression.errors import CompressionError
 from workers.compression.evaluation.fidelity import Perplexity, perplexity
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
+from workers.compression.spec.errors import CompressionError
+from workers.compression.spec.plans import Plan
+from workers.compression.spec.ranges import candidates, range_of
+from workers.compression.spec.sizes import resized_plan
 
 RATIO = 1.5
 

@@ -8,21 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.compression.factors.test_sequential import calibration, open_tiny, same_bytes, sensitivities_of
+from tests.compression.steps.test_factor import calibration, open_tiny, same_bytes, sensitivities_of
 from tests.tiny import write_tiny_gpt2
-from workers.compression.accounting.catalog import PRESETS
-from workers.compression.accounting.plans import Plan
-from workers.compression.accounting.ranges import range_of
-from workers.compression.accounting.sizes import resized_plan
-from workers.compression.factors import sequential
-from workers.compression.factors.allocation import measured_plan
-from workers.compression.factors.sensitivity import Sensitivity
+from workers.compression.formats.checkpoint import write_package
+from workers.compression.math.allocation import measured_plan
+from workers.compression.math.sensitivity import Sensitivity
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.package.checkpoint import write_package
 from workers.compression.parts import CompressedPart
 from workers.compression.phases import Phase, compress_phase, phases
 from workers.compression.pipeline import part_count
+from workers.compression.spec.catalog import PRESETS
+from workers.compression.spec.plans import Plan
+from workers.compression.spec.ranges import range_of
+from workers.compression.spec.sizes import resized_plan
+from workers.compression.steps import factor as sequential
 
 TRAINED = "trained"
 

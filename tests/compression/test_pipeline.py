@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tests.compression.factors.test_sequential import calibration, open_tiny
-from tests.compression.resizing.small_models import Kept, same
-from workers.compression.accounting.plans import TOLERANCE, Plan
-from workers.compression.accounting.sizes import resized_plan
+from tests.compression.steps.small_models import Kept, same
+from tests.compression.steps.test_factor import calibration, open_tiny
+from workers.compression.formats.checkpoint import write_package
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.package.checkpoint import write_package
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress, influence_text, part_count
-from workers.compression.resizing.influence import score
+from workers.compression.spec.plans import TOLERANCE, Plan
+from workers.compression.spec.sizes import resized_plan
+from workers.compression.steps.influence import score
 
 PLANS = {
     "fusion": ("fusion", 1.5, 0),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from workers.compression.accounting.plans import from_dict, parameters
+from workers.compression.spec.plans import from_dict, parameters
 from workers.compression.structures import CompactEmbedding, CompactLinear, build, build_embedding, replace
 
 KRONECKER: dict[str, Any] = {"kind": "kronecker", "terms": 3, "permute_in": True, "permute_out": True}

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from tests.contracts.tiny_models import CONFIGS, logits_of, model_of, token_ids
-from workers.compression.accounting.architectures import ARCHITECTURES
-from workers.compression.accounting.dimensions import narrowed
-from workers.compression.accounting.heads import regrouped
+from workers.compression.formats.checkpoint import write_package
+from workers.compression.formats.verification import Probe, Verified, verify_all
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.package.checkpoint import write_package
-from workers.compression.package.verification import Probe, Verified, verify_all
-from workers.compression.resizing.width import narrow
+from workers.compression.spec.architectures import ARCHITECTURES
+from workers.compression.spec.dimensions import narrowed
+from workers.compression.spec.heads import regrouped
+from workers.compression.steps.narrow import narrow
 
 PROMPT, NEW_TOKENS = 4, 4
 UNITS = 40

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from tests.contracts.tiny_models import CONFIGS, logits_of, model_of, token_ids
 from workers.compression import structures
-from workers.compression.accounting.architectures import ARCHITECTURES
-from workers.compression.accounting.dimensions import resized_parameters
+from workers.compression.formats.checkpoint import write_package
+from workers.compression.formats.verification import Probe, Verified, verify_all
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.package.checkpoint import write_package
-from workers.compression.package.verification import Probe, Verified, verify_all
 from workers.compression.parts import CompressedPart
+from workers.compression.spec.architectures import ARCHITECTURES
+from workers.compression.spec.dimensions import resized_parameters
 
 BLOCKS = 5
 REMOVED = (0, 3)

@@ -18,7 +18,7 @@ from app.serve import running_service
 from app.settings import Settings
 from tests.hub import running_hub
 from tests.tiny import PRESET_RATIOS, amplify_blocks
-from workers.compression.accounting.catalog import METHODS, RESIZINGS
+from workers.compression.spec.catalog import METHODS, RESIZINGS
 
 OPEN = """
 import sys

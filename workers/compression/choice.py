@@ -14,16 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.compression.accounting.catalog import is_measured
-from workers.compression.accounting.ranges import candidates
-from workers.compression.errors import CompressionError
 from workers.compression.evaluation.fidelity import perplexity
-from workers.compression.factors.allocation import measured_plan
-from workers.compression.factors.sensitivity import measure
+from workers.compression.math.allocation import measured_plan
+from workers.compression.math.sensitivity import measure
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress, evenly_spread
+from workers.compression.spec.catalog import is_measured
+from workers.compression.spec.errors import CompressionError
+from workers.compression.spec.ranges import candidates
 
 log = logging.getLogger(__name__)
 

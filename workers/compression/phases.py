@@ -21,14 +21,14 @@ from itertools import islice, pairwise
 from torch import Tensor
 
 from workers.compression import pipeline
-from workers.compression.accounting.architectures import Inventory
-from workers.compression.accounting.dimensions import block_of
-from workers.compression.accounting.plans import Plan
-from workers.compression.factors import sequential
-from workers.compression.factors.sensitivity import Sensitivity
+from workers.compression.math.sensitivity import Sensitivity
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart, Finished
+from workers.compression.spec.architectures import Inventory
+from workers.compression.spec.dimensions import block_of
+from workers.compression.spec.plans import Plan
+from workers.compression.steps import factor as sequential
 
 
 @dataclass(frozen=True)

@@ -14,21 +14,21 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from workers.compression.accounting.architectures import Inventory
-from workers.compression.accounting.catalog import resizing
-from workers.compression.accounting.plans import Plan
-from workers.compression.factors import sequential
-from workers.compression.factors.allocation import measured_plan
-from workers.compression.factors.sensitivity import Sensitivity, measure
+from workers.compression.math.allocation import measured_plan
+from workers.compression.math.sensitivity import Sensitivity, measure
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart, Finished
-from workers.compression.resizing import fusion
-from workers.compression.resizing.absorption import Absorption, CheckpointStore
-from workers.compression.resizing.fusegpt import fuse_one_by_one, fusegpt
-from workers.compression.resizing.influence import removals
-from workers.compression.resizing.local_distillation import Distillation
-from workers.compression.resizing.width import narrow
+from workers.compression.spec.architectures import Inventory
+from workers.compression.spec.catalog import resizing
+from workers.compression.spec.plans import Plan
+from workers.compression.steps import factor as sequential
+from workers.compression.steps import fusion
+from workers.compression.steps.absorb import Absorption, CheckpointStore
+from workers.compression.steps.fuse import fuse_one_by_one, fusegpt
+from workers.compression.steps.influence import removals
+from workers.compression.steps.local_distillation import Distillation
+from workers.compression.steps.narrow import narrow
 
 INFLUENCE_SEQUENCES, INFLUENCE_LENGTH = 4, 512
 """How much of the calibration text shows which block can go; of a short text, half of its sequences."""

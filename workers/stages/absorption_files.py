@@ -7,8 +7,8 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from workers.compression.resizing.absorption import CheckpointStore
-from workers.compression.resizing.local_distillation import Checkpoint
+from workers.compression.steps.absorb import CheckpointStore
+from workers.compression.steps.local_distillation import Checkpoint
 from workers.stages.workbench import Workbench
 
 Told = Callable[[int, Checkpoint], None]

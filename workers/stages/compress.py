@@ -8,12 +8,12 @@ from itertools import islice
 from pathlib import Path
 
 from app.contract.job import Stage
-from workers.compression.accounting.architectures import Inventory
-from workers.compression.accounting.plans import Plan
 from workers.compression.parts import CompressedPart
 from workers.compression.phases import Phase, phases
 from workers.compression.pipeline import compress, fused_parts, resized_parts
-from workers.compression.resizing.local_distillation import Checkpoint
+from workers.compression.spec.architectures import Inventory
+from workers.compression.spec.plans import Plan
+from workers.compression.steps.local_distillation import Checkpoint
 from workers.stages import calibrate, compute, inspect
 from workers.stages.absorption_files import CheckpointFiles
 from workers.stages.context import Context

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from app.contract.job import Stage
 from app.contract.recipe import Recipe
-from workers.compression.accounting.catalog import AUTO, is_measured
+from workers.compression.spec.catalog import AUTO, is_measured
 from workers.messages import Assignment, ProgressReport, ResumedReport
 from workers.stages.workbench import Workbench
 

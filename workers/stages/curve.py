@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from workers.compression.distillation.training import Checkpoint
+from workers.compression.training.training import Checkpoint
 
 POINTS = 500
 """A curve has at most so many, all trainings of a job together."""

@@ -23,8 +23,8 @@ from workers.compression.evaluation.peak_memory import peak_memory
 from workers.compression.evaluation.protocol import protocol_of
 from workers.compression.evaluation.size import stored_size
 from workers.compression.evaluation.speed import greedy_sample, speed
+from workers.compression.formats.checkpoint import write_package
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.package.checkpoint import write_package
 from workers.stages import calibrate, compress, compute, inspect, memory, overlap, tasks
 from workers.stages.baseline import write_baseline
 from workers.stages.context import Context

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from app.contract.job import Stage
-from workers.compression.errors import CompressionError
+from workers.compression.spec.errors import CompressionError
 from workers.messages import ErrorReport
 
 FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))

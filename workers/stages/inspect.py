@@ -5,8 +5,8 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from app.contract.job import Stage
-from workers.compression.accounting.architectures import Inventory, inventory, read_config, read_safetensors_headers
 from workers.compression.models.streamed import convert_gguf
+from workers.compression.spec.architectures import Inventory, inventory, read_config, read_safetensors_headers
 from workers.stages.context import Context
 from workers.stages.failures import StageFailed
 

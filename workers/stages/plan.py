@@ -13,15 +13,15 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from app.contract.job import Stage
-from workers.compression.accounting.catalog import AUTO, RESIZINGS, is_measured
-from workers.compression.accounting.plans import Plan
-from workers.compression.accounting.ranges import candidates, range_of
 from workers.compression.choice import Trial, trials
-from workers.compression.factors.allocation import measured_plan
-from workers.compression.factors.sensitivity import Sensitivity, from_tensors, measure, to_tensors
-from workers.compression.factors.sequential import part_count
+from workers.compression.math.allocation import measured_plan
+from workers.compression.math.sensitivity import Sensitivity, from_tensors, measure, to_tensors
 from workers.compression.parts import CompressedPart
-from workers.compression.resizing.fusegpt import EPOCHS
+from workers.compression.spec.catalog import AUTO, RESIZINGS, is_measured
+from workers.compression.spec.plans import Plan
+from workers.compression.spec.ranges import candidates, range_of
+from workers.compression.steps.factor import part_count
+from workers.compression.steps.fuse import EPOCHS
 from workers.stages import calibrate, compute, inspect
 from workers.stages.context import Context
 from workers.stages.failures import StageFailed

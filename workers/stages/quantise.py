@@ -27,7 +27,7 @@ def require_library(recipe: Recipe) -> None:
 
 def run(context: Context, directory: Path) -> None:
     # It imports the optional library.
-    from workers.compression.quantisation import quantise, restore
+    from workers.compression.formats.compressed_tensors import quantise, restore
 
     scheme = cast("Scheme", context.assignment.recipe.quantisation)
     quantised, restored = directory / scheme, directory / RESTORED

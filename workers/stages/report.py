@@ -15,9 +15,9 @@ from app.contract.report import (
     SiteReport,
     TeacherText,
 )
-from workers.compression.accounting.architectures import Inventory, Site, original_config, read_config, weights
-from workers.compression.accounting.dimensions import renumbered
-from workers.compression.accounting.headers import stored_tensors
+from workers.compression.spec.architectures import Inventory, Site, original_config, read_config, weights
+from workers.compression.spec.dimensions import renumbered
+from workers.compression.spec.headers import stored_tensors
 from workers.stages import compress, distill, evaluate, inspect, plan, teacher_text
 from workers.stages.context import Context
 from workers.stages.curve import joined

@@ -8,8 +8,8 @@ import torch
 
 from app.contract.recipe import Recipe
 from app.contract.report import Environment, OriginalRecord, Reproducibility, TextRecord
-from workers.compression.accounting.headers import INDEX_FILE, stored_tensors
-from workers.compression.package.checkpoint import companions
+from workers.compression.formats.checkpoint import companions
+from workers.compression.spec.headers import INDEX_FILE, stored_tensors
 from workers.stages import compute, distill, tasks
 from workers.stages.context import Context
 from workers.stages.workbench import file_sha256

@@ -12,13 +12,13 @@ from transformers import PreTrainedModel
 
 from app.contract.job import Stage
 from app.contract.recipe import Distillation
-from workers.compression.distillation.parallel import Alone, Ranks
-from workers.compression.distillation.settings import Settings
-from workers.compression.distillation.trained import trained_part
-from workers.compression.distillation.training import Checkpoint, distil
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.phases import Phase
+from workers.compression.training.parallel import Alone, Ranks
+from workers.compression.training.settings import Settings
+from workers.compression.training.trained import trained_part
+from workers.compression.training.training import Checkpoint, distil
 from workers.stages import calibrate, compress, compute, inspect
 from workers.stages.context import Context
 from workers.stages.curve import POINTS, curve_of, write_curve

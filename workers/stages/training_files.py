@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from workers.compression.distillation.training import Checkpoint
+from workers.compression.training.training import Checkpoint
 from workers.stages.part_files import StoredTensors
 
 NUMBERS = ("step", "steps", "tokens", "losses", "restarts")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from app.contract.job import Stage
 from workers.compression.evaluation.size import stored_size
-from workers.compression.package.verification import Probe, verify_all
+from workers.compression.formats.verification import Probe, verify_all
 from workers.messages import DoneReport
 from workers.stages import evaluate, gate, memory, package, quantise
 from workers.stages.context import Context

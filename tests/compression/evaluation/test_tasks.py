@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.lm_tasks import EXAMPLES, NAME, write_group, write_task
 from tests.tiny import amplify_blocks, write_tiny_model
-from workers.compression.errors import TaskDataMissing, TaskNotRunnable, UnknownTask
+from workers.compression.spec.errors import TaskDataMissing, TaskNotRunnable, UnknownTask
 
 pytest.importorskip("lm_eval", reason="the extra `tasks` is not installed")
 

@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.contracts.tiny_models import save_tiny_model, token_ids
-from workers.compression.accounting.plans import uniform_plan
-from workers.compression.factors.sensitivity import measure
-from workers.compression.factors.sequential import compress
+from workers.compression.formats.checkpoint import write_package
+from workers.compression.math.sensitivity import measure
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.package.checkpoint import write_package
 from workers.compression.parts import CompressedPart
+from workers.compression.spec.plans import uniform_plan
+from workers.compression.steps.factor import compress
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.compression.factors.test_sequential import calibration, open_tiny
-from tests.compression.resizing.small_models import same
-from workers.compression.accounting.sizes import resized_plan
+from tests.compression.steps.small_models import same
+from tests.compression.steps.test_factor import calibration, open_tiny
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
-from workers.compression.resizing.local_distillation import Checkpoint
+from workers.compression.spec.sizes import resized_plan
+from workers.compression.steps.local_distillation import Checkpoint
 from workers.stages.absorption_files import CheckpointFiles
 from workers.stages.workbench import Workbench
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.compression.accounting.test_plans import llama_like
-from workers.compression.accounting.plans import Plan
+from tests.compression.spec.test_plans import llama_like
+from workers.compression.spec.plans import Plan
 from workers.stages.compress import block_of, place_of
 
 FACTORED = Plan("kronecker", {}, 10, 8)

@@ -11,7 +11,7 @@ from torch import Tensor
 from app.contract.job import Stage
 from app.contract.recipe import Distillation
 from tests.workers.stages.conftest import small_job
-from workers.compression.distillation.training import Checkpoint
+from workers.compression.training.training import Checkpoint
 from workers.messages import Assignment, ProgressReport, ResumedReport
 from workers.runner import STAGES, identity, run
 from workers.stages import compress, distill, training

@@ -10,14 +10,14 @@ from app.contract.job import Stage
 from app.contract.report import CompressionReport
 from tests.workers.stages.conftest import done, small_job
 from tests.workers.stages.test_distill import Attempt, Stopped, kept
-from workers.compression.accounting.plans import TOLERANCE
-from workers.compression.distillation.settings import Settings
-from workers.compression.distillation.trained import trained_part
-from workers.compression.distillation.training import distil
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.phases import compress_phase
+from workers.compression.spec.plans import TOLERANCE
+from workers.compression.training.settings import Settings
+from workers.compression.training.trained import trained_part
+from workers.compression.training.training import distil
 from workers.messages import Assignment, ResumedReport
 from workers.stages import calibrate, compress, compute, distill
 from workers.stages.plan import plan_of, sensitivities_of

@@ -7,8 +7,8 @@ import torch
 from safetensors import SafetensorError
 
 from app.contract.job import Stage
-from workers.compression.distillation.training import Diverged
-from workers.compression.errors import MalformedModel, VerificationFailed
+from workers.compression.spec.errors import MalformedModel, VerificationFailed
+from workers.compression.training.training import Diverged
 from workers.stages.failures import StageFailed, describe
 
 

@@ -17,8 +17,8 @@ from tests.processes import processes_of
 from tests.waiting import wait_for
 from tests.workers.stages.test_distill import STEPS, Attempt, Stopped, job, kept
 from workers.child import Child
-from workers.compression.distillation.parallel import DataParallel, Ranks
-from workers.compression.distillation.sharded import Sharded
+from workers.compression.training.parallel import DataParallel, Ranks
+from workers.compression.training.sharded import Sharded
 from workers.messages import Assignment, ErrorReport, ProgressReport, ResumedReport
 from workers.rank import ranks_of
 from workers.stages import compress, compute, distill

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from workers.compression.package.verification import Probe
+from workers.compression.formats.verification import Probe
 from workers.stages.verify import TIMEOUT_SECONDS, timeout_of
 
 

@@ -7,8 +7,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.compression.accounting.architectures import original_config, read_config, weights
-from workers.compression.accounting.headers import stored_tensors
+from workers.compression.spec.architectures import original_config, read_config, weights
+from workers.compression.spec.headers import stored_tensors
 
 
 @dataclass(frozen=True)

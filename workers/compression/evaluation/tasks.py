@@ -18,8 +18,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from workers.compression.errors import TaskDataMissing, TaskNotRunnable, UnknownTask
 from workers.compression.evaluation.task_scores import TaskScore, scores_in
+from workers.compression.spec.errors import TaskDataMissing, TaskNotRunnable, UnknownTask
 
 BATCH = 1
 """Sequences at a time. Each takes six bytes for every token and entry of the vocabulary: soon more than the model."""

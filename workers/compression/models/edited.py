@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workers.compression import structures
-from workers.compression.accounting.architectures import Inventory, Site
-from workers.compression.accounting.dimensions import block_of, intermediate_size, renumbered, resized_config
-from workers.compression.accounting.heads import stated_heads
 from workers.compression.models.skeleton import assign, empty_model
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
+from workers.compression.spec.architectures import Inventory, Site
+from workers.compression.spec.dimensions import block_of, intermediate_size, renumbered, resized_config
+from workers.compression.spec.heads import stated_heads
 
 
 class EditedModel(StreamedModel):

@@ -34,16 +34,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from workers.compression import structures
-from workers.compression.accounting.architectures import (
-    Inventory,
-    architecture_of,
-    is_tied,
-    original_config,
-    read_config,
-    weights,
-)
-from workers.compression.accounting.headers import StoredTensor, stored_tensors
-from workers.compression.errors import MalformedModel
 from workers.compression.models.skeleton import (
     assign,
     check_complete,
@@ -53,6 +43,16 @@ from workers.compression.models.skeleton import (
     names_in,
     release,
 )
+from workers.compression.spec.architectures import (
+    Inventory,
+    architecture_of,
+    is_tied,
+    original_config,
+    read_config,
+    weights,
+)
+from workers.compression.spec.errors import MalformedModel
+from workers.compression.spec.headers import StoredTensor, stored_tensors
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 

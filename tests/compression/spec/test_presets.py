@@ -1,0 +1,161 @@
+"""The published configuration: its exact size, its steps, and the package that comes of it."""
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.tiny import write_tiny_gpt2
+from workers.compression.formats.checkpoint import write_package
+from workers.compression.formats.verification import verify
+from workers.compression.math.kronecker import data_free
+from workers.compression.math.tables import fit_halved
+from workers.compression.models.streamed import StreamedModel
+from workers.compression.parts import CompressedPart
+from workers.compression.spec.architectures import Inventory, Site, inventory
+from workers.compression.spec.catalog import PRESETS
+from workers.compression.spec.plans import Dense, Halved, Kronecker, Plan, RatioOutOfRange
+from workers.compression.spec.presets import PresetDoesNotFit, preset_plan, preset_range, published_size
+from workers.compression.steps.factor import compress
+from workers.compression.structures import HalvedEmbedding
+
+
+def gpt2_small() -> Inventory:
+    shapes: dict[str, tuple[int, ...]] = {"wte.weight": (50257, 768), "wpe.weight": (1024, 768)}
+    for block, norm in itertools.product(range(12), ("ln_1", "ln_2")):
+        shapes |= {f"h.{block}.{norm}.weight": (768,), f"h.{block}.{norm}.bias": (768,)}
+    linears = {
+        "attn.c_attn": (768, 2304),
+        "attn.c_proj": (768, 768),
+        "mlp.c_fc": (768, 3072),
+        "mlp.c_proj": (3072, 768),
+    }
+    for block, (name, shape) in itertools.product(range(12), linears.items()):
+        shapes |= {f"h.{block}.{name}.weight": shape, f"h.{block}.{name}.bias": shape[1:]}
+    shapes |= {"ln_f.weight": (768,), "ln_f.bias": (768,)}
+    return inventory({"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "vocab_size": 50257}, shapes)
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "ratio"), [("tqcompressor", 119_933_764, 1.037), ("tqcompressor_tied", 81_336_388, 1.529)]
+)
+def test_gpt2_small_has_the_published_size(name: str, published: int, ratio: float) -> None:
+    model = gpt2_small()
+    plan = preset_plan(model, name, ratio)
+    assert model.total_parameters == plan.parameters_before == 124_439_808
+    assert published_size(model, plan) == published
+    assert plan.parameters_after == published + 12 * (768 + 3072) + 768 + 384
+
+
+def test_the_released_modules_and_shapes_are_chosen() -> None:
+    structures = preset_plan(gpt2_small(), "tqcompressor", 1.037).structures
+    assert structures["transformer.wte"] == Halved(2)
+    assert structures["lm_head"] == Dense()
+    assert structures["transformer.h.1.mlp.c_fc"] == Kronecker(4, (768, 4), (384, 2), True, True)
+    assert structures["transformer.h.11.mlp.c_proj"] == Kronecker(4, (384, 2), (768, 4), True, True)
+    assert len(structures) == 14
+
+
+def test_the_tied_variant_differs_in_the_head_alone() -> None:
+    untied = dict(preset_plan(gpt2_small(), "tqcompressor", 1.037).structures)
+    del untied["lm_head"]
+    assert preset_plan(gpt2_small(), "tqcompressor_tied", 1.529).structures == untied
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_range_is_half_a_percent_around_the_one_size(name: str) -> None:
+    found = preset_range(gpt2_small(), name)
+    middle = (found.lowest + found.highest) / 2
+    assert (found.lowest, found.highest) == pytest.approx((0.995 * middle, 1.005 * middle))
+    assert preset_plan(gpt2_small(), name, middle).ratio == pytest.approx(middle)
+    for outside in (0.994 * middle, 1.006 * middle):
+        with pytest.raises(RatioOutOfRange, match="times smaller"):
+            preset_plan(gpt2_small(), name, outside)
+
+
+def test_a_head_of_its_own_stays_as_it_is() -> None:
+    tied = gpt2_small()
+    head = replace(tied.embedding, name="lm_head", layout="linear")
+    untied = replace(tied, head=head, total_parameters=tied.total_parameters + 50257 * 768)
+    plan = preset_plan(untied, "tqcompressor", 1.359)
+    assert "lm_head" not in plan.structures
+    assert published_size(untied, plan) == 119_933_764
+    with pytest.raises(PresetDoesNotFit, match="send tqcompressor"):
+        preset_range(untied, "tqcompressor_tied")
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"model_type": "llama"}, "not for llama"),
+        ({"sites": ()}, "not make this model smaller"),
+        ({"embedding": Site("transformer.wte", None, 60, 30, "embedding", False)}, "sizes: .* 60 by 30"),
+    ],
+)
+def test_a_model_that_the_preset_does_not_fit_is_refused(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(PresetDoesNotFit, match=complaint):
+        preset_range(replace(gpt2_small(), **changes), "tqcompressor")
+
+
+def test_two_halvings_at_once_are_one_after_the_other() -> None:
+    table = torch.randn(50, 32, generator=torch.Generator().manual_seed(0))
+    once = fit_halved(Halved(1), table)
+    again = fit_halved(Halved(1), once["codes"])
+    expected = restored(once | {"codes": restored(again)})
+    torch.testing.assert_close(restored(fit_halved(Halved(2), table)), expected)
+
+
+def restored(factors: dict[str, Tensor]) -> Tensor:
+    """The table that the factors of a halved embedding stand for."""
+    times, (tokens, width) = len(factors["pairs"]), factors["codes"].shape
+    embedding = HalvedEmbedding({"times": times}, tokens, width << times)
+    embedding.load_state_dict(factors)
+    return embedding.dense().detach()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_tiny_gpt2(tmp_path / "source")
+
+
+def compressed(source: Path, name: str) -> tuple[Plan, list[CompressedPart]]:
+    model = StreamedModel.open(source)
+    plan = preset_plan(model.inventory, name, preset_range(model.inventory, name).lowest)
+    return plan, list(compress(model, plan, torch.randint(60, (2, 16), generator=torch.Generator().manual_seed(0))))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_package_stores_what_the_plan_says_and_a_stranger_opens_it(name: str, source: Path) -> None:
+    plan, parts = compressed(source, name)
+    package = write_package(source, parts, source.parent / "package")
+    assert package.parameters == plan.parameters_after
+    assert StreamedModel.open(package.directory).inventory.total_parameters == plan.parameters_after
+    ids = torch.randint(60, (2, 12), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits = StreamedModel.open(package.directory).whole()(ids).logits
+    verify(package.directory, ids, logits)
+
+
+def test_the_released_head_is_the_original_table(source: Path) -> None:
+    _, parts = compressed(source, "tqcompressor")
+    package = write_package(source, parts, source.parent / "package").directory
+    stored = load_file(package / "model.safetensors")
+    assert torch.equal(stored["lm_head.weight"], load_file(source / "model.safetensors")["transformer.wte.weight"])
+    assert "transformer.wte.weight" not in stored
+    assert json.loads((package / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+def test_no_data_enters_the_fit(source: Path) -> None:
+    plan, parts = compressed(source, "tqcompressor_tied")
+    name = "transformer.h.1.mlp.c_fc"
+    weight = load_file(source / "model.safetensors")[f"{name}.weight"].T
+    structure = plan.structures[name]
+    factors = data_free(structure, weight.double())
+    for key, factor in factors.items():
+        torch.testing.assert_close(parts[2].tensors[f"{name}.{key}"], factor.to(parts[2].tensors[f"{name}.{key}"]))

@@ -1,0 +1,241 @@
+"""Compressing a whole model part by part, on tiny models of several architectures opened from real files."""
+
+import gc
+import tempfile
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from workers.compression import structures
+from workers.compression.formats.checkpoint import write_package
+from workers.compression.math.allocation import measured_plan
+from workers.compression.math.sensitivity import Sensitivity, measure
+from workers.compression.models.streamed import StreamedModel
+from workers.compression.parts import CompressedPart
+from workers.compression.spec.plans import TOLERANCE, LowRank, Pivoted, Plan, feasible_range, uniform_plan
+from workers.compression.steps import two_streams
+from workers.compression.steps.factor import compress, part_count
+
+TINY: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "gpt2": {},
+    "opt": {"word_embed_proj_dim": 32, "ffn_dim": 96},
+    "gpt_neox": {},
+    "phi3": {"pad_token_id": 0},
+}
+UNTIED: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2, "vocab_size": 400},
+    "gpt_neox": {"vocab_size": 400},
+    "opt": {"word_embed_proj_dim": 32, "ffn_dim": 96, "vocab_size": 400, "tie_word_embeddings": False},
+    "phi": {"vocab_size": 24},
+}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "vocab_size": 80,
+    "max_position_embeddings": 64,
+}
+
+
+def open_tiny(model_type: str, directory: Path, settings: dict[str, Any] | None = None) -> StreamedModel:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **{**SIZES, **(settings or TINY[model_type])})
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    return StreamedModel.open(directory)
+
+
+def calibration(vocabulary: int = 80) -> Tensor:
+    return torch.randint(vocabulary, (6, 32), generator=torch.Generator().manual_seed(1))
+
+
+def sensitivities_of(model: StreamedModel) -> dict[str, Sensitivity]:
+    ids = calibration(model.inventory.vocab_size)
+    return {name: found for part in measure(model, ids) for name, found in part.items()}
+
+
+def same_bytes(one: CompressedPart, other: CompressedPart) -> bool:
+    same = one.index == other.index and one.errors == other.errors and one.tensors.keys() == other.tensors.keys()
+    return same and all(torch.equal(one.tensors[name], other.tensors[name]) for name in other.tensors)
+
+
+def assembled(directory: Path, parts: list[CompressedPart]) -> torch.nn.Module:
+    """The compressed model as a whole: the original's tensors, less the replaced weights, plus those of the parts."""
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    for part in parts:
+        structures.replace(model, part.structures)
+    missing, unexpected = model.load_state_dict(
+        {name: tensor for part in parts for name, tensor in part.tensors.items()}, strict=False
+    )
+    assert not unexpected
+    assert not any(name.startswith(tuple(part.structures)) for part in parts for name in missing)
+    return model.eval()
+
+
+def count(model: torch.nn.Module) -> int:
+    orders = sum(buffer.numel() for name, buffer in model.named_buffers() if ".order" in name)
+    return orders + sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("model_type", "method"), [*((each, "kronecker") for each in TINY), ("llama", "svd")])
+@torch.no_grad()
+def test_the_parts_make_a_model_of_the_planned_size_near_the_original(
+    model_type: str, method: str, tmp_path: Path
+) -> None:
+    model = open_tiny(model_type, tmp_path)
+    plan = uniform_plan(model.inventory, method, 1.2)
+    sensitivities = {name: found for part in measure(model, calibration()) for name, found in part.items()}
+    parts = list(compress(model, plan, calibration(), sensitivities=sensitivities))
+    compressed = assembled(tmp_path, parts)
+    assert count(compressed) == plan.parameters_after
+    assert set().union(*(part.structures for part in parts)) == set(plan.structures)
+    original = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    expected = original(calibration()).logits
+    assert (compressed(calibration()).logits - expected).norm() < 0.5 * expected.norm()
+    assert all(0 < error < 1 for part in parts for error in part.errors.values())
+
+
+def test_going_on_after_a_part_gives_the_same_bytes(tmp_path: Path) -> None:
+    model = open_tiny("llama", tmp_path)
+    planned = uniform_plan(model.inventory, "kronecker", 1.3)
+    structures = {**planned.structures, model.inventory.embedding.name: Pivoted(20)}
+    plan = Plan("kronecker", structures, planned.parameters_before, planned.parameters_after)
+    whole = list(compress(model, plan, calibration()))
+    rest = list(
+        compress(StreamedModel.open(tmp_path), plan, calibration(), start=2, finished=lambda index: whole[index])
+    )
+    assert [part.index for part in rest] == [part.index for part in whole[2:]]
+    for again, before in zip(rest, whole[2:], strict=True):
+        assert again.tensors.keys() == before.tensors.keys()
+        assert all(torch.equal(again.tensors[name], before.tensors[name]) for name in before.tensors)
+
+
+def test_resuming_without_the_finished_parts_is_refused(tmp_path: Path) -> None:
+    model = open_tiny("llama", tmp_path)
+    with pytest.raises(ValueError, match="where the finished parts are"):
+        next(compress(model, uniform_plan(model.inventory, "svd", 1.1), calibration(), start=1))
+
+
+def test_a_site_that_the_plan_leaves_out_stays_as_it_is(tmp_path: Path) -> None:
+    model = open_tiny("llama", tmp_path)
+    planned = uniform_plan(model.inventory, "kronecker", 1.2)
+    name = "model.layers.1.mlp.down_proj"
+    plan = Plan("kronecker", {name: planned.structures[name]}, planned.parameters_before, planned.parameters_after)
+    parts = list(compress(model, plan, calibration()))
+    assert [list(part.structures) for part in parts] == [[], [], [name], []]
+
+
+@pytest.fixture(scope="module", params=UNTIED)
+def untied(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Untied":
+    """A model with a head of its own, compressed so far that the head has to give."""
+    directory = tmp_path_factory.mktemp(request.param)
+    model = open_tiny(request.param, directory, UNTIED[request.param])
+    sensitivities = sensitivities_of(model)
+    highest = feasible_range(model.inventory, "kronecker").highest
+    plan = measured_plan(model.inventory, "kronecker", highest, sensitivities)
+    ids = calibration(model.inventory.vocab_size)
+    return Untied(directory, plan, sensitivities, ids, list(compress(model, plan, ids, sensitivities=sensitivities)))
+
+
+@dataclass(frozen=True)
+class Untied:
+    directory: Path
+    plan: Plan
+    sensitivities: dict[str, Sensitivity]
+    ids: Tensor
+    parts: list[CompressedPart]
+
+
+def test_a_head_of_its_own_is_the_last_part_and_says_its_error(untied: Untied) -> None:
+    last = untied.parts[-1]
+    assert len(untied.parts) == part_count(StreamedModel.open(untied.directory).inventory)
+    assert list(last.structures) == ["lm_head"]
+    assert 0 < last.errors["lm_head"] < 1
+
+
+@torch.no_grad()
+def test_a_package_with_a_compressed_head_is_as_large_as_planned_and_opens(untied: Untied, tmp_path: Path) -> None:
+    package = write_package(untied.directory, untied.parts, tmp_path / "package")
+    assert package.parameters == pytest.approx(untied.plan.parameters_after, rel=TOLERANCE)
+    logits = StreamedModel.open(package.directory).whole()(untied.ids).logits
+    torch.testing.assert_close(logits, assembled(untied.directory, untied.parts)(untied.ids).logits)
+
+
+def test_going_on_after_any_part_gives_the_same_bytes_up_to_the_head(untied: Untied) -> None:
+    for start in range(1, len(untied.parts) + 1):
+        rest = compress(
+            StreamedModel.open(untied.directory),
+            untied.plan,
+            untied.ids,
+            sensitivities=untied.sensitivities,
+            start=start,
+            finished=untied.parts.__getitem__,
+        )
+        assert all(same_bytes(*pair) for pair in zip(rest, untied.parts[start:], strict=True))
+
+
+@torch.no_grad()
+def test_a_head_makes_up_for_the_blocks_before_it(tmp_path: Path) -> None:
+    model = open_tiny("llama", tmp_path, UNTIED["llama"])
+    ids = calibration(400)
+    blocks = {site.name: LowRank(8) for site in model.inventory.sites}
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits
+    distances = []
+    for compensation in (0.0, 1.0):
+        plan = Plan("kronecker", {**blocks, "lm_head": LowRank(24)}, 1, 1, compensation)
+        parts = list(compress(model, plan, ids))
+        distances.append(float((assembled(tmp_path, parts)(ids).logits - expected).norm()))
+    assert distances[1] < 0.95 * distances[0]
+
+
+def test_a_head_that_the_plan_leaves_out_is_a_part_without_content(tmp_path: Path) -> None:
+    model = open_tiny("llama", tmp_path, UNTIED["llama"])
+    planned = uniform_plan(model.inventory, "svd", 1.02)
+    assert list(compress(model, planned, calibration(400)))[-1] == CompressedPart(4, "lm_head", {}, {}, {})
+
+
+def test_the_streams_wait_in_files_that_are_gone_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setattr(two_streams, "TOKENS", 64)
+    model = open_tiny("llama", tmp_path / "model")
+    parts = compress(model, uniform_plan(model.inventory, "kronecker", 1.2), calibration())
+    kept = [[len(list(scratch.glob(f"*/{stream}/*"))) for stream in ("original", "compressed")] for _ in parts]
+    assert kept[1:] == [[3, 3]] * (len(kept) - 1)
+    assert list(scratch.iterdir()) == []
+
+
+def test_no_stream_is_whole_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(two_streams, "TOKENS", 58)
+    model = open_tiny("llama", tmp_path)
+    ids = calibration()[:, :29]
+    for _ in compress(model, uniform_plan(model.inventory, "kronecker", 1.2), ids):
+        held = [each for each in gc.get_objects() if type(each) is Tensor and each.shape[1:] == (29, 32)]
+        assert sum(len(each) for each in held) <= 2
+
+
+def test_tables_behind_a_projection_stay_whole(tmp_path: Path) -> None:
+    model = open_tiny("opt", tmp_path, {"word_embed_proj_dim": 16, "ffn_dim": 96})
+    target = feasible_range(model.inventory, "kronecker").highest
+    plan = measured_plan(model.inventory, "kronecker", target, sensitivities_of(model))
+    assert model.inventory.embedding.name not in plan.structures
+    assert all(part.errors for part in list(compress(model, plan, calibration()))[1:])
+
+
+def test_a_part_that_was_taken_is_not_kept(tmp_path: Path) -> None:
+    model, ids = open_tiny("llama", tmp_path), calibration()
+    kept = {}
+    for part in compress(model, measured_plan(model.inventory, "svd", 1.3, {}), ids):
+        index, taken = part.index, weakref.ref(part)
+        del part
+        kept[index] = taken() is not None
+    # But for the embedding's, which the streams begin with.
+    assert kept == {index: index == 0 for index in range(part_count(model.inventory))}

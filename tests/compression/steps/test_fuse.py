@@ -1,0 +1,93 @@
+"""The published procedure, on tiny models opened from real files."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.compression.steps.small_models import (
+    IDS,
+    OTHERS,
+    SHORT,
+    Kept,
+    chosen,
+    divergence,
+    same,
+    shortened,
+    stream_logits,
+    write,
+)
+from workers.compression.models.edited import EditedModel
+from workers.compression.models.streamed import StreamedModel
+from workers.compression.parts import CompressedPart
+from workers.compression.steps.absorb import Absorption
+from workers.compression.steps.fuse import EPOCHS, fuse_one_by_one, fusegpt
+from workers.compression.steps.grafting import Ranks
+from workers.compression.steps.influence import removals
+
+SETTINGS = Absorption(dataclasses.replace(SHORT, loss="batch_divergence"), survivors=3, ranks=Ranks(4, 4))
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write("llama", tmp_path_factory.mktemp("llama"))
+
+
+def fused(directory: Path, *blocks: int) -> tuple[list[CompressedPart], EditedModel]:
+    edited = EditedModel(StreamedModel.open(directory))
+    return list(fuse_one_by_one(edited, IDS, chosen(*blocks), SETTINGS)), edited
+
+
+def test_it_has_its_published_hyper_parameters() -> None:
+    found = fusegpt(tokens=123)
+    settings = found.distillation
+    assert (found.survivors, found.ranks, EPOCHS, settings.tokens) == (7, Ranks(128, 128), 20, 123)
+    assert (settings.coefficient_rate, settings.rate, settings.betas) == (1e-3, 9.65e-6, (0.9, 0.95))
+    assert (settings.epsilon, settings.weight_decay, settings.warm_up) == (1e-8, 0.0, 0.0)
+    assert (settings.batch, settings.loss, settings.clip) == (8, "batch_divergence", math.inf)
+    assert not settings.float32
+
+
+@pytest.mark.parametrize("block", [0, 3, 5])
+def test_the_fused_model_is_nearer_to_the_original_than_one_without_the_block(directory: Path, block: int) -> None:
+    (part,), edited = fused(directory, block)
+    assert block not in edited.kept
+    assert (part.removed, part.scores) == ((block,), {block: 0.5})
+    dropped = shortened(StreamedModel.open(directory), block)
+    assert divergence(edited.whole(), directory) < divergence(dropped.whole(), directory)
+
+
+def test_each_removal_is_chosen_in_the_model_that_the_fusion_before_has_left(directory: Path) -> None:
+    original = StreamedModel.open(directory)
+    edited = EditedModel(original)
+    parts = list(fuse_one_by_one(edited, IDS, removals(edited, OTHERS, 2), SETTINGS))
+    block, scores = next(removals(EditedModel(original, parts[:1]), OTHERS, 1))
+    assert parts[1].removed == (block,)
+    assert parts[1].scores == pytest.approx(scores.values, abs=1e-6)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "qwen2", "gemma3_text", "gpt_neox", "opt"])
+@torch.no_grad()
+def test_the_fused_model_saved_and_opened_computes_what_it_computed_in_memory(model_type: str, tmp_path: Path) -> None:
+    _, edited = fused(write(model_type, tmp_path / "original"), 2, 4)
+    expected = stream_logits(edited)
+    edited.whole().save_pretrained(tmp_path / "fused")
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "fused").eval()
+    assert torch.allclose(opened(OTHERS).logits, expected, atol=1e-5)
+
+
+def test_killed_within_the_second_distillation_it_goes_on_to_the_same_weights(directory: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, interval=6)
+    original, done, store = StreamedModel.open(directory), [], Kept(end_after=6)
+    whole = list(fuse_one_by_one(EditedModel(original), IDS, chosen(3, 1), settings))
+    with pytest.raises(KeyboardInterrupt):
+        for part in fuse_one_by_one(EditedModel(original), IDS, chosen(3, 1), settings, checkpoints=store):
+            done.append(part)  # noqa: PERF402 - what was finished before the end stays
+    assert len(done) == 1
+    assert store.checkpoints[1].step == 12
+    (rest,) = fuse_one_by_one(EditedModel(original, done), IDS, chosen(1), settings, start=1, checkpoints=store)
+    assert same(done[0], whole[0])
+    assert same(rest, whole[1])

@@ -1,0 +1,187 @@
+"""Narrowing the MLPs of tiny models of several architectures, opened from real files."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.contracts.tiny_models import CONFIGS, save_tiny_model
+from workers.compression.models.edited import EditedModel, put
+from workers.compression.models.streamed import StreamedModel
+from workers.compression.parts import CompressedPart
+from workers.compression.spec.architectures import ARCHITECTURES
+from workers.compression.steps import narrow as width
+from workers.compression.steps.narrow import narrow
+
+SOME = ("llama", "gpt2", "opt", "opt-projected", "gemma2", "phi3", "gpt_neox")
+
+
+def calibration(sequences: int = 8) -> Tensor:
+    return torch.randint(3, 96, (sequences, 32), generator=torch.Generator().manual_seed(4))
+
+
+def units_of(model: StreamedModel) -> int:
+    leaving = ARCHITECTURES[model.inventory.model_type].mlp.leaving
+    (found,) = {site.in_features for site in model.inventory.sites if site.name.endswith(f".{leaving}")}
+    return found
+
+
+def open_tiny(name: str, directory: Path) -> StreamedModel:
+    save_tiny_model(name, directory)
+    return StreamedModel.open(directory)
+
+
+@torch.no_grad()
+def logits_of(model: StreamedModel, ids: Tensor) -> Tensor:
+    hidden = model.hidden(ids)
+    for index in range(model.inventory.blocks):
+        with model.block(index) as block:
+            hidden = model.run(block, index, hidden)
+    return model.logits(hidden)
+
+
+def distance(model: StreamedModel, other: StreamedModel) -> float:
+    expected = logits_of(model, calibration())
+    return float((logits_of(other, calibration()) - expected).norm() / expected.norm())
+
+
+def first_units(model: StreamedModel, size: int) -> list[CompressedPart]:
+    """Narrowing without a choice or a fit, for comparison."""
+    mlp = ARCHITECTURES[model.inventory.model_type].mlp
+    units = units_of(model)
+    parts = []
+    for index in range(model.inventory.blocks):
+        prefix = f"{model.inventory.block_prefix}.{index}."
+        with model.block(index) as block:
+            tensors = {}
+            for name, tensor in block.state_dict().items():
+                for axis in range(tensor.dim()):
+                    stacks, rest = divmod(tensor.shape[axis], units)
+                    if name.startswith((*mlp.entering, mlp.leaving)) and not rest:
+                        kept = [chunk.narrow(axis, 0, size) for chunk in tensor.chunk(stacks, dim=axis)]
+                        tensors[prefix + name] = torch.cat(kept, dim=axis)
+        parts.append(CompressedPart(index, prefix, {}, tensors, {}))
+    return parts
+
+
+def with_twins(model: StreamedModel) -> EditedModel:
+    """The model with every hidden unit of every MLP there twice, each giving half."""
+    mlp = ARCHITECTURES[model.inventory.model_type].mlp
+    twins = EditedModel(model)
+    for index in range(model.inventory.blocks):
+        prefix = f"{model.inventory.block_prefix}.{index}."
+        tensors = {}
+        with model.block(index) as block:
+            conv = not isinstance(block.get_submodule(mlp.leaving), torch.nn.Linear)
+            for name, tensor in block.state_dict().items():
+                module, leaf = name.rpartition(".")[::2]
+                if module in mlp.entering:
+                    axis = int(conv and leaf == "weight")
+                    halves = tensor.chunk(mlp.stacked, dim=axis)
+                    tensors[prefix + name] = torch.cat([torch.cat((half, half), dim=axis) for half in halves], dim=axis)
+                elif module == mlp.leaving and leaf == "weight":
+                    tensors[prefix + name] = torch.cat((tensor, tensor), dim=int(not conv)) / 2
+        twins.apply(CompressedPart(index, prefix, {}, tensors, {}))
+    return twins
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_units_that_are_there_twice_cost_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(width, "DAMPING", 1e-6)
+    model = open_tiny(name, tmp_path)
+    twins = with_twins(model)
+    assert distance(model, twins) < 1e-5
+    parts = list(narrow(twins, units_of(model), calibration(), original=model))
+    assert units_of(twins) == 2 * units_of(model)
+    assert distance(model, EditedModel(twins, parts)) < 2e-3
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_narrowing_beats_keeping_the_first_units(name: str, tmp_path: Path) -> None:
+    model = open_tiny(name, tmp_path)
+    size = units_of(model) // 2
+    narrowed = EditedModel(model, narrow(EditedModel(model), size, calibration(), original=model))
+    assert units_of(narrowed) == size
+    assert distance(model, narrowed) < 0.8 * distance(model, EditedModel(model, first_units(model, size)))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
+def test_making_up_for_the_blocks_before_brings_the_stream_nearer(name: str, tmp_path: Path) -> None:
+    model = open_tiny(name, tmp_path)
+    without, half = (
+        EditedModel(model, narrow(EditedModel(model), 24, calibration(), original=model, compensation=compensation))
+        for compensation in (0.0, 0.5)
+    )
+    assert distance(model, half) < distance(model, without)
+
+
+def test_the_bias_keeps_the_mean_of_what_the_mlp_gives_out(tmp_path: Path) -> None:
+    model = open_tiny("gpt2", tmp_path)
+    part = next(narrow(EditedModel(model), 40, calibration(), original=model, compensation=0.0))
+    means = []
+    for edits in ({}, part.tensors):
+        with model.block(0) as block, torch.no_grad():
+            for name, tensor in edits.items():
+                put(block, name.removeprefix("transformer.h.0."), tensor)
+            written: list[Tensor] = []
+            block.mlp.register_forward_hook(lambda _, __, output, written=written: written.append(output))
+            model.run(block, 0, model.hidden(calibration()))
+        means.append(written[0].mean((0, 1)))
+    torch.testing.assert_close(*means, rtol=1e-4, atol=1e-4)
+
+
+def test_only_blocks_that_remain_are_narrowed(tmp_path: Path) -> None:
+    model = open_tiny("llama", tmp_path)
+    removed = CompressedPart(0, "depth", {}, {}, {}, (0,))
+    parts = list(narrow(EditedModel(model, [removed]), 24, calibration(), original=model))
+    assert [(part.index, part.name) for part in parts] == [(0, "model.layers.1")]
+    assert units_of(EditedModel(model, [removed, *parts])) == 24
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_going_on_after_a_part_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
+    model = open_tiny(name, tmp_path)
+    whole = list(narrow(EditedModel(model), 24, calibration(), original=model))
+    (rest,) = narrow(
+        EditedModel(model), 24, calibration(), original=model, start=1, finished=lambda index: whole[index]
+    )
+    assert rest.index == 1
+    assert rest.tensors.keys() == whole[1].tensors.keys()
+    assert all(torch.equal(rest.tensors[name], whole[1].tensors[name]) for name in rest.tensors)
+
+
+def test_resuming_without_the_finished_parts_is_refused(tmp_path: Path) -> None:
+    model = open_tiny("llama", tmp_path)
+    with pytest.raises(ValueError, match="where the finished parts are"):
+        next(narrow(EditedModel(model), 24, calibration(), original=model, start=1))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_architecture_can_be_narrowed(name: str, tmp_path: Path) -> None:
+    model = open_tiny(name, tmp_path)
+    parts = list(narrow(EditedModel(model), 16, calibration(2), original=model))
+    assert units_of(EditedModel(model, parts)) == 16
+    assert all(0 < error < 1 for part in parts for error in part.errors.values())
+
+
+@torch.no_grad()
+def test_before_a_gap_a_block_is_fitted_to_what_the_original_has_behind_it(tmp_path: Path) -> None:
+    save_tiny_model("llama", tmp_path)
+    original = StreamedModel.open(tmp_path)
+    removed = CompressedPart(0, "removed", {}, {}, {}, removed=(1,))
+    edited = EditedModel(original, [removed])
+    parts = list(narrow(edited, units_of(original) - 1, calibration(), original=original, compensation=1.0))
+    wanted = entering(original, 2)
+    before, after = (
+        float((entering(model, 2) - wanted).norm()) for model in (edited, EditedModel(original, [removed, *parts]))
+    )
+    assert after < 0.9 * before
+
+
+def entering(model: StreamedModel, index: int) -> Tensor:
+    hidden = model.hidden(calibration())
+    for each in range(index):
+        with model.block(each) as block:
+            hidden = model.run(block, each, hidden)
+    return hidden

@@ -1,0 +1,191 @@
+"""An ordinary checkpoint once more with its matrices as small integers, in the format of compressed-tensors.
+
+    quantise(source, destination, "int4")        # two directories; spec.quantisation names the schemes
+    restore(destination, measurable)             # an ordinary checkpoint again, of the rounded numbers
+
+Numbers are rounded to the nearest step by the library's own quantiser. The format is made for vLLM, which computes with
+the integers, but was not tried there. transformers opens the directory with that library installed and nothing of ours,
+and turns the integers back into floating numbers at the first forward pass. It is an optional extra, so this module is
+imported only where it is needed.
+
+Promise: one matrix at a time is in memory, and a directory appears complete or not at all.
+"""
+
+import re
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import compressed_tensors
+import torch
+from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.quantization import (
+    QuantizationArgs,
+    QuantizationConfig,
+    QuantizationScheme,
+    QuantizationStatus,
+    QuantizationStrategy,
+)
+from compressed_tensors.quantization.utils import calculate_qparams
+from compressed_tensors.utils import match_name
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from workers.compression.formats.checkpoint import Package, copy_companions, publish, write_json, write_weights
+from workers.compression.models.skeleton import empty_model
+from workers.compression.spec.architectures import inventory, read_config, weights
+from workers.compression.spec.headers import stored_tensors
+from workers.compression.spec.quantisation import Grid, grids
+
+FORMAT = "pack-quantized"
+PACKED = ("weight_packed", "weight_scale", "weight_shape")
+"""What the format stores in place of a weight."""
+
+EVERY_LINEAR = "Linear"
+"""The library's name for all linear modules but those that its config ignores."""
+
+
+def quantise(source: Path, destination: Path, scheme: str) -> Package:
+    """Writes the checkpoint `source` with the matrices of its blocks rounded.
+
+    `parameters` of the result counts the numbers that the matrices stand for, as the source does. Raises
+    NotQuantisable, MalformedModel, and FileExistsError where `destination` is there already.
+    """
+    config, files = read_config(source), stored_tensors(source)
+    found = inventory(config, {name: tensor.shape for name, tensor in files.items()})
+    stored = {name: (stored_name, files[stored_name].file) for name, stored_name in weights(config, files).items()}
+    rounding = {f"{name}.weight": grid for name, grid in grids(found, scheme).items()}
+    with _complete(destination) as partial:
+        entries = write_weights(lambda: _tensors(stored, rounding), partial)
+        write_json(partial / "config.json", config | {"quantization_config": _quantisation_config(config, rounding)})
+        copy_companions(source, partial)
+    return Package(destination, found.total_parameters, sum(entry.bytes for entry in entries))
+
+
+def restore(quantised: Path, destination: Path) -> None:
+    """Writes the numbers that the integers stand for, in fp32, as an ordinary checkpoint that can be measured like any
+    other. Rounded to the dtype in which transformers opens `quantised`, they are exactly those it computes with.
+
+    Raises FileExistsError where `destination` is there already.
+    """
+    config = read_config(quantised)
+    described = QuantizationConfig.model_validate(config.pop("quantization_config"))
+    schemes = list(described.config_groups.values())
+    stored = {name: (name, tensor.file) for name, tensor in stored_tensors(quantised).items()}
+    with _complete(destination) as partial:
+        write_weights(lambda: _restored_tensors(stored, schemes), partial)
+        write_json(partial / "config.json", config)
+
+
+@contextmanager
+def _complete(destination: Path) -> Iterator[Path]:
+    """A directory that appears under its name when all is written. Raises FileExistsError."""
+    if destination.exists():
+        raise FileExistsError(f"{destination} exists already")
+    partial = destination.with_name(f".{destination.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    publish(partial, destination)
+
+
+def _read(stored: tuple[str, Path]) -> Tensor:
+    name, path = stored
+    with safe_open(path, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(name)
+    return tensor
+
+
+def _restored_tensors(
+    stored: Mapping[str, tuple[str, Path]], schemes: Sequence[QuantizationScheme]
+) -> Iterator[tuple[str, Tensor]]:
+    for name, place in stored.items():
+        module, _, suffix = name.rpartition(".")
+        if suffix == "weight_packed":
+            state = {suffix: _read(stored[f"{module}.{suffix}"]) for suffix in PACKED}
+            state["weight_scale"] = state["weight_scale"].float()
+            restored: dict[str, Tensor] = _compressor().decompress(state, _scheme_of(module, schemes))
+            yield f"{module}.weight", restored["weight"]
+        elif suffix not in PACKED:
+            yield name, _read(place)
+
+
+def _scheme_of(module: str, schemes: Sequence[QuantizationScheme]) -> QuantizationScheme:
+    return next(
+        scheme
+        for scheme in schemes
+        if any(target == EVERY_LINEAR or match_name(module, target) for target in scheme.targets)
+    )
+
+
+def _tensors(stored: Mapping[str, tuple[str, Path]], rounding: Mapping[str, Grid]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the quantised checkpoint, always in the same order. `stored`: under which name, in which file."""
+    for name, place in stored.items():
+        if name not in rounding:
+            yield name, _read(place)
+            continue
+        module = name.removesuffix(".weight")
+        for suffix, tensor in _rounded(_read(place), rounding[name]).items():
+            yield f"{module}.{suffix}", tensor
+
+
+def _rounded(weight: Tensor, grid: Grid) -> dict[str, Tensor]:
+    """The matrix [out, in] as the format stores it: packed integers, scales in the matrix's dtype, shape."""
+    exact = weight.float()
+    groups = exact.reshape(exact.shape[0], -1, grid.group or exact.shape[1])
+    scale, zero_point = calculate_qparams(groups.amin(-1), groups.amax(-1), _arguments(grid))
+    # Rounded first, so that the integers suit the scales that are stored.
+    stored_scale = scale.to(weight.dtype)
+    state = {"weight": exact, "weight_scale": stored_scale.float(), "weight_zero_point": zero_point}
+    packed: dict[str, Tensor] = _compressor().compress(state, _scheme(grid, []))
+    return packed | {"weight_scale": stored_scale}
+
+
+def _compressor() -> Any:
+    return BaseCompressor.get_value_from_registry(FORMAT)
+
+
+def _arguments(grid: Grid) -> QuantizationArgs:
+    strategy = QuantizationStrategy.CHANNEL if grid.group is None else QuantizationStrategy.GROUP
+    return QuantizationArgs(num_bits=grid.bits, symmetric=True, strategy=strategy, group_size=grid.group)
+
+
+def _scheme(grid: Grid, targets: list[str]) -> QuantizationScheme:
+    return QuantizationScheme(targets=targets, weights=_arguments(grid), format=FORMAT)
+
+
+def _quantisation_config(config: dict[str, Any], rounding: Mapping[str, Grid]) -> dict[str, Any]:
+    """What config.json says of the integers."""
+    grids_of = {name.removesuffix(".weight"): grid for name, grid in rounding.items()}
+    described = QuantizationConfig(
+        config_groups={
+            f"group_{number}": _scheme(grid, targets)
+            for number, (grid, targets) in enumerate(_targets(grids_of).items())
+        },
+        format=FORMAT,
+        quantization_status=QuantizationStatus.COMPRESSED,
+        ignore=_untouched(config, grids_of.keys()),
+    )
+    return {"version": compressed_tensors.__version__, **described.model_dump(mode="json", exclude_none=True)}
+
+
+def _targets(grids_of: Mapping[str, Grid]) -> dict[Grid, list[str]]:
+    """Grid → the modules that have it: every linear one, or those at some places of a block, as a pattern each."""
+    if len(set(grids_of.values())) == 1:
+        return {next(iter(grids_of.values())): [EVERY_LINEAR]}
+    targets: dict[Grid, list[str]] = {}
+    for name, grid in grids_of.items():
+        place = re.sub(r"^.*?\.\d+\.", "", name)
+        pattern = rf"re:.*\.\d+\.{re.escape(place)}$"
+        if pattern not in targets.setdefault(grid, []):
+            targets[grid].append(pattern)
+    return targets
+
+
+def _untouched(config: dict[str, Any], rounded: Collection[str]) -> list[str]:
+    """The linear layers that stay, such as the head: the library takes all others to be rounded."""
+    model = empty_model(config, torch.float32, torch.device("cpu"))
+    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    return [name for name in linear if name not in rounded]

@@ -1,0 +1,124 @@
+"""Fits of what has a row for each token: embeddings and output heads.
+
+A table may be the largest matrix of a model. Its Gram matrix is gathered in slices, and nothing of its size is held in
+float64.
+"""
+
+import torch
+from torch import Tensor
+
+from workers.compression.math.fitting import Problem, damped, dominant_rows, fit, leading
+from workers.compression.math.permutation import search
+from workers.compression.spec.plans import Halved, Kronecker, LowRank, Pivoted
+
+TABLE_ROWS = 1024
+"""Rows of a table that are weighed at a time."""
+
+
+def fit_table(structure: LowRank | Pivoted, table: Tensor, outputs: Tensor, moments: Tensor) -> dict[str, Tensor]:
+    """The factors of a `structures.CompactEmbedding` for a table [tokens, dim] whose rows weigh `outputs` [tokens].
+
+    `moments` [dim, dim] measures what an error of a row does. The table may be large: its Gram matrix is gathered in
+    slices and nothing of its size is held in float64.
+    """
+    unmoved = torch.eye(table.shape[1], dtype=torch.float64)
+    codes, mixing, order = _table_factors(structure, table, outputs, moments, unmoved)
+    factors = {"codes": codes, "mixing": mixing}
+    return factors if order is None else factors | {"order": order.argsort().int()}
+
+
+def fit_head(
+    structure: LowRank | Pivoted, table: Tensor, outputs: Tensor, moments: Tensor, moved: Tensor
+) -> dict[str, Tensor]:
+    """The factors of a compact layer for an output head [tokens, dim].
+
+    The target is the table times `moved` [dim, dim], which compensation brings in; `moments` [dim, dim] is the second
+    moment of what enters the head. As `fit_table`, it holds nothing of the table's size in float64.
+    """
+    if len(table) <= table.shape[1]:
+        root = torch.linalg.cholesky(damped(moments)[0])
+        return fit(structure, Problem(table.double() @ moved, root, outputs))
+    codes, mixing, order = _table_factors(structure, table, outputs, moments, moved)
+    if order is None:
+        return {"first": mixing, "second": codes}
+    return {"basis": codes, "mixing": mixing, "order": order.int()}
+
+
+def _table_factors(
+    structure: LowRank | Pivoted, table: Tensor, outputs: Tensor, moments: Tensor, moved: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Codes [tokens, rank] of the table times `moved`, what maps them to features, and, where they are some of the
+    features themselves, the order of the features with those in front."""
+    root = torch.linalg.cholesky(damped(moments)[0])
+    weighted = moved @ root
+    basis = leading(weighted.T @ table_gram(table, outputs) @ weighted, structure.rank)
+    features = torch.linalg.solve_triangular(root, basis.T, upper=False, left=False)
+    if isinstance(structure, LowRank):
+        return _times(table, weighted @ basis), features, None
+    pivots, others, mixing = dominant_rows(features.T)
+    return _times(table, weighted @ basis @ features[:, pivots]), mixing.T, torch.cat((pivots, others))
+
+
+def _times(table: Tensor, matrix: Tensor) -> Tensor:
+    """The product, formed in float32, in the table's own precision."""
+    product = table.new_empty(len(table), matrix.shape[1])
+    for rows, into in zip(torch.split(table, TABLE_ROWS), torch.split(product, TABLE_ROWS), strict=True):
+        into.copy_(rows.float() @ matrix.float())
+    return product
+
+
+def table_error(
+    table: Tensor, approximation: Tensor, outputs: Tensor, moments: Tensor, moved: Tensor | None = None
+) -> float:
+    """Relative weighted squared error of an approximation to a table, both [tokens, dim], with weights as in
+    `fit_table`; the target is the table times `moved` where that is given."""
+    lost = total = 0.0
+    sliced = (torch.split(tensor, TABLE_ROWS) for tensor in (table, approximation, outputs))
+    for rows, approximate, weights in zip(*sliced, strict=True):
+        target = rows.double() if moved is None else rows.double() @ moved
+        lost += float((table_gram(target - approximate, weights) * moments).sum())
+        total += float((table_gram(target, weights) * moments).sum())
+    return lost / total
+
+
+def table_gram(table: Tensor, outputs: Tensor) -> Tensor:
+    """Σ_v k_v² e_v e_vᵀ [dim, dim] in float64 over the rows e_v [dim] of a table, weighed with k [tokens]."""
+    gram = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64)
+    for rows, weights in zip(torch.split(table, TABLE_ROWS), torch.split(outputs, TABLE_ROWS), strict=True):
+        weighed = weights[:, None] * rows.double()
+        gram += weighed.T @ weighed
+    return gram
+
+
+def table_spectrum(table: Tensor, outputs: Tensor, moments: Tensor) -> Tensor:
+    """Squared singular values, descending, of the table weighed on both sides as in `fit_table`."""
+    root = torch.linalg.cholesky(damped(moments)[0])
+    ascending: Tensor = torch.linalg.eigvalsh(root.T @ table_gram(table, outputs) @ root)
+    return ascending.flip(0).clamp_min(0)
+
+
+def fit_halved(structure: Halved, table: Tensor) -> dict[str, Tensor]:
+    """The factors of a `structures.HalvedEmbedding`, in the plain norm: columns are paired by the permutation search,
+    and each pair is replaced by its best common direction (b has unit norm), step after step."""
+    factors: dict[str, Tensor] = {}
+    pairs = []
+    # With tiles of one row only the products of columns matter, and those of the halved table follow from the table's.
+    gram = table_gram(table, torch.ones(len(table)))
+    for step in range(structure.times):
+        width = len(gram)
+        root = torch.linalg.cholesky(damped(gram, 1e-9)[0])
+        order = search(root.T, Kronecker(1, (width, 1), (width // 2, 2), permute_in=True)).columns
+        gram = gram[order][:, order]
+        pair = leading(gram.view(width // 2, 2, width // 2, 2).diagonal(dim1=0, dim2=2).sum(-1), 1).flatten()
+        gram = _halved(_halved(gram, pair).T, pair)
+        table = _halved(table[:, order], pair)
+        pairs.append(pair)
+        factors[f"order_{step}"] = order.argsort().int()
+    return {"codes": table, "pairs": torch.stack(pairs), **factors}
+
+
+def _halved(matrix: Tensor, pair: Tensor) -> Tensor:
+    """Neighbouring columns summed with the two weights of `pair`."""
+    first, second = pair.tolist()
+    halved: Tensor = first * matrix[:, ::2] + second * matrix[:, 1::2]
+    return halved

@@ -1,0 +1,272 @@
+"""Compressing a model part by part, each fitted to what the parts before it have become.
+
+Two streams of hidden states flow through the blocks: the original's and the compressed model's. A site is fitted to the
+original's output on the input that the compressed model has there after the blocks before it; an output head with a
+matrix of its own comes last. Only one block's weights are in memory; the two streams wait in a temporary directory.
+
+`compress` yields finished parts and keeps no record of them: whoever asks writes them down, and resumes with `start`.
+"""
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from workers.compression import structures
+from workers.compression.math.fitting import Problem, fit, matrix_of, problem
+from workers.compression.math.kronecker import data_free
+from workers.compression.math.sensitivity import Sensitivity
+from workers.compression.math.symmetry import reorder_hidden_units
+from workers.compression.math.tables import fit_halved, fit_head, fit_table, table_error
+from workers.compression.parts import CompressedPart, Finished
+from workers.compression.spec.architectures import ARCHITECTURES, Inventory, Mlp, Site
+from workers.compression.spec.plans import Dense, Halved, LowRank, Pivoted, Plan, Structure, to_dict
+from workers.compression.steps.two_streams import BlockwiseModel, StoredMoments, StoredStates, TwoStreams, embedded
+from workers.compression.structures import CompactLinear
+
+
+def part_count(inventory: Inventory) -> int:
+    """How many parts `compress` yields: the embedding, the blocks, and the head where it has a matrix of its own."""
+    return 1 + inventory.blocks + (inventory.head is not None)
+
+
+def compress(
+    model: BlockwiseModel,
+    plan: Plan,
+    ids: Tensor,
+    *,
+    sensitivities: Mapping[str, Sensitivity] | None = None,
+    start: int = 0,
+    finished: Finished | None = None,
+) -> Iterator[CompressedPart]:
+    """Yields the compressed parts from index `start` on, in order.
+
+    `ids` are calibration tokens [sequences, length]; `sensitivities` weigh the outputs of each site, and are needed for
+    a factored embedding. When resuming, `finished` gives the parts before `start`; both streams are led through them
+    again, and what follows is the same as without the interruption. Raises ValueError for a `start` above 0 without
+    `finished`.
+    """
+    # Not under `torch.no_grad`, which holds what a generator yielded until it is asked for more.
+    if start and finished is None:
+        raise ValueError("to resume, say where the finished parts are")
+    known = sensitivities or {}
+    part = finished(0) if start and finished else _compress_embedding(model, plan, known)
+    if not start:
+        yield part
+    with tempfile.TemporaryDirectory(prefix="hidden-states-") as scratch:
+        streams = _begin(model, part, ids, Path(scratch), compensated=plan.compensation > 0)
+        del part  # a factored table is not needed again, and large
+        for index in range(model.inventory.blocks):
+            if index + 1 < start and finished is not None:
+                _pass_block(streams, finished(index + 1), index)
+            else:
+                yield _compress_block(streams, plan, known, index)
+        if model.inventory.head is not None and start < part_count(model.inventory):
+            yield _compress_head(streams, plan, known, model.inventory.head)
+
+
+@torch.no_grad()
+def _begin(
+    model: BlockwiseModel, embedding: CompressedPart, ids: Tensor, scratch: Path, *, compensated: bool
+) -> TwoStreams:
+    """The streams before the first block, kept in `scratch`."""
+    original = StoredStates(scratch / "original", embedded(model, ids)) if compensated else None
+    with _compressed_embedding(model, embedding):
+        compressed = StoredStates(scratch / "compressed", embedded(model, ids))
+    return TwoStreams(model, original, compressed, scratch, alike=compensated and not embedding.structures)
+
+
+@torch.no_grad()
+def _pass_block(streams: TwoStreams, part: CompressedPart, index: int) -> None:
+    """Leads both streams through a block that is finished."""
+    with streams.model.block(index) as block:
+        streams.advance_original(block, index)
+        _restore(block, part, f"{streams.model.inventory.block_prefix}.{index}.")
+        streams.advance_compressed(block, index, changed=bool(part.structures))
+
+
+@torch.no_grad()
+def _compress_block(
+    streams: TwoStreams, plan: Plan, sensitivities: Mapping[str, Sensitivity], index: int
+) -> CompressedPart:
+    """The block with compact layers in the place of its planned sites; both streams have passed it then."""
+    with streams.model.block(index) as block:
+        part = _with_compact_sites(streams, plan, sensitivities, block, index)
+        streams.advance_compressed(block, index, changed=bool(part.structures))
+        return part
+
+
+def _with_compact_sites(
+    streams: TwoStreams, plan: Plan, sensitivities: Mapping[str, Sensitivity], block: nn.Module, index: int
+) -> CompressedPart:
+    """Puts compact layers in the place of the planned sites of the block."""
+    whole = f"{streams.model.inventory.block_prefix}.{index}"
+    planned = {name.removeprefix(f"{whole}."): name for name in plan.structures if name.startswith(f"{whole}.")}
+    moments = streams.observe(block, index, list(planned))
+    weights = {name: sensitivities[site].outputs for name, site in planned.items() if site in sensitivities}
+    folded = {name for name, site in planned.items() if _is_folded(plan.structures[site])}
+    mlp = ARCHITECTURES[streams.model.inventory.model_type].mlp
+    changed, errors = dict(planned), {}
+    # The site that sets the order of the MLP's hidden units goes first, since the others follow it.
+    for name in sorted(planned, key=lambda name: name not in folded):
+        site = planned[name]
+        errors[site] = _compress_site(
+            block,
+            name,
+            plan,
+            plan.structures[site],
+            problem(
+                matrix_of(block.get_submodule(name)),
+                moments.take(name),
+                compensation=plan.compensation,
+                outputs=weights.get(name),
+                spend=True,
+            ),
+            lambda order: _reorder(block, mlp, order, moments, weights),
+        )
+    if folded:
+        changed |= {name: f"{whole}.{name}" for name in mlp.sites}
+    forms = {site: to_dict(plan.structures[site]) for site in planned.values()}
+    return CompressedPart(index + 1, whole, forms, _tensors_of(block, changed), errors)
+
+
+def _compress_site(
+    block: nn.Module,
+    name: str,
+    plan: Plan,
+    structure: Structure,
+    target: Problem,
+    reorder: Callable[[Tensor], None],
+) -> float:
+    """Puts a compact layer in the place of a site, and returns its relative error.
+
+    `reorder` is told of the order of the site's outputs where its structure sets one.
+    """
+    factors = data_free(structure, target.target) if plan.data_free else fit(structure, target)
+    if _is_folded(structure):
+        order = factors.pop("order")
+        target = target.reordered(order)
+        reorder(order)
+    compact = _replace(block, name, structure, factors)
+    return math.sqrt(target.error(compact.dense().cpu()))
+
+
+def _is_folded(structure: Structure) -> bool:
+    return isinstance(structure, Pivoted) and structure.folded
+
+
+def _reorder(block: nn.Module, mlp: Mlp, order: Tensor, moments: StoredMoments, weights: dict[str, Tensor]) -> None:
+    """Puts the MLP's hidden units into an order, and what is known of them."""
+    reorder_hidden_units(block, mlp, order)
+    weights.update({name: weights[name][order] for name in mlp.entering if name in weights})
+    if mlp.leaving in moments:
+        moments.reorder(mlp.leaving, order)
+
+
+def _tensors_of(block: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """The tensors of some modules, by name in the block, named as in the model."""
+    return {
+        f"{full}.{kind}": tensor
+        for name, full in names.items()
+        for kind, tensor in block.get_submodule(name).state_dict().items()
+    }
+
+
+def _replace(block: nn.Module, name: str, structure: Structure, factors: Mapping[str, Tensor]) -> CompactLinear:
+    """The compact layer that now stands in the place of the named one, with its bias."""
+    bias = getattr(block.get_submodule(name), "bias", None)
+    structures.replace(block, {name: to_dict(structure)})
+    compact = cast("CompactLinear", block.get_submodule(name))
+    _load(compact, factors if bias is None else {**factors, "bias": bias})
+    return compact
+
+
+def _load(module: nn.Module, factors: Mapping[str, Tensor]) -> None:
+    state = module.state_dict()
+    module.load_state_dict({name: value.to(state[name].dtype).contiguous() for name, value in factors.items()})
+
+
+def _restore(block: nn.Module, part: CompressedPart, prefix: str) -> None:
+    """Puts a finished part into the block."""
+    structures.replace(block, {name.removeprefix(prefix): form for name, form in part.structures.items()})
+    block.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in part.tensors.items()}, strict=False)
+
+
+@torch.no_grad()
+def _compress_embedding(model: BlockwiseModel, plan: Plan, sensitivities: Mapping[str, Sensitivity]) -> CompressedPart:
+    """The factored table, or a part without content where the plan leaves the embedding whole."""
+    name = model.inventory.embedding.name
+    structure = plan.structures.get(name)
+    if structure is None:
+        return CompressedPart(0, name, {}, {}, {})
+    if not isinstance(structure, LowRank | Pivoted | Halved):
+        raise ValueError(f"{name} cannot be {structure}: an embedding is low rank, pivoted, halved or whole")
+    table = model.read([f"{name}.weight"])[f"{name}.weight"].cpu()
+    weights, curvature = _table_weights(table, sensitivities.get(name))
+    if isinstance(structure, Halved):
+        factors = fit_halved(structure, table.float())
+    else:
+        factors = fit_table(structure, table, weights, curvature)
+    form = to_dict(structure)
+    embedding = structures.build_embedding(form, *table.shape, dtype=table.dtype)
+    _load(embedding, factors)
+    error = math.sqrt(table_error(table, embedding.dense(), weights, curvature))
+    tensors = {f"{name}.{key}": tensor for key, tensor in embedding.state_dict().items()}
+    forms, errors = {name: form}, {name: error}
+    head = ARCHITECTURES[model.inventory.model_type].head
+    if model.inventory.head is None and isinstance(plan.structures.get(head), Dense):
+        forms[head], errors[head] = to_dict(Dense()), 0.0
+    return CompressedPart(0, name, forms, tensors, errors)
+
+
+def _table_weights(table: Tensor, sensitivity: Sensitivity | None) -> tuple[Tensor, Tensor]:
+    """The weights of rows and columns that were measured, or the plain norm where none were."""
+    if sensitivity is None or sensitivity.inputs is None:
+        return torch.ones(len(table), dtype=torch.float64), torch.eye(table.shape[1])
+    return sensitivity.outputs, sensitivity.inputs
+
+
+@torch.no_grad()
+def _compress_head(
+    streams: TwoStreams, plan: Plan, sensitivities: Mapping[str, Sensitivity], site: Site
+) -> CompressedPart:
+    """The output head's compact layer, or a part without content where the plan leaves the head whole."""
+    index = part_count(streams.model.inventory) - 1
+    structure = plan.structures.get(site.name)
+    if structure is None:
+        return CompressedPart(index, site.name, {}, {}, {})
+    if not isinstance(structure, LowRank | Pivoted):
+        raise ValueError(f"{site.name} cannot be {structure}: an output head is low rank, pivoted or whole")
+    stored = streams.model.read(f"{site.name}.{key}" for key in ("weight", "bias")[: 1 + site.bias])
+    table = stored[f"{site.name}.weight"].cpu()
+    bias = {"bias": stored[f"{site.name}.bias"]} if site.bias else {}
+    weights = sensitivities[site.name].outputs if site.name in sensitivities else torch.ones(len(table)).double()
+    moments = streams.observe_head()
+    second = moments.inputs / moments.tokens
+    moved = problem(torch.eye(site.in_features), moments, compensation=plan.compensation).target
+    form = to_dict(structure)
+    compact = structures.build(form, site.in_features, site.out_features, site.bias, dtype=table.dtype)
+    _load(compact, fit_head(structure, table, weights, second, moved) | bias)
+    error = math.sqrt(table_error(table, compact.dense(), weights, second, moved))
+    tensors = {f"{site.name}.{key}": tensor for key, tensor in compact.state_dict().items()}
+    return CompressedPart(index, site.name, {site.name: form}, tensors, {site.name: error})
+
+
+def _compressed_embedding(model: BlockwiseModel, part: CompressedPart) -> AbstractContextManager[None]:
+    """The model with the part's embedding, for as long as the context lasts; with its own where that stays whole."""
+    old = model.inventory.embedding
+    name = old.name
+    form = part.structures.get(name)
+    if form is None:
+        return nullcontext()
+    dtype = part.tensors[f"{name}.codes"].dtype
+    scale = getattr(model.embedding_module, "scalar_embed_scale", 1.0)
+    embedding = structures.build_embedding(form, old.out_features, old.in_features, scale, dtype=dtype)
+    own = {key.removeprefix(f"{name}."): tensor for key, tensor in part.tensors.items()}
+    embedding.load_state_dict(own, assign=True)
+    return model.with_embedding(embedding)

@@ -1,0 +1,50 @@
+"""Which tensors of a student are trained, and what the training made of them as a part of the compressed model."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from workers.compression import structures
+from workers.compression.models.edited import EditedModel
+from workers.compression.parts import CompressedPart
+from workers.compression.spec.architectures import ARCHITECTURES
+from workers.compression.spec.dimensions import original_name
+from workers.compression.training.settings import Trainable
+
+NAME = "distillation"
+
+
+def trainable(student: PreTrainedModel, train: Trainable) -> Mapping[str, nn.Parameter]:
+    """The parameters to train, by name, a shared one once. Raises ValueError where there are none of that kind."""
+    everything = dict(student.named_parameters())
+    match train:
+        case "all":
+            chosen = everything
+        case "norms":
+            chosen = {name: each for name, each in everything.items() if each.ndim == 1}
+        case "factors":
+            layers = tuple(f"{name}." for name, module in student.named_modules() if _is_factored(module))
+            chosen = {name: each for name, each in everything.items() if name.startswith(layers)}
+    if not chosen:
+        raise ValueError(f"the model has no {train} to train")
+    return chosen
+
+
+def trained_part(edited: EditedModel, trained: Mapping[str, Tensor], index: int) -> CompressedPart:
+    """What a training left of a student that was `edited.whole()`, as one more part, named as in the original.
+
+    The tensors are those of `trained`, not copies.
+    """
+    prefix, architecture = edited.inventory.block_prefix, ARCHITECTURES[edited.inventory.model_type]
+    tensors = {
+        architecture.canonical(original_name(name, prefix, edited.kept)): tensor.detach()
+        for name, tensor in trained.items()
+    }
+    return CompressedPart(index, NAME, {}, tensors, {})
+
+
+def _is_factored(module: nn.Module) -> bool:
+    if isinstance(module, structures.DenseLinear):
+        return False
+    return isinstance(module, structures.CompactLinear | structures.CompactEmbedding | structures.HalvedEmbedding)
