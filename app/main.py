@@ -7,7 +7,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from app.api import artifacts, documentation, health, jobs, problems, schemas
+from app.api import artifacts, documentation, health, jobs, methods, problems, schemas
 from app.api.requests import RequestFrame
 from app.db import make_engine, make_sessions
 from app.errors import DatabaseUnavailable
@@ -38,7 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.add_middleware(RequestFrame, max_body_bytes=MAX_BODY_BYTES)
     problems.install(app)
-    for resource in (jobs, artifacts, schemas, health):
+    for resource in (jobs, artifacts, methods, schemas, health):
         app.include_router(resource.router)
     documentation.install(app)
     return app

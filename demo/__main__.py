@@ -21,7 +21,7 @@ from app.cli.recipes import make_recipe
 from app.cli.terminal import STDOUT
 from app.client import Client
 from app.contract.job import Job
-from app.contract.recipe import Method, Recipe
+from app.contract.recipe import Recipe
 from app.errors import ModelpressError
 from app.serve import running_service
 from app.settings import Settings
@@ -44,7 +44,7 @@ def demo(
         str | None, typer.Option(help="A hub id or a path, instead of the model that comes along.")
     ] = None,
     ratio: Annotated[float, typer.Option(help="Stored parameters before / after.")] = 1.3,
-    method: Annotated[Method, typer.Option(help="How the weights are made smaller.")] = "kronecker",
+    method: Annotated[str, typer.Option(help="How the model is made smaller.")] = "low_rank",
 ) -> None:
     """Compress a real model end to end, and compare it with the original."""
     directory = DIRECTORY.resolve()

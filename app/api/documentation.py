@@ -38,7 +38,7 @@ JOB_EXAMPLE: dict[str, Any] = {
     "attempt": 1,
     "attempts": [{"number": 1, "worker": "gpu-3/41", "started_at": "2026-11-21T09:30:02Z"}],
     "timestamps": {"queued": "2026-11-21T09:30:00Z", "running": "2026-11-21T09:30:02Z"},
-    "recipe": {"model": "openai-community/gpt2", "target_ratio": 1.5, "method": "kronecker", "seed": 0},
+    "recipe": {"model": "openai-community/gpt2", "target_ratio": 1.5, "method": {"name": "low_rank"}, "seed": 0},
     "source": {
         "reference": "openai-community/gpt2",
         "revision": "607a30d783dfa663caf39e06633721c8d4cfcd7e",

@@ -6,13 +6,13 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from app.contract.method import Location, field_path
 from app.contract.recipe import Recipe
 from app.errors import Refused
+from workers.compression.spec.methods import METHODS
 
 LONGEST_NAME = 64
 MOST_ERRORS = 20
-
-Location = Sequence[str | int]
 
 
 def field_errors(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -27,7 +27,7 @@ def field_errors(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 def field_name(location: Location) -> str:
     """`("body", "calibration", "length")` is the field `calibration.length`; the body itself is `body`."""
-    return ".".join(printable(part) for part in location[1:]) or printable(location[0])
+    return ".".join(printable(part) for part in field_path(location[1:])) or printable(location[0])
 
 
 def printable(part: str | int) -> str:
@@ -53,7 +53,9 @@ def unknown_field(location: Location) -> str:
 
 
 def fields_at(model: type[BaseModel], location: Location) -> tuple[str, ...]:
-    """The fields that the recipe has where `location` points to."""
+    """Return the fields that the recipe has where `location` points to."""
+    if len(location) == 2 and location[0] == "method" and location[1] in METHODS:
+        return tuple(METHODS[str(location[1])].options.model_fields)
     for part in location:
         field = model.model_fields.get(str(part))
         section = None if field is None else section_of(field.annotation)

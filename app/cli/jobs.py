@@ -8,13 +8,14 @@ import typer
 from app.cli.compress import compress_here, compress_there
 from app.cli.follow import download as fetch
 from app.cli.follow import print_comparison
-from app.cli.recipes import LocalModel, local_model, make_recipe
+from app.cli.recipes import LocalModel, local_model, make_recipe, method_fields
 from app.cli.tables import job_details, job_table
 from app.cli.terminal import STDOUT, paragraph
 from app.client import Client
 from app.contract.job import State
-from app.contract.recipe import Method, Recipe, Scheme, Trained
+from app.contract.recipe import Recipe, Scheme, Trained
 from app.errors import Refused
+from workers.compression.spec.methods import METHODS
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
@@ -43,7 +44,13 @@ def compress(
         ),
     ],
     out: Out,
-    method: Annotated[Method | None, typer.Option(help="How the weights are made smaller.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help=f"How the model is made smaller: {', '.join(METHODS)}.", show_default="auto")
+    ] = None,
+    method_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="An option of the method, such as key_value_heads=2."),
+    ] = None,
     calibration: Annotated[
         list[str] | None,
         typer.Option(metavar="DATASET", help="Text to fit the result to; may be given more than once."),
@@ -93,7 +100,7 @@ def compress(
         given(
             model=path.reference if path else model,
             target_ratio=ratio if len(ratio) > 1 else ratio[0],
-            method=method,
+            method=method_fields(method, method_option or ()),
             calibration=given(datasets=calibration, sequences=sequences, length=length),
             distillation=given(datasets=distill, tokens=distill_tokens, learning_rate=learning_rate, train=train),
             evaluation=given(

@@ -1,13 +1,16 @@
 """From the words of a command to a recipe."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from app.contract.method import field_path
 from app.contract.recipe import HUB_MODEL, Recipe
 from app.errors import Refused
+from workers.compression.spec.methods.auto import AutoOptions
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,27 @@ def local_model(model: str) -> LocalModel | None:
     return LocalModel(path)
 
 
+def method_fields(name: str | None, options: Sequence[str]) -> dict[str, Any] | None:
+    """Return the recipe's method from its name and options such as 'key_value_heads=2'; None where neither is given.
+
+    Raises Refused for an option without a value.
+    """
+    if name is None and not options:
+        return None
+    fields: dict[str, Any] = {"name": name or AutoOptions().name}
+    for option in options:
+        key, separator, value = option.partition("=")
+        if not separator:
+            raise Refused("--method-option", f"{option!r} has no value; send NAME=VALUE, such as key_value_heads=2")
+        fields[key] = value
+    return fields
+
+
 def make_recipe(fields: dict[str, Any]) -> Recipe:
     """Raises Refused with the first field that is wrong."""
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in fault["loc"])
+        field = ".".join(str(part) for part in field_path(fault["loc"]))
         raise Refused(field, fault["msg"].removeprefix("Value error, ")) from error

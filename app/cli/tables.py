@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from rich.filesize import decimal
 from rich.table import Column, Table
 
 from app.contract.job import Comparison, Job, Metrics, SweepResult
+from app.contract.recipe import Recipe
+from workers.compression.spec.methods import METHODS
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,14 @@ def of_model(field: str) -> Callable[[Metrics], str]:
     return shown
 
 
+def options_of(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    """Yield the options of the method that the recipe says something else of than the default."""
+    defaults = METHODS[recipe.method.name].options().model_dump()
+    for name, value in recipe.method.model_dump().items():
+        if value != defaults[name]:
+            yield name, value
+
+
 def job_table(jobs: Iterable[Job]) -> Table:
     table = Table(Column("job", no_wrap=True), "state", "progress", "model", "ratio", "method", "queued")
     for job in jobs:
@@ -130,7 +141,7 @@ def job_table(jobs: Iterable[Job]) -> Table:
             f"{job.progress:.0%}",
             job.recipe.model,
             asked(job),
-            job.recipe.method,
+            job.recipe.method.name,
             moment(job.timestamps.queued),
         )
     return table
@@ -150,7 +161,7 @@ def job_facts(job: Job) -> Iterable[tuple[str, str]]:
         yield "left", duration(job.seconds_left)
     yield "model", job.recipe.model + (f", at commit {job.source.revision}" if job.source.revision else "")
     yield "parameters", f"{job.source.parameters:,} ({job.source.model_type})"
-    yield "method", job.recipe.method
+    yield "method", " ".join([job.recipe.method.name, *(f"{name}={value}" for name, value in options_of(job.recipe))])
     yield (
         "ratio",
         f"{asked(job)} asked" + (f", {reached(job)} reached" if job.achieved_ratio else ""),

@@ -19,22 +19,11 @@ from pydantic import (
     model_validator,
 )
 
-Method = Literal[
-    "auto",
-    "kronecker",
-    "svd",
-    "kronecker_sum",
-    "fusion",
-    "fusegpt",
-    "width",
-    "hybrid",
-    "tqcompressor",
-    "tqcompressor_tied",
-]
+from app.contract.method import MethodChoice
+from workers.compression.spec.methods.auto import AutoOptions
+
 Trained = Literal["all", "factors", "norms"]
 Scheme = Literal["int8", "int4"]
-Criterion = Literal["macro_influence", "block_influence", "loss_after_removal", "trial_fusion"]
-FUSING: tuple[Method, ...] = ("fusion", "fusegpt")
 
 HUB_MODEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", re.ASCII)
 LOCAL_NAME = re.compile(r"local:[^/].*")
@@ -254,37 +243,6 @@ class Gate(Options):
         return self
 
 
-class Fusion(Options):
-    """Which blocks go, and how they are taken up by those that stay."""
-
-    criterion: Criterion | None = Field(
-        None,
-        description="by what the next block to go is chosen: how far the final hidden state turns without it "
-        "(`macro_influence`), how far the block itself turns what enters it (`block_influence`), how much worse the "
-        "calibration text is predicted without it (`loss_after_removal`), or what a refit of the block before it "
-        "leaves of its macro influence (`trial_fusion`); null: `loss_after_removal` for `fusion`, `macro_influence` "
-        "for `fusegpt`",
-    )
-    tokens: int | None = Field(
-        None,
-        ge=16,
-        le=100_000_000_000,
-        description="tokens of the calibration text on which the blocks around each removed one are distilled, in all; "
-        "null: none for `fusion`, 20 passes for each removed block for `fusegpt`",
-    )
-
-
-class Width(Options):
-    """What narrower blocks are to keep."""
-
-    key_value_heads: int | None = Field(
-        None,
-        ge=1,
-        description="key/value heads of every block, each with the query heads that share it, where the config can say "
-        "so; hidden units pay what the ratio then still asks for; null: all",
-    )
-
-
 class Evaluation(Options):
     """Text on which original and result are compared; never text of the calibration or the distillation."""
 
@@ -345,10 +303,12 @@ class Recipe(Options):
         "A list of up to 8 makes a checkpoint for each, every one in a directory named after its ratio, beside a "
         "report that holds them against each other; one calibration serves them all"
     )
-    method: Method = Field("kronecker", description="how the weights are made smaller")
+    method: MethodChoice = Field(
+        default_factory=AutoOptions,
+        description="how the model is made smaller: the name of a method, or an object with its `name` and options; "
+        "`GET /methods` lists them",
+    )
     calibration: Calibration = Calibration()
-    fusion: Fusion | None = Field(None, description="for the methods `fusion` and `fusegpt` only")
-    width: Width | None = Field(None, description="for the method `width` only")
     distillation: Distillation | None = Field(None, description="training after the compression; null: none")
     evaluation: Evaluation = Evaluation()
     quantisation: Scheme | None = Field(
@@ -361,22 +321,6 @@ class Recipe(Options):
     metadata: dict[str, str] = Field(
         default_factory=dict, max_length=16, description="yours; kept and returned as sent"
     )
-
-    @field_validator("fusion")
-    @classmethod
-    def check_fusion(cls, fusion: Fusion | None, info: ValidationInfo) -> Fusion | None:
-        method = info.data.get("method", "fusion")
-        if fusion is not None and method not in FUSING:
-            raise ValueError(f"only for the methods {' and '.join(FUSING)}; leave it out for {method!r}")
-        return fusion
-
-    @field_validator("width")
-    @classmethod
-    def check_width(cls, width: Width | None, info: ValidationInfo) -> Width | None:
-        method = info.data.get("method", "width")
-        if width is not None and method != "width":
-            raise ValueError(f"only for the method width; leave it out for {method!r}")
-        return width
 
     @field_validator("metadata")
     @classmethod
@@ -413,11 +357,6 @@ class Recipe(Options):
         yield self.calibration.divided(self.calibration.sequences), self.calibration.length
         if self.distillation is not None:
             yield self.distillation.divided(self.distillation.windows), self.distillation.length
-
-    @property
-    def key_value_heads(self) -> int | None:
-        """Those that are to be left, where the recipe says so."""
-        return None if self.width is None else self.width.key_value_heads
 
     def at(self, ratio: float) -> Self:
         """The recipe that makes one checkpoint of a sweep on its own."""

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.contract.job import Comparison, SweepResult
-from app.contract.recipe import Criterion, Recipe
+from app.contract.recipe import Recipe
+from workers.compression.spec.steps import Criterion, Step
 
 SCHEMA_VERSION: Literal[1] = 1
 SCHEMA_PATH = f"/schemas/compression-report/{SCHEMA_VERSION}"
@@ -43,11 +44,11 @@ class SiteReport(Section):
 
 
 class RemovedBlock(Section):
-    """A block of the original that is gone, and by what: the scores of the blocks that were asked when it was chosen,
-    the least of which went."""
+    """A block of the original that is gone, and the scores of the blocks that were asked when it was chosen."""
 
     block: int
-    scores: dict[int, float]
+    criterion: Criterion = Field(description="what the scores are, as in the recipe's method")
+    scores: dict[int, float] = Field(description="by block; the least of them went")
 
 
 class CurvePoint(Section):
@@ -134,11 +135,7 @@ class CompressionReport(Section):
     metrics: Comparison
     sites: tuple[SiteReport, ...] = Field(description="every matrix, those of the embedding and the head included")
     removed_blocks: tuple[RemovedBlock, ...] = Field(description="in the order in which they went")
-    criterion: Criterion | None = Field(
-        None, description="what the scores of removed blocks are, as in the recipe; null where none went"
-    )
-    intermediate_size: int | None = Field(None, description="hidden units of narrowed MLPs")
-    key_value_heads: int | None = Field(None, description="key/value heads of narrowed attention")
+    steps: tuple[Step, ...] = Field(description="what was done, in this order")
     teacher_text: TeacherText | None = Field(None, description="null where the recipe does not ask for `teacher:`")
     distillation: DistillationReport | None = None
     dense_export: str | None = Field(None, description="directory of the checkpoint with its factors multiplied out")

@@ -38,13 +38,11 @@ from app.settings import Settings
 from app.sources.models import ModelSources
 from app.sources.text import TextSources
 from app.storage import StoredFile
+from workers.compression.spec import methods
 from workers.compression.spec.architectures import Inventory
-from workers.compression.spec.catalog import AUTO, goes_in_phases, leaves_factors
-from workers.compression.spec.heads import HeadsDoNotFit
-from workers.compression.spec.plans import Range
-from workers.compression.spec.presets import PresetDoesNotFit
+from workers.compression.spec.methods import Leaves, method_of
 from workers.compression.spec.quantisation import NotQuantisable, check_method, grids
-from workers.compression.spec.ranges import range_of
+from workers.compression.spec.ranges import Range
 
 log = logging.getLogger(__name__)
 
@@ -181,25 +179,23 @@ def check_ratio(recipe: Recipe, inventory: Inventory) -> None:
             lowest, highest = math.ceil(feasible.lowest * 1000) / 1000, math.floor(feasible.highest * 1000) / 1000
             raise RatioOutOfRange(
                 f"target_ratio.{index}" if recipe.is_sweep else "target_ratio",
-                f"{ratio:g} cannot be reached for {recipe.model} with method {recipe.method!r}; "
+                f"{ratio:g} cannot be reached for {recipe.model} with method {recipe.method.name!r}; "
                 f"send a number from {lowest:.3f} to {highest:.3f}",
             )
 
 
 def check_trained(recipe: Recipe) -> None:
     """Factors can be trained only where the method is sure to leave some."""
-    distillation = recipe.distillation
-    if distillation is not None and distillation.train == "factors" and not leaves_factors(recipe.method):
-        raise Refused(
-            "distillation.train", f"the method {recipe.method!r} need not leave factors; send 'all' or 'norms'"
-        )
+    distillation, method = recipe.distillation, method_of(recipe.method)
+    if distillation is not None and distillation.train == "factors" and method.leaves is not Leaves.FACTORED:
+        raise Refused("distillation.train", f"the method {method.name!r} need not leave factors; send 'all' or 'norms'")
 
 
 def check_steps(recipe: Recipe, inventory: Inventory) -> None:
     """Training can come between the groups of matrices of a method that factors one after another, and of no other."""
-    steps = 1 if recipe.distillation is None else recipe.distillation.steps
-    if steps > 1 and not goes_in_phases(recipe.method):
-        message = f"the method {recipe.method!r} does more than factor one matrix after another; send 1 or leave it out"
+    steps, method = 1 if recipe.distillation is None else recipe.distillation.steps, method_of(recipe.method)
+    if steps > 1 and not method.phased:
+        message = f"the method {method.name!r} does more than factor one matrix after another; send 1 or leave it out"
         raise Refused("distillation.steps", message)
     if steps > inventory.blocks:
         raise Refused("distillation.steps", f"the model has {inventory.blocks} blocks; send at most {inventory.blocks}")
@@ -210,7 +206,7 @@ def check_quantisation(recipe: Recipe, inventory: Inventory) -> None:
     if recipe.quantisation is None:
         return
     try:
-        check_method(recipe.method)
+        check_method(recipe.method.name)
         grids(inventory, recipe.quantisation)
     except NotQuantisable as error:
         raise Refused("quantisation", str(error)) from error
@@ -223,19 +219,20 @@ def check_baseline(recipe: Recipe, inventory: Inventory) -> None:
 
 def check_export(recipe: Recipe) -> None:
     """Only factors can be multiplied out. `auto` may choose a method that leaves none, and then there is no export."""
-    if recipe.export.dense and recipe.method != AUTO and not leaves_factors(recipe.method):
-        message = f"the method {recipe.method!r} leaves an ordinary checkpoint, which is dense as it is; leave it out"
+    method = method_of(recipe.method)
+    if recipe.export.dense and method.leaves is Leaves.PLAIN:
+        message = f"the method {method.name!r} leaves an ordinary checkpoint, which is dense as it is; leave it out"
         raise Refused("export.dense", message)
 
 
 def feasible_range(recipe: Recipe, inventory: Inventory) -> Range:
     """The target ratios that the recipe's method reaches on the model."""
     try:
-        return range_of(inventory, recipe.method, recipe.key_value_heads)
-    except PresetDoesNotFit as error:
+        return method_of(recipe.method).range(inventory, recipe.method)
+    except methods.OptionDoesNotFit as error:
+        raise Refused(f"method.{error.option}", str(error)) from error
+    except methods.MethodDoesNotFit as error:
         raise MethodDoesNotFit("method", str(error)) from error
-    except HeadsDoNotFit as error:
-        raise Refused("width.key_value_heads", str(error)) from error
 
 
 def as_job(row: JobRow, attempts: Sequence[AttemptRow]) -> Job:

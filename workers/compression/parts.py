@@ -1,8 +1,8 @@
-"""What every road to a smaller model yields, one after another: parts that are finished and can be kept."""
+"""What every step leaves, one after another: parts that are finished and can be kept."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -18,14 +18,25 @@ class CompressedPart:
     blocks were chosen, by the number of the block.
     """
 
-    index: int
     name: str
-    structures: Mapping[str, Mapping[str, Any]]
-    tensors: Mapping[str, Tensor]
-    errors: Mapping[str, float]
+    structures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
     removed: tuple[int, ...] = ()
     scores: Mapping[int, float] = field(default_factory=dict)
 
 
-Finished = Callable[[int], CompressedPart]
-"""Gives the part of that number, which was yielded before."""
+class PartStore(Protocol):
+    """Keeps finished parts, in order. A list is one; a store that writes them into files keeps them out of memory."""
+
+    def __len__(self) -> int:
+        """Return how many parts are finished."""
+
+    def __getitem__(self, index: int, /) -> CompressedPart:
+        """Return a finished part."""
+
+    def __iter__(self) -> Iterator[CompressedPart]:
+        """Yield the finished parts, in order."""
+
+    def append(self, part: CompressedPart, /) -> None:
+        """Keep the next part."""

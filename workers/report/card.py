@@ -237,21 +237,17 @@ def task_row(task: str, name: str, models: Collection[Metrics]) -> str:
 
 def how_it_was_made(report: CompressionReport) -> str:
     recipe = report.recipe
-    chosen = " (chosen by `auto`)" if recipe.method != report.method else ""
+    chosen = f" (chosen by `{recipe.method.name}`)" if recipe.method.name != report.method else ""
     facts = [
         f"Method: `{report.method}`{chosen}. Asked for {report.target_ratio:g} times fewer stored parameters, came to "
         f"{report.achieved_ratio:.4g}.",
         f"Calibration: {recipe.calibration.sequences} sequences of {recipe.calibration.length} tokens of "
         f"{mixed(recipe.calibration)}.",
     ]
+    facts += [step.summary() for step in report.steps]
     if report.removed_blocks:
         gone = ", ".join(str(removed.block) for removed in report.removed_blocks)
-        criterion = f" by `{report.criterion}`" if report.criterion else ""
-        facts.append(f"Blocks removed{criterion}, in this order: {gone}.")
-    if report.intermediate_size is not None:
-        facts.append(f"The MLPs have {report.intermediate_size} hidden units.")
-    if report.key_value_heads is not None:
-        facts.append(f"The attention has {report.key_value_heads} key/value heads.")
+        facts.append(f"Blocks removed, in this order: {gone}.")
     if report.distillation is not None and recipe.distillation is not None:
         facts.append(
             f"Distillation from the original: {report.distillation.tokens:,} tokens of "

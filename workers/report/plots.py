@@ -14,8 +14,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from app.contract.job import Metrics
-from app.contract.recipe import Criterion
 from app.contract.report import CompressionReport
+from workers.compression.spec.steps import Criterion
 from workers.report import charts
 
 DIRECTORY = "plots"
@@ -141,7 +141,7 @@ def block_influence(report: CompressionReport) -> Figure | None:
     return charts.column_chart(
         dict(sorted(scores.items())),
         title="Which blocks the model can spare",
-        label="score" if report.criterion is None else SCORES[report.criterion],
+        label=SCORES[report.removed_blocks[0].criterion],
         marked=order,
         note="orange: removed, in the order of the numbers",
     )

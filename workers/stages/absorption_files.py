@@ -7,11 +7,11 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from workers.compression.steps.absorb import CheckpointStore
 from workers.compression.steps.local_distillation import Checkpoint
+from workers.compression.steps.work import CheckpointStore
 from workers.stages.workbench import Workbench
 
-Told = Callable[[int, Checkpoint], None]
+Told = Callable[[Checkpoint], None]
 
 
 class CheckpointFiles(CheckpointStore):
@@ -24,26 +24,26 @@ class CheckpointFiles(CheckpointStore):
         self._directory = directory
         self._tell = tell
 
-    def latest(self, part: int) -> Checkpoint | None:
+    def latest(self, part: str) -> Checkpoint | None:
         for file in reversed(self._files(part)):
             path = self._bench.finished_part(self._name, file)
             if path is not None:
                 return read_checkpoint(path)
         return None
 
-    def keep(self, part: int, checkpoint: Checkpoint) -> None:
+    def keep(self, part: str, checkpoint: Checkpoint) -> None:
         earlier = self._files(part)
         path = self._directory / f"{_prefix(part)}{checkpoint.step:09d}.safetensors"
         write_checkpoint(path, checkpoint)
         self._bench.finish_part(path)
         self._discard(file for file in earlier if file != path.name)
-        self._tell(part, checkpoint)
+        self._tell(checkpoint)
 
-    def clear(self, part: int) -> None:
-        """To be called once the part itself is finished."""
-        self._discard(self._files(part))
+    def clear(self) -> None:
+        """Remove every checkpoint: the part that was distilled is finished."""
+        self._discard(self._files(""))
 
-    def _files(self, part: int) -> list[str]:
+    def _files(self, part: str) -> list[str]:
         """The first step first."""
         return [file for file in self._bench.parts(self._name) if file.startswith(_prefix(part))]
 
@@ -63,5 +63,5 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(numbers["step"], numbers["loss"], load_file(path))
 
 
-def _prefix(part: int) -> str:
-    return f"distillation-{part:05d}-"
+def _prefix(part: str) -> str:
+    return f"distillation-{part}-" if part else "distillation-"

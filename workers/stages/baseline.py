@@ -4,7 +4,7 @@ from pathlib import Path
 
 from workers.compression.evaluation.size import stored_size
 from workers.compression.formats.checkpoint import write_package
-from workers.compression.pipeline import influence_text
+from workers.compression.steps.influence import influence_text
 from workers.compression.steps.remove import blocks_to_drop, drop
 from workers.stages import calibrate, compute, inspect
 from workers.stages.context import Context

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from app.contract.job import Stage
 from app.contract.recipe import Recipe
-from workers.compression.spec.catalog import AUTO, is_measured
+from workers.compression.spec.methods import Need, method_of
 from workers.messages import Assignment, ProgressReport, ResumedReport
 from workers.stages.workbench import Workbench
 
@@ -122,12 +122,13 @@ def weights_of(recipe: Recipe, turn: int) -> dict[Stage, float]:
         weights[Stage.DISTILL] += later
     if recipe.teacher_text is not None:
         weights[Stage.CALIBRATE] += math.prod(recipe.teacher_text) / WRITTEN_LIKE_THE_REST
-    if recipe.method == AUTO:
+    needs = method_of(recipe.method).needs
+    if Need.TRIALS in needs:
         weights[Stage.PLAN] += TRIALS_SHARE
     weights[Stage.QUANTISE] = 0.0 if recipe.quantisation is None else QUANTISE_SHARE
     if turn > 0:
         weights |= dict.fromkeys(ONCE, 0.0)
-        if is_measured(recipe.method):
+        if Need.SENSITIVITIES in needs:
             # What planning takes is the measuring, and that serves every ratio.
             weights[Stage.PLAN] = 0.0
     return weights

@@ -9,12 +9,14 @@ import logging
 from pathlib import Path
 
 from app.contract.job import Stage
-from workers.compression.phases import Phase, compress_phase
+from workers.compression.models.edited import EditedModel
+from workers.compression.phases import Phase
+from workers.compression.pipeline import compress as compression
 from workers.stages import calibrate, compress, compute, inspect, training
 from workers.stages.context import Context
 from workers.stages.curve import Curve, read_curve
-from workers.stages.part_files import write_part
-from workers.stages.plan import plan_of, sensitivities_of
+from workers.stages.part_files import PartFiles, StagePlace, file_name
+from workers.stages.plan import sensitivities_of
 from workers.stages.ranks import train_in_processes
 
 log = logging.getLogger(__name__)
@@ -24,11 +26,11 @@ NAME = str(Stage.DISTILL)
 
 def run(context: Context, directory: Path) -> None:
     for phase in compress.schedule(context):
-        unfinished = first_unfinished(context, phase)
-        if phase.number and unfinished < phase.trained:
-            compress_more(context, directory, phase, unfinished)
-        if unfinished <= phase.trained:
-            train(context, phase)
+        if is_trained(context, phase):
+            continue
+        if phase.number:
+            compress_more(context, directory, phase)
+        train(context, phase)
 
 
 def processes(context: Context) -> int:
@@ -54,35 +56,29 @@ def train(context: Context, phase: Phase) -> None:
         training.train_phase(context, phase)
 
 
-def first_unfinished(context: Context, phase: Phase) -> int:
-    """The first of the phase's parts that this stage has still to make; beyond them where none is left."""
-    first = phase.first if phase.number else phase.trained
-    return compress.first_unfinished(context, NAME, range(first, phase.trained + 1))
+def is_trained(context: Context, phase: Phase) -> bool:
+    """Return whether the phase has left its last part."""
+    return context.bench.finished_part(NAME, file_name(phase.trained)) is not None
 
 
-def compress_more(context: Context, directory: Path, phase: Phase, start: int) -> None:
-    """The phase's parts from the number `start` on."""
-    inventory, plan, count = inspect.model_inventory(context), plan_of(context), len(compress.schedule(context))
-    if compress.found(context, NAME, compress.file_name(start - 1)).parent != directory:
-        # An earlier attempt came so far.
-        context.resumed(block=compress.block_of(start - phase.number, inventory, plan))
-    parts = compress_phase(
-        compute.open_model(context, inspect.model_dir(context)),
-        plan,
+def compress_more(context: Context, directory: Path, phase: Phase) -> None:
+    """Make the phase's parts, behind those that are finished."""
+    parts = PartFiles(context.bench, [StagePlace(NAME, range(phase.first, phase.trained))], directory)
+    labels, count = phase.plan.labels(inspect.model_inventory(context)), len(compress.schedule(context))
+    if len(parts) == len(labels):
+        return
+    if compress.parts_before(context, phase.trained, directory).made_elsewhere():
+        context.resumed(block=labels[len(parts)].block)
+    original = compute.open_model(context, inspect.model_dir(context))
+    for done in compression(
+        EditedModel(original, compress.parts_before(context, phase.first)),
+        phase.plan,
         calibrate.calibration(context),
-        phase,
+        parts,
         sensitivities=sensitivities_of(context),
-        start=start,
-        finished=compress.FinishedParts(context, phase.trained).__getitem__,
-    )
-    for part in parts:
-        path = directory / compress.file_name(part.index)
-        write_part(path, part)
-        context.bench.finish_part(path)
-        done = part.index + 1
-        del part  # or it stays in memory beside the next one
-        place = compress.place_of(min(done, phase.trained - 1) - phase.number, inventory, plan)
-        fraction = training.progress_of(phase, count, compressed=(done - phase.first) / len(phase.parts))
+    ):
+        place = labels[min(done, len(labels) - 1)].text
+        fraction = training.progress_of(phase, count, compressed=done / len(labels))
         context.progress(fraction, f"{training.in_phase(phase, count)}{place}")
 
 
@@ -91,4 +87,4 @@ def curves(context: Context) -> tuple[Curve, ...]:
     if Stage.DISTILL not in context.results:
         return ()
     names = map(training.curve_name, compress.schedule(context))
-    return tuple(read_curve(compress.found(context, NAME, name)) for name in names)
+    return tuple(read_curve(context.bench.part(NAME, name)) for name in names)

@@ -52,7 +52,7 @@ class Use:
 def run(context: Context, directory: Path) -> None:
     draft, baseline = directory / DRAFT, directory / BASELINE
     context.progress(0.05, "writing the weights")
-    write_package(inspect.model_dir(context), compress.FinishedParts(context), draft)
+    write_package(inspect.model_dir(context), compress.finished_parts(context), draft)
     measured = [inspect.model_dir(context), draft]
     if context.assignment.recipe.evaluation.baseline:
         context.progress(0.1, "dropping blocks, for comparison")

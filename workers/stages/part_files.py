@@ -1,27 +1,106 @@
-"""The file that a finished part of a compressed model is kept in."""
+"""The files that the finished parts of a compressed model are kept in."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workers.compression.parts import CompressedPart
+from workers.compression.parts import CompressedPart, PartStore
+from workers.stages.workbench import Workbench
+
+
+@dataclass(frozen=True)
+class StagePlace:
+    """Which parts a stage has made or makes: `numbers`, among all parts of the model, lie beside its result."""
+
+    stage: str
+    numbers: range
+
+
+class PartFiles(PartStore):
+    """Finished parts in files, in order, each read anew whenever it is asked for.
+
+    Indices count from the first of the `places` on; `directory` is where the next part is written.
+    """
+
+    def __init__(self, bench: Workbench, places: Sequence[StagePlace], directory: Path | None = None) -> None:
+        self._bench = bench
+        self._directory = directory
+        self._numbers = [(number, place.stage) for place in places for number in place.numbers]
+        self._paths: list[Path] = []
+        for number, stage in self._numbers:
+            path = bench.finished_part(stage, file_name(number))
+            if path is None:
+                break
+            self._paths.append(path)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> CompressedPart:
+        return read_part(self._paths[index])
+
+    def __iter__(self) -> Iterator[CompressedPart]:
+        return map(read_part, tuple(self._paths))
+
+    def append(self, part: CompressedPart) -> None:
+        """Make the next part durable. Raises ValueError where the store is for reading, or full."""
+        if self._directory is None or len(self) == len(self._numbers):
+            raise ValueError("no further part belongs here")
+        number, _ = self._numbers[len(self)]
+        path = self._directory / file_name(number)
+        write_part(path, part)
+        self._bench.finish_part(path)
+        self._paths.append(path)
+
+    def made_elsewhere(self) -> bool:
+        """Return whether the last part was made by an earlier attempt."""
+        return bool(self._paths) and self._paths[-1].parent != self._directory
+
+
+class ScratchFiles(PartStore):
+    """Parts in files that nobody needs for long: nothing is recorded of them."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._count = 0
+        directory.mkdir(parents=True)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> CompressedPart:
+        return read_part(self._directory / file_name(index))
+
+    def __iter__(self) -> Iterator[CompressedPart]:
+        return map(self.__getitem__, range(self._count))
+
+    def append(self, part: CompressedPart) -> None:
+        """Write the next part."""
+        write_part(self._directory / file_name(self._count), part)
+        self._count += 1
+
+
+def file_name(number: int) -> str:
+    """Return the name of a part's file; `number` counts all parts of the model."""
+    return f"part-{number:05d}.safetensors"
 
 
 def write_part(path: Path, part: CompressedPart) -> None:
+    """Write a part into one file."""
     described = {field: getattr(part, field) for field in ("name", "structures", "errors", "removed", "scores")}
-    save_file(dict(part.tensors), path, metadata={"index": str(part.index), "part": json.dumps(described)})
+    save_file(dict(part.tensors), path, metadata={"part": json.dumps(described)})
 
 
 def read_part(path: Path) -> CompressedPart:
+    """Return the part of a file; its tensors are read when they are asked for."""
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    described = json.loads(metadata["part"])
+        described = json.loads(file.metadata()["part"])
     return CompressedPart(
-        int(metadata["index"]),
         described["name"],
         described["structures"],
         StoredTensors(path),
@@ -32,7 +111,7 @@ def read_part(path: Path) -> CompressedPart:
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """The tensors of a file by name, each read when it is asked for: many parts may be known and none be in memory."""
+    """Reads each tensor of a file when it is asked for: many parts may be known and none be in memory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -7,25 +7,20 @@ import itertools
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
 from app.contract.job import Stage
 from workers.compression.choice import Trial, trials
-from workers.compression.math.allocation import measured_plan
-from workers.compression.math.sensitivity import Sensitivity, from_tensors, measure, to_tensors
-from workers.compression.parts import CompressedPart
-from workers.compression.spec.catalog import AUTO, RESIZINGS, is_measured
-from workers.compression.spec.plans import Plan
-from workers.compression.spec.ranges import candidates, range_of
-from workers.compression.steps.factor import part_count
-from workers.compression.steps.fuse import EPOCHS
+from workers.compression.math.sensitivity import Sensitivity, from_tensors, measure, spectra, to_tensors
+from workers.compression.spec.methods import METHODS, MethodOptions, Need, method_of, planner_of
+from workers.compression.spec.plan import Plan
+from workers.compression.spec.steps import factor_labels
 from workers.stages import calibrate, compute, inspect
 from workers.stages.context import Context
 from workers.stages.failures import StageFailed
-from workers.stages.part_files import read_part, write_part
+from workers.stages.part_files import ScratchFiles
 
 PLAN = "plan.json"
 CHOICE = "choice.json"
@@ -37,65 +32,53 @@ SENSITIVITIES_FILE = "sensitivities.safetensors"
 
 
 def run(context: Context, directory: Path) -> None:
-    recipe, inventory = context.assignment.recipe, inspect.model_inventory(context)
-    method = recipe.method
-    tried = try_methods(context, directory / TRIALS) if method == AUTO else []
-    name = best_of(context, tried) if method == AUTO else method
-    measured = measured_once(context) if is_measured(name) else {}
-    plan = measured_plan(inventory, name, context.ratio, measured, recipe.key_value_heads)
-    plan = replace(plan, absorption_tokens=absorption_tokens(context, plan), criterion=criterion(context, plan))
-    (directory / PLAN).write_text(json.dumps(plan.to_dict(), indent=1))
-    (directory / CHOICE).write_text(json.dumps({trial.method: trial.perplexity for trial in tried}, indent=1))
-
-
-def absorption_tokens(context: Context, plan: Plan) -> int:
-    """Those that the recipe names; otherwise none, or as many as the published procedure takes."""
-    fusion = context.assignment.recipe.fusion
-    if fusion is not None and fusion.tokens is not None:
-        return fusion.tokens
-    if plan.method not in RESIZINGS or not RESIZINGS[plan.method].published:
-        return 0
-    return EPOCHS * calibrate.calibration(context).numel() * plan.removed
-
-
-def criterion(context: Context, plan: Plan) -> str | None:
-    """The one that the recipe names, or else the method's own; None where no block goes."""
-    fusion = context.assignment.recipe.fusion
-    named = None if fusion is None or not plan.removed else fusion.criterion
-    return named or plan.criterion
-
-
-def try_methods(context: Context, scratch: Path) -> list[Trial]:
-    """What each method makes of the model in small; its parts wait in `scratch`, which is gone afterwards."""
-    seed = context.assignment.recipe.seed
-    count = len(candidates(inspect.model_inventory(context), context.ratio))
-    model = compute.open_model(context, inspect.model_dir(context))
-    parts = itertools.count()
-
-    def keep(part: CompressedPart) -> CompressedPart:
-        path = scratch / str(next(parts))
-        write_part(path, part)
-        return read_part(path)
-
+    inventory, asked = inspect.model_inventory(context), context.assignment.recipe.method
     tried: list[Trial] = []
-    scratch.mkdir(exist_ok=True)
+    options = asked
+    if Need.TRIALS in method_of(asked).needs:
+        candidates = method_of(asked).candidates(inventory, context.ratio, asked)
+        tried = try_methods(context, candidates, directory / TRIALS)
+        options = best_of(context, tried)
+    method = planner_of(options)
+    measured = spectra(measured_once(context)) if Need.SENSITIVITIES in method.needs else {}
+    plan = method.plan(inventory, context.ratio, options, measured)
+    (directory / PLAN).write_text(plan.model_dump_json(indent=1))
+    (directory / CHOICE).write_text(json.dumps({trial.method.name: trial.perplexity for trial in tried}, indent=1))
+
+
+def try_methods(context: Context, candidates: Sequence[MethodOptions], scratch: Path) -> list[Trial]:
+    """Return what each candidate makes of the model in small; its parts wait in `scratch`, which is gone afterwards."""
+    model = compute.open_model(context, inspect.model_dir(context))
+    seed = context.assignment.recipe.seed
+    directories = (scratch / str(number) for number in itertools.count())
+    tried: list[Trial] = []
+    shutil.rmtree(scratch, ignore_errors=True)
     context.progress(0.0, "trying methods")
-    for trial in trials(model, context.ratio, calibrate.calibration(context), keep=keep, seed=seed):
+    for trial in trials(
+        model,
+        candidates,
+        context.ratio,
+        calibrate.calibration(context),
+        store=lambda: ScratchFiles(next(directories)),
+        seed=seed,
+    ):
         tried.append(trial)
-        found = ", ".join(f"{each.method} {each.perplexity:.2f}" for each in tried)
-        context.progress(len(tried) / count * TRIED, f"trying methods; perplexity on text kept back: {found}")
-    shutil.rmtree(scratch)
+        found = ", ".join(f"{each.method.name} {each.perplexity:.2f}" for each in tried)
+        fraction = len(tried) / len(candidates) * TRIED
+        context.progress(fraction, f"trying methods; perplexity on text kept back: {found}")
+    shutil.rmtree(scratch, ignore_errors=True)
     return tried
 
 
-def best_of(context: Context, tried: Sequence[Trial]) -> str:
-    """The method that left the lowest perplexity. Raises StageFailed where none left a model that predicts."""
+def best_of(context: Context, tried: Sequence[Trial]) -> MethodOptions:
+    """Return the method that left the lowest perplexity. Raises StageFailed where none left a model that predicts."""
     if not tried:
-        reached = range_of(inspect.model_inventory(context), AUTO)
+        asked = context.assignment.recipe.method
+        reached = method_of(asked).range(inspect.model_inventory(context), asked)
         raise StageFailed(
             "no_method_fits",
-            f"no method of 'auto' made a working model at ratio {context.ratio:g}; ask for another ratio between "
-            f"{reached.lowest:.2f} and {reached.highest:.2f}, or name a method",
+            f"no method of {asked.name!r} made a working model at ratio {context.ratio:g}; ask for another ratio "
+            f"between {reached.lowest:.2f} and {reached.highest:.2f}, or name a method",
         )
     return min(tried, key=lambda trial: trial.perplexity).method
 
@@ -117,7 +100,7 @@ def measured_once(context: Context) -> dict[str, Sensitivity]:
 
 def measure_sensitivities(context: Context) -> dict[str, Sensitivity]:
     model = compute.open_model(context, inspect.model_dir(context))
-    parts = part_count(model.inventory)
+    parts = len(factor_labels(model.inventory))
     found: dict[str, Sensitivity] = {}
     context.progress(0.0, "measuring what the output feels")
     for done, part in enumerate(measure(model, calibrate.calibration(context), seed=context.assignment.recipe.seed), 1):
@@ -127,9 +110,11 @@ def measure_sensitivities(context: Context) -> dict[str, Sensitivity]:
 
 
 def plan_of(context: Context) -> Plan:
-    return Plan.from_dict(json.loads((context.results[Stage.PLAN] / PLAN).read_text()))
+    """Return the plan of this ratio."""
+    return Plan.model_validate_json((context.results[Stage.PLAN] / PLAN).read_bytes())
 
 
 def sensitivities_of(context: Context) -> dict[str, Sensitivity]:
-    """What the plan was made from; nothing for a method that does not ask."""
-    return measured_once(context) if is_measured(plan_of(context).method) else {}
+    """Return what the plan was made from; nothing for a method that does not ask."""
+    needs = METHODS[plan_of(context).method].needs
+    return measured_once(context) if Need.SENSITIVITIES in needs else {}

@@ -4,9 +4,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from app.contract.recipe import Criterion
 from app.contract.report import (
     CompressionReport,
     DistillationReport,
@@ -18,6 +17,8 @@ from app.contract.report import (
 from workers.compression.spec.architectures import Inventory, Site, original_config, read_config, weights
 from workers.compression.spec.dimensions import renumbered
 from workers.compression.spec.headers import stored_tensors
+from workers.compression.spec.plan import Plan
+from workers.compression.spec.steps import Fuse, Remove
 from workers.stages import compress, distill, evaluate, inspect, plan, teacher_text
 from workers.stages.context import Context
 from workers.stages.curve import joined
@@ -54,19 +55,23 @@ def gather(context: Context, package: Path, dense: str | None) -> CompressionRep
         achieved_ratio=metrics.ratio,
         metrics=metrics,
         sites=tuple(sites(context, package)),
-        removed_blocks=tuple(
-            RemovedBlock(block=block, scores=dict(part.scores))
-            for part in compress.FinishedParts(context)
-            for block in part.removed
-        ),
-        criterion=cast("Criterion | None", planned.criterion),
-        intermediate_size=planned.intermediate_size,
-        key_value_heads=planned.key_value_heads,
+        removed_blocks=tuple(removed_blocks(context, planned)),
+        steps=planned.steps,
         teacher_text=written_text(context),
         distillation=distillation(context),
         dense_export=dense,
         reproducibility=reproducibility(context),
     )
+
+
+def removed_blocks(context: Context, planned: Plan) -> Iterator[RemovedBlock]:
+    """Yield the blocks that are gone, in the order in which they went."""
+    removal = planned.step(Remove) or planned.step(Fuse)
+    if removal is None:
+        return
+    for part in compress.finished_parts(context):
+        for block in part.removed:
+            yield RemovedBlock(block=block, criterion=removal.criterion, scores=dict(part.scores))
 
 
 def sites(context: Context, package: Path) -> Iterator[SiteReport]:
@@ -75,7 +80,7 @@ def sites(context: Context, package: Path) -> Iterator[SiteReport]:
     removed: set[int] = set()
     structures: dict[str, Mapping[str, Any]] = {}
     errors: dict[str, float] = {}
-    for part in compress.FinishedParts(context):
+    for part in compress.finished_parts(context):
         removed.update(part.removed)
         structures.update(part.structures)
         errors.update(part.errors)
@@ -127,9 +132,9 @@ def distillation(context: Context) -> DistillationReport | None:
 
 def steps(context: Context) -> Iterator[DistillationStep]:
     """What was compressed before each training, and how that went."""
-    parts = compress.FinishedParts(context)
+    parts = compress.finished_parts(context)
     for phase, curve in zip(compress.schedule(context), distill.curves(context), strict=True):
-        made = map(parts.__getitem__, range(phase.first, phase.trained))
+        made = (parts[number] for number in range(phase.first, phase.trained))
         yield DistillationStep(
             compressed=tuple(part.name for part in made if part.structures),
             tokens=curve.tokens,

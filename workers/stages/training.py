@@ -22,7 +22,7 @@ from workers.compression.training.training import Checkpoint, distil
 from workers.stages import calibrate, compress, compute, inspect
 from workers.stages.context import Context
 from workers.stages.curve import POINTS, curve_of, write_curve
-from workers.stages.part_files import write_part
+from workers.stages.part_files import file_name, write_part
 from workers.stages.training_files import read_checkpoint, write_checkpoint
 
 TRAINING = "training"
@@ -46,18 +46,18 @@ def train_phase(context: Context, phase: Phase, ranks: Ranks | None = None) -> N
     ranks = ranks or Alone()
     distillation = asked(context)
     original = StreamedModel.open(inspect.model_dir(context), device=compute.device(context), dtype=torch.float32)
-    edited = EditedModel(original, compress.FinishedParts(context, phase.trained))
+    edited = EditedModel(original, compress.parts_before(context, phase.trained))
     student = edited.whole()
     trained = train(context, student, distillation, phase, ranks)
     if not ranks.leads:
         return
-    part = trained_part(edited, trained.trained, phase.trained)
+    part = trained_part(edited, trained.trained)
     directory = context.bench.begin(Stage.DISTILL)
     # The part comes last, since it says that the phase is done.
     curve = directory / curve_name(phase)
     write_curve(curve, curve_of(trained, max(1, POINTS // len(compress.schedule(context)))))
     context.bench.finish_part(curve)
-    path = directory / compress.file_name(part.index)
+    path = directory / file_name(phase.trained)
     write_part(path, part)
     context.bench.finish_part(path)
 

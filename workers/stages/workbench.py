@@ -72,6 +72,13 @@ class Workbench:
                 return path
         return None
 
+    def part(self, name: str, part: str) -> Path:
+        """Return a finished part of a result. Raises FileNotFoundError."""
+        path = self.finished_part(name, part)
+        if path is None:
+            raise FileNotFoundError(f"{part} of the stage {name} is gone")
+        return path
+
     def finish_part(self, path: Path) -> None:
         self.record(path.with_name(f"{path.name}.{RECORD}"), path.parent, [path])
 

@@ -4,15 +4,15 @@ Matrices are [out, in], inputs are rows: y = x Wᵀ. All fits minimise E‖K(T x
 runs over the inputs in the compressed model, and K weighs the outputs. The small eigenproblems are solved in float64.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from workers.compression.math.kronecker import weighted_fit
-from workers.compression.spec.plans import Dense, Kronecker, LowRank, Pivoted, Structure, Sum, to_dict
+from workers.compression.spec.structures import Dense, Kronecker, LowRank, Pivoted, Structure
 from workers.compression.structures import build
 
 PIVOT_BOUND = 1.05
@@ -26,12 +26,6 @@ SLICE = 512
 
 FEW = 128
 """The same, where several results for these rows wait beside each other."""
-
-SUM_ROUNDS = 20
-"""Rounds at most in which each part of a sum is fitted anew to what the others leave."""
-
-SUM_GAIN = 0.01
-"""The part of its error that a sum must lose in a round to go on."""
 
 EXCHANGES = 2
 """Exchanges at most, per pivot. Each enlarges the pivots' volume; only rounding could make them go on for ever."""
@@ -215,8 +209,6 @@ def fit(structure: Structure, site: Problem, start: Mapping[str, Tensor] | None 
             return pivoted(*low_rank(site, rank), folded=folded)
         case Kronecker():
             return weighted_fit(structure, site.target, site.inputs @ site.inputs.T, site.outputs, start)
-        case Sum(parts):
-            return _fit_sum(parts, site)
         case _:
             raise ValueError(f"there is no fit for {structure}")
 
@@ -238,7 +230,7 @@ def low_rank(site: Problem, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def pivoted(second: Tensor, first: Tensor, *, folded: bool = False) -> dict[str, Tensor]:
-    """The same product second · first with an identity in one factor, exactly: see `spec.plans.Pivoted`. One of
+    """The same product second · first with an identity in one factor, exactly: see `spec.structures.Pivoted`. One of
     the two given becomes the basis, in its place.
 
     For folded pivots `order` is no factor: it lists the outputs in the order in which the factors give them.
@@ -263,46 +255,10 @@ def _multiply(matrix: Tensor, square: Tensor) -> Tensor:
     return matrix
 
 
-def _fit_sum(parts: tuple[Structure, ...], site: Problem) -> dict[str, Tensor]:
-    """Alternation from each part as the first, so that the sum never falls behind any part alone; the best of them."""
-    orders = (parts[first:] + parts[:first] for first in range(len(parts)))
-    attempts = [_alternated(order, site) for order in orders]
-    best = min(range(len(parts)), key=lambda first: attempts[first].error)
-    fitted = attempts[best].factors
-    return {
-        f"parts.{(place + best) % len(parts)}.{name}": factor
-        for place, factors in enumerate(fitted)
-        for name, factor in factors.items()
-    }
-
-
-@dataclass(frozen=True)
-class _FittedSum:
-    factors: list[dict[str, Tensor]]
-    error: float
-
-
-def _alternated(parts: Sequence[Structure], site: Problem) -> _FittedSum:
-    """Fits each part in turn to what the others leave, which never raises the error, until it stands still."""
-    factors: list[dict[str, Tensor]] = [{} for _ in parts]
-    matrices = [torch.zeros_like(site.target) for _ in parts]
-    error = 1.0
-    for _ in range(SUM_ROUNDS):
-        for place, part in enumerate(parts):
-            others = sum(matrices[:place] + matrices[place + 1 :], torch.zeros_like(site.target))
-            left = replace(site, target=site.target - others)
-            factors[place] = fit(part, left, factors[place] or None)
-            matrices[place] = matrix(part, factors[place], site.target)
-        before, error = error, site.error(sum(matrices, torch.zeros_like(site.target)))
-        if error > (1 - SUM_GAIN) * before:
-            break
-    return _FittedSum(factors, error)
-
-
 def matrix(structure: Structure, factors: Mapping[str, Tensor], like: Tensor) -> Tensor:
     """The matrix that the factors stand for, of the shape and precision of `like` [out, in]."""
     out_features, in_features = like.shape
-    layer = build(to_dict(structure), in_features, out_features, bias=False, dtype=like.dtype)
+    layer = build(structure.to_dict(), in_features, out_features, bias=False, dtype=like.dtype)
     layer.load_state_dict(dict(factors))
     return layer.dense().detach()
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from workers.compression.math.permutation import search
-from workers.compression.spec.plans import Kronecker, Structure
+from workers.compression.spec.structures import Kronecker, Structure
 
 ALTERNATIONS = 5
 """Rounds of solving for one Kronecker factor given the other. On matrices of a real model four more would lower the

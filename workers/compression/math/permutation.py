@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.compression.spec.plans import Kronecker
+from workers.compression.spec.structures import Kronecker
 
 SWEEPS = 1
 """Turns of columns and rows at most. On unstructured weights a second one adds three thousandths of the energy."""

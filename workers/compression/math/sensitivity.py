@@ -102,6 +102,16 @@ def measure(model: DifferentiableModel, ids: Tensor, *, seed: int = 0) -> Iterat
             yield {model.inventory.embedding.name: _of_embedding(model, chosen, gradients, head)}
 
 
+def measure_all(model: DifferentiableModel, ids: Tensor, *, seed: int = 0) -> dict[str, Sensitivity]:
+    """Return the sensitivities of all sites, by name; see `measure`."""
+    return {name: found for part in measure(model, ids, seed=seed) for name, found in part.items()}
+
+
+def spectra(sensitivities: Mapping[str, Sensitivity]) -> dict[str, list[float]]:
+    """Return what a method plans by: the divergence, in nats, that leaving out each singular value of a site costs."""
+    return {name: found.spectrum.tolist() for name, found in sensitivities.items()}
+
+
 @torch.no_grad()
 def _forward(model: DifferentiableModel, ids: Tensor, scratch: Path) -> Tensor:
     """The last block's output [sequences, length, width]; every block's input is left in `scratch`."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from workers.compression.math.fitting import Problem, damped, dominant_rows, fit, leading
 from workers.compression.math.permutation import search
-from workers.compression.spec.plans import Halved, Kronecker, LowRank, Pivoted
+from workers.compression.spec.structures import Halved, Kronecker, LowRank, Pivoted
 
 TABLE_ROWS = 1024
 """Rows of a table that are weighed at a time."""

@@ -15,7 +15,7 @@ from typing import Any
 from workers.compression.spec.architectures import ARCHITECTURES, Inventory, Site, architecture_of
 from workers.compression.spec.errors import UnsupportedArchitecture
 from workers.compression.spec.heads import Heads
-from workers.compression.spec.plans import TOLERANCE, Range, RatioOutOfRange
+from workers.compression.spec.ranges import TOLERANCE, Range, RatioOutOfRange
 
 WIDTH_FLOOR = 1 / 4
 """The least part of its hidden units that an MLP keeps."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from workers.compression.spec.architectures import Inventory
-from workers.compression.spec.catalog import RESIZINGS
 from workers.compression.spec.errors import CompressionError
+from workers.compression.spec.methods import METHODS, Leaves
 
 GROUP_SIZE = 32
 """The smallest that fast kernels read. Groups of 64 save 6 % more of a matrix, but cost perplexity: SmolLM2-135M came
@@ -54,7 +54,7 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType({scheme.name: scheme for scheme
 
 def check_method(method: str) -> None:
     """Raises NotQuantisable unless the method always ends in an ordinary checkpoint."""
-    plain = [name for name, resizing in RESIZINGS.items() if resizing.factors is None]
+    plain = [name for name, each in METHODS.items() if each.leaves is Leaves.PLAIN]
     if method not in plain:
         raise NotQuantisable(
             f"the result of {method!r} may have factored layers, which are not rounded to integers; "

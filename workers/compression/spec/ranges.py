@@ -1,26 +1,41 @@
-"""Which ratios each method reaches on a model, whatever kind of method it is. Free of torch: POST asks it."""
+"""The ratios that a method reaches on a model, and how near to its target a result must come."""
 
-from workers.compression.spec.architectures import Inventory
-from workers.compression.spec.catalog import AUTO, CANDIDATES, PRESETS, RESIZINGS
-from workers.compression.spec.plans import Range, feasible_range
-from workers.compression.spec.presets import preset_range
-from workers.compression.spec.sizes import resizing_range
+from dataclasses import dataclass
 
+from workers.compression.spec.errors import CompressionError
 
-def range_of(inventory: Inventory, name: str, key_value_heads: int | None = None) -> Range:
-    """The lowest and highest target ratio of a method; of one that resizes, where that many key/value heads are to be
-    left. Raises UnknownMethod, PresetDoesNotFit, HeadsDoNotFit.
-    """
-    if name == AUTO:
-        ranges = [range_of(inventory, candidate) for candidate in CANDIDATES]
-        return Range(min(each.lowest for each in ranges), max(each.highest for each in ranges))
-    if name in RESIZINGS:
-        return resizing_range(inventory, name, key_value_heads)
-    if name in PRESETS:
-        return preset_range(inventory, name)
-    return feasible_range(inventory, name)
+TOLERANCE = 0.005
+"""How far the stored parameters may lie from the target, as a fraction of the target."""
 
 
-def candidates(inventory: Inventory, target_ratio: float) -> tuple[str, ...]:
-    """The methods among which `auto` chooses that reach the ratio on the model."""
-    return tuple(name for name in CANDIDATES if target_ratio in range_of(inventory, name))
+class RatioOutOfRange(CompressionError):
+    """The target lies outside the feasible range; the message says the range."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Ratios of stored parameters, before / after, that a method reaches on a model."""
+
+    lowest: float
+    highest: float
+
+    def __contains__(self, ratio: float) -> bool:
+        return self.lowest <= ratio <= self.highest
+
+    @classmethod
+    def around(cls, ratio: float) -> "Range":
+        """Return the range of a method that has a single ratio on each model."""
+        return cls(ratio * (1 - TOLERANCE), ratio * (1 + TOLERANCE))
+
+    @classmethod
+    def spanning(cls, *ranges: "Range") -> "Range":
+        """Return the smallest range that holds all the given ones."""
+        return cls(min(each.lowest for each in ranges), max(each.highest for each in ranges))
+
+    def require(self, ratio: float, method: str) -> None:
+        """Raise RatioOutOfRange, naming the `method` and the range, unless the range holds `ratio`."""
+        if ratio not in self:
+            raise RatioOutOfRange(
+                f"{method} reaches ratios from {self.lowest:.3f} to {self.highest:.3f} on this model; "
+                f"{ratio:g} was asked for"
+            )

@@ -1,1 +1,20 @@
-"""Fewer blocks and narrower MLPs: what can go, and how what stays takes it over."""
+"""What carries out the steps of a plan. `RUNNERS` is the only list: add a file, and one line here."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from workers.compression.spec.steps import Absorb, BaseStep, Factor, FactorToSize, Fuse, Narrow, Refit, Remove
+from workers.compression.steps import absorb, factor, factor_to_size, fuse, narrow, refit, remove
+from workers.compression.steps.work import Runner
+
+RUNNERS: Mapping[type[BaseStep], Runner] = MappingProxyType(
+    {
+        Remove: Runner(remove.run, applies_at_once=True),
+        Refit: Runner(refit.run, applies_at_once=True),
+        Absorb: Runner(absorb.run, applies_at_once=True),
+        Fuse: Runner(fuse.run, applies_at_once=True),
+        Narrow: Runner(narrow.run, applies_at_once=False),
+        Factor: Runner(factor.run, applies_at_once=False),
+        FactorToSize: Runner(factor_to_size.run, applies_at_once=False),
+    }
+)

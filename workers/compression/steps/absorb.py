@@ -1,8 +1,5 @@
 """A removed block whose neighbours take it up, by distilling the few blocks around the gap alone.
 
-    for part in absorb_all(original, edited, ids, Absorption(Distillation(tokens=32_000)), first=30):
-        ...                                           # one part for each removed block, durable
-
 The group's blocks are grafted with the removed one's weights (`grafting`), trained until what leaves the group is what
 the original has at that place (`local_distillation`), and folded back to plain weights.
 
@@ -15,18 +12,18 @@ from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from workers.compression.models.edited import EditedModel
-from workers.compression.models.streamed import StreamedModel
-from workers.compression.parts import CompressedPart, Finished
+from workers.compression.parts import CompressedPart
+from workers.compression.spec.steps import Absorb
 from workers.compression.steps.grafting import Ranks, folded, graft
-from workers.compression.steps.local_distillation import Checkpoint, Distillation, distil, relative_error
+from workers.compression.steps.local_distillation import Distillation, distil, relative_error
 from workers.compression.steps.streams import Stream
 from workers.compression.steps.variants import run_in_batches
+from workers.compression.steps.work import CheckpointStore, Work
 
 _RANKS = Ranks(coefficients=32, correction=32)
 
@@ -40,16 +37,6 @@ class Absorption:
     survivors: int = 7
     ranks: Ranks = _RANKS
     interval: int = 25
-
-
-class CheckpointStore(Protocol):
-    """Where the checkpoints within a distillation are kept."""
-
-    def latest(self, part: int) -> Checkpoint | None:
-        """The last one that was written for the part, if any."""
-
-    def keep(self, part: int, checkpoint: Checkpoint) -> None:
-        """Writes one down; its tensors change afterwards."""
 
 
 @dataclass(frozen=True)
@@ -75,38 +62,22 @@ def following(model: EditedModel, index: int, removed: int) -> int:
     return next(later, model.inventory.blocks)
 
 
-def absorb_all(
-    original: StreamedModel,
-    edited: EditedModel,
-    ids: Tensor,
-    settings: Absorption,
-    *,
-    first: int = 0,
-    start: int = 0,
-    finished: Finished | None = None,
-    checkpoints: CheckpointStore | None = None,
-) -> Iterator[CompressedPart]:
-    """Yields one part for each block that `edited` lacks, from the first to the last, and applies it to `edited`.
-
-    `ids` are calibration tokens [sequences, length]. Parts are numbered from `first` on. When resuming at the number
-    `start`, `edited` is as it was before the first of them, and `finished` gives the parts from `first` up to there.
-    """
-    wanted, present = Stream(original, ids), Stream(edited, ids)
-    removed = [block for block in range(edited.inventory.blocks) if block not in edited.kept]
-    for index, block in enumerate(removed, first):
-        if index < start and finished is not None:
-            edited.apply(finished(index))
-            continue
-        group = survivors_around(edited.kept, block, settings.survivors)
+def run(step: Absorb, work: Work, finished: Sequence[CompressedPart]) -> Iterator[CompressedPart]:
+    """Yield one part for each block that is missing, from the first to the last, behind the finished ones."""
+    model = work.model
+    removed = [block for block in range(model.inventory.blocks) if block not in model.kept]
+    # Rounded up, so that each block is distilled over some tokens where any are asked for.
+    settings = Absorption(Distillation(-(-step.tokens // len(removed)), batch=1))
+    wanted, present = Stream(work.original, work.ids), Stream(model, work.ids)
+    for block in removed[len(finished) :]:
+        group = survivors_around(model.kept, block, settings.survivors)
         entering = present.entering(group[0])
-        targets = wanted.entering(following(edited, group[-1], block))
-        with original.block(block) as donor:
-            found = absorb(edited, group, donor, entering, targets, settings, index, checkpoints)
-        name = f"{edited.inventory.block_prefix}.{block}"
-        part = CompressedPart(index, name, structures={}, tensors=found.tensors, errors={name: found.error})
-        edited.apply(part)
+        targets = wanted.entering(following(model, group[-1], block))
+        name = f"{model.inventory.block_prefix}.{block}"
+        with work.original.block(block) as donor:
+            found = absorb(model, group, donor, entering, targets, settings, name, work.checkpoints)
         present.forget(group[0])
-        yield part
+        yield CompressedPart(name, tensors=found.tensors, errors={name: found.error})
 
 
 def absorb(
@@ -116,13 +87,13 @@ def absorb(
     entering: Tensor,
     targets: Tensor,
     settings: Absorption,
-    part: int,
+    part: str,
     checkpoints: CheckpointStore | None = None,
 ) -> Absorbed:
     """What the blocks of the `group` become once they have taken up the `donor`; `model` stays as it is.
 
     `entering` and `targets` [N, T, H] are what enters the first of the group and what should leave the last. `part` is
-    the number under which the checkpoints are kept.
+    the name under which the checkpoints are kept.
     """
     with ExitStack() as stack:
         blocks = {index: stack.enter_context(model.block(index)) for index in group}

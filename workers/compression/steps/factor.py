@@ -3,13 +3,11 @@
 Two streams of hidden states flow through the blocks: the original's and the compressed model's. A site is fitted to the
 original's output on the input that the compressed model has there after the blocks before it; an output head with a
 matrix of its own comes last. Only one block's weights are in memory; the two streams wait in a temporary directory.
-
-`compress` yields finished parts and keeps no record of them: whoever asks writes them down, and resumes with `start`.
 """
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import cast
@@ -23,51 +21,58 @@ from workers.compression.math.kronecker import data_free
 from workers.compression.math.sensitivity import Sensitivity
 from workers.compression.math.symmetry import reorder_hidden_units
 from workers.compression.math.tables import fit_halved, fit_head, fit_table, table_error
-from workers.compression.parts import CompressedPart, Finished
-from workers.compression.spec.architectures import ARCHITECTURES, Inventory, Mlp, Site
-from workers.compression.spec.plans import Dense, Halved, LowRank, Pivoted, Plan, Structure, to_dict
+from workers.compression.parts import CompressedPart
+from workers.compression.spec.architectures import ARCHITECTURES, Mlp, Site
+from workers.compression.spec.steps import Factor, factor_labels
+from workers.compression.spec.structures import Dense, Halved, LowRank, Pivoted, Structure
 from workers.compression.steps.two_streams import BlockwiseModel, StoredMoments, StoredStates, TwoStreams, embedded
+from workers.compression.steps.work import Work
 from workers.compression.structures import CompactLinear
 
 
-def part_count(inventory: Inventory) -> int:
-    """How many parts `compress` yields: the embedding, the blocks, and the head where it has a matrix of its own."""
-    return 1 + inventory.blocks + (inventory.head is not None)
+def run(step: Factor, work: Work, finished: Sequence[CompressedPart]) -> Iterator[CompressedPart]:
+    """Yield the parts of the step behind the finished ones: see `factor`."""
+    yield from factor(work.model, step, work.ids, sensitivities=work.sensitivities, finished=finished)
 
 
-def compress(
+def factor(
     model: BlockwiseModel,
-    plan: Plan,
+    step: Factor,
     ids: Tensor,
     *,
-    sensitivities: Mapping[str, Sensitivity] | None = None,
-    start: int = 0,
-    finished: Finished | None = None,
+    sensitivities: Mapping[str, Sensitivity],
+    finished: Sequence[CompressedPart] = (),
 ) -> Iterator[CompressedPart]:
-    """Yields the compressed parts from index `start` on, in order.
+    """Yield the parts of the step behind the `finished` ones, in order; `model` stays as it is.
 
-    `ids` are calibration tokens [sequences, length]; `sensitivities` weigh the outputs of each site, and are needed for
-    a factored embedding. When resuming, `finished` gives the parts before `start`; both streams are led through them
-    again, and what follows is the same as without the interruption. Raises ValueError for a `start` above 0 without
-    `finished`.
+    Both streams are led through what is finished, and what follows is the same as without the interruption.
+
+    Args:
+        ids: calibration tokens [sequences, length].
+        sensitivities: weigh the outputs of each site by its name; those of the embedding are needed to factor it.
     """
     # Not under `torch.no_grad`, which holds what a generator yielded until it is asked for more.
-    if start and finished is None:
-        raise ValueError("to resume, say where the finished parts are")
-    known = sensitivities or {}
-    part = finished(0) if start and finished else _compress_embedding(model, plan, known)
-    if not start:
+    count = len(factor_labels(model.inventory))
+    last = count if step.last is None else step.last
+    reached = step.first + len(finished)
+
+    def part_before(number: int) -> CompressedPart:
+        """Return a part that `model` lacks; one that it has, or that stays as it is, has no content."""
+        return finished[number - step.first] if number >= step.first else CompressedPart("")
+
+    part = part_before(0) if reached > 0 else _compress_embedding(model, step, sensitivities)
+    if reached == 0:
         yield part
     with tempfile.TemporaryDirectory(prefix="hidden-states-") as scratch:
-        streams = _begin(model, part, ids, Path(scratch), compensated=plan.compensation > 0)
+        streams = _begin(model, part, ids, Path(scratch), compensated=step.compensation > 0)
         del part  # a factored table is not needed again, and large
-        for index in range(model.inventory.blocks):
-            if index + 1 < start and finished is not None:
-                _pass_block(streams, finished(index + 1), index)
+        for number in range(1, min(last, model.inventory.blocks + 1)):
+            if number < reached:
+                _pass_block(streams, part_before(number), number - 1)
             else:
-                yield _compress_block(streams, plan, known, index)
-        if model.inventory.head is not None and start < part_count(model.inventory):
-            yield _compress_head(streams, plan, known, model.inventory.head)
+                yield _compress_block(streams, step, sensitivities, number - 1)
+        if model.inventory.head is not None and last == count:
+            yield _compress_head(streams, step, sensitivities, model.inventory.head)
 
 
 @torch.no_grad()
@@ -92,24 +97,24 @@ def _pass_block(streams: TwoStreams, part: CompressedPart, index: int) -> None:
 
 @torch.no_grad()
 def _compress_block(
-    streams: TwoStreams, plan: Plan, sensitivities: Mapping[str, Sensitivity], index: int
+    streams: TwoStreams, step: Factor, sensitivities: Mapping[str, Sensitivity], index: int
 ) -> CompressedPart:
     """The block with compact layers in the place of its planned sites; both streams have passed it then."""
     with streams.model.block(index) as block:
-        part = _with_compact_sites(streams, plan, sensitivities, block, index)
+        part = _with_compact_sites(streams, step, sensitivities, block, index)
         streams.advance_compressed(block, index, changed=bool(part.structures))
         return part
 
 
 def _with_compact_sites(
-    streams: TwoStreams, plan: Plan, sensitivities: Mapping[str, Sensitivity], block: nn.Module, index: int
+    streams: TwoStreams, step: Factor, sensitivities: Mapping[str, Sensitivity], block: nn.Module, index: int
 ) -> CompressedPart:
     """Puts compact layers in the place of the planned sites of the block."""
     whole = f"{streams.model.inventory.block_prefix}.{index}"
-    planned = {name.removeprefix(f"{whole}."): name for name in plan.structures if name.startswith(f"{whole}.")}
+    planned = {name.removeprefix(f"{whole}."): name for name in step.structures if name.startswith(f"{whole}.")}
     moments = streams.observe(block, index, list(planned))
     weights = {name: sensitivities[site].outputs for name, site in planned.items() if site in sensitivities}
-    folded = {name for name, site in planned.items() if _is_folded(plan.structures[site])}
+    folded = {name for name, site in planned.items() if _is_folded(step.structures[site])}
     mlp = ARCHITECTURES[streams.model.inventory.model_type].mlp
     changed, errors = dict(planned), {}
     # The site that sets the order of the MLP's hidden units goes first, since the others follow it.
@@ -118,12 +123,12 @@ def _with_compact_sites(
         errors[site] = _compress_site(
             block,
             name,
-            plan,
-            plan.structures[site],
+            step,
+            step.structures[site],
             problem(
                 matrix_of(block.get_submodule(name)),
                 moments.take(name),
-                compensation=plan.compensation,
+                compensation=step.compensation,
                 outputs=weights.get(name),
                 spend=True,
             ),
@@ -131,14 +136,14 @@ def _with_compact_sites(
         )
     if folded:
         changed |= {name: f"{whole}.{name}" for name in mlp.sites}
-    forms = {site: to_dict(plan.structures[site]) for site in planned.values()}
-    return CompressedPart(index + 1, whole, forms, _tensors_of(block, changed), errors)
+    forms = {site: step.structures[site].to_dict() for site in planned.values()}
+    return CompressedPart(whole, forms, _tensors_of(block, changed), errors)
 
 
 def _compress_site(
     block: nn.Module,
     name: str,
-    plan: Plan,
+    step: Factor,
     structure: Structure,
     target: Problem,
     reorder: Callable[[Tensor], None],
@@ -147,7 +152,7 @@ def _compress_site(
 
     `reorder` is told of the order of the site's outputs where its structure sets one.
     """
-    factors = data_free(structure, target.target) if plan.data_free else fit(structure, target)
+    factors = data_free(structure, target.target) if step.data_free else fit(structure, target)
     if _is_folded(structure):
         order = factors.pop("order")
         target = target.reordered(order)
@@ -180,7 +185,7 @@ def _tensors_of(block: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]
 def _replace(block: nn.Module, name: str, structure: Structure, factors: Mapping[str, Tensor]) -> CompactLinear:
     """The compact layer that now stands in the place of the named one, with its bias."""
     bias = getattr(block.get_submodule(name), "bias", None)
-    structures.replace(block, {name: to_dict(structure)})
+    structures.replace(block, {name: structure.to_dict()})
     compact = cast("CompactLinear", block.get_submodule(name))
     _load(compact, factors if bias is None else {**factors, "bias": bias})
     return compact
@@ -198,12 +203,14 @@ def _restore(block: nn.Module, part: CompressedPart, prefix: str) -> None:
 
 
 @torch.no_grad()
-def _compress_embedding(model: BlockwiseModel, plan: Plan, sensitivities: Mapping[str, Sensitivity]) -> CompressedPart:
-    """The factored table, or a part without content where the plan leaves the embedding whole."""
+def _compress_embedding(
+    model: BlockwiseModel, step: Factor, sensitivities: Mapping[str, Sensitivity]
+) -> CompressedPart:
+    """The factored table, or a part without content where the step leaves the embedding whole."""
     name = model.inventory.embedding.name
-    structure = plan.structures.get(name)
+    structure = step.structures.get(name)
     if structure is None:
-        return CompressedPart(0, name, {}, {}, {})
+        return CompressedPart(name)
     if not isinstance(structure, LowRank | Pivoted | Halved):
         raise ValueError(f"{name} cannot be {structure}: an embedding is low rank, pivoted, halved or whole")
     table = model.read([f"{name}.weight"])[f"{name}.weight"].cpu()
@@ -212,16 +219,16 @@ def _compress_embedding(model: BlockwiseModel, plan: Plan, sensitivities: Mappin
         factors = fit_halved(structure, table.float())
     else:
         factors = fit_table(structure, table, weights, curvature)
-    form = to_dict(structure)
+    form = structure.to_dict()
     embedding = structures.build_embedding(form, *table.shape, dtype=table.dtype)
     _load(embedding, factors)
     error = math.sqrt(table_error(table, embedding.dense(), weights, curvature))
     tensors = {f"{name}.{key}": tensor for key, tensor in embedding.state_dict().items()}
     forms, errors = {name: form}, {name: error}
     head = ARCHITECTURES[model.inventory.model_type].head
-    if model.inventory.head is None and isinstance(plan.structures.get(head), Dense):
-        forms[head], errors[head] = to_dict(Dense()), 0.0
-    return CompressedPart(0, name, forms, tensors, errors)
+    if model.inventory.head is None and isinstance(step.structures.get(head), Dense):
+        forms[head], errors[head] = Dense().to_dict(), 0.0
+    return CompressedPart(name, forms, tensors, errors)
 
 
 def _table_weights(table: Tensor, sensitivity: Sensitivity | None) -> tuple[Tensor, Tensor]:
@@ -233,13 +240,12 @@ def _table_weights(table: Tensor, sensitivity: Sensitivity | None) -> tuple[Tens
 
 @torch.no_grad()
 def _compress_head(
-    streams: TwoStreams, plan: Plan, sensitivities: Mapping[str, Sensitivity], site: Site
+    streams: TwoStreams, step: Factor, sensitivities: Mapping[str, Sensitivity], site: Site
 ) -> CompressedPart:
-    """The output head's compact layer, or a part without content where the plan leaves the head whole."""
-    index = part_count(streams.model.inventory) - 1
-    structure = plan.structures.get(site.name)
+    """Return the output head's compact layer, or a part without content where the step leaves the head whole."""
+    structure = step.structures.get(site.name)
     if structure is None:
-        return CompressedPart(index, site.name, {}, {}, {})
+        return CompressedPart(site.name)
     if not isinstance(structure, LowRank | Pivoted):
         raise ValueError(f"{site.name} cannot be {structure}: an output head is low rank, pivoted or whole")
     stored = streams.model.read(f"{site.name}.{key}" for key in ("weight", "bias")[: 1 + site.bias])
@@ -248,13 +254,13 @@ def _compress_head(
     weights = sensitivities[site.name].outputs if site.name in sensitivities else torch.ones(len(table)).double()
     moments = streams.observe_head()
     second = moments.inputs / moments.tokens
-    moved = problem(torch.eye(site.in_features), moments, compensation=plan.compensation).target
-    form = to_dict(structure)
+    moved = problem(torch.eye(site.in_features), moments, compensation=step.compensation).target
+    form = structure.to_dict()
     compact = structures.build(form, site.in_features, site.out_features, site.bias, dtype=table.dtype)
     _load(compact, fit_head(structure, table, weights, second, moved) | bias)
     error = math.sqrt(table_error(table, compact.dense(), weights, second, moved))
     tensors = {f"{site.name}.{key}": tensor for key, tensor in compact.state_dict().items()}
-    return CompressedPart(index, site.name, {site.name: form}, tensors, {site.name: error})
+    return CompressedPart(site.name, {site.name: form}, tensors, {site.name: error})
 
 
 def _compressed_embedding(model: BlockwiseModel, part: CompressedPart) -> AbstractContextManager[None]:

@@ -1,9 +1,6 @@
 """FuseGPT as it was published (arXiv 2411.14507), to be compared with: one block after another is chosen, taken up by
 its group, and removed before the next one is chosen.
 
-    for part in fuse_one_by_one(edited, ids, removals(edited, ids, 8), fusegpt(tokens)):
-        ...                                           # one part per removed block, durable
-
 Its teacher is the model as it was before the removal, so that errors add up unseen, and its loss is blind to what the
 sequences of a batch share; `fusion` differs in both.
 
@@ -11,23 +8,21 @@ Promise: killed and resumed, also within a distillation, it gives the same parts
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
-from torch import Tensor
-
-from workers.compression.models.edited import EditedModel
 from workers.compression.parts import CompressedPart
+from workers.compression.spec.steps import Fuse
 from workers.compression.steps.absorb import (
     Absorption,
-    CheckpointStore,
     absorb,
     following,
     survivors_around,
 )
 from workers.compression.steps.grafting import Ranks
-from workers.compression.steps.influence import BlockScores
+from workers.compression.steps.influence import next_removals
 from workers.compression.steps.local_distillation import Distillation
 from workers.compression.steps.streams import Stream
+from workers.compression.steps.work import Work
 
 EPOCHS = 20
 """Passes over the text for each removed block: as published, over 1024 sequences of 2048 tokens."""
@@ -53,31 +48,19 @@ def fusegpt(tokens: int) -> Absorption:
     )
 
 
-def fuse_one_by_one(
-    edited: EditedModel,
-    ids: Tensor,
-    removals: Iterable[tuple[int, BlockScores]],
-    settings: Absorption,
-    *,
-    start: int = 0,
-    checkpoints: CheckpointStore | None = None,
-) -> Iterator[CompressedPart]:
-    """Yields one part for each of the `removals`, numbered from `start` on, and applies it to `edited`.
-
-    `ids` are calibration tokens [sequences, length]. When resuming, `edited` has the parts before `start`, and
-    `removals` are those still to come.
-    """
-    stream = Stream(edited, ids)
-    for index, (block, scores) in enumerate(removals, start):
-        group = survivors_around(edited.kept, block, settings.survivors)
+def run(step: Fuse, work: Work, finished: Sequence[CompressedPart]) -> Iterator[CompressedPart]:
+    """Yield one part for each block that goes, behind the finished ones."""
+    model, stream = work.model, Stream(work.model, work.ids)
+    in_all = EPOCHS * work.ids.numel() * step.count if step.tokens is None else step.tokens
+    settings = fusegpt(-(-in_all // step.count))
+    for block, scores in next_removals(model, work.ids, step.count - len(finished), step.criterion):
+        group = survivors_around(model.kept, block, settings.survivors)
         entering = stream.entering(min(group[0], block))
-        targets = stream.entering(following(edited, max(group[-1], block), block))
-        with edited.block(block) as donor:
-            found = absorb(edited, group, donor, entering, targets, settings, index, checkpoints)
-        name = f"{edited.inventory.block_prefix}.{block}"
-        part = CompressedPart(
-            index, name, {}, found.tensors, {name: found.error}, removed=(block,), scores=scores.values
+        targets = stream.entering(following(model, max(group[-1], block), block))
+        name = f"{model.inventory.block_prefix}.{block}"
+        with model.block(block) as donor:
+            found = absorb(model, group, donor, entering, targets, settings, name, work.checkpoints)
+        yield CompressedPart(
+            name, tensors=found.tensors, errors={name: found.error}, removed=(block,), scores=scores.values
         )
-        edited.apply(part)
         stream.forget(min(group[0], block))
-        yield part

@@ -1,7 +1,5 @@
 """Narrower MLPs: which hidden units go, and what the down projection must then be. On request narrower attention, too.
 
-    parts = list(narrow(EditedModel(original), 1024, ids, original=original))
-
 Units are chosen by `pruning`, groups of attention heads by `groups`. All blocks keep equally many, so that the result
 has the original's architecture.
 
@@ -11,11 +9,9 @@ bytes, resumed or not.
 """
 
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,59 +19,42 @@ from torch import Tensor, nn
 from workers.compression.math.fewer_inputs import Compensation, Moments, rows_of
 from workers.compression.math.pruning import prune
 from workers.compression.models.edited import put
-from workers.compression.parts import CompressedPart, Finished
+from workers.compression.parts import CompressedPart
 from workers.compression.spec.architectures import ARCHITECTURES
+from workers.compression.spec.steps import Narrow
 from workers.compression.steps.attention_groups import narrow_attention
 from workers.compression.steps.passages import passage
 from workers.compression.steps.projections import adds_to_the_stream
 from workers.compression.steps.streams import PairedStreams
-from workers.compression.steps.two_streams import BlockwiseModel
+from workers.compression.steps.work import Work
 
 DAMPING = 1.0
 """Of the fit of the down projection. Of 0.1, 0.3 and 1 it costs least on text of another kind, and hardly anything on
 the same kind."""
 
 
-class ShrinkingModel(BlockwiseModel, Protocol):
-    """The model to be narrowed; `models.EditedModel` is one."""
-
-    @property
-    def kept(self) -> tuple[int, ...]:
-        """The original's numbers of the blocks that remain, in order."""
+COMPENSATION = 0.5
+"""How much of the difference between the two streams the projections make up for: 0 nothing, 1 all that the text
+shows."""
 
 
 @torch.no_grad()
-def narrow(
-    model: ShrinkingModel,
-    intermediate_size: int | None,
-    ids: Tensor,
-    *,
-    original: BlockwiseModel,
-    key_value_heads: int | None = None,
-    compensation: float = 0.5,
-    start: int = 0,
-    finished: Finished | None = None,
-) -> Iterator[CompressedPart]:
-    """Yields a part for every block of `model` that remains, from the part `start` on; `model` stays as it is.
+def run(step: Narrow, work: Work, finished: Sequence[CompressedPart]) -> Iterator[CompressedPart]:
+    """Yield a part for every block that remains, behind the finished ones.
 
-    `ids` are calibration tokens [sequences, length]. Without `intermediate_size` MLPs stay, without `key_value_heads`
-    attention does. `compensation` is how much of the difference between the two streams the projections are to make up
-    for: 0 nothing, 1 all that the text shows. When resuming, `finished` gives the parts before `start`. Raises
-    ValueError for a `start` above 0 without `finished`, and where a block does not have more hidden units or key/value
-    heads than asked for; HeadsDoNotFit where attention cannot be narrowed.
+    Raises ValueError where a block has no more hidden units or key/value heads than are to remain, and HeadsDoNotFit
+    where attention cannot be narrowed.
     """
-    if start and finished is None:
-        raise ValueError("to resume, say where the finished parts are")
-    sizes = _Sizes(intermediate_size, key_value_heads)
+    model, original = work.model, work.original
     with tempfile.TemporaryDirectory(prefix="hidden-states-") as scratch:
-        streams = PairedStreams(original, model, ids, Path(scratch))
+        streams = PairedStreams(original, model, work.ids, Path(scratch))
         streams.advance_original(0, model.kept[0])
         for number, (index, following) in enumerate(pairwise((*model.kept, original.inventory.blocks))):
-            if number < start and finished is not None:
+            if number < len(finished):
                 streams.advance_original(index, following)
-                part = finished(number)
+                part = finished[number]
             else:
-                part = _narrow_block(streams, index, following, number, sizes, compensation)
+                part = _narrow_block(streams, index, following, step)
                 yield part
             with model.block(index) as block:
                 for name, tensor in part.tensors.items():
@@ -83,50 +62,38 @@ def narrow(
                 streams.advance_model(block, index)
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """What every block is to keep; None: all."""
-
-    intermediate_size: int | None
-    key_value_heads: int | None
-
-
-def _narrow_block(
-    streams: PairedStreams, index: int, following: int, number: int, sizes: _Sizes, compensation: float
-) -> CompressedPart:
-    """Both streams stand before the block; the original's moves on to what enters `following`, the next block that
-    remains."""
+def _narrow_block(streams: PairedStreams, index: int, following: int, step: Narrow) -> CompressedPart:
+    """Return the part that a block becomes. Both streams stand before it; the original's moves on to what enters
+    `following`, the next block that remains."""
     tensors: dict[str, Tensor] = {}
     errors: dict[str, float] = {}
     with streams.model.block(index) as block:
-        if sizes.key_value_heads is not None:
-            attention = narrow_attention(streams, block, index, sizes.key_value_heads, compensation)
+        if step.key_value_heads is not None:
+            attention = narrow_attention(streams, block, index, step.key_value_heads, COMPENSATION)
             tensors, errors = dict(attention.tensors), {attention.site: attention.error}
             for name, tensor in tensors.items():
                 put(block, name, tensor)
-        if sizes.intermediate_size is None:
+        if step.intermediate_size is None:
             streams.advance_original(index, following)
         else:
-            narrowed, error = _narrow_mlp(streams, block, index, following, sizes.intermediate_size, compensation)
+            narrowed, error = _narrow_mlp(streams, block, index, following, step.intermediate_size)
             tensors |= narrowed
             errors |= error
     whole = f"{streams.model.inventory.block_prefix}.{index}"
     return CompressedPart(
-        number,
         whole,
-        {},
-        {f"{whole}.{name}": tensor for name, tensor in tensors.items()},
-        {f"{whole}.{name}": error for name, error in errors.items()},
+        tensors={f"{whole}.{name}": tensor for name, tensor in tensors.items()},
+        errors={f"{whole}.{name}": error for name, error in errors.items()},
     )
 
 
 def _narrow_mlp(
-    streams: PairedStreams, block: nn.Module, index: int, following: int, size: int, compensation: float
+    streams: PairedStreams, block: nn.Module, index: int, following: int, size: int
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The MLP's tensors and the error that they leave, by names inside the block."""
     mlp = ARCHITECTURES[streams.model.inventory.model_type].mlp
     moments = _observe(streams, block, index, following, mlp.leaving)
-    problem = Compensation(moments, block.get_submodule(mlp.leaving), compensation, DAMPING)
+    problem = Compensation(moments, block.get_submodule(mlp.leaving), COMPENSATION, DAMPING)
     found = prune(problem.target, problem.inputs, size)
     tensors = problem.tensors(mlp.leaving, found)
     units = len(problem.inputs)

@@ -1,7 +1,5 @@
 """One sweep over a model that has lost blocks, after which its stream is again near the original's. No training.
 
-    parts = list(realign(original, edited, ids))      # one part for each block that remains
-
 The last projection before each gap is refitted to what the original has after the gap. Behind the first gap every
 block is partly brought back to what the original has there, at its attention's output projection and at its last one:
 each on the stream that the refits before it have left. Where a norm stands behind the attention, as in Gemma 2 and 3,
@@ -12,16 +10,14 @@ same text. Two blocks' weights are in memory; the two streams wait in a temporar
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from workers.compression.models.edited import EditedModel
-from workers.compression.models.streamed import StreamedModel
-from workers.compression.parts import CompressedPart, Finished
+from workers.compression.parts import CompressedPart
+from workers.compression.spec.steps import Refit as RefitStep
 from workers.compression.steps.projections import (
     Refit,
     refit,
@@ -30,6 +26,7 @@ from workers.compression.steps.projections import (
     stream_behind_attention,
 )
 from workers.compression.steps.streams import PairedStreams
+from workers.compression.steps.work import Work
 
 # Tried on SmolLM2-135M without eight blocks, on text apart from that of bench/RESULTS.md: a third of these ridges did
 # as well, twice as much a little worse.
@@ -39,45 +36,27 @@ ATTENTION = Refit(ridge=0.3, share=0.5)
 
 
 @torch.no_grad()
-def realign(
-    original: StreamedModel,
-    edited: EditedModel,
-    ids: Tensor,
-    *,
-    first: int = 0,
-    start: int = 0,
-    finished: Finished | None = None,
-) -> Iterator[CompressedPart]:
-    """Yields one part for each block that remains, and applies it to `edited`; up to the first gap there is nothing to
-    refit, and the parts are empty.
+def run(step: RefitStep, work: Work, finished: Sequence[CompressedPart]) -> Iterator[CompressedPart]:
+    """Yield one part for each block that remains, behind the finished ones.
 
-    `ids` are calibration tokens [sequences, length]. Parts are numbered from `first` on. When resuming at the number
-    `start`, `edited` is as it was before the sweep, and `finished` gives the parts from `first` up to there.
+    Before the first gap there is nothing to refit, and the parts are empty. The finished parts are in `work.model`.
     """
-    if finished is not None and start >= first + len(edited.kept):
-        for number in range(first, first + len(edited.kept)):
-            edited.apply(finished(number))
-        return
+    model = work.model
     with tempfile.TemporaryDirectory(prefix="hidden-states-") as scratch:
-        streams = PairedStreams(original, edited, ids, Path(scratch))
-        streams.advance_original(0, edited.kept[0])
-        places = pairwise((*edited.kept, edited.inventory.blocks))
-        for number, (index, following) in enumerate(places, first):
-            if number < start and finished is not None:
-                edited.apply(finished(number))
+        streams = PairedStreams(work.original, model, work.ids, Path(scratch))
+        streams.advance_original(0, model.kept[0])
+        for number, (index, following) in enumerate(pairwise((*model.kept, model.inventory.blocks))):
+            if number < len(finished):
                 streams.advance_original(index, following)
-                with edited.block(index) as block:
+                with model.block(index) as block:
                     streams.advance_model(block, index)
-                continue
-            part = _realigned(streams, index, following, number, removed_before=index - (number - first))
-            edited.apply(part)
-            yield part
+            else:
+                yield _refitted(streams, index, following, removed_before=index - number)
 
 
-def _realigned(
-    streams: PairedStreams, index: int, following: int, number: int, *, removed_before: int
-) -> CompressedPart:
-    """The part that a block is; both streams pass it, the original's also those missing before `following`."""
+def _refitted(streams: PairedStreams, index: int, following: int, *, removed_before: int) -> CompressedPart:
+    """Return the part that a block becomes; both streams pass it, the original's also those missing before
+    `following`."""
     model, name = streams.model, f"{streams.model.inventory.block_prefix}.{index}"
     is_last_before_a_gap = following > index + 1
     with model.block(index) as block:
@@ -88,9 +67,9 @@ def _realigned(
         streams.advance_original(index, following)
         if not removed_before and not is_last_before_a_gap:
             streams.advance_model(block, index)
-            return CompressedPart(number, name, {}, {}, {})
+            return CompressedPart(name)
         settings = BEFORE_A_GAP if is_last_before_a_gap else ELSEWHERE
         refit(model, block, index, streams.after, streams.before, settings)
         streams.advance_model(block, index)
         tensors = refitted_tensors(model, block, index, attention=removed_before > 0)
-        return CompressedPart(number, name, {}, tensors, {name: streams.error()})
+        return CompressedPart(name, tensors=tensors, errors={name: streams.error()})

@@ -1,12 +1,10 @@
-"""The simplest smaller model: the original without some of its blocks, and nothing put in their place.
+"""Leave out blocks: as a step of a plan, and as the simplest smaller model, which a method has to beat at its size.
 
-    count = blocks_to_drop(model.inventory, parameters)
-    parts = list(drop(model, ids, count))
-
-It is what a method has to beat at the same size.
+count = blocks_to_drop(model.inventory, parameters)
+parts = list(drop(model, ids, count))
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor
 
@@ -14,12 +12,20 @@ from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.spec.architectures import Inventory
-from workers.compression.steps.influence import BlockScores, removals
+from workers.compression.spec.steps import Remove
+from workers.compression.steps.influence import BlockScores, next_removals, removals
+from workers.compression.steps.work import Work
+
+
+def run(step: Remove, work: Work, finished: Sequence[CompressedPart]) -> Iterator[CompressedPart]:
+    """Yield one part for each block that goes, behind the finished ones."""
+    going = next_removals(work.model, work.ids, step.count - len(finished), step.criterion)
+    yield from removal_parts(work.model.inventory, going)
 
 
 def blocks_to_drop(inventory: Inventory, parameters: int) -> int:
-    """How many blocks have to go for the stored parameters to come nearest to those wanted: at least one, and never
-    all. Blocks are alike, so it does not matter which. Raises ValueError for a model of a single block."""
+    """Return how many blocks have to go for the stored parameters to come nearest to `parameters`: at least one, and
+    never all. Blocks are alike, so it does not matter which. Raises ValueError for a model of a single block."""
     if inventory.blocks < 2:
         raise ValueError("a model of a single block has none to spare")
 
@@ -30,15 +36,12 @@ def blocks_to_drop(inventory: Inventory, parameters: int) -> int:
 
 
 def drop(model: StreamedModel, ids: Tensor, count: int) -> Iterator[CompressedPart]:
-    """Yields one part for each of `count` blocks, the least influential of those left first (`macro_influence` over
+    """Yield one part for each of `count` blocks, the least influential of those left first (`macro_influence` over
     token ids [N, T])."""
     yield from removal_parts(model.inventory, removals(EditedModel(model), ids, count))
 
 
-def removal_parts(
-    inventory: Inventory, removals: Iterable[tuple[int, BlockScores]], start: int = 0
-) -> Iterator[CompressedPart]:
-    """One part for each block that goes, numbered from `start` on, with the scores by which it was chosen."""
-    for index, (block, scores) in enumerate(removals, start):
-        name = f"{inventory.block_prefix}.{block}"
-        yield CompressedPart(index, name, {}, {}, {}, removed=(block,), scores=scores.values)
+def removal_parts(inventory: Inventory, removals: Iterable[tuple[int, BlockScores]]) -> Iterator[CompressedPart]:
+    """Yield one part for each block that goes, with the scores by which it was chosen."""
+    for block, scores in removals:
+        yield CompressedPart(f"{inventory.block_prefix}.{block}", removed=(block,), scores=scores.values)

@@ -31,7 +31,7 @@ def trainable(student: PreTrainedModel, train: Trainable) -> Mapping[str, nn.Par
     return chosen
 
 
-def trained_part(edited: EditedModel, trained: Mapping[str, Tensor], index: int) -> CompressedPart:
+def trained_part(edited: EditedModel, trained: Mapping[str, Tensor]) -> CompressedPart:
     """What a training left of a student that was `edited.whole()`, as one more part, named as in the original.
 
     The tensors are those of `trained`, not copies.
@@ -41,7 +41,7 @@ def trained_part(edited: EditedModel, trained: Mapping[str, Tensor], index: int)
         architecture.canonical(original_name(name, prefix, edited.kept)): tensor.detach()
         for name, tensor in trained.items()
     }
-    return CompressedPart(index, NAME, {}, tensors, {})
+    return CompressedPart(NAME, tensors=tensors)
 
 
 def _is_factored(module: nn.Module) -> bool:

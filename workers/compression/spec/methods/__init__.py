@@ -1,0 +1,48 @@
+"""The methods that a recipe may name. `METHODS` is the only list: add a file, and one line here."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from workers.compression.spec.methods.auto import AUTO
+from workers.compression.spec.methods.base import Leaves, Method, MethodOptions, Need, PlanningMethod, Spectra
+from workers.compression.spec.methods.errors import MethodDoesNotFit, OptionDoesNotFit
+from workers.compression.spec.methods.fusegpt import FUSEGPT
+from workers.compression.spec.methods.fusion import FUSION
+from workers.compression.spec.methods.low_rank import LOW_RANK
+from workers.compression.spec.methods.svd import SVD
+from workers.compression.spec.methods.tqcompressor import TQCOMPRESSOR
+from workers.compression.spec.methods.width import WIDTH
+from workers.compression.spec.methods.width_low_rank import WIDTH_LOW_RANK
+
+METHODS: Mapping[str, Method[Any]] = MappingProxyType(
+    {method.name: method for method in (AUTO, LOW_RANK, WIDTH_LOW_RANK, WIDTH, FUSION, SVD, FUSEGPT, TQCOMPRESSOR)}
+)
+
+
+def method_of(options: MethodOptions) -> Method[Any]:
+    """Return the method that the options are for."""
+    return METHODS[options.name]
+
+
+def planner_of(options: MethodOptions) -> PlanningMethod[Any]:
+    """Return the method that the options are for. Raises TypeError for one that only chooses among others."""
+    method = METHODS[options.name]
+    if not isinstance(method, PlanningMethod):
+        raise TypeError(f"{options.name} does not plan; ask one of its candidates")
+    return method
+
+
+__all__ = [
+    "METHODS",
+    "Leaves",
+    "Method",
+    "MethodDoesNotFit",
+    "MethodOptions",
+    "Need",
+    "OptionDoesNotFit",
+    "PlanningMethod",
+    "Spectra",
+    "method_of",
+    "planner_of",
+]

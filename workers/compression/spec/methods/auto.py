@@ -1,0 +1,49 @@
+"""The default: try several methods and take the one that does best on text that they did not see."""
+
+from typing import ClassVar, Literal
+
+from workers.compression.spec.architectures import Inventory
+from workers.compression.spec.methods.base import Leaves, Method, MethodOptions, Need
+from workers.compression.spec.methods.fusion import FUSION, FusionOptions
+from workers.compression.spec.methods.low_rank import LOW_RANK, LowRankOptions
+from workers.compression.spec.methods.width import WIDTH, WidthOptions
+from workers.compression.spec.methods.width_low_rank import WIDTH_LOW_RANK, WidthLowRankOptions
+from workers.compression.spec.ranges import Range
+
+
+class AutoOptions(MethodOptions):
+    """The method `auto` has no options."""
+
+    name: Literal["auto"] = "auto"
+
+
+class AutoMethod(Method[AutoOptions]):
+    """Plans nothing by itself: a trial of each candidate decides (`workers.compression.choice`)."""
+
+    name: ClassVar[str] = "auto"
+    title: ClassVar[str] = "the best of several, by trial"
+    description: ClassVar[str] = (
+        "Tries `low_rank`, `width_low_rank`, `width` and `fusion` on part of the calibration text and takes the one "
+        "that does best on text that it kept back. The report lists what each one came to."
+    )
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.TRIALS})
+    leaves: ClassVar[Leaves] = Leaves.EITHER
+    options = AutoOptions
+
+    def range(self, inventory: Inventory, options: AutoOptions) -> Range:
+        return Range.spanning(*self._ranges(inventory).values())
+
+    def candidates(self, inventory: Inventory, ratio: float, options: AutoOptions) -> tuple[MethodOptions, ...]:
+        return tuple(each for each, reached in self._ranges(inventory).items() if ratio in reached)
+
+    def _ranges(self, inventory: Inventory) -> dict[MethodOptions, Range]:
+        low_rank, both, width, fusion = LowRankOptions(), WidthLowRankOptions(), WidthOptions(), FusionOptions()
+        return {
+            low_rank: LOW_RANK.range(inventory, low_rank),
+            both: WIDTH_LOW_RANK.range(inventory, both),
+            width: WIDTH.range(inventory, width),
+            fusion: FUSION.range(inventory, fusion),
+        }
+
+
+AUTO = AutoMethod()

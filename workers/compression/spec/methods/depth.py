@@ -1,0 +1,58 @@
+"""What methods share that remove blocks first and narrow the MLPs for the remainder."""
+
+from abc import abstractmethod
+from typing import ClassVar
+
+from workers.compression.spec.architectures import Inventory
+from workers.compression.spec.dimensions import (
+    intermediate_size,
+    intermediate_size_for,
+    resized_parameters,
+    width_range,
+)
+from workers.compression.spec.methods.base import Leaves, Options, PlanningMethod, Spectra
+from workers.compression.spec.plan import Plan
+from workers.compression.spec.ranges import TOLERANCE, Range
+from workers.compression.spec.steps import Narrow, Step
+
+BLOCKS_FLOOR = 1 / 2
+"""The least fraction of its blocks that a model keeps."""
+
+
+class DepthMethod(PlanningMethod[Options]):
+    """A method that removes as many blocks as the target allows, then narrows MLPs. The blocks of a model are alike, so
+    how many go is known before it is known which."""
+
+    leaves: ClassVar[Leaves] = Leaves.PLAIN
+
+    @abstractmethod
+    def removal(self, count: int, options: Options) -> tuple[Step, ...]:
+        """Return the steps that remove `count` blocks, at least one."""
+
+    def range(self, inventory: Inventory, options: Options) -> Range:
+        gone = range(_most_blocks(inventory))
+        return Range(width_range(inventory).lowest, width_range(inventory, gone).highest)
+
+    def plan(self, inventory: Inventory, ratio: float, options: Options, measured: Spectra) -> Plan:
+        self.range(inventory, options).require(ratio, self.name)
+        before, whole = inventory.total_parameters, intermediate_size(inventory)
+        removed = range(_blocks_to_remove(inventory, ratio))
+        steps = self.removal(len(removed), options) if removed else ()
+        after = resized_parameters(inventory, removed, whole)
+        if not removed or abs(after - before / ratio) > TOLERANCE * before / ratio:
+            size = intermediate_size_for(inventory, ratio, removed)
+            after = resized_parameters(inventory, removed, size)
+            steps = (*steps, Narrow(intermediate_size=size))
+        return Plan(method=self.name, steps=steps, parameters_before=before, parameters_after=after)
+
+
+def _blocks_to_remove(inventory: Inventory, ratio: float) -> int:
+    """Return the most blocks whose removal leaves no less than the target asks for, within the tolerance."""
+    budget = inventory.total_parameters / ratio * (1 - TOLERANCE)
+    whole = intermediate_size(inventory)
+    counts = range(_most_blocks(inventory), -1, -1)
+    return next(count for count in counts if resized_parameters(inventory, range(count), whole) >= budget)
+
+
+def _most_blocks(inventory: Inventory) -> int:
+    return int(inventory.blocks * (1 - BLOCKS_FLOOR))

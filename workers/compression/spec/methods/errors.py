@@ -1,0 +1,15 @@
+"""Why a method cannot be used on a model."""
+
+from workers.compression.spec.errors import CompressionError
+
+
+class MethodDoesNotFit(CompressionError):
+    """The method is defined for another architecture, or would not make this model smaller."""
+
+
+class OptionDoesNotFit(CompressionError):
+    """An option of the method asks for what the model does not have; `option` is its name."""
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(message)
+        self.option = option

@@ -1,0 +1,100 @@
+"""TQCompressedGPT-2 as released (arXiv 2401.16367), for comparison.
+
+The released configuration halves the embedding's width twice and turns both MLP matrices of every odd block into four
+Kronecker terms with small factors of 2 × 4 and permutations on both sides. Attention and even blocks stay whole, and no
+data enters the fit. The release keeps a whole output head beside the halved embedding; its count of 81 million leaves
+that head out, and the permutations as well. Ours counts every stored number.
+
+The published order of the steps matters only to the training between them, which is not part of a plan. Without it each
+fit sees one matrix as the original has it, and the second halving sees the codes that the first one left, whatever
+became of the blocks meanwhile. So both halvings are one structure here.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from workers.compression.spec.architectures import ARCHITECTURES, Inventory, Site
+from workers.compression.spec.families import stored_parameters
+from workers.compression.spec.methods.base import Leaves, MethodOptions, Need, PlanningMethod, Spectra
+from workers.compression.spec.methods.errors import MethodDoesNotFit, OptionDoesNotFit
+from workers.compression.spec.plan import Plan
+from workers.compression.spec.ranges import Range, RatioOutOfRange
+from workers.compression.spec.steps import Factor
+from workers.compression.spec.structures import Dense, Halved, Kronecker, MalformedStructure, Structure
+
+HALVINGS = 2
+TERMS = 4
+WIDE, NARROW = 4, 2
+
+
+class TqCompressorOptions(MethodOptions):
+    """Which of the two published sizes is meant."""
+
+    name: Literal["tqcompressor"] = "tqcompressor"
+    tied_head: bool = Field(
+        False,
+        description="let the output head read the halved embedding, which makes the model as small as its published "
+        "count; otherwise the head keeps the whole table, as the released weights do",
+    )
+
+
+class TqCompressorMethod(PlanningMethod[TqCompressorOptions]):
+    """A published configuration: it says what every matrix becomes, so it has one ratio on each model."""
+
+    name: ClassVar[str] = "tqcompressor"
+    title: ClassVar[str] = "TQCompressedGPT-2 as released, for comparison"
+    description: ClassVar[str] = (
+        "Halves the embedding twice and turns the MLPs of odd blocks into four permuted Kronecker terms, fitted "
+        "without data. For GPT-2 only, with one ratio on each model."
+    )
+    paper: ClassVar[str | None] = "arXiv 2401.16367"
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    leaves: ClassVar[Leaves] = Leaves.FACTORED
+    phased: ClassVar[bool] = True
+    options = TqCompressorOptions
+
+    def range(self, inventory: Inventory, options: TqCompressorOptions) -> Range:
+        return Range.around(self._plan(inventory, options).ratio)
+
+    def plan(self, inventory: Inventory, ratio: float, options: TqCompressorOptions, measured: Spectra) -> Plan:
+        plan = self._plan(inventory, options)
+        if ratio not in Range.around(plan.ratio):
+            raise RatioOutOfRange(
+                f"{self.name} makes this model {plan.ratio:.3f} times smaller; {ratio:g} was asked for"
+            )
+        return plan
+
+    def _plan(self, inventory: Inventory, options: TqCompressorOptions) -> Plan:
+        if inventory.model_type != "gpt2":
+            raise MethodDoesNotFit(f"{self.name} is defined for gpt2 and not for {inventory.model_type}; send low_rank")
+        if options.tied_head and inventory.head is not None:
+            raise OptionDoesNotFit("tied_head", "this model has an output head of its own; send false or leave it out")
+        structures = _structures(inventory, tied_head=options.tied_head)
+        before = inventory.total_parameters
+        try:
+            after = stored_parameters(inventory, structures)
+        except MalformedStructure as error:
+            raise MethodDoesNotFit(f"{self.name} does not fit this model's sizes: {error}") from error
+        if after >= before:
+            raise MethodDoesNotFit(f"{self.name} would not make this model smaller; send low_rank")
+        step = Factor(structures=structures, compensation=0.0, data_free=True)
+        return Plan(method=self.name, steps=(step,), parameters_before=before, parameters_after=after)
+
+
+def _structures(inventory: Inventory, *, tied_head: bool) -> dict[str, Structure]:
+    structures: dict[str, Structure] = {inventory.embedding.name: Halved(HALVINGS)}
+    if not tied_head and inventory.head is None:
+        structures[ARCHITECTURES[inventory.model_type].head] = Dense()
+    odd = (site for site in inventory.sites if site.block is not None and site.block % 2 == 1)
+    return structures | {site.name: _four_terms(site) for site in odd if ".mlp." in site.name}
+
+
+def _four_terms(site: Site) -> Kronecker:
+    """Return the structure of an MLP matrix: the small factor's larger side lies along that of the matrix."""
+    rows, columns = (WIDE, NARROW) if site.out_features > site.in_features else (NARROW, WIDE)
+    out_shape, in_shape = (site.out_features // rows, rows), (site.in_features // columns, columns)
+    return Kronecker(TERMS, out_shape, in_shape, permute_in=True, permute_out=True)
+
+
+TQCOMPRESSOR = TqCompressorMethod()

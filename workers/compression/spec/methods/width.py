@@ -1,0 +1,74 @@
+"""Narrower MLPs and, on request, fewer attention heads: an ordinary checkpoint of the original's architecture."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from workers.compression.spec.architectures import Inventory
+from workers.compression.spec.dimensions import (
+    intermediate_size_for,
+    resized_parameters,
+    width_range,
+)
+from workers.compression.spec.heads import HeadsDoNotFit, regrouped
+from workers.compression.spec.methods.base import Leaves, MethodOptions, PlanningMethod, Spectra
+from workers.compression.spec.methods.errors import OptionDoesNotFit
+from workers.compression.spec.plan import Plan
+from workers.compression.spec.ranges import TOLERANCE, Range
+from workers.compression.spec.steps import Narrow
+
+
+class WidthOptions(MethodOptions):
+    """What narrower blocks are to keep."""
+
+    name: Literal["width"] = "width"
+    key_value_heads: int | None = Field(
+        None,
+        ge=1,
+        description="key/value heads that each block keeps, with the query heads that share them, for architectures "
+        "whose config can say so; the MLPs pay for what the ratio then still asks; null keeps all heads",
+    )
+
+
+class WidthMethod(PlanningMethod[WidthOptions]):
+    """Removes the hidden units whose loss the others make up for best, and fits the down projection anew."""
+
+    name: ClassVar[str] = "width"
+    title: ClassVar[str] = "narrower MLPs"
+    description: ClassVar[str] = (
+        "Removes hidden units of the MLPs, those whose loss the others can best make up for, and fits the down "
+        "projections anew. Leaves an ordinary checkpoint."
+    )
+    leaves: ClassVar[Leaves] = Leaves.PLAIN
+    options = WidthOptions
+
+    def range(self, inventory: Inventory, options: WidthOptions) -> Range:
+        narrower = _with_heads(inventory, options)
+        reached = inventory.total_parameters / narrower.total_parameters
+        width = width_range(narrower)
+        return width if options.key_value_heads is None else Range(reached, reached * width.highest)
+
+    def plan(self, inventory: Inventory, ratio: float, options: WidthOptions, measured: Spectra) -> Plan:
+        self.range(inventory, options).require(ratio, self.name)
+        narrower = _with_heads(inventory, options)
+        before, after = inventory.total_parameters, narrower.total_parameters
+        rest, size = ratio * after / before, None
+        if options.key_value_heads is None or rest > 1 + TOLERANCE:
+            # On a tiny model a single hidden unit may be more than the tolerance.
+            size = intermediate_size_for(narrower, max(rest, width_range(narrower).lowest))
+            after = resized_parameters(narrower, (), size)
+        step = Narrow(intermediate_size=size, key_value_heads=options.key_value_heads)
+        return Plan(method=self.name, steps=(step,), parameters_before=before, parameters_after=after)
+
+
+def _with_heads(inventory: Inventory, options: WidthOptions) -> Inventory:
+    """Return the inventory with as many key/value heads as the options ask for. Raises OptionDoesNotFit."""
+    if options.key_value_heads is None:
+        return inventory
+    try:
+        return regrouped(inventory, options.key_value_heads)
+    except HeadsDoNotFit as error:
+        raise OptionDoesNotFit("key_value_heads", str(error)) from error
+
+
+WIDTH = WidthMethod()

@@ -1,0 +1,58 @@
+"""Narrower MLPs for one half of the target, low rank for the other."""
+
+import math
+from typing import ClassVar, Literal
+
+from workers.compression.spec.architectures import Inventory
+from workers.compression.spec.dimensions import (
+    intermediate_size_for,
+    least_intermediate_size,
+    narrowed,
+    width_range,
+)
+from workers.compression.spec.methods.base import Leaves, MethodOptions, PlanningMethod, Spectra
+from workers.compression.spec.methods.low_rank import LOW_RANK, LowRankOptions
+from workers.compression.spec.plan import Plan
+from workers.compression.spec.ranges import TOLERANCE, Range
+from workers.compression.spec.steps import FactorToSize, Narrow
+
+
+class WidthLowRankOptions(MethodOptions):
+    """The method `width_low_rank` has no options."""
+
+    name: Literal["width_low_rank"] = "width_low_rank"
+
+
+class WidthLowRankMethod(PlanningMethod[WidthLowRankOptions]):
+    """Divides the target on a logarithmic scale: both halves make the model √ratio times smaller."""
+
+    name: ClassVar[str] = "width_low_rank"
+    title: ClassVar[str] = "narrower MLPs, then low rank"
+    description: ClassVar[str] = (
+        "Narrows the MLPs as `width` does for one half of the target, and factors what is left as `low_rank` does for "
+        "the other."
+    )
+    leaves: ClassVar[Leaves] = Leaves.FACTORED
+    options = WidthLowRankOptions
+
+    def range(self, inventory: Inventory, options: WidthLowRankOptions) -> Range:
+        # What factors reach depends on the width; what they reach at the narrowest holds for all.
+        width = width_range(inventory)
+        narrowest = narrowed(inventory, least_intermediate_size(inventory))
+        factored = LOW_RANK.range(narrowest, LowRankOptions())
+        # Hidden units are whole, so the width may take a little more than its half and leave the factors a little less.
+        lowest = max(width.lowest, factored.lowest * (1 + TOLERANCE)) ** 2
+        return Range(lowest, min(width.highest, factored.highest) ** 2)
+
+    def plan(self, inventory: Inventory, ratio: float, options: WidthLowRankOptions, measured: Spectra) -> Plan:
+        self.range(inventory, options).require(ratio, self.name)
+        before = inventory.total_parameters
+        after = round(before / ratio)
+        steps = (
+            Narrow(intermediate_size=intermediate_size_for(inventory, math.sqrt(ratio))),
+            FactorToSize(method=LOW_RANK.name, parameters=after),
+        )
+        return Plan(method=self.name, steps=steps, parameters_before=before, parameters_after=after)
+
+
+WIDTH_LOW_RANK = WidthLowRankMethod()

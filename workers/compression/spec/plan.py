@@ -1,0 +1,43 @@
+"""A plan: the steps that make a model smaller, and what it stores before and after them."""
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from workers.compression.spec.architectures import Inventory
+from workers.compression.spec.steps import BaseStep, Label, Step
+
+AStep = TypeVar("AStep", bound=BaseStep)
+
+
+class Plan(BaseModel):
+    """What becomes of a model. `method` is the one that planned it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    steps: tuple[Step, ...]
+    parameters_before: int
+    parameters_after: int
+
+    @property
+    def ratio(self) -> float:
+        """Stored parameters, before / after."""
+        return self.parameters_before / self.parameters_after
+
+    def labels_by_step(self, inventory: Inventory) -> Iterator[tuple[Label, ...]]:
+        """Yield the labels of the parts that each step leaves. `inventory` is the original's."""
+        removed = 0
+        for step in self.steps:
+            labels = step.labels(inventory, removed)
+            removed += len(labels) if step.removes else 0
+            yield labels
+
+    def labels(self, inventory: Inventory) -> tuple[Label, ...]:
+        """Return the labels of all parts, in order. `inventory` is the original's."""
+        return tuple(label for labels in self.labels_by_step(inventory) for label in labels)
+
+    def step(self, kind: type[AStep]) -> AStep | None:
+        """Return the first step of that kind, or None where the plan has none."""
+        return next((step for step in self.steps if isinstance(step, kind)), None)
