@@ -4,9 +4,9 @@ from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
+from workers.compression.spec.catalog import names
 
 from app.contract.recipe import Calibration, Criterion, Method, Recipe, Scheme
-from workers.compression.spec.catalog import names
 from workers.compression.spec.quantisation import SCHEMES
 from workers.compression.steps.influence import CRITERIA
 from workers.report.plots import SCORES

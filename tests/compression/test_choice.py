@@ -9,18 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.compression.planning import plan_of, range_of
 from tests.compression.steps.test_factor import calibration, open_tiny
 from workers.compression import choice
-from workers.compression.choice import TRIED_TOKENS, divided, trials
+from workers.compression.choice import TRIED_TOKENS, Trial, divided, trials
 from workers.compression.evaluation.fidelity import Perplexity, perplexity
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
 from workers.compression.spec.errors import CompressionError
-from workers.compression.spec.plans import Plan
-from workers.compression.spec.ranges import candidates, range_of
-from workers.compression.spec.sizes import resized_plan
+from workers.compression.spec.methods import MethodOptions
+from workers.compression.spec.methods.auto import AUTO
+from workers.compression.spec.plan import Plan
 
 RATIO = 1.5
 
@@ -32,26 +33,36 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def candidates(model: StreamedModel, ratio: float = RATIO) -> tuple[MethodOptions, ...]:
+    return AUTO.candidates(model.inventory, ratio, AUTO.options())
+
+
+def tried(model: StreamedModel, ids: Tensor, **options: Any) -> Iterator[Trial]:
+    return trials(model, candidates(model), RATIO, ids, **options)
+
+
 def test_every_method_that_reaches_the_ratio_is_tried(directory: Path) -> None:
     model = StreamedModel.open(directory)
-    tried = [trial.method for trial in trials(model, RATIO, calibration())]
-    assert tried == list(candidates(model.inventory, RATIO))
-    assert set(tried) == {"kronecker", "hybrid", "width", "fusion"}
+    found = [trial.method for trial in tried(model, calibration())]
+    assert found == list(candidates(model))
+    assert {method.name for method in found} == {"low_rank", "width_low_rank", "width", "fusion"}
 
 
 def test_a_method_that_does_not_reach_the_ratio_is_not_tried(directory: Path) -> None:
-    inventory = StreamedModel.open(directory).inventory
-    beyond = range_of(inventory, "width").highest * 1.05
-    assert "width" not in candidates(inventory, beyond)
-    assert "kronecker" in candidates(inventory, beyond)
+    model = StreamedModel.open(directory)
+    names = {method.name for method in candidates(model, range_of(model.inventory, "width").highest * 1.05)}
+    assert "width" not in names
+    assert "low_rank" in names
 
 
 def test_a_method_is_judged_by_text_that_was_kept_back(directory: Path) -> None:
     model, ids = StreamedModel.open(directory), calibration()
     seen, kept_back = divided(ids)
-    plan = resized_plan(model.inventory, "width", RATIO)
-    expected = perplexity(EditedModel(model, list(compress(model, plan, seen))), kept_back).value
-    found = {trial.method: trial.perplexity for trial in trials(model, RATIO, ids)}
+    parts: list[CompressedPart] = []
+    for _ in compress(model, plan_of(model.inventory, "width", RATIO), seen, parts):
+        pass
+    expected = perplexity(EditedModel(model, parts), kept_back).value
+    found = {trial.method.name: trial.perplexity for trial in tried(model, ids)}
     assert found["width"] == expected
 
 
@@ -71,21 +82,21 @@ def test_a_trial_takes_a_small_part_of_a_long_text() -> None:
 
 def test_of_a_single_sequence_one_half_judges(directory: Path) -> None:
     one: Tensor = calibration()[:1]
-    assert len(list(trials(StreamedModel.open(directory), RATIO, one))) == 4
+    assert len(list(tried(StreamedModel.open(directory), one))) == 4
 
 
 @pytest.mark.parametrize("error", [CompressionError("it does not fit"), torch.linalg.LinAlgError("singular")])
 def test_a_method_that_fails_on_the_model_is_left_out(
     error: Exception, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse_width(model: object, plan: Plan, *arguments: Any, **options: Any) -> Iterator[CompressedPart]:
+    def refuse_width(model: object, plan: Plan, *arguments: Any, **options: Any) -> Iterator[int]:
         if plan.method == "width":
             raise error
-        return compress(EditedModel(StreamedModel.open(directory)), plan, *arguments, **options)
+        return compress(StreamedModel.open(directory), plan, *arguments, **options)
 
     monkeypatch.setattr(choice, "compress", refuse_width)
-    found = [trial.method for trial in trials(StreamedModel.open(directory), RATIO, calibration())]
-    assert found == ["kronecker", "hybrid", "fusion"]
+    found = [trial.method.name for trial in tried(StreamedModel.open(directory), calibration())]
+    assert found == ["low_rank", "width_low_rank", "fusion"]
 
 
 @pytest.mark.parametrize("left", [math.nan, math.inf])
@@ -94,19 +105,18 @@ def test_a_method_that_leaves_no_finite_perplexity_is_left_out(
 ) -> None:
     left_by_each = iter([left, 30.0, 20.0, left])
     monkeypatch.setattr(choice, "perplexity", lambda *_: Perplexity(next(left_by_each), 60))
-    monkeypatch.setattr(choice, "_tried", lambda *_: [])
-    found = [trial.perplexity for trial in trials(StreamedModel.open(directory), RATIO, calibration())]
+    monkeypatch.setattr(choice, "_compressed", lambda *_: [])
+    found = [trial.perplexity for trial in tried(StreamedModel.open(directory), calibration())]
     assert found == [30.0, 20.0]
 
 
-def test_parts_may_be_kept_elsewhere(directory: Path) -> None:
-    kept: list[CompressedPart] = []
+def test_the_parts_of_each_trial_go_into_a_store_of_its_own(directory: Path) -> None:
+    stores: list[list[CompressedPart]] = []
 
-    def keep(part: CompressedPart) -> CompressedPart:
-        kept.append(part)
-        return part
+    def store() -> list[CompressedPart]:
+        stores.append([])
+        return stores[-1]
 
-    model = StreamedModel.open(directory)
-    list(trials(model, RATIO, calibration(), keep=keep))
-    assert {name for part in kept for name in part.structures}
-    assert any(part.removed for part in kept)
+    found = list(tried(StreamedModel.open(directory), calibration(), store=store))
+    assert len(stores) == len(found) == 4
+    assert all(stores)

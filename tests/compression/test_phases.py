@@ -7,21 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from workers.compression.math.allocation import measured_plan
+from workers.compression.spec.catalog import PRESETS
+from workers.compression.spec.plans import Plan
+from workers.compression.spec.sizes import resized_plan
 
 from tests.compression.steps.test_factor import calibration, open_tiny, same_bytes, sensitivities_of
 from tests.tiny import write_tiny_gpt2
 from workers.compression.formats.checkpoint import write_package
-from workers.compression.math.allocation import measured_plan
 from workers.compression.math.sensitivity import Sensitivity
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.phases import Phase, compress_phase, phases
 from workers.compression.pipeline import part_count
-from workers.compression.spec.catalog import PRESETS
-from workers.compression.spec.plans import Plan
 from workers.compression.spec.ranges import range_of
-from workers.compression.spec.sizes import resized_plan
 from workers.compression.steps import factor as sequential
 
 TRAINED = "trained"
@@ -81,7 +81,7 @@ def moved(model: StreamedModel, parts: list[CompressedPart], phase: Phase) -> Co
     edited = EditedModel(model, parts)
     names = [name for name in edited.whole().state_dict() if not name.startswith("lm_head")]
     tensors = {name: 1.1 * tensor for name, tensor in edited.read(names).items() if tensor.is_floating_point()}
-    return CompressedPart(phase.trained, TRAINED, {}, tensors, {})
+    return CompressedPart(TRAINED, {}, tensors, {})
 
 
 def test_every_part_belongs_to_one_phase_in_order(made: Made) -> None:
@@ -126,7 +126,7 @@ def test_parts_are_numbered_in_order_with_the_trained_ones_between(made: Made) -
 def test_a_later_phase_compresses_what_the_training_left(made: Made, tmp_path: Path) -> None:
     """By hand: what the training left is written down without factors, and compressed as if it were an original."""
     _, second = made.phases
-    dense = CompressedPart(0, "dense", {}, multiplied_out(made.model, made.parts[: second.first]), {})
+    dense = CompressedPart("dense", {}, multiplied_out(made.model, made.parts[: second.first]), {})
     write_package(made.directory, [dense], tmp_path / TRAINED)
     by_hand = sequential.compress(
         StreamedModel.open(tmp_path / TRAINED),
@@ -134,7 +134,7 @@ def test_a_later_phase_compresses_what_the_training_left(made: Made, tmp_path: P
         calibration(),
         sensitivities=made.sensitivities,
         start=second.parts.start,
-        finished=lambda index: CompressedPart(index, "", {}, {}, {}),
+        finished=lambda index: CompressedPart("", {}, {}, {}),
     )
     for expected, found in zip(by_hand, made.parts[second.first : second.trained], strict=True):
         assert found.structures == expected.structures

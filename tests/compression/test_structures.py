@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from workers.compression.spec.plans import from_dict, parameters
+from workers.compression.spec.structures import structure_from_dict
 from workers.compression.structures import CompactEmbedding, CompactLinear, build, build_embedding, replace
 
 KRONECKER: dict[str, Any] = {"kind": "kronecker", "terms": 3, "permute_in": True, "permute_out": True}
@@ -65,7 +65,7 @@ def test_the_output_is_that_of_the_dense_matrix(name: str, tokens: int) -> None:
 def test_what_is_stored_is_what_is_counted(name: str) -> None:
     out_features, in_features, form = FORMS[name]
     found = sum(tensor.numel() for tensor in layer(name, bias=False).state_dict().values())
-    assert found == parameters(from_dict(form), out_features, in_features)
+    assert found == structure_from_dict(form).parameters(out_features, in_features)
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -108,7 +108,7 @@ def test_an_embedding_looks_up_and_projects_with_one_table(form: dict[str, Any])
 @pytest.mark.parametrize("form", EMBEDDINGS)
 def test_an_embedding_stores_what_is_counted(form: dict[str, Any]) -> None:
     found = sum(tensor.numel() for tensor in build_embedding(form, 30, 12).state_dict().values())
-    assert found == parameters(from_dict(form), 30, 12)
+    assert found == structure_from_dict(form).parameters(30, 12)
 
 
 class Model(nn.Module):

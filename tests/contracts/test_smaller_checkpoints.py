@@ -68,8 +68,8 @@ def narrowed(model: StreamedModel, block: int, width: int) -> dict[str, Tensor]:
 
 
 def smaller(model: StreamedModel) -> list[CompressedPart]:
-    removal = CompressedPart(0, "depth", {}, {}, {}, REMOVED)
-    return [removal, *(CompressedPart(1 + block, "width", {}, narrowed(model, block, 20), {}) for block in KEPT)]
+    removal = CompressedPart("depth", removed=REMOVED)
+    return [removal, *(CompressedPart("width", {}, narrowed(model, block, 20), {}) for block in KEPT)]
 
 
 def factored(model: EditedModel) -> CompressedPart:
@@ -84,7 +84,7 @@ def factored(model: EditedModel) -> CompressedPart:
     for name, place in zip(sites, places, strict=True):
         for key, tensor in skeleton.get_submodule(place).state_dict().items():
             tensors[f"{name}.{key}"] = tensor.normal_(std=0.3).clone()
-    return CompressedPart(9, "factors", sites, tensors, {})
+    return CompressedPart("factors", sites, tensors, {})
 
 
 @pytest.fixture(scope="module")

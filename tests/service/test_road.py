@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import Engine
+from workers.compression.spec.catalog import METHODS, RESIZINGS
 
 from app.client import Client
 from app.contract.job import Job, State
@@ -18,7 +19,6 @@ from app.serve import running_service
 from app.settings import Settings
 from tests.hub import running_hub
 from tests.tiny import PRESET_RATIOS, amplify_blocks
-from workers.compression.spec.catalog import METHODS, RESIZINGS
 
 OPEN = """
 import sys

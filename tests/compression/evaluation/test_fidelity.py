@@ -26,7 +26,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> StreamedModel:
 
 @pytest.fixture(scope="module")
 def shorter(original: StreamedModel) -> EditedModel:
-    return EditedModel(original, [CompressedPart(0, "block 0", {}, {}, {}, removed=(0,))])
+    return EditedModel(original, [CompressedPart("block 0", removed=(0,))])
 
 
 @torch.no_grad()

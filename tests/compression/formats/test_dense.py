@@ -85,7 +85,7 @@ def test_removed_blocks_stay_removed(tmp_path: Path) -> None:
     site = "model.layers.1.mlp.up_proj"
     form: dict[str, Any] = {site: {"kind": "low_rank", "rank": 4}}
     factors = {f"{site}.first": torch.randn(4, 32), f"{site}.second": torch.randn(48, 4)}
-    part = CompressedPart(0, "one", form, factors, {}, removed=(0,))
+    part = CompressedPart("one", form, factors, {}, removed=(0,))
     package = write_package(tmp_path / "source", [part], tmp_path / "package").directory
     dense = write_dense(package, tmp_path / "dense")
     assert StreamedModel.open(dense).inventory.total_parameters == resized_parameters(inventory, {0}, 48)

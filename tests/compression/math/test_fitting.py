@@ -20,7 +20,7 @@ from workers.compression.math.fitting import (
     spectrum,
 )
 from workers.compression.math.kronecker import rearranged_fit
-from workers.compression.spec.plans import Kronecker, LowRank, Pivoted, Structure, Sum
+from workers.compression.spec.structures import Kronecker, LowRank, Pivoted, Structure
 
 SHAPES = [(24, 40), (40, 24), (24, 24)]
 
@@ -214,46 +214,6 @@ def test_no_round_of_the_weighted_kronecker_fit_raises_its_error() -> None:
         errors.append(site.error(matrix(structure, factors, site.target)))
     assert all(after <= before * (1 + 1e-12) for before, after in itertools.pairwise(errors))
     assert errors[-1] < errors[0]
-
-
-SUMS = [
-    (Kronecker(1, (6, 4), (10, 4)), LowRank(3)),
-    (Pivoted(3), Kronecker(2, (4, 6), (5, 8))),
-    (Kronecker(1, (12, 2), (20, 2), True, True), LowRank(2)),
-]
-
-
-@pytest.mark.parametrize("outputs", [False, True])
-@pytest.mark.parametrize("parts", SUMS)
-def test_a_sum_is_better_than_each_of_its_parts(parts: tuple[Structure, ...], outputs: bool) -> None:
-    site = a_problem((24, 40), outputs)
-    assert site.error(dense(Sum(parts), site)) < 0.98 * min(site.error(dense(part, site)) for part in parts)
-
-
-@pytest.mark.parametrize("outputs", [False, True])
-@pytest.mark.parametrize("parts", SUMS)
-def test_going_on_with_a_sum_never_raises_its_error(
-    parts: tuple[Structure, ...], outputs: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    site = a_problem((24, 40), outputs)
-    errors = []
-    for rounds in range(1, 8):
-        monkeypatch.setattr(fitting, "SUM_ROUNDS", rounds)
-        errors.append(site.error(dense(Sum(parts), site)))
-    assert all(after <= before * (1 + 1e-12) for before, after in itertools.pairwise(errors))
-
-
-@pytest.mark.parametrize("outputs", [False, True])
-def test_a_planted_kronecker_product_with_a_low_rank_residual_is_found(
-    outputs: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fitting, "SUM_ROUNDS", 200)
-    monkeypatch.setattr(fitting, "SUM_GAIN", 0.0)
-    generator = torch.Generator().manual_seed(0)
-    product = torch.kron(torch.randn(6, 10, generator=generator), torch.randn(4, 4, generator=generator))
-    residual = torch.randn(24, 2, generator=generator) @ torch.randn(2, 40, generator=generator)
-    site = replace(a_problem((24, 40), outputs), target=(product + residual).double())
-    assert site.error(dense(Sum((Kronecker(1, (6, 4), (10, 4)), LowRank(2))), site)) < 1e-5
 
 
 def _moments(features: int) -> Moments:

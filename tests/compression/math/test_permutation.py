@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from workers.compression.math.permutation import kept_energy, search
-from workers.compression.spec.plans import Kronecker
+from workers.compression.spec.structures import Kronecker
 
 
 def shuffled(structure: Kronecker, noise: float, seed: int = 0) -> Tensor:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from workers.compression.math.allocation import measured_plan
+from tests.compression.planning import plan_of, range_of, structures_of
 from workers.compression.math.sensitivity import Sensitivity, from_tensors, measure, smoothed, to_tensors
 from workers.compression.math.tables import table_gram
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.plans import TOLERANCE, feasible_range
+from workers.compression.spec.ranges import TOLERANCE
 
 CONFIG = LlamaConfig(
     hidden_size=64,
@@ -152,9 +152,9 @@ def test_sensitivities_survive_the_way_through_a_file(sensitivities: dict[str, S
 @pytest.mark.parametrize("part", [0.05, 0.3, 0.8])
 def test_a_measured_plan_meets_its_target(part: float, directory: Path, sensitivities: dict[str, Sensitivity]) -> None:
     inventory = StreamedModel.open(directory).inventory
-    feasible = feasible_range(inventory, "kronecker")
+    feasible = range_of(inventory, "low_rank")
     target = feasible.lowest + part * (feasible.highest - feasible.lowest)
-    plan = measured_plan(inventory, "kronecker", target, sensitivities)
+    plan = plan_of(inventory, "low_rank", target, sensitivities)
     assert plan.ratio == pytest.approx(target, rel=2 * TOLERANCE)
     assert plan.parameters_after <= inventory.total_parameters / target
 
@@ -163,7 +163,8 @@ def test_a_site_that_matters_more_keeps_more(directory: Path, sensitivities: dic
     inventory = StreamedModel.open(directory).inventory
     name = "model.layers.1.mlp.up_proj"
     louder = {**sensitivities, name: Sensitivity(100 * sensitivities[name].spectrum, sensitivities[name].outputs)}
-    kept = [measured_plan(inventory, "kronecker", 1.5, each).structures.get(name) for each in (sensitivities, louder)]
+    plans = [plan_of(inventory, "low_rank", 1.5, each) for each in (sensitivities, louder)]
+    kept = [structures_of(plan).get(name) for plan in plans]
     ranks = [getattr(structure, "rank", 64) for structure in kept]
     assert ranks[0] < ranks[1]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.compression.planning import factor_plan, factored, range_of, structures_of, uniform_plan
 from tests.compression.steps.test_factor import TINY, calibration, open_tiny
 from workers.compression import structures
 from workers.compression.math.sensitivity import Sensitivity
@@ -12,8 +13,7 @@ from workers.compression.math.symmetry import reorder_hidden_units
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.spec.architectures import ARCHITECTURES
-from workers.compression.spec.plans import Pivoted, Plan, feasible_range, uniform_plan
-from workers.compression.steps.factor import compress
+from workers.compression.spec.structures import Pivoted
 
 REORDERED = sorted(name for name in TINY if ARCHITECTURES[name].mlp.stacked == 1)
 
@@ -40,8 +40,8 @@ def test_a_block_computes_the_same_with_its_hidden_units_in_another_order(model_
 @pytest.mark.parametrize("model_type", REORDERED)
 def test_the_matrix_that_enters_the_mlp_stores_no_order(model_type: str, tmp_path: Path) -> None:
     inventory = open_tiny(model_type, tmp_path).inventory
-    plan = uniform_plan(inventory, "kronecker", feasible_range(inventory, "kronecker").highest)
-    folded = {name for name, form in plan.structures.items() if isinstance(form, Pivoted) and form.folded}
+    plan = uniform_plan(inventory, range_of(inventory, "low_rank").highest)
+    folded = {name for name, form in structures_of(plan).items() if isinstance(form, Pivoted) and form.folded}
     first = ARCHITECTURES[model_type].mlp.entering[0]
     assert folded == {f"{inventory.block_prefix}.{index}.{first}" for index in range(inventory.blocks)}
 
@@ -59,11 +59,10 @@ def test_the_rest_of_the_mlp_follows_folded_pivots(model_type: str, others: str,
         for index in range(model.inventory.blocks)
         for name in sites
     }
-    total = model.inventory.total_parameters
     hidden = model.hidden(calibration())
     with model.block(0) as block:
         expected = model.run(block, 0, hidden) - hidden
-    part = list(compress(model, Plan("kronecker", planned, total, total), calibration()))[1]
+    part = list(factored(model, factor_plan(model.inventory, planned), calibration()))[1]
     prefix = f"{model.inventory.block_prefix}.0."
     with model.block(0) as block:
         structures.replace(block, {name.removeprefix(prefix): form for name, form in part.structures.items()})
@@ -90,10 +89,8 @@ def test_folded_pivots_change_neither_the_model_nor_its_errors(model_type: str, 
             for index in range(inventory.blocks)
             for name in mlp.sites
         }
-        total = inventory.total_parameters
         model = StreamedModel.open(tmp_path / "uneven", dtype=torch.float64)
-        plan = Plan("kronecker", planned, total, total)
-        parts = list(compress(model, plan, calibration(), sensitivities=known))
+        parts = list(factored(model, factor_plan(inventory, planned), calibration(), known))
         errors = {name: error for part in parts for name, error in part.errors.items()}
         found[folded] = EditedModel(StreamedModel.open(tmp_path / "uneven", dtype=torch.float64), parts), errors
     (one, errors), (other, same_errors) = found[True], found[False]

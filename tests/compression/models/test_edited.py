@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.compression.planning import factored, uniform_plan
 from tests.contracts.tiny_models import save_tiny_model, token_ids
 from workers.compression.formats.checkpoint import write_package
 from workers.compression.math.sensitivity import measure
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.plans import uniform_plan
-from workers.compression.steps.factor import compress
+from workers.compression.spec.methods.svd import SVD
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
@@ -40,7 +40,7 @@ class StoredTensors(Mapping[str, Tensor]):
 
 
 def part(tensors: Mapping[str, Tensor] | None = None, removed: tuple[int, ...] = ()) -> CompressedPart:
-    return CompressedPart(0, "part", {}, tensors or {}, {}, removed)
+    return CompressedPart("part", {}, tensors or {}, {}, removed)
 
 
 def open_tiny(name: str, directory: Path) -> StreamedModel:
@@ -127,8 +127,8 @@ def test_a_narrowed_model_can_be_measured_and_factored(tmp_path: Path) -> None:
     parts = [part(narrowed_mlps(40))]
     edited = EditedModel(model, parts)
     measured = {name: found for each in measure(edited, token_ids(4, 16)) for name, found in each.items()}
-    plan = uniform_plan(edited.inventory, "svd", 1.1)
-    parts += compress(edited, plan, token_ids(4, 16), sensitivities=measured)
+    plan = uniform_plan(edited.inventory, 1.1, SVD.family)
+    parts += factored(edited, plan, token_ids(4, 16), measured)
     package = write_package(tmp_path / "source", parts, tmp_path / "package")
     assert package.parameters == plan.parameters_after
     opened = StreamedModel.open(package.directory)

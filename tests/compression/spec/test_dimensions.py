@@ -17,7 +17,7 @@ from workers.compression.spec.dimensions import (
     width_range,
 )
 from workers.compression.spec.errors import UnsupportedArchitecture
-from workers.compression.spec.plans import TOLERANCE, RatioOutOfRange
+from workers.compression.spec.ranges import TOLERANCE, RatioOutOfRange
 
 
 def wide(units: int = 400, blocks: int = 4, width: int = 64, vocabulary: int = 500) -> Inventory:

@@ -10,6 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from workers.compression.spec.catalog import PRESETS
+from workers.compression.spec.plans import Dense, Halved, Kronecker, Plan, RatioOutOfRange
+from workers.compression.spec.presets import PresetDoesNotFit, preset_plan, preset_range, published_size
 
 from tests.tiny import write_tiny_gpt2
 from workers.compression.formats.checkpoint import write_package
@@ -19,9 +22,6 @@ from workers.compression.math.tables import fit_halved
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.spec.architectures import Inventory, Site, inventory
-from workers.compression.spec.catalog import PRESETS
-from workers.compression.spec.plans import Dense, Halved, Kronecker, Plan, RatioOutOfRange
-from workers.compression.spec.presets import PresetDoesNotFit, preset_plan, preset_range, published_size
 from workers.compression.steps.factor import compress
 from workers.compression.structures import HalvedEmbedding
 

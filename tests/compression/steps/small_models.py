@@ -11,9 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.steps.absorb import CheckpointStore
 from workers.compression.steps.influence import BlockScores
 from workers.compression.steps.local_distillation import Checkpoint, Distillation
+from workers.compression.steps.work import CheckpointStore
 
 BLOCKS = 6
 SIZES = {
@@ -48,7 +48,7 @@ def chosen(*blocks: int) -> Iterator[tuple[int, BlockScores]]:
 
 
 def shortened(original: StreamedModel, *removed: int) -> EditedModel:
-    return EditedModel(original, [CompressedPart(0, "removed", {}, {}, {}, removed=removed)])
+    return EditedModel(original, [CompressedPart("removed", removed=removed)])
 
 
 @torch.no_grad()
@@ -71,14 +71,14 @@ class Kept(CheckpointStore):
     """Checkpoints as copies in memory, and an end by force after some of them."""
 
     def __init__(self, end_after: int | None = None) -> None:
-        self.checkpoints: dict[int, Checkpoint] = {}
+        self.checkpoints: dict[str, Checkpoint] = {}
         self.count = 0
         self.end_after = end_after
 
-    def latest(self, part: int) -> Checkpoint | None:
+    def latest(self, part: str) -> Checkpoint | None:
         return self.checkpoints.get(part)
 
-    def keep(self, part: int, checkpoint: Checkpoint) -> None:
+    def keep(self, part: str, checkpoint: Checkpoint) -> None:
         tensors: Mapping[str, Tensor] = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
         self.checkpoints[part] = dataclasses.replace(checkpoint, tensors=tensors)
         self.count += 1
@@ -87,8 +87,8 @@ class Kept(CheckpointStore):
 
 
 def same(found: CompressedPart, expected: CompressedPart) -> bool:
-    return (found.index, found.removed, found.tensors.keys()) == (
-        expected.index,
+    return (found.name, found.removed, found.tensors.keys()) == (
+        expected.name,
         expected.removed,
         expected.tensors.keys(),
     ) and all(torch.equal(found.tensors[name], expected.tensors[name]) for name in expected.tensors)

@@ -24,7 +24,7 @@ def without_a_group(model: StreamedModel) -> EditedModel:
         name = f"model.layers.{block}.self_attn.o_proj.weight"
         tensor = model.read([name])[name]
         tensor[:, block * width : (block + 1) * width] = 0
-        edited.apply(CompressedPart(0, "part", {}, {name: tensor}, {}))
+        edited.apply(CompressedPart("part", {}, {name: tensor}, {}))
     return edited
 
 
@@ -43,7 +43,7 @@ def first_groups(model: StreamedModel, count: int) -> list[CompressedPart]:
                     tensors[prefix + name] = tensor[:, : count * heads.group_width].clone()
                 elif module in ("q_proj", "k_proj", "v_proj"):
                     tensors[prefix + name] = tensor[:rows].clone()
-        parts.append(CompressedPart(block, prefix, {}, tensors, {}))
+        parts.append(CompressedPart(prefix, {}, tensors, {}))
     return parts
 
 

@@ -12,15 +12,18 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.compression.planning import factor_plan, factored, plan_of, range_of, structures_of, uniform_plan
 from workers.compression import structures
 from workers.compression.formats.checkpoint import write_package
-from workers.compression.math.allocation import measured_plan
 from workers.compression.math.sensitivity import Sensitivity, measure
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.plans import TOLERANCE, LowRank, Pivoted, Plan, feasible_range, uniform_plan
+from workers.compression.spec.methods import METHODS
+from workers.compression.spec.methods.svd import SVD
+from workers.compression.spec.plan import Plan
+from workers.compression.spec.ranges import TOLERANCE
+from workers.compression.spec.structures import LowRank, Pivoted
 from workers.compression.steps import two_streams
-from workers.compression.steps.factor import compress, part_count
 
 TINY: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2, "tie_word_embeddings": True},
@@ -62,7 +65,7 @@ def sensitivities_of(model: StreamedModel) -> dict[str, Sensitivity]:
 
 
 def same_bytes(one: CompressedPart, other: CompressedPart) -> bool:
-    same = one.index == other.index and one.errors == other.errors and one.tensors.keys() == other.tensors.keys()
+    same = one.name == other.name and one.errors == other.errors and one.tensors.keys() == other.tensors.keys()
     return same and all(torch.equal(one.tensors[name], other.tensors[name]) for name in other.tensors)
 
 
@@ -84,18 +87,18 @@ def count(model: torch.nn.Module) -> int:
     return orders + sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("model_type", "method"), [*((each, "kronecker") for each in TINY), ("llama", "svd")])
+@pytest.mark.parametrize(("model_type", "method"), [*((each, "low_rank") for each in TINY), ("llama", "svd")])
 @torch.no_grad()
 def test_the_parts_make_a_model_of_the_planned_size_near_the_original(
     model_type: str, method: str, tmp_path: Path
 ) -> None:
     model = open_tiny(model_type, tmp_path)
-    plan = uniform_plan(model.inventory, method, 1.2)
+    plan = uniform_plan(model.inventory, 1.2, METHODS[method].family)
     sensitivities = {name: found for part in measure(model, calibration()) for name, found in part.items()}
-    parts = list(compress(model, plan, calibration(), sensitivities=sensitivities))
+    parts = list(factored(model, plan, calibration(), sensitivities))
     compressed = assembled(tmp_path, parts)
     assert count(compressed) == plan.parameters_after
-    assert set().union(*(part.structures for part in parts)) == set(plan.structures)
+    assert set().union(*(part.structures for part in parts)) == set(structures_of(plan))
     original = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     expected = original(calibration()).logits
     assert (compressed(calibration()).logits - expected).norm() < 0.5 * expected.norm()
@@ -104,31 +107,21 @@ def test_the_parts_make_a_model_of_the_planned_size_near_the_original(
 
 def test_going_on_after_a_part_gives_the_same_bytes(tmp_path: Path) -> None:
     model = open_tiny("llama", tmp_path)
-    planned = uniform_plan(model.inventory, "kronecker", 1.3)
-    structures = {**planned.structures, model.inventory.embedding.name: Pivoted(20)}
-    plan = Plan("kronecker", structures, planned.parameters_before, planned.parameters_after)
-    whole = list(compress(model, plan, calibration()))
-    rest = list(
-        compress(StreamedModel.open(tmp_path), plan, calibration(), start=2, finished=lambda index: whole[index])
-    )
-    assert [part.index for part in rest] == [part.index for part in whole[2:]]
+    planned = structures_of(uniform_plan(model.inventory, 1.3))
+    plan = factor_plan(model.inventory, {**planned, model.inventory.embedding.name: Pivoted(20)})
+    whole = list(factored(model, plan, calibration()))
+    rest = list(factored(StreamedModel.open(tmp_path), plan, calibration(), finished=whole[:2]))
+    assert [part.name for part in rest] == [part.name for part in whole[2:]]
     for again, before in zip(rest, whole[2:], strict=True):
         assert again.tensors.keys() == before.tensors.keys()
         assert all(torch.equal(again.tensors[name], before.tensors[name]) for name in before.tensors)
 
 
-def test_resuming_without_the_finished_parts_is_refused(tmp_path: Path) -> None:
-    model = open_tiny("llama", tmp_path)
-    with pytest.raises(ValueError, match="where the finished parts are"):
-        next(compress(model, uniform_plan(model.inventory, "svd", 1.1), calibration(), start=1))
-
-
 def test_a_site_that_the_plan_leaves_out_stays_as_it_is(tmp_path: Path) -> None:
     model = open_tiny("llama", tmp_path)
-    planned = uniform_plan(model.inventory, "kronecker", 1.2)
     name = "model.layers.1.mlp.down_proj"
-    plan = Plan("kronecker", {name: planned.structures[name]}, planned.parameters_before, planned.parameters_after)
-    parts = list(compress(model, plan, calibration()))
+    plan = factor_plan(model.inventory, {name: structures_of(uniform_plan(model.inventory, 1.2))[name]})
+    parts = list(factored(model, plan, calibration()))
     assert [list(part.structures) for part in parts] == [[], [], [name], []]
 
 
@@ -138,10 +131,10 @@ def untied(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     directory = tmp_path_factory.mktemp(request.param)
     model = open_tiny(request.param, directory, UNTIED[request.param])
     sensitivities = sensitivities_of(model)
-    highest = feasible_range(model.inventory, "kronecker").highest
-    plan = measured_plan(model.inventory, "kronecker", highest, sensitivities)
+    highest = range_of(model.inventory, "low_rank").highest
+    plan = plan_of(model.inventory, "low_rank", highest, sensitivities)
     ids = calibration(model.inventory.vocab_size)
-    return Untied(directory, plan, sensitivities, ids, list(compress(model, plan, ids, sensitivities=sensitivities)))
+    return Untied(directory, plan, sensitivities, ids, list(factored(model, plan, ids, sensitivities)))
 
 
 @dataclass(frozen=True)
@@ -155,7 +148,7 @@ class Untied:
 
 def test_a_head_of_its_own_is_the_last_part_and_says_its_error(untied: Untied) -> None:
     last = untied.parts[-1]
-    assert len(untied.parts) == part_count(StreamedModel.open(untied.directory).inventory)
+    assert len(untied.parts) == len(untied.plan.labels(StreamedModel.open(untied.directory).inventory))
     assert list(last.structures) == ["lm_head"]
     assert 0 < last.errors["lm_head"] < 1
 
@@ -169,15 +162,9 @@ def test_a_package_with_a_compressed_head_is_as_large_as_planned_and_opens(untie
 
 
 def test_going_on_after_any_part_gives_the_same_bytes_up_to_the_head(untied: Untied) -> None:
-    for start in range(1, len(untied.parts) + 1):
-        rest = compress(
-            StreamedModel.open(untied.directory),
-            untied.plan,
-            untied.ids,
-            sensitivities=untied.sensitivities,
-            start=start,
-            finished=untied.parts.__getitem__,
-        )
+    for start in range(1, len(untied.parts)):
+        model = StreamedModel.open(untied.directory)
+        rest = factored(model, untied.plan, untied.ids, untied.sensitivities, untied.parts[:start])
         assert all(same_bytes(*pair) for pair in zip(rest, untied.parts[start:], strict=True))
 
 
@@ -189,16 +176,16 @@ def test_a_head_makes_up_for_the_blocks_before_it(tmp_path: Path) -> None:
     expected = AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits
     distances = []
     for compensation in (0.0, 1.0):
-        plan = Plan("kronecker", {**blocks, "lm_head": LowRank(24)}, 1, 1, compensation)
-        parts = list(compress(model, plan, ids))
+        plan = factor_plan(model.inventory, {**blocks, "lm_head": LowRank(24)}, compensation=compensation)
+        parts = list(factored(model, plan, ids))
         distances.append(float((assembled(tmp_path, parts)(ids).logits - expected).norm()))
     assert distances[1] < 0.95 * distances[0]
 
 
 def test_a_head_that_the_plan_leaves_out_is_a_part_without_content(tmp_path: Path) -> None:
     model = open_tiny("llama", tmp_path, UNTIED["llama"])
-    planned = uniform_plan(model.inventory, "svd", 1.02)
-    assert list(compress(model, planned, calibration(400)))[-1] == CompressedPart(4, "lm_head", {}, {}, {})
+    planned = uniform_plan(model.inventory, 1.02, SVD.family)
+    assert list(factored(model, planned, calibration(400)))[-1] == CompressedPart("lm_head")
 
 
 def test_the_streams_wait_in_files_that_are_gone_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +194,7 @@ def test_the_streams_wait_in_files_that_are_gone_in_the_end(tmp_path: Path, monk
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     monkeypatch.setattr(two_streams, "TOKENS", 64)
     model = open_tiny("llama", tmp_path / "model")
-    parts = compress(model, uniform_plan(model.inventory, "kronecker", 1.2), calibration())
+    parts = factored(model, uniform_plan(model.inventory, 1.2), calibration())
     kept = [[len(list(scratch.glob(f"*/{stream}/*"))) for stream in ("original", "compressed")] for _ in parts]
     assert kept[1:] == [[3, 3]] * (len(kept) - 1)
     assert list(scratch.iterdir()) == []
@@ -217,25 +204,25 @@ def test_no_stream_is_whole_in_memory(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(two_streams, "TOKENS", 58)
     model = open_tiny("llama", tmp_path)
     ids = calibration()[:, :29]
-    for _ in compress(model, uniform_plan(model.inventory, "kronecker", 1.2), ids):
+    for _ in factored(model, uniform_plan(model.inventory, 1.2), ids):
         held = [each for each in gc.get_objects() if type(each) is Tensor and each.shape[1:] == (29, 32)]
         assert sum(len(each) for each in held) <= 2
 
 
 def test_tables_behind_a_projection_stay_whole(tmp_path: Path) -> None:
     model = open_tiny("opt", tmp_path, {"word_embed_proj_dim": 16, "ffn_dim": 96})
-    target = feasible_range(model.inventory, "kronecker").highest
-    plan = measured_plan(model.inventory, "kronecker", target, sensitivities_of(model))
-    assert model.inventory.embedding.name not in plan.structures
-    assert all(part.errors for part in list(compress(model, plan, calibration()))[1:])
+    target = range_of(model.inventory, "low_rank").highest
+    plan = plan_of(model.inventory, "low_rank", target, sensitivities_of(model))
+    assert model.inventory.embedding.name not in structures_of(plan)
+    assert all(part.errors for part in list(factored(model, plan, calibration()))[1:])
 
 
 def test_a_part_that_was_taken_is_not_kept(tmp_path: Path) -> None:
     model, ids = open_tiny("llama", tmp_path), calibration()
-    kept = {}
-    for part in compress(model, measured_plan(model.inventory, "svd", 1.3, {}), ids):
-        index, taken = part.index, weakref.ref(part)
+    kept = []
+    for part in factored(model, plan_of(model.inventory, "svd", 1.3), ids):
+        taken = weakref.ref(part)
         del part
-        kept[index] = taken() is not None
+        kept.append(taken() is not None)
     # But for the embedding's, which the streams begin with.
-    assert kept == {index: index == 0 for index in range(part_count(model.inventory))}
+    assert kept == [True, False, False, False]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from workers.compression.steps.fusion import fuse, part_count
 
 from tests.compression.steps.small_models import (
     BLOCKS,
@@ -23,7 +24,6 @@ from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.steps.absorb import Absorption
-from workers.compression.steps.fusion import fuse, part_count
 from workers.compression.steps.grafting import Ranks
 from workers.compression.steps.influence import removals
 

@@ -161,7 +161,7 @@ def test_a_part_applied_between_removals_is_seen_by_the_next_scores(directory: P
     early = 0 if block else 1
     name = f"model.layers.{early}.mlp.down_proj.weight"
     changed = 3 * StreamedModel.open(directory).read([name])[name]
-    model.apply(CompressedPart(1, "fusion", {}, {name: changed}, {}, removed=(block,)))
+    model.apply(CompressedPart("fusion", {}, {name: changed}, {}, removed=(block,)))
     _, scores = next(rounds)
     expected = score(model, IDS)
     assert scores.values == pytest.approx(expected.values, abs=2e-6)

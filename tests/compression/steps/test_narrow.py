@@ -61,7 +61,7 @@ def first_units(model: StreamedModel, size: int) -> list[CompressedPart]:
                     if name.startswith((*mlp.entering, mlp.leaving)) and not rest:
                         kept = [chunk.narrow(axis, 0, size) for chunk in tensor.chunk(stacks, dim=axis)]
                         tensors[prefix + name] = torch.cat(kept, dim=axis)
-        parts.append(CompressedPart(index, prefix, {}, tensors, {}))
+        parts.append(CompressedPart(prefix, {}, tensors, {}))
     return parts
 
 
@@ -82,7 +82,7 @@ def with_twins(model: StreamedModel) -> EditedModel:
                     tensors[prefix + name] = torch.cat([torch.cat((half, half), dim=axis) for half in halves], dim=axis)
                 elif module == mlp.leaving and leaf == "weight":
                     tensors[prefix + name] = torch.cat((tensor, tensor), dim=int(not conv)) / 2
-        twins.apply(CompressedPart(index, prefix, {}, tensors, {}))
+        twins.apply(CompressedPart(prefix, {}, tensors, {}))
     return twins
 
 
@@ -133,7 +133,7 @@ def test_the_bias_keeps_the_mean_of_what_the_mlp_gives_out(tmp_path: Path) -> No
 
 def test_only_blocks_that_remain_are_narrowed(tmp_path: Path) -> None:
     model = open_tiny("llama", tmp_path)
-    removed = CompressedPart(0, "depth", {}, {}, {}, (0,))
+    removed = CompressedPart("depth", removed=(0,))
     parts = list(narrow(EditedModel(model, [removed]), 24, calibration(), original=model))
     assert [(part.index, part.name) for part in parts] == [(0, "model.layers.1")]
     assert units_of(EditedModel(model, [removed, *parts])) == 24
@@ -169,7 +169,7 @@ def test_every_architecture_can_be_narrowed(name: str, tmp_path: Path) -> None:
 def test_before_a_gap_a_block_is_fitted_to_what_the_original_has_behind_it(tmp_path: Path) -> None:
     save_tiny_model("llama", tmp_path)
     original = StreamedModel.open(tmp_path)
-    removed = CompressedPart(0, "removed", {}, {}, {}, removed=(1,))
+    removed = CompressedPart("removed", removed=(1,))
     edited = EditedModel(original, [removed])
     parts = list(narrow(edited, units_of(original) - 1, calibration(), original=original, compensation=1.0))
     wanted = entering(original, 2)

@@ -37,7 +37,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> StreamedModel:
 
 
 def shortened(original: StreamedModel, *removed: int) -> EditedModel:
-    return EditedModel(original, [CompressedPart(0, "removed", {}, {}, {}, removed=removed)])
+    return EditedModel(original, [CompressedPart("removed", removed=removed)])
 
 
 @torch.no_grad()

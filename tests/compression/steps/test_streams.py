@@ -73,7 +73,7 @@ def test_what_was_kept_is_not_computed_again(model: Watched) -> None:
 def test_behind_a_changed_block_all_is_computed_anew(model: Watched) -> None:
     stream = Stream(model, IDS)
     stream.entering(BLOCKS)
-    model.apply(CompressedPart(0, "removed", {}, {}, {}, removed=(2,)))
+    model.apply(CompressedPart("removed", removed=(2,)))
     stream.forget(2)
     assert torch.allclose(stream.entering(BLOCKS), states(model)[-1], atol=1e-6)
 

@@ -22,14 +22,14 @@ def opened(directory: Path, name: str = "llama-tied") -> StreamedModel:
 
 
 def without_first_block(model: StreamedModel) -> list[CompressedPart]:
-    return [CompressedPart(0, "removal", {}, {}, {}, (0,))]
+    return [CompressedPart("removal", removed=(0,))]
 
 
 def narrowed(model: StreamedModel) -> list[CompressedPart]:
     """Both MLPs with 20 of their 48 hidden units, the first block gone."""
     shapes = {"gate_proj": (20, 32), "up_proj": (20, 32), "down_proj": (32, 20)}
     tensors = {f"model.layers.1.mlp.{name}.weight": random(shape) for name, shape in shapes.items()}
-    return [*without_first_block(model), CompressedPart(1, "narrow", {}, tensors, {})]
+    return [*without_first_block(model), CompressedPart("narrow", {}, tensors, {})]
 
 
 def factored(model: StreamedModel) -> list[CompressedPart]:
@@ -48,7 +48,7 @@ def factored(model: StreamedModel) -> list[CompressedPart]:
         f"{TABLE}.codes": random((96, 16)),
         f"{TABLE}.mixing": random((16, 32)),
     }
-    return [CompressedPart(0, "factors", forms, tensors, {}), *without_first_block(model)]
+    return [CompressedPart("factors", forms, tensors, {}), *without_first_block(model)]
 
 
 def untied(model: StreamedModel) -> list[CompressedPart]:
@@ -56,7 +56,7 @@ def untied(model: StreamedModel) -> list[CompressedPart]:
     forms = {TABLE: {"kind": "halved", "times": 1}, "lm_head": {"kind": "dense"}}
     order = {f"{TABLE}.order_0": torch.arange(32, dtype=torch.int32)}
     tensors = {f"{TABLE}.codes": random((96, 16)), f"{TABLE}.pairs": random((1, 2)), **order}
-    return [CompressedPart(0, "halved", forms, tensors, {})]
+    return [CompressedPart("halved", forms, tensors, {})]
 
 
 def plain(model: StreamedModel) -> list[CompressedPart]:

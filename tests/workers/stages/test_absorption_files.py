@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from workers.compression.spec.sizes import resized_plan
 
 from tests.compression.steps.small_models import same
 from tests.compression.steps.test_factor import calibration, open_tiny
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
-from workers.compression.spec.sizes import resized_plan
 from workers.compression.steps.local_distillation import Checkpoint
 from workers.stages.absorption_files import CheckpointFiles
 from workers.stages.workbench import Workbench

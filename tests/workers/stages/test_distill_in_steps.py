@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from workers.compression.spec.plans import TOLERANCE
 
 from app.contract.job import Stage
 from app.contract.report import CompressionReport
@@ -14,7 +15,6 @@ from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.phases import compress_phase
-from workers.compression.spec.plans import TOLERANCE
 from workers.compression.training.settings import Settings
 from workers.compression.training.trained import trained_part
 from workers.compression.training.training import distil

@@ -29,7 +29,7 @@ def test_a_part_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_part_without_tensors_is_read_as_it_was_written(tmp_path: Path) -> None:
-    write_part(tmp_path / "part", CompressedPart(0, "model.layers.3", {}, {}, {}, removed=(3,)))
+    write_part(tmp_path / "part", CompressedPart("model.layers.3", removed=(3,)))
     found = read_part(tmp_path / "part")
     assert (found.removed, dict(found.tensors)) == ((3,), {})
 

@@ -64,12 +64,17 @@ def following(model: EditedModel, index: int, removed: int) -> int:
 
 def run(step: Absorb, work: Work, finished: Sequence[CompressedPart]) -> Iterator[CompressedPart]:
     """Yield one part for each block that is missing, from the first to the last, behind the finished ones."""
+    removed = work.original.inventory.blocks - len(work.model.kept)
+    # Rounded up, so that each block is distilled over some tokens where any are asked for.
+    yield from absorb_each(work, Absorption(Distillation(-(-step.tokens // removed), batch=1)), len(finished))
+
+
+def absorb_each(work: Work, settings: Absorption, finished: int = 0) -> Iterator[CompressedPart]:
+    """Yield one part for each block that `work.model` lacks, but for the first ones that are finished already."""
     model = work.model
     removed = [block for block in range(model.inventory.blocks) if block not in model.kept]
-    # Rounded up, so that each block is distilled over some tokens where any are asked for.
-    settings = Absorption(Distillation(-(-step.tokens // len(removed)), batch=1))
     wanted, present = Stream(work.original, work.ids), Stream(model, work.ids)
-    for block in removed[len(finished) :]:
+    for block in removed[finished:]:
         group = survivors_around(model.kept, block, settings.survivors)
         entering = present.entering(group[0])
         targets = wanted.entering(following(model, group[-1], block))

@@ -8,7 +8,7 @@ Promise: killed and resumed, also within a distillation, it gives the same parts
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from workers.compression.parts import CompressedPart
 from workers.compression.spec.steps import Fuse
@@ -19,7 +19,7 @@ from workers.compression.steps.absorb import (
     survivors_around,
 )
 from workers.compression.steps.grafting import Ranks
-from workers.compression.steps.influence import next_removals
+from workers.compression.steps.influence import BlockScores, next_removals
 from workers.compression.steps.local_distillation import Distillation
 from workers.compression.steps.streams import Stream
 from workers.compression.steps.work import Work
@@ -50,10 +50,17 @@ def fusegpt(tokens: int) -> Absorption:
 
 def run(step: Fuse, work: Work, finished: Sequence[CompressedPart]) -> Iterator[CompressedPart]:
     """Yield one part for each block that goes, behind the finished ones."""
-    model, stream = work.model, Stream(work.model, work.ids)
     in_all = EPOCHS * work.ids.numel() * step.count if step.tokens is None else step.tokens
-    settings = fusegpt(-(-in_all // step.count))
-    for block, scores in next_removals(model, work.ids, step.count - len(finished), step.criterion):
+    going = next_removals(work.model, work.ids, step.count - len(finished), step.criterion)
+    yield from fuse_each(work, going, fusegpt(-(-in_all // step.count)))
+
+
+def fuse_each(
+    work: Work, removals: Iterable[tuple[int, BlockScores]], settings: Absorption
+) -> Iterator[CompressedPart]:
+    """Yield one part for each of the removals, which must be in `work.model` before the next one is asked for."""
+    model, stream = work.model, Stream(work.model, work.ids)
+    for block, scores in removals:
         group = survivors_around(model.kept, block, settings.survivors)
         entering = stream.entering(min(group[0], block))
         targets = stream.entering(following(model, max(group[-1], block), block))
