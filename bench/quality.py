@@ -24,8 +24,8 @@ from workers.compression.math.kronecker import rearranged_fit
 from workers.compression.math.sensitivity import Sensitivity, measure
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.architectures import Inventory, Site
 from workers.compression.spec.catalog import method
+from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.plans import Kronecker, Structure, stored, to_dict
 from workers.compression.steps.factor import compress
 

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from workers.compression import structures
 from workers.compression.evaluation.speed import Speed, speed
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.architectures import inventory
+from workers.compression.spec.inventory import inventory
 from workers.compression.spec.plans import to_dict, uniform_plan
 
 ROUNDS = 7

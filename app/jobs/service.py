@@ -38,9 +38,9 @@ from app.settings import Settings
 from app.sources.models import ModelSources
 from app.sources.text import TextSources
 from app.storage import StoredFile
-from workers.compression.spec.architectures import Inventory
 from workers.compression.spec.catalog import AUTO, goes_in_phases, leaves_factors
 from workers.compression.spec.heads import HeadsDoNotFit
+from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.plans import Range
 from workers.compression.spec.presets import PresetDoesNotFit
 from workers.compression.spec.quantisation import NotQuantisable, check_method, grids

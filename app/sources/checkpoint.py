@@ -14,7 +14,8 @@ from typing import Any
 
 from app.sources.hub import Hub, RemoteFile, Repository
 from app.sources.local import resolved
-from workers.compression.spec.architectures import MalformedModel, MissingWeights, read_safetensors_headers
+from workers.compression.spec.errors import MalformedModel, MissingWeights
+from workers.compression.spec.headers import read_safetensors_headers
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

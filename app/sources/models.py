@@ -12,13 +12,8 @@ from app.sources.checkpoint import NeedsRemoteCode, read_checkpoint, read_remote
 from app.sources.gguf import MalformedGguf, UnsupportedGguf, read_gguf
 from app.sources.hub import Hub, NotOnHub, Repository
 from app.sources.local import locate
-from workers.compression.spec.architectures import (
-    Inventory,
-    MalformedModel,
-    MissingWeights,
-    UnsupportedArchitecture,
-    inventory,
-)
+from workers.compression.spec.errors import MalformedModel, MissingWeights, UnsupportedArchitecture
+from workers.compression.spec.inventory import Inventory, inventory
 
 FIELD = "model"
 LOCAL = "local:"

@@ -15,7 +15,7 @@ from workers.compression import structures
 from workers.compression.formats.checkpoint import write_package
 from workers.compression.formats.verification import Probe, Verified, verify_all
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.architectures import Site
+from workers.compression.spec.inventory import Site
 
 STRUCTURES = ("low_rank", "pivoted", "kronecker", "sum")
 

@@ -19,8 +19,8 @@ from workers.compression.math.sensitivity import Sensitivity, measure
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart, Finished
-from workers.compression.spec.architectures import Inventory
 from workers.compression.spec.catalog import resizing
+from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.plans import Plan
 from workers.compression.steps import factor as sequential
 from workers.compression.steps import fusion

@@ -11,7 +11,7 @@ from app.contract.job import Stage
 from workers.compression.parts import CompressedPart
 from workers.compression.phases import Phase, phases
 from workers.compression.pipeline import compress, fused_parts, resized_parts
-from workers.compression.spec.architectures import Inventory
+from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.plans import Plan
 from workers.compression.steps.local_distillation import Checkpoint
 from workers.stages import calibrate, compute, inspect

@@ -5,8 +5,8 @@ import dataclasses
 import torch
 
 from workers.compression.math.allocation import SECOND_PRODUCT, Curve, curve, offered_ranks
-from workers.compression.spec.architectures import Site
 from workers.compression.spec.catalog import method
+from workers.compression.spec.inventory import Site
 from workers.compression.spec.plans import largest_size, smallest_size
 
 KRONECKER = method("kronecker")

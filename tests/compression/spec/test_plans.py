@@ -2,8 +2,8 @@
 
 import pytest
 
-from workers.compression.spec.architectures import Inventory, Site
 from workers.compression.spec.catalog import METHODS, UnknownMethod
+from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.plans import (
     TOLERANCE,
     Dense,

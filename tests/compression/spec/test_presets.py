@@ -18,8 +18,8 @@ from workers.compression.math.kronecker import data_free
 from workers.compression.math.tables import fit_halved
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.architectures import Inventory, Site, inventory
 from workers.compression.spec.catalog import PRESETS
+from workers.compression.spec.inventory import Inventory, Site, inventory
 from workers.compression.spec.plans import Dense, Halved, Kronecker, Plan, RatioOutOfRange
 from workers.compression.spec.presets import PresetDoesNotFit, preset_plan, preset_range, published_size
 from workers.compression.steps.factor import compress

@@ -3,10 +3,10 @@
 import pytest
 
 from tests.compression.steps.test_factor import TINY, open_tiny
-from workers.compression.spec.architectures import Inventory
 from workers.compression.spec.catalog import RESIZINGS, UnknownMethod
 from workers.compression.spec.dimensions import narrowed
 from workers.compression.spec.heads import regrouped
+from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.plans import TOLERANCE, Plan, RatioOutOfRange, feasible_range
 from workers.compression.spec.sizes import resized_plan, resizing_range
 

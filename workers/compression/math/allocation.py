@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from workers.compression.math.sensitivity import Sensitivity
-from workers.compression.spec.architectures import Inventory, Site
 from workers.compression.spec.catalog import PRESETS, RESIZINGS, Method, method
+from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.plans import (
     Plan,
     budget_of,

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workers.compression.spec.architectures import Inventory, Site
 from workers.compression.spec.catalog import TILE, Method, method
 from workers.compression.spec.errors import CompressionError
+from workers.compression.spec.inventory import Inventory, Site
 
 RANK_FLOOR = 1 / 12
 """No site falls below this part of its full rank: what is left of it would no longer carry the signal."""

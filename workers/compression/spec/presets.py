@@ -11,9 +11,10 @@ fit sees one matrix as the original has it, and the second halving sees the code
 became of the blocks meanwhile. So both halvings are one structure here.
 """
 
-from workers.compression.spec.architectures import ARCHITECTURES, Inventory, Site
+from workers.compression.spec.architectures import ARCHITECTURES
 from workers.compression.spec.catalog import PRESETS, Preset
 from workers.compression.spec.errors import CompressionError
+from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.plans import (
     TOLERANCE,
     Dense,

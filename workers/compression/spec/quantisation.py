@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from workers.compression.spec.architectures import Inventory
 from workers.compression.spec.catalog import RESIZINGS
 from workers.compression.spec.errors import CompressionError
+from workers.compression.spec.inventory import Inventory
 
 GROUP_SIZE = 32
 """The smallest that fast kernels read. Groups of 64 save 6 % more of a matrix, but cost perplexity: SmolLM2-135M came

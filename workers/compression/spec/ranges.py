@@ -1,7 +1,7 @@
 """Which ratios each method reaches on a model, whatever kind of method it is. Free of torch: POST asks it."""
 
-from workers.compression.spec.architectures import Inventory
 from workers.compression.spec.catalog import AUTO, CANDIDATES, PRESETS, RESIZINGS
+from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.plans import Range, feasible_range
 from workers.compression.spec.presets import preset_range
 from workers.compression.spec.sizes import resizing_range

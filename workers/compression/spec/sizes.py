@@ -7,7 +7,6 @@ which. How many key/value heads stay is not derived from the ratio: it is asked 
 import math
 from dataclasses import replace
 
-from workers.compression.spec.architectures import Inventory
 from workers.compression.spec.catalog import Resizing, resizing
 from workers.compression.spec.dimensions import intermediate_size as present_size
 from workers.compression.spec.dimensions import (
@@ -18,6 +17,7 @@ from workers.compression.spec.dimensions import (
     width_range,
 )
 from workers.compression.spec.heads import regrouped
+from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.plans import TOLERANCE, Plan, Range, RatioOutOfRange, feasible_range
 
 BLOCKS_FLOOR = 1 / 2

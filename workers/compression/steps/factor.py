@@ -24,7 +24,8 @@ from workers.compression.math.sensitivity import Sensitivity
 from workers.compression.math.symmetry import reorder_hidden_units
 from workers.compression.math.tables import fit_halved, fit_head, fit_table, table_error
 from workers.compression.parts import CompressedPart, Finished
-from workers.compression.spec.architectures import ARCHITECTURES, Inventory, Mlp, Site
+from workers.compression.spec.architectures import ARCHITECTURES, Mlp
+from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.plans import Dense, Halved, LowRank, Pivoted, Plan, Structure, to_dict
 from workers.compression.steps.two_streams import BlockwiseModel, StoredMoments, StoredStates, TwoStreams, embedded
 from workers.compression.structures import CompactLinear
