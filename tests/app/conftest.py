@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.loopback import Script, serving
+from tests.support.loopback import Script, serving
 
 
 @pytest.fixture

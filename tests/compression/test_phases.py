@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.compression.steps.test_factor import calibration, open_tiny, same_bytes, sensitivities_of
-from tests.tiny import write_tiny_gpt2
+from tests.support.models import write_tiny_gpt2
 from workers.compression.formats.checkpoint import write_package
 from workers.compression.math.allocation import measured_plan
 from workers.compression.math.sensitivity import Sensitivity

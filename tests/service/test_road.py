@@ -16,8 +16,8 @@ from app.contract.job import Job, State
 from app.contract.recipe import Recipe
 from app.serve import running_service
 from app.settings import Settings
-from tests.hub import running_hub
-from tests.tiny import PRESET_RATIOS, amplify_blocks
+from tests.support.hub import running_hub
+from tests.support.models import PRESET_RATIOS, amplify_blocks
 from workers.compression.spec.catalog import METHODS, RESIZINGS
 
 OPEN = """

@@ -6,7 +6,7 @@ import gguf
 import pytest
 
 from app.sources.gguf import BLOCKS, MalformedGguf, architecture_of, read_gguf, transformers_name
-from tests.checkpoints import CONFIG, SHAPES, write_gguf
+from tests.support.checkpoints import CONFIG, SHAPES, write_gguf
 from workers.compression.spec.architectures import ARCHITECTURES
 
 NAMES = sorted(known.gguf.architecture for known in ARCHITECTURES.values() if known.gguf is not None)

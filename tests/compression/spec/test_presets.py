@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.tiny import write_tiny_gpt2
+from tests.support.models import write_tiny_gpt2
 from workers.compression.formats.checkpoint import write_package
 from workers.compression.formats.verification import verify
 from workers.compression.math.kronecker import data_free

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.compression.steps.small_models import (
+from tests.support.block_removal import (
     BLOCKS,
     IDS,
     OTHERS,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, distributed, multiprocessing
 from transformers import PreTrainedModel
 
-from tests.compression.training.models import edited, opened
+from tests.support.students import edited, opened
 from workers.compression.training.parallel import DataParallel, PeerLost, Ranks, together
 from workers.compression.training.settings import Settings
 from workers.compression.training.training import Checkpoint, distil

@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from app.contract.recipe import Recipe
-from tests.tiny import write_text, write_tiny_model
+from tests.support.models import write_text, write_tiny_model
 from workers.messages import Assignment, DoneReport
 from workers.runner import walk
 

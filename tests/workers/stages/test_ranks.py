@@ -13,8 +13,8 @@ from pydantic import BaseModel
 
 from app.contract.job import Stage
 from app.contract.recipe import Distillation
-from tests.processes import processes_of
-from tests.waiting import wait_for
+from tests.support.processes import processes_of
+from tests.support.waiting import wait_for
 from tests.workers.stages.test_distill import STEPS, Attempt, Stopped, job, kept
 from workers.child import Child
 from workers.compression.training.parallel import DataParallel, Ranks
