@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.compression.spec.test_plans import llama_like
+from tests.support.inventories import llama_like
 from workers.compression.spec.plans import Plan
 from workers.stages.compress import block_of, place_of
 
