@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
+from workers.compression.spec.plans import Kronecker, LowRank, Pivoted, Structure, Sum, parameters
 
 from bench.quality import windows
 from workers.compression.math.fitting import Moments, Problem, fit, matrix, matrix_of, problem
 from workers.compression.math.permutation import search
 from workers.compression.math.sensitivity import measure
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.plans import Kronecker, LowRank, Pivoted, Structure, Sum, parameters
 
 QUERY, KEY, VALUE, OUTPUT = (f"self_attn.{kind}_proj" for kind in "qkvo")
 GATE, UP, DOWN = (f"mlp.{kind}_proj" for kind in ("gate", "up", "down"))

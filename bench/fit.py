@@ -13,12 +13,12 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from workers.compression.spec.plans import Halved, Kronecker, LowRank, Pivoted, Structure, parameters, to_dict
 
 from workers.compression.math.fitting import Moments, fit, problem
 from workers.compression.math.kronecker import data_free
 from workers.compression.math.permutation import kept_energy, search
 from workers.compression.math.tables import fit_halved
-from workers.compression.spec.plans import Halved, Kronecker, LowRank, Pivoted, Structure, parameters, to_dict
 from workers.compression.structures import build
 
 PAPERS = Kronecker(4, (384, 2), (768, 4), permute_in=True, permute_out=True)

@@ -30,18 +30,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer
+from workers.compression.math.allocation import measured_plan
+from workers.compression.spec.catalog import is_measured
+from workers.compression.spec.sizes import resized_plan
 
 from bench.quality import perplexity, spread, windows
 from workers.compression.choice import trials
-from workers.compression.math.allocation import measured_plan
 from workers.compression.math.sensitivity import measure
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
-from workers.compression.spec.catalog import is_measured
 from workers.compression.spec.heads import feasible_key_value_heads
-from workers.compression.spec.sizes import resized_plan
 from workers.compression.training.settings import Settings
 from workers.compression.training.training import distil
 

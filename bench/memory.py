@@ -31,15 +31,15 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, PreTrainedTokenizerFast
+from workers.compression.math.allocation import measured_plan
+from workers.compression.spec.plans import Plan
 
 from app.contract.recipe import Calibration, Evaluation, Recipe
 from workers.child import SPARING, child_environment
 from workers.compression.evaluation.fidelity import perplexity
 from workers.compression.formats.checkpoint import write_package
-from workers.compression.math.allocation import measured_plan
 from workers.compression.math.sensitivity import Sensitivity, from_tensors, measure, to_tensors
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.plans import Plan
 from workers.compression.steps.factor import compress
 from workers.messages import Assignment
 from workers.runner import walk

@@ -17,16 +17,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
+from workers.compression.math.allocation import measured_plan
+from workers.compression.spec.catalog import method
+from workers.compression.spec.plans import Kronecker, Structure, stored, to_dict
 
 from workers.compression import structures
-from workers.compression.math.allocation import measured_plan
 from workers.compression.math.kronecker import rearranged_fit
 from workers.compression.math.sensitivity import Sensitivity, measure
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.architectures import Inventory, Site
-from workers.compression.spec.catalog import method
-from workers.compression.spec.plans import Kronecker, Structure, stored, to_dict
+from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.steps.factor import compress
 
 TILE = 4

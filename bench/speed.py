@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from workers.compression.spec.plans import to_dict, uniform_plan
 
 from workers.compression import structures
 from workers.compression.evaluation.speed import Speed, speed
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.architectures import inventory
-from workers.compression.spec.plans import to_dict, uniform_plan
+from workers.compression.spec.inventory import inventory
 
 ROUNDS = 7
 RATIO = 1.3

@@ -15,7 +15,8 @@ from app.jobs.service import JobService
 from app.settings import Settings
 from app.sources.models import ModelSources
 from app.sources.text import TextSources
-from tests.tiny import write_text, write_tiny_gpt2, write_tiny_model
+from tests.support.doorbell import SilentDoorbell
+from tests.support.models import write_text, write_tiny_gpt2, write_tiny_model
 
 # A run that was started in the background ignores Ctrl-C, and so would every process that a test sends one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -108,17 +109,6 @@ def tiny_gpt2(tiny: dict[str, Any], model_root: Path) -> dict[str, Any]:
     """The same for a GPT-2, without a method; each preset has a ratio of its own on it."""
     write_tiny_gpt2(model_root / "tiny-gpt2")
     return {**tiny, "model": "local:tiny-gpt2"}
-
-
-class SilentDoorbell:
-    """Remembers whom it was asked to ring, and rings nobody."""
-
-    def __init__(self) -> None:
-        self.rung: list[str] = []
-
-    def ring(self, job_id: str) -> bool:
-        self.rung.append(job_id)
-        return True
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from typing import Any
 
 from app.contract.catalogue import MethodInfo, MethodList, RatioRange
-from workers.compression.spec.architectures import Inventory
+from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods import METHODS, Method, MethodDoesNotFit, OptionDoesNotFit
 
 

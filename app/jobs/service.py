@@ -39,7 +39,7 @@ from app.sources.models import ModelSources
 from app.sources.text import TextSources
 from app.storage import StoredFile
 from workers.compression.spec import methods
-from workers.compression.spec.architectures import Inventory
+from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods import Leaves, method_of
 from workers.compression.spec.quantisation import NotQuantisable, check_method, grids
 from workers.compression.spec.ranges import Range

@@ -1,9 +1,9 @@
-"""A checkpoint in transformers' form, read without torch and without trust: its config, and the shapes of its weights.
+"""Config and tensor shapes of a checkpoint that is not trusted, in a directory or on the hub.
 
-The same reading serves a directory, a repository on the hub before anything is downloaded, and the download itself.
+`workers.compression.spec` reads the files and checks their format. This module adds what a service must refuse: links
+that leave the directory, code in the repository, sizes that no file can have.
 """
 
-import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,85 +14,84 @@ from typing import Any
 
 from app.sources.hub import Hub, RemoteFile, Repository
 from app.sources.local import resolved
-from workers.compression.spec.architectures import MalformedModel, MissingWeights, read_safetensors_headers
+from workers.compression.spec.config import CONFIG_FILE, LARGEST_CONFIG, read_config
+from workers.compression.spec.errors import MalformedModel, MissingWeights
+from workers.compression.spec.headers import (
+    INDEX_FILE,
+    LARGEST_HEADER,
+    LARGEST_INDEX,
+    LENGTH_BYTES,
+    WEIGHTS_FILE,
+    read_safetensors_headers,
+    read_weight_map,
+)
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
 COMPANION = re.compile(
     r"\w[\w.-]*\.(json|txt|model|jinja)|(?i:LICEN[SC]E|NOTICE|USE_POLICY)[\w.-]*|README\.md", re.ASCII
 )
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 
-LARGEST_CONFIG = 2_000_000
-LARGEST_INDEX = 50_000_000
-LARGEST_HEADER = 32_000_000
 LARGEST_FILE = 2**43  # what every common file system can hold, if only as a hole
-LENGTH_BYTES = 8
 FIRST_READ = 128 * 1024
 READERS = 8
 
 
 class NeedsRemoteCode(ValueError):
-    """The checkpoint can only be opened by running code, or decoding formats, that it brings along."""
+    """The checkpoint can only be opened by running code that it brings along."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """Config and tensor shapes of a model, {stored name: shape}."""
+
     config: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
-    """Name of each stored tensor -> its shape."""
 
 
 def read_checkpoint(directory: Path) -> Checkpoint:
-    """Config and tensor shapes of a directory (a real path), none of whose files may be a link that leads out of it.
+    """Return config and tensor shapes of `directory`, a real path.
 
     Raises:
         MissingWeights: there are no safetensors weights.
-        MalformedModel: a file is missing, not of its format, or contradicts another one.
-        NeedsRemoteCode: the config asks for code of its own, or the weights are quantised.
+        MalformedModel: a file is missing, not of its format, contradicts another one, or is a link that leaves the
+            directory.
+        NeedsRemoteCode: the config asks for code of its own.
     """
     for path in sorted(directory.iterdir()):
         target = resolved(path)
         if target is not None and not target.is_relative_to(directory):
             raise MalformedModel(f"{path.name} is a link that leads out of the model's directory; put a copy there.")
-    config = read_config(directory / CONFIG)
+    config = read_config_without_code(directory)
     try:
         return Checkpoint(config, read_safetensors_headers(directory))
     except MissingWeights as error:
         raise MissingWeights(absence([path.name for path in directory.iterdir()])) from error
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise MalformedModel(f"There is no {CONFIG}; send a model in transformers' format.")
-    if path.stat().st_size > LARGEST_CONFIG:
-        raise MalformedModel(f"{CONFIG} is larger than {LARGEST_CONFIG} bytes.")
-    config = json_object(path.read_bytes(), CONFIG)
+def read_config_without_code(directory: Path) -> dict[str, Any]:
+    """Return the model's config. Raises MalformedModel; NeedsRemoteCode where it asks for code of its own."""
+    config = read_config(directory)
     if "auto_map" in config:
         raise NeedsRemoteCode(
-            f"Its {CONFIG} asks for code of its own (auto_map), and remote code is not run here; send a model of an "
-            "architecture that transformers itself has."
+            f"Its {CONFIG_FILE} asks for code of its own (auto_map), and remote code is not run here; send a model of "
+            "an architecture that transformers itself has."
         )
-    if config.get("quantization_config"):
-        raise NeedsRemoteCode("Its weights are quantised (quantization_config); send the original it was made from.")
     return config
 
 
 def read_remote_checkpoint(hub: Hub, repository: Repository) -> Checkpoint:
-    """As `read_checkpoint`, from the beginnings of the files alone.
+    """Return config and tensor shapes of a model on the hub; only the beginnings of its weight files are read.
 
-    What is read is laid out as a directory of sparse files of the true sizes, so that a model on the hub and one on
-    disk are judged by the same code. Raises also NotOnHub and HubUnavailable.
+    They are laid out as a directory of sparse files of the true sizes, so that `read_checkpoint` judges them as it
+    judges a local model. Raises what it raises, NotOnHub and HubUnavailable.
     """
     with TemporaryDirectory(prefix="modelpress-") as folder:
         directory = Path(folder).resolve()
-        for name, largest in ((CONFIG, LARGEST_CONFIG), (INDEX, LARGEST_INDEX)):
+        for name, largest in ((CONFIG_FILE, LARGEST_CONFIG), (INDEX_FILE, LARGEST_INDEX)):
             if (file := repository.file(name)) is not None:
                 (directory / name).write_bytes(hub.read(repository, file, 0, largest + 1))
-        if (directory / CONFIG).exists():
-            read_config(directory / CONFIG)
+        if (directory / CONFIG_FILE).exists():
+            read_config_without_code(directory)
         shards = weight_files(repository, directory)
         if not shards:
             raise MissingWeights(absence([file.name for file in repository.files]))
@@ -116,40 +115,29 @@ def lay_out_header(hub: Hub, repository: Repository, directory: Path, file: Remo
 
 
 def weight_files(repository: Repository, directory: Path) -> tuple[RemoteFile, ...]:
-    """The files that hold weights, as the index in `directory` says; without an index the single file.
+    """Return the repository's weight files: those that the index in `directory` names, without an index the single one.
 
-    Names that are not plain names of the repository are left out; reading the directory then refuses the index.
+    A file that the repository lacks is left out; reading the directory then refuses the index. Raises MalformedModel.
     """
-    index = directory / INDEX
-    if not index.exists():
-        single = repository.file(WEIGHTS)
-        return () if single is None else (single,)
-    places = json_object(index.read_bytes(), INDEX).get("weight_map")
-    names = set(map(str, places.values())) if isinstance(places, dict) else set()
-    return tuple(file for file in repository.files if file.name in names and SHARD.fullmatch(file.name))
+    weight_map = read_weight_map(directory)
+    names = {WEIGHTS_FILE} if weight_map is None else set(weight_map.values())
+    return tuple(file for file in repository.files if file.name in names)
 
 
 def companion_files(repository: Repository) -> tuple[RemoteFile, ...]:
-    """What is downloaded beside the weights: config, tokenizer, chat template, licence, model card. Never code, never
-    pickles."""
+    """Return the files that are downloaded beside the weights: config, tokenizer, chat template, licence, model card.
+
+    Code and pickles are never among them.
+    """
     return tuple(file for file in repository.files if COMPANION.fullmatch(file.name))
 
 
-def json_object(content: bytes, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise MalformedModel(f"{name} is not JSON.") from error
-    if not isinstance(value, dict):
-        raise MalformedModel(f"{name} is not a JSON object.")
-    return value
-
-
 def absence(names: list[str]) -> str:
+    """Return the sentence that refuses a model with these files and no safetensors weights."""
     pickled = any(name.endswith(PICKLES) for name in names)
     found = (
         "Its weights are in a format other than safetensors that can run code when loaded"
         if pickled
         else "It has no safetensors weights"
     )
-    return f"{found}; nothing else is read: send a model that has {WEIGHTS} or {INDEX}."
+    return f"{found}; nothing else is read: send a model that has {WEIGHTS_FILE} or {INDEX_FILE}."

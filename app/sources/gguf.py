@@ -1,4 +1,4 @@
-"""The header of a GGUF file of the Llama family, as the config and the tensor shapes that transformers makes of it.
+"""The header of a GGUF file, as the config and the tensor shapes that transformers makes of it.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The `gguf` package builds an object per token of the
 vocabulary, which takes seconds; this reads metadata and shapes only, and never the data.
@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+from workers.compression.spec.architectures import ARCHITECTURES, GgufNames
+from workers.compression.spec.architectures.architecture import Architecture
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32
@@ -41,21 +44,6 @@ CONFIG_KEYS = {
     "rope.freq_base": "rope_theta",
 }
 NEEDED = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-INNER = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "attn_norm": "input_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "ffn_norm": "post_attention_layernorm",
-}
 DERIVED = {"rope_freqs.weight"}
 
 
@@ -82,19 +70,24 @@ class Gguf:
 
 
 def read_gguf(path: Path) -> Gguf:
-    """Config in transformers' terms, and the shape of every weight under its transformers name.
+    """Return the config in transformers' terms, and {transformers name: shape} of every weight.
 
     Raises:
-        MalformedGguf: it is not a sound GGUF file.
-        UnsupportedGguf: it is one, of something other than ARCHITECTURES.
+        MalformedGguf: the file is not a sound GGUF file.
+        UnsupportedGguf: it is one, but of an architecture that has no GGUF names in the registry.
     """
     with path.open("rb") as file:
         metadata, stored = Reader(file).header()
         data_start = aligned(file.tell(), metadata.get("general.alignment", ALIGNMENT))
     if path.stat().st_size < data_start + max((tensor.end for tensor in stored.values()), default=0):
         raise MalformedGguf("The file is cut off: it is shorter than its header says.")
-    config = config_of(metadata)
-    shapes = {transformers_name(name): tensor.shape for name, tensor in stored.items() if name not in DERIVED}
+    architecture, names = architecture_of(metadata)
+    config = config_of(metadata, architecture, names)
+    shapes = {
+        transformers_name(name, architecture, names): tensor.shape
+        for name, tensor in stored.items()
+        if name not in DERIVED
+    }
     config["tie_word_embeddings"] = "lm_head.weight" not in shapes
     return Gguf(config, shapes)
 
@@ -192,31 +185,39 @@ def aligned(position: int, alignment: object) -> int:
     return -(-position // alignment) * alignment
 
 
-def config_of(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    architecture = metadata.get("general.architecture")
-    if architecture not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
+def architecture_of(metadata: Mapping[str, Any]) -> tuple[Architecture, GgufNames]:
+    """Return the architecture that the file names. Raises UnsupportedGguf."""
+    known = {known.gguf.architecture: (known, known.gguf) for known in ARCHITECTURES.values() if known.gguf is not None}
+    stated = metadata.get("general.architecture")
+    if stated not in known:
         raise UnsupportedGguf(
-            f"The file is of the architecture '{architecture}'; of GGUF files these are read: {known}."
+            f"The file is of the architecture '{stated}'; of GGUF files these are read: {', '.join(known)}."
         )
-    if f"{architecture}.expert_count" in metadata:
+    return known[stated]
+
+
+def config_of(metadata: Mapping[str, Any], architecture: Architecture, names: GgufNames) -> dict[str, Any]:
+    """Return the config in transformers' terms. Raises UnsupportedGguf; MalformedGguf where a size is missing."""
+    if f"{names.architecture}.expert_count" in metadata:
         raise UnsupportedGguf("The file holds a mixture of experts, which is not read.")
-    own = {key.removeprefix(f"{architecture}."): value for key, value in metadata.items()}
+    own = {key.removeprefix(f"{names.architecture}."): value for key, value in metadata.items()}
     config = {name: own[key] for key, name in CONFIG_KEYS.items() if key in own}
     if missing := [name for name in NEEDED if type(config.get(name)) is not int]:
         raise MalformedGguf(f"The file does not say its {missing[0]}.")
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
-    config["model_type"] = architecture
-    config["architectures"] = [ARCHITECTURES[architecture]]
+    config["model_type"] = architecture.model_type
     config["vocab_size"] = own.get("vocab_size", metadata.get("tokenizer.ggml.tokens"))
     return config
 
 
-def transformers_name(name: str) -> str:
-    """`blk.3.ffn_up.weight` is transformers' `model.layers.3.mlp.up_proj.weight`."""
+def transformers_name(name: str, architecture: Architecture, names: GgufNames) -> str:
+    """Return the transformers name of a tensor: `blk.3.ffn_up.weight` is `model.layers.3.mlp.up_proj.weight`.
+
+    Raises UnsupportedGguf.
+    """
     match name.split("."):
-        case [outer, "weight"] if outer in OUTER:
-            return f"{OUTER[outer]}.weight"
-        case ["blk", block, inner, ("weight" | "bias") as parameter] if block.isdecimal() and inner in INNER:
-            return f"model.layers.{block}.{INNER[inner]}.{parameter}"
+        case [module, "weight"] if module in names.outside:
+            return f"{names.outside[module]}.weight"
+        case ["blk", block, module, ("weight" | "bias") as parameter] if block.isdecimal() and module in names.block:
+            return f"{architecture.blocks}.{block}.{names.block[module]}.{parameter}"
     raise UnsupportedGguf(f"The file holds a tensor '{name}', which a model of its architecture does not have.")

@@ -12,13 +12,13 @@ from app.sources.checkpoint import NeedsRemoteCode, read_checkpoint, read_remote
 from app.sources.gguf import MalformedGguf, UnsupportedGguf, read_gguf
 from app.sources.hub import Hub, NotOnHub, Repository
 from app.sources.local import locate
-from workers.compression.spec.architectures import (
-    Inventory,
+from workers.compression.spec.errors import (
+    AlreadyQuantised,
     MalformedModel,
     MissingWeights,
     UnsupportedArchitecture,
-    inventory,
 )
+from workers.compression.spec.inventory import Inventory, inventory
 
 FIELD = "model"
 LOCAL = "local:"
@@ -113,7 +113,7 @@ def explained(reference: str) -> Iterator[None]:
         yield
     except NotOnHub as error:
         raise UnknownModel(FIELD, str(error)) from error
-    except (UnsupportedArchitecture, NeedsRemoteCode, UnsupportedGguf) as error:
+    except (UnsupportedArchitecture, AlreadyQuantised, NeedsRemoteCode, UnsupportedGguf) as error:
         raise UnsupportedModel(FIELD, f"'{reference}' cannot be used. {error}") from error
     except MissingWeights as error:
         raise NoSafetensors(FIELD, f"'{reference}' cannot be used. {error}") from error

@@ -1,11 +1,11 @@
 """Fixtures for the client side."""
 
-import socket
 from collections.abc import Iterator
 
 import pytest
 
-from tests.loopback import Script, serving
+from tests.support import ports
+from tests.support.loopback import Script, serving
 
 
 @pytest.fixture
@@ -18,6 +18,4 @@ def script() -> Iterator[Script]:
 @pytest.fixture
 def free_port() -> int:
     """A port of the loopback interface on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
+    return ports.free_port()

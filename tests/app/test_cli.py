@@ -11,7 +11,7 @@ import pytest
 
 from app.contract.job import Comparison, Problem, State, SweepResult, TaskMetric, TaskResult
 from app.contract.recipe import Recipe
-from tests.loopback import AFTER, BEFORE, Script, below_gate, failed, make_job, running, succeeded
+from tests.support.loopback import AFTER, BEFORE, Script, below_gate, failed, make_job, running, succeeded
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 COMMAND = [sys.executable, "-m", "app.cli"]

@@ -9,9 +9,9 @@ from workers.compression.math.sensitivity import Sensitivity, spectra
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.architectures import Inventory
 from workers.compression.spec.budgets import uniform_structures
 from workers.compression.spec.families import Family, stored_parameters
+from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods import METHODS, planner_of
 from workers.compression.spec.methods.low_rank import LOW_RANK
 from workers.compression.spec.plan import Plan

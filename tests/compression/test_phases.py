@@ -13,7 +13,7 @@ from workers.compression.spec.plans import Plan
 from workers.compression.spec.sizes import resized_plan
 
 from tests.compression.steps.test_factor import calibration, open_tiny, same_bytes, sensitivities_of
-from tests.tiny import write_tiny_gpt2
+from tests.support.models import write_tiny_gpt2
 from workers.compression.formats.checkpoint import write_package
 from workers.compression.math.sensitivity import Sensitivity
 from workers.compression.models.edited import EditedModel

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.contracts.tiny_models import CONFIGS, logits_of, model_of, token_ids
+from tests.support.tiny_models import CONFIGS, logits_of, model_of, token_ids
 from workers.compression.formats.checkpoint import write_package
 from workers.compression.formats.verification import Probe, Verified, verify_all
 from workers.compression.models.edited import EditedModel

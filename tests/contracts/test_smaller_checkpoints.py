@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.contracts.tiny_models import CONFIGS, logits_of, model_of, token_ids
+from tests.support.tiny_models import CONFIGS, logits_of, model_of, token_ids
 from workers.compression import structures
 from workers.compression.formats.checkpoint import write_package
 from workers.compression.formats.verification import Probe, Verified, verify_all

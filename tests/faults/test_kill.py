@@ -12,9 +12,9 @@ from app.contract.recipe import Recipe
 from app.jobs.service import JobService
 from app.settings import Settings
 from app.storage.local import ArtifactStore
-from tests.processes import processes_of, wait_until_ended, worker
-from tests.tiny import write_tiny_model
-from tests.waiting import wait_for
+from tests.support.models import write_tiny_model
+from tests.support.processes import processes_of, wait_until_ended, worker
+from tests.support.waiting import wait_for
 
 BLOCKS = 12
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.waiting import is_running, wait_for
+from tests.support.waiting import is_running, wait_for
 from workers import child as child_module
 from workers.child import Child
 

@@ -27,7 +27,7 @@ from app.errors import (
 )
 from app.settings import Settings
 from app.sources.documents import read_documents
-from tests.checkpoints import (
+from tests.support.checkpoints import (
     CONFIG,
     SHAPES,
     json_bytes,
@@ -37,7 +37,7 @@ from tests.checkpoints import (
     write_files,
     write_gguf,
 )
-from tests.hub import LoopbackHub, running_hub
+from tests.support.hub import LoopbackHub, running_hub
 from workers.fetch import FetchReport, FetchRequest, fetch, fetch_environment, fetch_report, fetch_request
 
 NAME = "acme/tiny"

@@ -12,7 +12,7 @@ from app.db import Sessions, make_engine, make_sessions
 from app.jobs import store
 from app.jobs.service import JobService
 from app.jobs.store import Claim, Progress
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 from workers.lease import Lease
 
 LEASE_SECONDS = 0.4

@@ -18,7 +18,7 @@ from app.jobs.service import JobService
 from app.jobs.store import Claim
 from app.settings import Settings
 from app.storage.local import ArtifactStore
-from tests.app.jobs.test_store import COMPARISON
+from tests.support.results import COMPARISON
 from workers import child
 from workers.messages import DoneReport, ErrorReport
 from workers.supervisor import Published, Supervisor

@@ -13,8 +13,8 @@ from app.jobs import store
 from app.jobs.service import JobService
 from app.settings import Settings
 from app.storage.local import ArtifactStore
-from tests.app.jobs.test_store import COMPARISON, FILES
-from tests.conftest import SilentDoorbell
+from tests.support.doorbell import SilentDoorbell
+from tests.support.results import COMPARISON, FILES
 from workers.sweeper import Sweeper
 
 

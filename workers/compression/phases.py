@@ -14,7 +14,7 @@ is fitted to what the parts before it have become. The plan is made once, of the
 from dataclasses import dataclass
 from itertools import pairwise
 
-from workers.compression.spec.architectures import Inventory
+from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.steps import Factor
 

@@ -6,7 +6,9 @@ from transformers import AutoTokenizer
 
 from app.contract.job import Stage
 from workers.compression.models.streamed import convert_gguf
-from workers.compression.spec.architectures import Inventory, inventory, read_config, read_safetensors_headers
+from workers.compression.spec.config import read_config
+from workers.compression.spec.headers import read_safetensors_headers
+from workers.compression.spec.inventory import Inventory, inventory
 from workers.stages.context import Context
 from workers.stages.failures import StageFailed
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from app.contract.job import Stage
 from workers.compression.formats.checkpoint import SUMS_FILE, write_sums
 from workers.compression.formats.dense import write_dense
-from workers.compression.spec.architectures import original_config, read_config
+from workers.compression.spec.config import original_config, read_config
 from workers.stages import evaluate, quantise
 from workers.stages.context import Context
 from workers.stages.report import write_report

@@ -14,9 +14,10 @@ from app.contract.report import (
     SiteReport,
     TeacherText,
 )
-from workers.compression.spec.architectures import Inventory, Site, original_config, read_config, weights
+from workers.compression.spec.config import original_config, read_config
 from workers.compression.spec.dimensions import renumbered
 from workers.compression.spec.headers import stored_tensors
+from workers.compression.spec.inventory import Inventory, Site, weights
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.steps import Fuse, Remove
 from workers.stages import compress, distill, evaluate, inspect, plan, teacher_text

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from app.contract.job import Job
 from app.settings import Settings
-from tests.app.api.conftest import Finished
+from tests.support.api import Finished
 
 NAME = "model.safetensors"
 

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
 from app.settings import Settings
-from tests.app.api.conftest import api
+from tests.support.api import api
 
 NOBODY = SecretStr("postgresql://127.0.0.1:1/nothing")
 

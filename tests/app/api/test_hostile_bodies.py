@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.app.api.conftest import Finished
+from tests.support.api import Finished
 
 HEADERS = {"Content-Type": "application/json"}
 FIELDS = ["model", "target_ratio", "method", "calibration", "distillation", "evaluation", "seed", "metadata"]

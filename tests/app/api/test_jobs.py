@@ -14,7 +14,7 @@ from app.db import Sessions
 from app.jobs import store
 from app.jobs.store import Progress
 from app.settings import Settings
-from tests.app.api.conftest import Finished, api
+from tests.support.api import Finished, api
 
 Post = Callable[[], Job]
 

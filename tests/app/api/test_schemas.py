@@ -10,7 +10,7 @@ from app.contract.report import (
     report_schema,
     sweep_report_schema,
 )
-from tests.workers.report.reports import distillation_report, factored_report, fused_report
+from tests.support.reports import distillation_report, factored_report, fused_report
 
 
 def test_the_service_publishes_the_schema_of_the_report(client: TestClient) -> None:

@@ -7,7 +7,7 @@ import pytest
 from app.client import Client, ProblemError, ServiceUnreachable, UnexpectedAnswer
 from app.contract.job import Problem, State
 from app.contract.recipe import Recipe
-from tests.loopback import Script, make_job, running, succeeded
+from tests.support.loopback import Script, make_job, running, succeeded
 
 RECIPE = Recipe(model="local:tiny", target_ratio=1.5)
 BUSY = Problem(type="about:blank", title="The database does not answer", status=503, detail="try again")

@@ -6,7 +6,7 @@ import pytest
 
 from app.client import Client, DigestMismatch, ProblemError, ServiceUnreachable, UnexpectedAnswer
 from app.contract.job import Problem
-from tests.loopback import Script
+from tests.support.loopback import Script
 
 WEIGHTS = bytes(range(256)) * 1000
 

@@ -23,7 +23,7 @@ from app.embedded import DataDirectoryInUse, EmbeddedServerError, embedded_serve
 from app.embedded.private import private_directory
 from app.embedded.wheels import in_wheel
 from app.settings import Settings
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

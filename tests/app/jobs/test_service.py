@@ -11,8 +11,8 @@ from app.db import Sessions
 from app.errors import JobEnded, JobNotFound, MethodDoesNotFit, RatioOutOfRange, Refused, UnknownDataset, UnknownModel
 from app.jobs import store
 from app.jobs.service import JobService
-from tests.conftest import SilentDoorbell
-from tests.tiny import PRESET_RATIOS, write_tiny_model
+from tests.support.doorbell import SilentDoorbell
+from tests.support.models import PRESET_RATIOS, write_tiny_model
 
 
 def recipe(tiny: dict[str, Any], **changes: Any) -> Recipe:

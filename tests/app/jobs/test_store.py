@@ -8,28 +8,18 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from app.contract.job import Comparison, Failure, Metrics, Resumed, Source, Stage, State, SweepResult
+from app.contract.job import Comparison, Failure, Resumed, Source, Stage, State, SweepResult
 from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.jobs import store
 from app.jobs.models import AttemptRow, JobRow
 from app.jobs.service import JobService
 from app.jobs.store import Progress
-from app.storage import StoredFile
+from tests.support.results import COMPARISON, FILES
 
 RECIPE = Recipe(model="local:tiny", target_ratio=1.5)
 SOURCE = Source(reference="local:tiny", model_type="llama", parameters=1000)
 FAILURE = Failure(code="internal_error", message="it broke", retryable=True, attempt=1)
-METRICS = Metrics(
-    parameters=1000,
-    bytes=2000,
-    perplexity={"builtin:python-docs-test": 20.0},
-    prefill_tokens_per_second=100.0,
-    decode_tokens_per_second=10.0,
-    sample="Once",
-)
-COMPARISON = Comparison(before=METRICS, after=METRICS)
-FILES = (StoredFile("config.json", 12, "ab" * 32, "application/json"),)
 
 
 def submit(sessions: Sessions, job_id: str = "job_a", max_attempts: int = 3) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.settings import Settings
-from tests.hub import LoopbackHub, running_hub
+from tests.support.hub import LoopbackHub, running_hub
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from app.settings import Settings
 from app.sources.checkpoint import FIRST_READ
 from app.sources.hub import Hub, part
 from app.sources.models import ModelSources
-from tests.checkpoints import CONFIG, PARAMETERS, SHAPES, json_bytes, safetensors_bytes, sharded, single_file
-from tests.hub import LoopbackHub
+from tests.support.checkpoints import CONFIG, PARAMETERS, SHAPES, json_bytes, safetensors_bytes, sharded, single_file
+from tests.support.hub import LoopbackHub
 
 TOKEN = "hf_secret"
 

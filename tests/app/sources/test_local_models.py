@@ -8,7 +8,7 @@ import pytest
 from app.errors import InvalidModel, NoSafetensors, OutsideRoots, Refused, UnknownModel, UnsupportedModel
 from app.settings import Settings
 from app.sources.models import ModelSources
-from tests.checkpoints import (
+from tests.support.checkpoints import (
     CONFIG,
     PARAMETERS,
     SHAPES,

@@ -8,7 +8,7 @@ import pytest
 from app.errors import HubUnavailable, OutsideRoots, Refused, UnknownDataset
 from app.settings import Settings
 from app.sources.text import TextSources
-from tests.hub import LoopbackHub
+from tests.support.hub import LoopbackHub
 
 FIELD = "evaluation.datasets.0"
 

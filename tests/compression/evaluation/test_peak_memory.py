@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.tiny import write_tiny_model
-from tests.waiting import is_running, wait_for
+from tests.support.models import write_tiny_model
+from tests.support.waiting import is_running, wait_for
 from workers.compression.evaluation.peak_memory import peak_memory
 from workers.compression.evaluation.size import stored_size
 

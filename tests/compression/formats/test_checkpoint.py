@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.contracts.tiny_models import save_tiny_model, token_ids
-from tests.tiny import byte_tokenizer
+from tests.support.models import byte_tokenizer
+from tests.support.tiny_models import save_tiny_model, token_ids
 from workers.compression.evaluation.size import stored_size
 from workers.compression.formats.checkpoint import write_package
 from workers.compression.formats.verification import verify

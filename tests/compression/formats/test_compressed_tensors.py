@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tests.contracts.tiny_models import CONFIGS, save_tiny_model, tiny_model, token_ids
-from tests.tiny import byte_tokenizer
+from tests.support.models import byte_tokenizer
+from tests.support.tiny_models import CONFIGS, save_tiny_model, tiny_model, token_ids
 from workers.compression.evaluation.size import stored_size
 from workers.compression.formats.compressed_tensors import quantise, restore
 from workers.compression.formats.verification import verify

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.contracts.test_architectures import STRUCTURES, compress_at_random, structure_for
-from tests.contracts.tiny_models import save_tiny_model, tiny_model, token_ids
+from tests.support.tiny_models import save_tiny_model, tiny_model, token_ids
 from workers.compression.formats.checkpoint import write_package
 from workers.compression.formats.dense import write_dense
 from workers.compression.formats.verification import verify

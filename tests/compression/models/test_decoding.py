@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 
-from tests.contracts.tiny_models import CONFIGS, VOCABULARY, tiny_model
+from tests.support.tiny_models import CONFIGS, VOCABULARY, tiny_model
 from workers.compression.models import decoding
 
 

@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 
 from tests.support.inventories import llama_like
-from workers.compression.spec.architectures import Site
 from workers.compression.spec.budgets import (
     SECOND_PRODUCT,
     Curve,
@@ -16,6 +15,7 @@ from workers.compression.spec.budgets import (
     uniform_structures,
 )
 from workers.compression.spec.families import Family, LowRankFamily, stored_parameters
+from workers.compression.spec.inventory import Site
 from workers.compression.spec.structures import LowRank, Pivoted
 
 PIVOTED = LowRankFamily(factors_embedding=True, pivoted=True)

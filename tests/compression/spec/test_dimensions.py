@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 
 from tests.checkpoints import CONFIG, SHAPES
-from workers.compression.spec.architectures import Inventory, inventory
 from workers.compression.spec.dimensions import (
     UNITS_STEP,
     block_of,
@@ -17,6 +16,7 @@ from workers.compression.spec.dimensions import (
     width_range,
 )
 from workers.compression.spec.errors import UnsupportedArchitecture
+from workers.compression.spec.inventory import Inventory, inventory
 from workers.compression.spec.ranges import TOLERANCE, RatioOutOfRange
 
 

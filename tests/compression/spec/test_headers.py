@@ -102,14 +102,13 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
         read_safetensors_headers(tmp_path)
 
 
-def test_a_link_out_of_the_directory_is_refused_unless_the_boundary_allows_it(tmp_path: Path) -> None:
+def test_a_link_out_of_the_directory_is_refused(tmp_path: Path) -> None:
     blob = write_safetensors(tmp_path / "blob", {"a": entry(2)}, bytes(8))
     directory = tmp_path / "snapshot"
     directory.mkdir()
     (directory / "model.safetensors").symlink_to(blob)
     with pytest.raises(MalformedModel, match="leaves the model's directory"):
         read_safetensors_headers(directory)
-    assert read_safetensors_headers(directory, within=tmp_path) == {"a": (2,)}
 
 
 def test_a_directory_in_the_place_of_weights_is_refused(tmp_path: Path) -> None:

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.checkpoints import CONFIG, SHAPES
-from workers.compression.spec.architectures import Inventory, inventory
+from tests.support.checkpoints import CONFIG, SHAPES
 from workers.compression.spec.heads import (
     Heads,
     HeadsDoNotFit,
@@ -14,6 +13,7 @@ from workers.compression.spec.heads import (
     regrouped,
     stated_heads,
 )
+from workers.compression.spec.inventory import Inventory, inventory
 
 SIZE, BLOCKS = 16, 2
 

@@ -21,7 +21,7 @@ from workers.compression.math.kronecker import data_free
 from workers.compression.math.tables import fit_halved
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.architectures import Inventory, Site, inventory
+from workers.compression.spec.inventory import Inventory, Site, inventory
 from workers.compression.steps.factor import compress
 from workers.compression.structures import HalvedEmbedding
 

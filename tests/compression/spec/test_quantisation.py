@@ -2,7 +2,7 @@
 
 import pytest
 
-from workers.compression.spec.architectures import Inventory, inventory
+from workers.compression.spec.inventory import Inventory, inventory
 from workers.compression.spec.quantisation import Grid, NotQuantisable, check_method, grids
 
 

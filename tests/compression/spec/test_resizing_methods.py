@@ -4,9 +4,9 @@ import pytest
 
 from tests.compression.planning import plan_of, range_of
 from tests.compression.steps.test_factor import TINY, open_tiny
-from workers.compression.spec.architectures import Inventory
 from workers.compression.spec.dimensions import narrowed
 from workers.compression.spec.heads import regrouped
+from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods import OptionDoesNotFit
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.ranges import TOLERANCE, RatioOutOfRange

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.compression.steps.small_models import IDS, SHORT, Kept, divergence, same, shortened, write
+from tests.support.block_removal import IDS, SHORT, Kept, divergence, same, shortened, write
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.steps.absorb import Absorption, absorb_all, survivors_around
 from workers.compression.steps.grafting import Ranks

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from tests.compression.steps.small_models import same
 from tests.compression.steps.test_narrow import calibration, distance, open_tiny, units_of
+from tests.support.block_removal import same
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.compression.steps.small_models import (
+from tests.support.block_removal import (
     IDS,
     OTHERS,
     SHORT,

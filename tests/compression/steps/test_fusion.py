@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from workers.compression.steps.fusion import fuse, part_count
 
-from tests.compression.steps.small_models import (
+from tests.support.block_removal import (
     BLOCKS,
     IDS,
     OTHERS,

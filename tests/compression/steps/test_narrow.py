@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.contracts.tiny_models import CONFIGS, save_tiny_model
+from tests.support.tiny_models import CONFIGS, save_tiny_model
 from workers.compression.models.edited import EditedModel, put
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart

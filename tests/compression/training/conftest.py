@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel
 
-from tests.compression.training.models import opened
+from tests.support.students import opened
 
 
 @pytest.fixture(scope="module")

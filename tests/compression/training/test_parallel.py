@@ -1,7 +1,6 @@
 """Two processes that train together end where one ends alone."""
 
 import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,8 @@ import torch
 from torch import Tensor, distributed, multiprocessing
 from transformers import PreTrainedModel
 
-from tests.compression.training.models import edited, opened
+from tests.support.ports import free_port
+from tests.support.students import edited, opened
 from workers.compression.training.parallel import DataParallel, PeerLost, Ranks, together
 from workers.compression.training.settings import Settings
 from workers.compression.training.training import Checkpoint, distil
@@ -47,12 +47,6 @@ def one_whose_other_is_gone(rank: int, directory: Path, port: int) -> None:
     with pytest.raises(PeerLost):
         DataParallel().add([torch.ones(4)])
     (directory / "noticed").touch()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

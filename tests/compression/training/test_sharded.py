@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, distributed, multiprocessing
 from transformers import PreTrainedModel
 
-from tests.compression.training.models import edited, opened, windows_of_text
-from tests.compression.training.test_parallel import free_port
+from tests.support.ports import free_port
+from tests.support.students import edited, opened, windows_of_text
 from workers.compression.training import split
 from workers.compression.training.parallel import PeerLost, Ranks
 from workers.compression.training.settings import Settings

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tests.compression.training.models import student_of, windows_of_text
+from tests.support.students import student_of, windows_of_text
 from workers.compression.training.losses import top_logits
 from workers.compression.training.settings import Settings
 from workers.compression.training.teacher_cache import TeacherCache

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from tests.compression.training.models import student_of, windows_of_text
+from tests.support.students import student_of, windows_of_text
 from workers.compression.training import split
 from workers.compression.training.settings import Settings
 from workers.compression.training.stability import Watch

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from app.contract.job import TaskMetric, TaskResult
 from app.contract.recipe import Calibration, Distillation
 from app.contract.report import CompressionReport
-from tests.workers.report.reports import TEXTS, distillation_report, factored_report, fused_report
+from tests.support.reports import TEXTS, distillation_report, factored_report, fused_report
 from workers.report.card import front_matter_of, model_card
 from workers.report.plots import Plot
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from app.contract.report import CompressionReport, RemovedBlock
-from tests.workers.report.reports import distillation_report, factored_report, fused_report
+from tests.support.reports import distillation_report, factored_report, fused_report
 from workers.report.charts import moving_mean
 from workers.report.plots import SCORES, block_influence, draw, error_per_site, in_two_lines
 

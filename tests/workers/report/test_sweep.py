@@ -4,7 +4,7 @@ from pathlib import Path
 
 from app.contract.job import Comparison, SweepResult
 from app.contract.report import SweepReport
-from tests.workers.report.reports import ORIGINAL_PARAMETERS, factored_report, metrics
+from tests.support.reports import ORIGINAL_PARAMETERS, factored_report, metrics
 from workers.report.sweep import TRADEOFF, by_target, draw_tradeoff, sweep_card
 
 

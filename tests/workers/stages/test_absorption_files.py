@@ -7,8 +7,8 @@ import pytest
 import torch
 from workers.compression.spec.sizes import resized_plan
 
-from tests.compression.steps.small_models import same
 from tests.compression.steps.test_factor import calibration, open_tiny
+from tests.support.block_removal import same
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
 from workers.compression.steps.local_distillation import Checkpoint

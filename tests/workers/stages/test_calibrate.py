@@ -9,7 +9,7 @@ from torch import Tensor
 from app.contract.job import Stage
 from app.contract.recipe import Recipe
 from app.sources.documents import Document, to_line
-from tests.tiny import byte_tokenizer
+from tests.support.models import byte_tokenizer
 from workers.messages import Assignment
 from workers.stages import calibrate
 from workers.stages.context import Context

@@ -7,7 +7,7 @@ import pytest
 
 from app.contract.recipe import Export, Method
 from app.contract.report import CompressionReport
-from tests.workers.stages.conftest import done, small_job
+from tests.support.jobs import done, small_job
 from workers.compression.evaluation.size import stored_size
 
 

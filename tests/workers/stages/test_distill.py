@@ -5,32 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import BaseModel
-from torch import Tensor
 
 from app.contract.job import Stage
 from app.contract.recipe import Distillation
-from tests.workers.stages.conftest import small_job
+from tests.support.jobs import STEPS, Attempt, Stopped, distillation_job, kept_checkpoints
 from workers.compression.training.training import Checkpoint
-from workers.messages import Assignment, ProgressReport, ResumedReport
-from workers.runner import STAGES, identity, run
+from workers.messages import Assignment, ResumedReport
 from workers.stages import compress, distill, training
 from workers.stages.context import Context
 from workers.stages.curve import POINTS, Point, curve_of, joined
 from workers.stages.workbench import Workbench
 
-STEPS = 16
-DISTILLATION = {"datasets": ["local:a.txt"], "tokens": STEPS * 32, "length": 16, "sequences": 2, "micro_batch": 1}
-
-
-class Stopped(Exception):
-    """The process has ended here."""
-
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Assignment:
-    directory = tmp_path_factory.mktemp("job")
-    return small_job(directory, blocks=2, target_ratio=1.3, method="width", distillation=DISTILLATION)
+    return distillation_job(tmp_path_factory.mktemp("job"))
 
 
 @pytest.fixture
@@ -40,43 +29,8 @@ def assignment(job: Assignment, tmp_path: Path) -> Assignment:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(job: Assignment) -> "Attempt":
+def undisturbed(job: Assignment) -> Attempt:
     return Attempt(job)
-
-
-class Attempt:
-    """The stages of an attempt up to the training, and what they report; ended at once behind some step."""
-
-    def __init__(self, assignment: Assignment, number: int = 1, stop_behind: int | None = None) -> None:
-        self.reports: list[BaseModel] = []
-        self.stop_behind = stop_behind
-        bench = Workbench(assignment.work_dir, number, identity(assignment))
-        self.context = Context(assignment.model_copy(update={"attempt": number}), bench, self.report)
-        for stage, module in STAGES.items():
-            self.context.stage = stage
-            self.context.results[stage] = run(self.context, module)
-            if stage is Stage.DISTILL:
-                break
-
-    def report(self, message: BaseModel) -> None:
-        self.reports.append(message)
-        if len(self.details()) == self.stop_behind:
-            raise Stopped
-
-    def details(self) -> list[str]:
-        return [
-            report.detail or ""
-            for report in self.reports
-            if isinstance(report, ProgressReport) and report.detail and report.stage is Stage.DISTILL
-        ]
-
-    def trained(self) -> dict[str, Tensor]:
-        *_, last = compress.FinishedParts(self.context)
-        return dict(last.tensors)
-
-
-def kept(assignment: Assignment) -> list[str]:
-    return sorted(path.name for path in assignment.work_dir.glob("*/training/*.safetensors"))
 
 
 def test_what_was_trained_is_the_last_part(undisturbed: Attempt) -> None:
@@ -103,7 +57,7 @@ def test_the_loss_of_every_step_is_in_the_curve(undisturbed: Attempt) -> None:
 def test_only_the_newest_state_of_the_training_is_kept(assignment: Assignment) -> None:
     with pytest.raises(Stopped):
         Attempt(assignment, stop_behind=11)
-    assert kept(assignment) == ["00000010.safetensors"]
+    assert kept_checkpoints(assignment) == ["00000010.safetensors"]
 
 
 def test_a_training_that_was_stopped_goes_on_to_the_same_weights(assignment: Assignment, undisturbed: Attempt) -> None:

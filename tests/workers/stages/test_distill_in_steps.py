@@ -9,8 +9,7 @@ from workers.compression.spec.plans import TOLERANCE
 
 from app.contract.job import Stage
 from app.contract.report import CompressionReport
-from tests.workers.stages.conftest import done, small_job
-from tests.workers.stages.test_distill import Attempt, Stopped, kept
+from tests.support.jobs import Attempt, Stopped, done, kept_checkpoints, small_job
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
@@ -115,7 +114,7 @@ def all_tensors(attempt: Attempt) -> list[dict[str, Tensor]]:
 def test_the_state_of_an_earlier_training_is_not_taken_for_that_of_a_later_one(assignment: Assignment) -> None:
     with pytest.raises(Stopped):
         Attempt(assignment, stop_behind=STEPS // 2 + 1)
-    assert kept(assignment) == [f"{STEPS // 2:08d}.safetensors"]
+    assert kept_checkpoints(assignment) == [f"{STEPS // 2:08d}.safetensors"]
     trained = [detail for detail in Attempt(assignment, 2).details() if "distilling" in detail]
     assert trained[0].startswith("step 2 of 2, distilling: 32 of")
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.contract.recipe import Gate
-from tests.tiny import amplify_blocks
-from tests.workers.stages.conftest import done, last_report
+from tests.support.jobs import done, last_report
+from tests.support.models import amplify_blocks
 from workers.compression.evaluation.fidelity import Fidelity
 from workers.messages import Assignment, ErrorReport
 from workers.stages import compute, evaluate

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.workers.stages.conftest import done
+from tests.support.jobs import done
 from workers.messages import Assignment
 from workers.stages.memory import holds, left, left_in_container
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.workers.stages.conftest import last_report
+from tests.support.jobs import last_report
 from workers.messages import Assignment, ErrorReport
 from workers.stages import plan
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workers.stages.conftest import done, last_report
+from tests.support.jobs import done, last_report
 from workers.compression.spec.headers import stored_tensors
 from workers.messages import Assignment, ErrorReport
 from workers.stages import quantise

@@ -13,9 +13,9 @@ from pydantic import BaseModel
 
 from app.contract.job import Stage
 from app.contract.recipe import Distillation
-from tests.processes import processes_of
-from tests.waiting import wait_for
-from tests.workers.stages.test_distill import STEPS, Attempt, Stopped, job, kept
+from tests.support.jobs import STEPS, Attempt, Stopped, distillation_job, kept_checkpoints
+from tests.support.processes import processes_of
+from tests.support.waiting import wait_for
 from workers.child import Child
 from workers.compression.training.parallel import DataParallel, Ranks
 from workers.compression.training.sharded import Sharded
@@ -26,7 +26,10 @@ from workers.stages.context import Context
 from workers.stages.failures import ReportedElsewhere, describe
 from workers.stages.ranks import LOST, follow
 
-__all__ = ["job"]
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Assignment:
+    return distillation_job(tmp_path_factory.mktemp("job"))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +108,7 @@ def test_a_killed_child_leaves_none_of_them_behind_and_the_next_goes_on_to_the_s
 ) -> None:
     home = assignment.work_dir / "1" / "home"
     with Child("workers.runner", assignment.model_dump_json(), home, {}) as child:
-        wait_for(lambda: kept(assignment))
+        wait_for(lambda: kept_checkpoints(assignment))
         assert len(processes_of(home)) >= 4, "the child, torchrun and two that train"
         os.kill(child.process.pid, signal.SIGKILL)
         wait_for(lambda: not processes_of(home))

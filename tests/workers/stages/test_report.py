@@ -8,7 +8,7 @@ import pytest
 
 from app.contract.recipe import Fusion, Width
 from app.contract.report import CompressionReport
-from tests.workers.stages.conftest import done, small_job
+from tests.support.jobs import done, small_job
 from workers.compression.spec.headers import stored_tensors
 from workers.messages import Assignment
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from app.contract.job import Metrics, TaskMetric, TaskResult
-from tests.lm_tasks import NAME, write_task
-from tests.workers.stages.conftest import done, last_report
+from tests.support.jobs import done, last_report
+from tests.support.lm_tasks import NAME, write_task
 from workers.messages import Assignment, ErrorReport
 from workers.stages import evaluate, memory, tasks
 

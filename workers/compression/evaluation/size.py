@@ -7,8 +7,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.compression.spec.architectures import original_config, read_config, weights
+from workers.compression.spec.config import original_config, read_config
 from workers.compression.spec.headers import stored_tensors
+from workers.compression.spec.inventory import weights
 
 
 @dataclass(frozen=True)

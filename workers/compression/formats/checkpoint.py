@@ -30,7 +30,8 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPP
 
 from workers.compression import structures as structures_module
 from workers.compression.formats.content import DTYPES, Content, Part
-from workers.compression.spec.architectures import architecture_of, compressed_type
+from workers.compression.spec.architectures import architecture_of
+from workers.compression.spec.config import compressed_type
 from workers.compression.spec.headers import INDEX_FILE, WEIGHTS_FILE
 
 SHARD_BYTES = 5_000_000_000

@@ -35,8 +35,9 @@ from torch import Tensor, nn
 
 from workers.compression.formats.checkpoint import Package, copy_companions, publish, write_json, write_weights
 from workers.compression.models.skeleton import empty_model
-from workers.compression.spec.architectures import inventory, read_config, weights
+from workers.compression.spec.config import read_config
 from workers.compression.spec.headers import stored_tensors
+from workers.compression.spec.inventory import inventory, weights
 from workers.compression.spec.quantisation import Grid, grids
 
 FORMAT = "pack-quantized"

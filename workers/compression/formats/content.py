@@ -17,18 +17,12 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import CONFIG_MAPPING
 
-from workers.compression.spec.architectures import (
-    Inventory,
-    Site,
-    architecture_of,
-    inventory,
-    is_tied,
-    read_config,
-    weights,
-)
+from workers.compression.spec.architectures import architecture_of
+from workers.compression.spec.config import is_tied, read_config
 from workers.compression.spec.dimensions import block_of, intermediate_size, renumbered, resized_config
 from workers.compression.spec.headers import StoredTensor, stored_tensors
 from workers.compression.spec.heads import stated_heads
+from workers.compression.spec.inventory import Inventory, Site, inventory, weights
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

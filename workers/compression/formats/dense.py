@@ -29,8 +29,10 @@ from workers.compression.formats.checkpoint import (
     write_weights,
 )
 from workers.compression.models.skeleton import empty_model, head_name
-from workers.compression.spec.architectures import architecture_of, is_tied, original_config, read_config, weights
+from workers.compression.spec.architectures import architecture_of
+from workers.compression.spec.config import is_tied, original_config, read_config
 from workers.compression.spec.headers import stored_tensors
+from workers.compression.spec.inventory import weights
 
 MARK = "dense_export"
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from workers.compression.drawing import drawn
 from workers.compression.math.fitting import Moments, matrix_of, problem, spectrum
 from workers.compression.math.tables import table_spectrum
-from workers.compression.spec.architectures import Inventory, Site
+from workers.compression.spec.inventory import Inventory, Site
 
 TOKENS = 8192
 """How much of the calibration text is used at most: a pass with gradients costs three without."""

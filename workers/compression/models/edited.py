@@ -25,9 +25,9 @@ from workers.compression import structures
 from workers.compression.models.skeleton import assign, empty_model
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.architectures import Inventory, Site
 from workers.compression.spec.dimensions import block_of, intermediate_size, renumbered, resized_config
 from workers.compression.spec.heads import stated_heads
+from workers.compression.spec.inventory import Inventory, Site
 
 
 class EditedModel(StreamedModel):

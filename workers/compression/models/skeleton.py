@@ -14,9 +14,9 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
-from workers.compression.spec.architectures import Inventory, inventory, weights
 from workers.compression.spec.errors import MalformedModel
 from workers.compression.spec.headers import StoredTensor
+from workers.compression.spec.inventory import Inventory, inventory, weights
 
 _FLOATING = ("F64", "F32", "F16", "BF16")
 

@@ -43,16 +43,11 @@ from workers.compression.models.skeleton import (
     names_in,
     release,
 )
-from workers.compression.spec.architectures import (
-    Inventory,
-    architecture_of,
-    is_tied,
-    original_config,
-    read_config,
-    weights,
-)
+from workers.compression.spec.architectures import architecture_of
+from workers.compression.spec.config import is_tied, original_config, read_config
 from workers.compression.spec.errors import MalformedModel
 from workers.compression.spec.headers import StoredTensor, stored_tensors
+from workers.compression.spec.inventory import Inventory, weights
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from workers.compression.spec.architectures import Inventory, Site
 from workers.compression.spec.families import Family, stored_parameters
+from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.structures import Structure
 
 SECOND_PRODUCT = 50_000

@@ -12,9 +12,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from workers.compression.spec.architectures import ARCHITECTURES, Inventory, Site, architecture_of
+from workers.compression.spec.architectures import ARCHITECTURES, architecture_of
 from workers.compression.spec.errors import UnsupportedArchitecture
 from workers.compression.spec.heads import Heads
+from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.ranges import TOLERANCE, Range, RatioOutOfRange
 
 WIDTH_FLOOR = 1 / 4

@@ -6,7 +6,11 @@ class CompressionError(ValueError):
 
 
 class UnsupportedArchitecture(CompressionError):
-    """The model type has no row in the table of architectures."""
+    """The model type is not in the registry of architectures."""
+
+
+class AlreadyQuantised(CompressionError):
+    """The weights are quantised; only unquantised originals are compressed."""
 
 
 class MalformedModel(CompressionError):

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from workers.compression.spec.architectures import Inventory, Site
+from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.ranges import Range
 from workers.compression.spec.structures import LowRank, Pivoted, Structure
 

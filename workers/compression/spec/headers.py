@@ -1,11 +1,10 @@
-"""Which tensors a directory of safetensors files holds, read from the headers alone: no torch, no tensor data.
+"""Names, shapes and places of the tensors in a directory of safetensors files, read from the headers alone.
 
 Promise: whatever is returned lies inside the directory, in regular files whose headers describe each of their bytes
 exactly once. The rules are those of the safetensors format: eight bytes of little-endian length, a JSON object, then
 the tensors without holes.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -14,14 +13,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from workers.compression.spec.errors import MalformedModel, MissingWeights
+from workers.compression.spec.json_files import parse_object, read_object
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-_SHARD_NAME = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
-_LENGTH_BYTES = 8
-_LARGEST_HEADER = 100_000_000  # the limit of the safetensors library itself
-_LARGEST_INDEX = 64 * 2**20
+SHARD_NAME = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
+LENGTH_BYTES = 8
+"""The bytes at the beginning of a file that state the length of its header."""
+LARGEST_HEADER = 32_000_000
+LARGEST_INDEX = 50_000_000
 
 ITEM_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -31,7 +32,7 @@ ITEM_BYTES: Mapping[str, int] = {
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies and what its header says of it; `bytes` is its size in the file."""
+    """The file that holds one tensor, and what its header says of it. `bytes` is the tensor's size in the file."""
 
     file: Path
     dtype: str
@@ -39,64 +40,65 @@ class StoredTensor:
     bytes: int
 
 
-def read_safetensors_headers(directory: Path, *, within: Path | None = None) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor in `directory`, by name; see `stored_tensors`."""
-    return {name: tensor.shape for name, tensor in stored_tensors(directory, within=within).items()}
+def read_safetensors_headers(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Return {name: shape} of every tensor in `directory`; see `stored_tensors`."""
+    return {name: tensor.shape for name, tensor in stored_tensors(directory).items()}
 
 
-def stored_tensors(directory: Path, *, within: Path | None = None) -> dict[str, StoredTensor]:
-    """Every tensor in `directory` by name, from `model.safetensors` or from the shards that its index names.
+def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """Return every tensor in `directory` by name, from `model.safetensors` or from the shards that its index names.
 
-    Files may be links as long as they end below `within`, by default the directory itself (the hub's cache links each
-    snapshot to its blobs: pass the folder that holds both). Raises MissingWeights, MalformedModel.
+    Raises MissingWeights where there is neither file. Raises MalformedModel where a file is a link that leaves the
+    directory, is not in the safetensors format, or contradicts the index.
     """
     root = directory.resolve()
-    boundary = (within or directory).resolve()
-    index = root / INDEX_FILE
-    weight_map = _read_index(_inside(index, boundary)) if index.exists() else None
+    weight_map = read_weight_map(root)
     names = sorted(set(weight_map.values())) if weight_map is not None else [WEIGHTS_FILE]
     if weight_map is None and not (root / WEIGHTS_FILE).exists():
         raise MissingWeights(f"There is no {WEIGHTS_FILE} and no {INDEX_FILE}; only safetensors weights can be opened.")
 
     tensors: dict[str, StoredTensor] = {}
     for name in names:
-        for tensor_name, tensor in _read_header(_inside(root / name, boundary)).items():
+        for tensor_name, tensor in _read_header(_inside(root, name)).items():
             if tensor_name in tensors:
                 raise MalformedModel(f"The tensor {tensor_name} is stored twice, the second time in {name}.")
             tensors[tensor_name] = tensor
     if weight_map is not None:
-        _check_index(weight_map, tensors, root, boundary)
+        _check_index(weight_map, tensors, root)
     return tensors
 
 
-def _inside(path: Path, boundary: Path) -> Path:
-    resolved = path.resolve()
-    if not resolved.is_relative_to(boundary):
-        raise MalformedModel(f"The file {path.name} is a link that leaves the model's directory.")
-    if not resolved.is_file():
-        raise MalformedModel(f"The file {path.name} is missing or is not a regular file.")
-    return resolved
+def read_weight_map(directory: Path) -> dict[str, str] | None:
+    """Return {tensor: file} as the index in `directory` states it, or None where there is no index.
 
-
-def _read_index(path: Path) -> dict[str, str]:
-    if path.stat().st_size > _LARGEST_INDEX:
-        raise MalformedModel(f"{INDEX_FILE} is larger than {_LARGEST_INDEX} bytes.")
-    content = _parse(path.read_bytes(), INDEX_FILE)
+    Raises MalformedModel where it names anything but plain names of safetensors files.
+    """
+    root = directory.resolve()
+    if not (root / INDEX_FILE).exists():
+        return None
+    content = read_object(_inside(root, INDEX_FILE), LARGEST_INDEX)
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise MalformedModel(f"{INDEX_FILE} has no weight_map.")
     for name in weight_map.values():
-        if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
+        if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
             raise MalformedModel(
                 f"{INDEX_FILE} names the shard {name!r}; a plain file name in the same directory is expected."
             )
     return weight_map
 
 
-def _check_index(
-    weight_map: Mapping[str, str], tensors: Mapping[str, StoredTensor], root: Path, boundary: Path
-) -> None:
-    files = {name: _inside(root / name, boundary) for name in set(weight_map.values())}
+def _inside(root: Path, name: str) -> Path:
+    path = (root / name).resolve()
+    if not path.is_relative_to(root):
+        raise MalformedModel(f"The file {name} is a link that leaves the model's directory.")
+    if not path.is_file():
+        raise MalformedModel(f"The file {name} is missing or is not a regular file.")
+    return path
+
+
+def _check_index(weight_map: Mapping[str, str], tensors: Mapping[str, StoredTensor], root: Path) -> None:
+    files = {name: _inside(root, name) for name in set(weight_map.values())}
     for tensor_name, file_name in weight_map.items():
         if tensor_name not in tensors or tensors[tensor_name].file != files[file_name]:
             raise MalformedModel(
@@ -108,44 +110,27 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = _header_length(file, size, path.name)
-        header = _parse(file.read(length), path.name)
+        header = parse_object(file.read(length), path.name, distinct_keys=True)
     header.pop("__metadata__", None)
     tensors: dict[str, StoredTensor] = {}
     extents: list[tuple[int, int]] = []
     for name, entry in header.items():
         tensors[name], extent = _tensor(path, name, entry)
         extents.append(extent)
-    _check_extents(extents, size - _LENGTH_BYTES - length, path.name)
+    _check_extents(extents, size - LENGTH_BYTES - length, path.name)
     return tensors
 
 
 def _header_length(file: BinaryIO, size: int, name: str) -> int:
-    prefix = file.read(_LENGTH_BYTES)
-    if len(prefix) < _LENGTH_BYTES:
+    prefix = file.read(LENGTH_BYTES)
+    if len(prefix) < LENGTH_BYTES:
         raise MalformedModel(f"{name} is too short to be a safetensors file.")
     length = int.from_bytes(prefix, "little")
-    if length > min(_LARGEST_HEADER, size - _LENGTH_BYTES):
+    if length > min(LARGEST_HEADER, size - LENGTH_BYTES):
         raise MalformedModel(
             f"{name} announces a header of {length} bytes, more than it can hold; the file is damaged or cut short."
         )
     return length
-
-
-def _parse(content: bytes, name: str) -> dict[str, Any]:
-    try:
-        parsed = json.loads(content.decode("utf-8"), object_pairs_hook=_distinct)
-    except (ValueError, RecursionError) as error:
-        raise MalformedModel(f"{name} does not hold valid JSON where it should: {error}") from error
-    if not isinstance(parsed, dict):
-        raise MalformedModel(f"{name} does not hold a JSON object where it should.")
-    return parsed
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        raise ValueError("a key appears twice")
-    return content
 
 
 def _tensor(path: Path, name: str, entry: Any) -> tuple[StoredTensor, tuple[int, int]]:

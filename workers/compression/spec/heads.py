@@ -10,8 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import cast
 
-from workers.compression.spec.architectures import ARCHITECTURES, HeadMatrices, Inventory, Site
+from workers.compression.spec.architectures import ARCHITECTURES
+from workers.compression.spec.architectures.architecture import HeadMatrices
 from workers.compression.spec.errors import CompressionError
+from workers.compression.spec.inventory import Inventory, Site
 
 
 class HeadsDoNotFit(CompressionError):

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from workers.compression.spec.architectures import Inventory
+from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.steps import BaseStep, Label, Step
 
 AStep = TypeVar("AStep", bound=BaseStep)

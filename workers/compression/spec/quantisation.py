@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from workers.compression.spec.architectures import Inventory
 from workers.compression.spec.errors import CompressionError
+from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods import METHODS, Leaves
 
 GROUP_SIZE = 32

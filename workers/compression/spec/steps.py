@@ -13,8 +13,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from workers.compression.spec.architectures import Inventory
 from workers.compression.spec.dimensions import block_of
+from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.structures import AnyStructure
 
 Criterion = Literal["macro_influence", "block_influence", "loss_after_removal", "trial_fusion"]

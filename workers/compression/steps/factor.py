@@ -22,7 +22,9 @@ from workers.compression.math.sensitivity import Sensitivity
 from workers.compression.math.symmetry import reorder_hidden_units
 from workers.compression.math.tables import fit_halved, fit_head, fit_table, table_error
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.architectures import ARCHITECTURES, Mlp, Site
+from workers.compression.spec.architectures import ARCHITECTURES
+from workers.compression.spec.architectures.architecture import Mlp
+from workers.compression.spec.inventory import Site
 from workers.compression.spec.steps import Factor, factor_labels
 from workers.compression.spec.structures import Dense, Halved, LowRank, Pivoted, Structure
 from workers.compression.steps.two_streams import BlockwiseModel, StoredMoments, StoredStates, TwoStreams, embedded

@@ -19,7 +19,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from workers.compression.spec.architectures import ARCHITECTURES, Inventory
+from workers.compression.spec.architectures import ARCHITECTURES
+from workers.compression.spec.inventory import Inventory
 from workers.compression.steps.passages import passage, passage_up_to
 from workers.compression.steps.variants import RunnableModel
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from workers.compression.math.fitting import Moments
-from workers.compression.spec.architectures import Inventory
+from workers.compression.spec.inventory import Inventory
 
 TOKENS = 1024
 """Tokens that pass through a block at a time, at least one sequence."""

@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from workers.compression.spec.architectures import Inventory
+from workers.compression.spec.inventory import Inventory
 
 WHOLE = -1
 """The key of the stream that lacks no block."""

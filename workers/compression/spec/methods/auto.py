@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from workers.compression.spec.architectures import Inventory
+from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods.base import Leaves, Method, MethodOptions, Need
 from workers.compression.spec.methods.fusion import FUSION, FusionOptions
 from workers.compression.spec.methods.low_rank import LOW_RANK, LowRankOptions

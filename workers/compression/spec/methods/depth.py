@@ -3,13 +3,13 @@
 from abc import abstractmethod
 from typing import ClassVar
 
-from workers.compression.spec.architectures import Inventory
 from workers.compression.spec.dimensions import (
     intermediate_size,
     intermediate_size_for,
     resized_parameters,
     width_range,
 )
+from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods.base import Leaves, Options, PlanningMethod, Spectra
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.ranges import TOLERANCE, Range

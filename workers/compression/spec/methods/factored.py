@@ -2,9 +2,9 @@
 
 from typing import ClassVar
 
-from workers.compression.spec.architectures import Inventory
 from workers.compression.spec.budgets import allocate, rank_curve, uniform_structures
 from workers.compression.spec.families import Family, stored_parameters
+from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods.base import Leaves, Need, Options, PlanningMethod, Spectra
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.ranges import Range

@@ -14,8 +14,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from workers.compression.spec.architectures import ARCHITECTURES, Inventory, Site
+from workers.compression.spec.architectures import ARCHITECTURES
 from workers.compression.spec.families import stored_parameters
+from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.methods.base import Leaves, MethodOptions, Need, PlanningMethod, Spectra
 from workers.compression.spec.methods.errors import MethodDoesNotFit, OptionDoesNotFit
 from workers.compression.spec.plan import Plan

@@ -4,13 +4,13 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from workers.compression.spec.architectures import Inventory
 from workers.compression.spec.dimensions import (
     intermediate_size_for,
     resized_parameters,
     width_range,
 )
 from workers.compression.spec.heads import HeadsDoNotFit, regrouped
+from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods.base import Leaves, MethodOptions, PlanningMethod, Spectra
 from workers.compression.spec.methods.errors import OptionDoesNotFit
 from workers.compression.spec.plan import Plan

@@ -3,13 +3,13 @@
 import math
 from typing import ClassVar, Literal
 
-from workers.compression.spec.architectures import Inventory
 from workers.compression.spec.dimensions import (
     intermediate_size_for,
     least_intermediate_size,
     narrowed,
     width_range,
 )
+from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods.base import Leaves, MethodOptions, PlanningMethod, Spectra
 from workers.compression.spec.methods.low_rank import LOW_RANK, LowRankOptions
 from workers.compression.spec.plan import Plan

@@ -13,7 +13,7 @@ from app.jobs.service import JobService
 from app.jobs.states import ENDED
 from app.serve import environment
 from app.settings import Settings
-from tests.waiting import wait_for
+from tests.support.waiting import wait_for
 
 
 def wait_until_ended(service: JobService, job_id: str) -> Job:

@@ -1,4 +1,4 @@
-"""What an inventory says of a checkpoint, and which checkpoints it refuses."""
+"""The inventory of a checkpoint, and the checkpoints that it refuses."""
 
 import subprocess
 import sys
@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from workers.compression.spec.architectures import MalformedModel, UnsupportedArchitecture, inventory
+from workers.compression.spec.errors import AlreadyQuantised, MalformedModel, UnsupportedArchitecture
+from workers.compression.spec.inventory import inventory
 
 LLAMA: dict[str, Any] = {"model_type": "llama", "hidden_size": 4, "num_hidden_layers": 2, "vocab_size": 10}
 GPT2: dict[str, Any] = {"model_type": "gpt2", "n_embd": 4, "n_layer": 1, "vocab_size": 10}
@@ -92,7 +93,6 @@ def test_an_unsupported_type_is_named_and_the_supported_are_listed() -> None:
         ({"hidden_size": 5}, {}, "width of 5"),
         ({"num_hidden_layers": 3}, {}, "3 blocks, but the weights hold 2"),
         ({"vocab_size": "many"}, {}, "positive whole number"),
-        ({"quantization_config": {"quant_method": "gptq"}}, {}, "quantised already"),
         ({}, {"model.layers.3.norm.weight": (4,)}, "without gaps"),
         ({}, {"model.layers.1.extra.weight": (4, 4)}, "do not hold the same tensors"),
         ({}, {"model.embed_tokens.weight": (40,)}, "a matrix is expected"),
@@ -107,6 +107,11 @@ def test_contradictions_are_refused(
         inventory(LLAMA | config, llama_tensors() | tensors)
 
 
+def test_quantised_weights_are_refused() -> None:
+    with pytest.raises(AlreadyQuantised, match="quantised already"):
+        inventory(LLAMA | {"quantization_config": {"quant_method": "gptq"}}, llama_tensors())
+
+
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.weight"])
 def test_a_missing_table_is_refused(name: str) -> None:
     tensors = llama_tensors()
@@ -116,5 +121,5 @@ def test_a_missing_table_is_refused(name: str) -> None:
 
 
 def test_nothing_here_needs_torch() -> None:
-    code = "import sys; sys.modules['torch'] = None; import workers.compression.spec.architectures"
+    code = "import sys; sys.modules['torch'] = None; import workers.compression.spec.inventory"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,111 @@
+"""Small jobs on a tiny model, taken through their stages in this process."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from torch import Tensor
+
+from app.contract.job import Stage
+from app.contract.recipe import Recipe
+from tests.support.models import write_text, write_tiny_model
+from workers.messages import Assignment, DoneReport, ProgressReport
+from workers.runner import STAGES, identity, run, walk
+from workers.stages import compress
+from workers.stages.context import Context
+from workers.stages.workbench import Workbench
+
+STEPS = 16
+"""The optimizer steps of `distillation_job`."""
+
+
+def small_job(directory: Path, *, blocks: int = 3, **sections: Any) -> Assignment:
+    """Return the assignment of a job on a tiny Llama of `blocks` blocks; `sections` override those of its recipe."""
+    recipe = {
+        "model": "local:model",
+        "target_ratio": 1.2,
+        "calibration": {"datasets": ["local:a.txt"], "sequences": 4, "length": 16},
+        "evaluation": {"datasets": ["local:b.txt"], "window": 16, "max_tokens": 64},
+    }
+    texts = {
+        f"local:{name}": write_text(directory / name, 600, offset) for name, offset in (("a.txt", 0), ("b.txt", 1))
+    }
+    return Assignment(
+        job_id="job",
+        attempt=1,
+        recipe=Recipe.model_validate(recipe | sections),
+        model_path=write_tiny_model(directory / "model", blocks=blocks),
+        texts=texts,
+        work_dir=directory / "work",
+        device="cpu",
+        threads=1,
+        memory_bytes=None,
+    )
+
+
+def last_report(assignment: Assignment) -> BaseModel:
+    """Return the report that ends an attempt at the job."""
+    reports: list[BaseModel] = []
+    walk(assignment, reports.append)
+    return reports[-1]
+
+
+def done(assignment: Assignment) -> DoneReport:
+    """Return the report of an attempt that must succeed."""
+    report = last_report(assignment)
+    assert isinstance(report, DoneReport), report
+    return report
+
+
+def distillation_job(directory: Path) -> Assignment:
+    """Return the assignment of a job that narrows two MLPs and trains for STEPS steps."""
+    distillation = {
+        "datasets": ["local:a.txt"],
+        "tokens": STEPS * 32,
+        "length": 16,
+        "sequences": 2,
+        "micro_batch": 1,
+    }
+    return small_job(directory, blocks=2, target_ratio=1.3, method="width", distillation=distillation)
+
+
+class Stopped(Exception):
+    """The process has ended here."""
+
+
+class Attempt:
+    """The stages of an attempt up to the training, and its reports; `stop_behind` so many steps it is stopped."""
+
+    def __init__(self, assignment: Assignment, number: int = 1, stop_behind: int | None = None) -> None:
+        self.reports: list[BaseModel] = []
+        self.stop_behind = stop_behind
+        bench = Workbench(assignment.work_dir, number, identity(assignment))
+        self.context = Context(assignment.model_copy(update={"attempt": number}), bench, self.report)
+        for stage, module in STAGES.items():
+            self.context.stage = stage
+            self.context.results[stage] = run(self.context, module)
+            if stage is Stage.DISTILL:
+                break
+
+    def report(self, message: BaseModel) -> None:
+        self.reports.append(message)
+        if len(self.details()) == self.stop_behind:
+            raise Stopped
+
+    def details(self) -> list[str]:
+        """Return what the training has said of each step."""
+        return [
+            report.detail or ""
+            for report in self.reports
+            if isinstance(report, ProgressReport) and report.detail and report.stage is Stage.DISTILL
+        ]
+
+    def trained(self) -> dict[str, Tensor]:
+        """Return the tensors of the last part."""
+        *_, last = compress.FinishedParts(self.context)
+        return dict(last.tensors)
+
+
+def kept_checkpoints(assignment: Assignment) -> list[str]:
+    """Return the names of the training's checkpoints that are still on disk."""
+    return sorted(path.name for path in assignment.work_dir.glob("*/training/*.safetensors"))

@@ -1,0 +1,12 @@
+"""Gemma, Gemma 2 and the text model of Gemma 3."""
+
+from workers.compression.spec.architectures.architecture import Attention, HeadMatrices, Mlp
+from workers.compression.spec.architectures.llama import GATED_MLP, llama_like
+
+# Since Gemma 2 a norm stands behind attention and MLP, too.
+_MLP = Mlp(GATED_MLP.entering, GATED_MLP.leaving, norm="post_feedforward_layernorm")
+_ATTENTION = Attention(norm="post_attention_layernorm", heads=HeadMatrices(divides_width=True))
+
+GEMMA = llama_like("gemma", tied=True)
+GEMMA2 = llama_like("gemma2", tied=True, mlp=_MLP, attention=_ATTENTION)
+GEMMA3_TEXT = llama_like("gemma3_text", tied=True, mlp=_MLP, attention=_ATTENTION)

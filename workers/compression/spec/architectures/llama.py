@@ -1,0 +1,53 @@
+"""Llama, and the layout of modules that its successors share."""
+
+from workers.compression.spec.architectures.architecture import Architecture, Attention, GgufNames, HeadMatrices, Mlp
+
+GATED_MLP = Mlp(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
+GROUPED_ATTENTION = Attention(heads=HeadMatrices())
+
+
+def llama_like(
+    model_type: str,
+    *,
+    tied: bool = False,
+    mlp: Mlp = GATED_MLP,
+    attention: Attention = GROUPED_ATTENTION,
+    gguf: GgufNames | None = None,
+) -> Architecture:
+    """Return an architecture whose modules outside the blocks are called as in Llama."""
+    return Architecture(
+        model_type=model_type,
+        base="model",
+        blocks="model.layers",
+        embedding="model.embed_tokens",
+        tied=tied,
+        mlp=mlp,
+        attention=attention,
+        gguf=gguf,
+    )
+
+
+def llama_like_gguf(architecture: str, **also: str) -> GgufNames:
+    """Return the GGUF names of an architecture whose files call their tensors as those of Llama do.
+
+    `also` has the names of further modules inside a block: GGUF's, and transformers'.
+    """
+    return GgufNames(
+        architecture,
+        outside={"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"},
+        block={
+            "attn_q": "self_attn.q_proj",
+            "attn_k": "self_attn.k_proj",
+            "attn_v": "self_attn.v_proj",
+            "attn_output": "self_attn.o_proj",
+            "attn_norm": "input_layernorm",
+            "ffn_gate": "mlp.gate_proj",
+            "ffn_up": "mlp.up_proj",
+            "ffn_down": "mlp.down_proj",
+            "ffn_norm": "post_attention_layernorm",
+            **also,
+        },
+    )
+
+
+LLAMA = llama_like("llama", attention=Attention(heads=HeadMatrices(divides_width=True)), gguf=llama_like_gguf("llama"))

@@ -1,0 +1,5 @@
+"""Mistral."""
+
+from workers.compression.spec.architectures.llama import llama_like
+
+MISTRAL = llama_like("mistral")

@@ -1,0 +1,67 @@
+"""What a checkpoint's `config.json` says of the model, for an original and for a compressed package."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from workers.compression.spec.architectures import architecture_of
+from workers.compression.spec.errors import MalformedModel
+from workers.compression.spec.json_files import read_object
+
+CONFIG_FILE = "config.json"
+LARGEST_CONFIG = 2_000_000
+"""The most bytes of a config that are read."""
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return the content of the model's `config.json`.
+
+    Raises MalformedModel where the file is missing, too large or no JSON object.
+    """
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise MalformedModel(f"There is no {CONFIG_FILE}; send a model in transformers' format.")
+    return read_object(path, LARGEST_CONFIG)
+
+
+def is_tied(config: Mapping[str, Any]) -> bool:
+    """Return whether the output head shares the embedding's table. Raises UnsupportedArchitecture."""
+    stated = config.get("tie_word_embeddings")
+    return architecture_of(config).tied if stated is None else bool(stated)
+
+
+def stated_size(config: Mapping[str, Any], *fields: str) -> int | None:
+    """Return the first of these fields that the config states, or None where it leaves all to the library's defaults.
+
+    Raises MalformedModel where the value is no positive whole number.
+    """
+    for field in fields:
+        value = config.get(field)
+        if value is None:
+            continue
+        if type(value) is not int or value < 1:
+            raise MalformedModel(f"The field {field} of config.json is {value!r}; a positive whole number is expected.")
+        return value
+    return None
+
+
+def compressed_type(model_type: str) -> str:
+    """Return the model type of a package that needs code of its own.
+
+    It differs from the original's, because transformers would open a type that it knows without the package's code.
+    """
+    return f"compressed_{model_type}"
+
+
+def original_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Mapping[str, Any]]]:
+    """Return the config of the model that a package was made from, and the package's structures by module name.
+
+    A config that is no package's is returned as it is, without structures.
+    """
+    compression = config.get("compression")
+    if not isinstance(compression, Mapping) or config.get("model_type") != compressed_type(
+        str(compression.get("base_model_type"))
+    ):
+        return dict(config), {}
+    original = {name: value for name, value in config.items() if name not in ("compression", "auto_map")}
+    return original | {"model_type": compression["base_model_type"]}, compression["structures"]

@@ -1,0 +1,218 @@
+"""The weight matrices of a checkpoint and how many numbers it stores, from its config and the shapes of its tensors.
+
+Torch-free, for the API. Promise: an `Inventory` is only returned for tensors that agree with the config.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from workers.compression.spec.architectures import architecture_of
+from workers.compression.spec.architectures.architecture import Architecture, Attention
+from workers.compression.spec.config import is_tied, stated_size
+from workers.compression.spec.errors import AlreadyQuantised, MalformedModel
+
+Layout = Literal["linear", "conv1d", "embedding"]
+Shape = tuple[int, ...]
+
+# Older releases of transformers stored masks and rotary frequencies beside the weights; newer ones recompute them.
+_STORED_BUFFER = re.compile(
+    r"\.(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias)$"
+)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A weight matrix that a method may replace by a compact structure.
+
+    `name` is the module's full path in the transformers model, `block` the number of its block, or None for embedding
+    and output head. The matrix maps `in_features` to `out_features`, however `layout` stores it; for an embedding these
+    are width and vocabulary, as for an output head. `free_outputs`: the outputs are hidden units of the MLP, which may
+    be permuted if the rest of the MLP follows; one site of each block sets it.
+    """
+
+    name: str
+    block: int | None
+    out_features: int
+    in_features: int
+    layout: Layout
+    bias: bool
+    free_outputs: bool = False
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The weight matrices and parameter counts of a checkpoint.
+
+    `sites` are the matrices inside the blocks. `head` is None where the output head is tied to the embedding.
+    `total_parameters` counts each distinct tensor once: a tied head is free even where a file repeats it.
+    `block_parameters` has one count for each block. `head_size` is the size of an attention head, or None where the
+    config has no way to state fewer heads.
+    """
+
+    model_type: str
+    blocks: int
+    hidden_size: int
+    vocab_size: int
+    sites: tuple[Site, ...]
+    embedding: Site
+    head: Site | None
+    total_parameters: int
+    block_prefix: str
+    block_parameters: tuple[int, ...] = ()
+    head_size: int | None = None
+
+    def sites_of(self, block: int) -> tuple[Site, ...]:
+        """Return the matrices inside one block."""
+        return tuple(site for site in self.sites if site.block == block)
+
+
+def weights(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+    """Return {canonical name: stored name} of the tensors `names` that are weights.
+
+    Buffers that older releases stored, and a tied head that the files repeat, are left out. Raises MalformedModel where
+    two stored names are the same weight.
+    """
+    architecture = architecture_of(config)
+    dropped_head = f"{architecture.head}.weight" if is_tied(config) else None
+    found: dict[str, str] = {}
+    for name in names:
+        canonical = architecture.canonical(name)
+        if _STORED_BUFFER.search(canonical) or canonical == dropped_head:
+            continue
+        if canonical in found:
+            raise MalformedModel(f"The tensors {found[canonical]} and {name} are the same weight, {canonical}.")
+        found[canonical] = name
+    return found
+
+
+def inventory(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Inventory:
+    """Return the inventory of a checkpoint with this `config.json` and these tensors, {stored name: shape}.
+
+    Raises UnsupportedArchitecture; AlreadyQuantised; MalformedModel where the tensors contradict the config or each
+    other.
+    """
+    architecture = architecture_of(config)
+    if config.get("quantization_config"):
+        raise AlreadyQuantised(
+            "Its weights are quantised already (quantization_config); send the original that it was made from."
+        )
+    shapes = {name: tuple(tensors[stored]) for name, stored in weights(config, tensors).items()}
+    for name, shape in shapes.items():
+        if 0 in shape:
+            raise MalformedModel(f"The tensor {name} is empty: its shape is {list(shape)}.")
+
+    embedding = _table(architecture.embedding, "embedding", shapes)
+    head = None if is_tied(config) else _table(architecture.head, "linear", shapes)
+    blocks = _count_blocks(architecture, shapes)
+    hidden_size = stated_size(config, "hidden_size", "n_embd") or embedding.in_features
+    _check_sizes(config, embedding, head, blocks, hidden_size)
+    sites = _sites(architecture, shapes)
+    return Inventory(
+        model_type=config["model_type"],
+        blocks=blocks,
+        hidden_size=hidden_size,
+        vocab_size=embedding.out_features,
+        sites=sites,
+        embedding=embedding,
+        head=head,
+        total_parameters=sum(math.prod(shape) for shape in shapes.values()),
+        block_prefix=architecture.blocks,
+        block_parameters=_block_parameters(architecture, shapes, blocks),
+        head_size=_head_size(config, architecture.attention, sites),
+    )
+
+
+def _table(name: str, layout: Layout, shapes: Mapping[str, Shape]) -> Site:
+    shape = shapes.get(f"{name}.weight")
+    if shape is None:
+        raise MalformedModel(f"The tensor {name}.weight is missing.")
+    if len(shape) != 2:
+        raise MalformedModel(f"The tensor {name}.weight has the shape {list(shape)}; a matrix is expected.")
+    return Site(name, None, shape[0], shape[1], layout, bias=f"{name}.bias" in shapes)
+
+
+def _sites(architecture: Architecture, shapes: Mapping[str, Shape]) -> tuple[Site, ...]:
+    """Return the matrices inside the blocks, by block and then in the order of their names."""
+    pattern = re.compile(rf"({re.escape(architecture.blocks)}\.(\d+)\..+)\.weight")
+    sites = []
+    for name, shape in shapes.items():
+        match = pattern.fullmatch(name)
+        if match is None or len(shape) != 2:
+            continue
+        out_features, in_features = shape if architecture.layout == "linear" else reversed(shape)
+        bias = f"{match[1]}.bias" in shapes
+        free = architecture.mlp.sets_order(match[1])
+        sites.append(Site(match[1], int(match[2]), out_features, in_features, architecture.layout, bias, free))
+    return tuple(sorted(sites, key=lambda site: (site.block, site.name)))
+
+
+def _head_size(config: Mapping[str, Any], attention: Attention, sites: Iterable[Site]) -> int | None:
+    """Return the size of an attention head as the weights have it.
+
+    None where the config does not state the number of heads, or the blocks do not all have the same heads.
+    """
+    if attention.heads is None or (heads := stated_size(config, "num_attention_heads")) is None:
+        return None
+    entering = {
+        name: {site.out_features for site in sites if site.name.endswith(f".{name}")}
+        for name in (attention.heads.queries, attention.heads.keys, attention.heads.values)
+    }
+    queries, keys, values = entering.values()
+    leaving = {site.in_features for site in sites if site.name.endswith(f".{attention.leaving}")}
+    if not len(queries) == len(keys) == 1 or queries != leaving or keys != values:
+        return None
+    (rows,), (shared_rows,) = queries, keys
+    size = rows // heads
+    # Each key/value head serves a group of query heads; all groups are equally large.
+    alike = size > 0 and rows == heads * size and shared_rows % size == 0 and rows % shared_rows == 0
+    return size if alike else None
+
+
+def _count_blocks(architecture: Architecture, shapes: Mapping[str, Shape]) -> int:
+    """Return the number of blocks. Raises MalformedModel unless they are numbered from 0 and hold the same tensors."""
+    contents: dict[int, set[str]] = {}
+    pattern = re.compile(rf"{re.escape(architecture.blocks)}\.(\d+)\.(.+)")
+    for name in shapes:
+        if match := pattern.fullmatch(name):
+            contents.setdefault(int(match[1]), set()).add(match[2])
+    if sorted(contents) != list(range(len(contents))) or not contents:
+        raise MalformedModel(
+            f"The blocks under {architecture.blocks} are not numbered from 0 without gaps: {sorted(contents)}."
+        )
+    for number, names in contents.items():
+        if names != contents[0]:
+            odd = sorted(names ^ contents[0])[0]
+            raise MalformedModel(
+                f"Block {number} and block 0 do not hold the same tensors: {odd} is in only one of them."
+            )
+    return len(contents)
+
+
+def _block_parameters(architecture: Architecture, shapes: Mapping[str, Shape], blocks: int) -> tuple[int, ...]:
+    counted = [0] * blocks
+    for name, shape in shapes.items():
+        if match := re.match(rf"{re.escape(architecture.blocks)}\.(\d+)\.", name):
+            counted[int(match[1])] += math.prod(shape)
+    return tuple(counted)
+
+
+def _check_sizes(config: Mapping[str, Any], embedding: Site, head: Site | None, blocks: int, hidden_size: int) -> None:
+    vocab_size = stated_size(config, "vocab_size")
+    width = stated_size(config, "word_embed_proj_dim") or hidden_size
+    stated_blocks = stated_size(config, "num_hidden_layers", "n_layer")
+    if stated_blocks not in (None, blocks):
+        raise MalformedModel(f"config.json states {stated_blocks} blocks, but the weights hold {blocks}.")
+    for site in (embedding, head):
+        if site is None:
+            continue
+        if vocab_size not in (None, site.out_features):
+            raise MalformedModel(
+                f"config.json states a vocabulary of {vocab_size}, but {site.name}.weight has {site.out_features} rows."
+            )
+        if site.in_features != width:
+            raise MalformedModel(
+                f"config.json states a width of {width}, but {site.name}.weight has {site.in_features} columns."
+            )
