@@ -99,6 +99,7 @@ def tiny(tiny_model: Path, model_root: Path, data_root: Path) -> dict[str, Any]:
     return {
         "model": "local:tiny",
         "target_ratio": 1.3,
+        "method": "low_rank",
         "calibration": {"datasets": ["local:calibration.txt"], "sequences": 8, "length": 64},
         "evaluation": {"datasets": ["local:evaluation.txt"], "window": 64, "max_tokens": 512},
     }

@@ -56,7 +56,7 @@ def test_compress_downloads_the_checkpoint_and_prints_the_comparison(run: Run, s
 def test_several_ratios_are_one_job_and_shown_as_a_curve(run: Run, script: Script) -> None:
     found = Comparison(before=BEFORE, after=AFTER)
     results = tuple(
-        SweepResult(target_ratio=ratio, achieved_ratio=1.31, directory=str(ratio), method="kronecker", metrics=found)
+        SweepResult(target_ratio=ratio, achieved_ratio=1.31, directory=str(ratio), method="low_rank", metrics=found)
         for ratio in (1.31, 1.75)
     )
     recipe = Recipe(model="local:tiny", target_ratio=(1.31, 1.75))

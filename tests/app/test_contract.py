@@ -4,25 +4,22 @@ from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
-from workers.compression.spec.catalog import names
 
-from app.contract.recipe import Calibration, Criterion, Method, Recipe, Scheme
+from app.contract.recipe import Calibration, Recipe, Scheme
+from workers.compression.spec.methods.width import WidthOptions
 from workers.compression.spec.quantisation import SCHEMES
+from workers.compression.spec.steps import Criterion
 from workers.compression.steps.influence import CRITERIA
 from workers.report.plots import SCORES
 
 VALID: dict[str, Any] = {"model": "org/name", "target_ratio": 1.5}
 
 
-def test_the_contract_and_the_catalog_name_the_same_methods() -> None:
-    assert set(get_args(Method)) == set(names())
-
-
 def test_the_contract_and_the_accounting_name_the_same_schemes_of_quantisation() -> None:
     assert set(get_args(Scheme)) == set(SCHEMES)
 
 
-def test_the_contract_the_engine_and_the_plots_name_the_same_criteria_for_a_removal() -> None:
+def test_the_plan_the_engine_and_the_plots_name_the_same_criteria_for_a_removal() -> None:
     assert set(get_args(Criterion)) == set(CRITERIA) == set(SCORES)
 
 
@@ -62,14 +59,15 @@ def test_the_contract_the_engine_and_the_plots_name_the_same_criteria_for_a_remo
         ({"distillation": {"cached_logits": 32, "hidden": 0.5}}, "not both"),
         ({"distillation": {"cached_logits": 32, "sharded": True}}, "cached_logits or sharded, not both"),
         ({"distillation": {"train": "head"}}, "'all', 'factors' or 'norms'"),
-        ({"method": "width", "fusion": {"tokens": 1000}}, "only for the methods fusion and fusegpt"),
-        ({"method": "fusion", "width": {"key_value_heads": 1}}, "only for the method width"),
-        ({"width": {}}, "leave it out for 'kronecker'"),
-        ({"method": "width", "width": {"key_value_heads": 0}}, "greater than or equal to 1"),
-        ({"method": "width", "width": {"heads": 1}}, "not permitted"),
-        ({"method": "fusion", "fusion": {"criterion": "taste"}}, "'macro_influence'.*or 'trial_fusion'"),
-        ({"fusion": {}}, "leave it out for 'kronecker'"),
-        ({"method": "fusegpt", "fusion": {"tokens": 0}}, "greater than or equal to 16"),
+        ({"method": {"name": "width", "tokens": 1000}}, "not permitted"),
+        ({"method": {"name": "fusion", "key_value_heads": 1}}, "not permitted"),
+        ({"width": {}}, "not permitted"),
+        ({"method": {}}, "send the name of a method"),
+        ({"method": 3}, "send the name of a method"),
+        ({"method": {"name": "width", "key_value_heads": 0}}, "greater than or equal to 1"),
+        ({"method": {"name": "width", "heads": 1}}, "not permitted"),
+        ({"method": {"name": "fusion", "criterion": "taste"}}, "'macro_influence'.*or 'trial_fusion'"),
+        ({"method": {"name": "fusegpt", "tokens": 0}}, "greater than or equal to 16"),
         ({"evaluation": {"gate": {}}}, "max_perplexity_ratio, min_top1_agreement or both"),
         ({"evaluation": {"gate": {"max_perplexity_ratio": 0.9}}}, "greater than or equal to 1"),
         ({"evaluation": {"gate": {"min_top1_agreement": 90}}}, "less than or equal to 1"),
@@ -82,7 +80,7 @@ def test_the_contract_the_engine_and_the_plots_name_the_same_criteria_for_a_remo
         ({"evaluation": {"tasks": ["arc_easy"], "task_limit": 0}}, "greater than or equal to 1"),
         ({"evaluation": {"task_limit": 10}}, "no use without tasks"),
         ({"metadata": {"key": "x" * 513}}, "values 512"),
-        ({"method": "magic"}, "kronecker"),
+        ({"method": "magic"}, "no such method; there are auto, low_rank"),
         ({"quantisation": "int2"}, "'int8' or 'int4'"),
         ({"unknown": 1}, "not permitted"),
     ],
@@ -119,16 +117,15 @@ def test_without_a_section_of_its_own_nothing_is_distilled() -> None:
     assert Recipe.model_validate(VALID).distillation is None
 
 
-@pytest.mark.parametrize("method", ["fusion", "fusegpt"])
-def test_the_tokens_of_a_fusion_can_be_named(method: str) -> None:
-    fusion = Recipe.model_validate({**VALID, "method": method, "fusion": {"tokens": 1000}}).fusion
-    assert fusion is not None
-    assert fusion.tokens == 1000
+def test_the_default_tries_several_methods() -> None:
+    assert Recipe.model_validate(VALID).method.name == "auto"
 
 
-def test_the_key_value_heads_that_stay_can_be_named() -> None:
-    assert Recipe.model_validate({**VALID, "method": "width"}).key_value_heads is None
-    assert Recipe.model_validate({**VALID, "method": "width", "width": {"key_value_heads": 2}}).key_value_heads == 2
+def test_a_recipe_sent_with_what_was_set_alone_names_its_method() -> None:
+    recipe = Recipe.model_validate({**VALID, "method": WidthOptions(key_value_heads=2)})
+    sent = recipe.model_dump(mode="json", exclude_unset=True)
+    assert sent["method"] == {"name": "width", "key_value_heads": 2}
+    assert Recipe.model_validate(sent) == recipe
 
 
 def test_tasks_are_named_as_the_library_names_them() -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.compression.planning import plan_of, range_of
 from tests.compression.steps.test_factor import calibration, open_tiny
+from tests.support.planning import plan_of, range_of
 from workers.compression import choice
 from workers.compression.choice import TRIED_TOKENS, Trial, divided, trials
 from workers.compression.evaluation.fidelity import Perplexity, perplexity

@@ -7,22 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from workers.compression.math.allocation import measured_plan
-from workers.compression.spec.catalog import PRESETS
-from workers.compression.spec.plans import Plan
-from workers.compression.spec.sizes import resized_plan
 
 from tests.compression.steps.test_factor import calibration, open_tiny, same_bytes, sensitivities_of
 from tests.support.models import write_tiny_gpt2
+from tests.support.planning import factored, plan_of, range_of
 from workers.compression.formats.checkpoint import write_package
 from workers.compression.math.sensitivity import Sensitivity
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.phases import Phase, compress_phase, phases
-from workers.compression.pipeline import part_count
-from workers.compression.spec.ranges import range_of
-from workers.compression.steps import factor as sequential
+from workers.compression.phases import Phase, phases
+from workers.compression.pipeline import compress
+from workers.compression.spec.plan import Plan
+from workers.compression.spec.steps import Factor
 
 TRAINED = "trained"
 
@@ -42,13 +39,13 @@ class Made:
         return phases(self.model.inventory, self.plan, 2)
 
 
-@pytest.fixture(scope="module", params=["svd", "kronecker", "tqcompressor"])
+@pytest.fixture(scope="module", params=["svd", "low_rank", "tqcompressor"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     directory, method = tmp_path_factory.mktemp("model"), request.param
-    model = open_wide_gpt2(directory) if method in PRESETS else open_tiny("llama", directory)
+    model = open_wide_gpt2(directory) if method == "tqcompressor" else open_tiny("llama", directory)
     sensitivities = sensitivities_of(model)
-    ratio = range_of(model.inventory, method).lowest if method in PRESETS else 1.3
-    plan = measured_plan(model.inventory, method, ratio, sensitivities)
+    ratio = range_of(model.inventory, method).lowest if method == "tqcompressor" else 1.3
+    plan = plan_of(model.inventory, method, ratio, sensitivities)
     parts: list[CompressedPart] = []
     made = Made(directory, model, plan, sensitivities, parts)
     for phase in made.phases:
@@ -64,16 +61,12 @@ def open_wide_gpt2(directory: Path) -> StreamedModel:
 
 def compressed(made: Made, phase: Phase, kept: list[CompressedPart], start: int = 0) -> list[CompressedPart]:
     """The phase's parts from the number `start` on, those before which are in `kept`."""
-    found = compress_phase(
-        made.model,
-        made.plan,
-        calibration(),
-        phase,
-        sensitivities=made.sensitivities,
-        start=start,
-        finished=kept.__getitem__,
-    )
-    return list(found)
+    parts = kept[phase.first : start]
+    finished = len(parts)
+    model = EditedModel(made.model, kept[: phase.first])
+    for _ in compress(model, phase.plan, calibration(), parts, sensitivities=made.sensitivities):
+        pass
+    return parts[finished:]
 
 
 def moved(model: StreamedModel, parts: list[CompressedPart], phase: Phase) -> CompressedPart:
@@ -86,14 +79,10 @@ def moved(model: StreamedModel, parts: list[CompressedPart], phase: Phase) -> Co
 
 def test_every_part_belongs_to_one_phase_in_order(made: Made) -> None:
     first, second = made.phases
-    count = part_count(made.model.inventory, made.plan)
-    assert [*first.parts, *second.parts] == list(range(count))
-    assert (first.first, first.trained, second.first, second.trained) == (
-        0,
-        len(first.parts),
-        len(first.parts) + 1,
-        count + 1,
-    )
+    labels = made.plan.labels(made.model.inventory)
+    assert first.plan.labels(made.model.inventory) + second.plan.labels(made.model.inventory) == labels
+    assert (first.first, first.trained) == (0, len(first.plan.labels(made.model.inventory)))
+    assert (second.first, second.trained) == (first.trained + 1, len(labels) + 1)
 
 
 def test_each_phase_compresses_as_many_parts_or_one_more(made: Made) -> None:
@@ -107,20 +96,22 @@ def test_there_are_no_more_phases_than_parts_that_are_compressed(made: Made) -> 
 
 
 def test_a_plan_that_removes_blocks_is_one_phase(made: Made) -> None:
-    fusing = resized_plan(made.model.inventory, "fusion", 1.5)
-    assert phases(made.model.inventory, fusing) == (Phase(0, range(part_count(made.model.inventory, fusing))),)
+    fusing = plan_of(made.model.inventory, "fusion", 1.5)
+    assert phases(made.model.inventory, fusing) == (Phase(0, fusing, 0, len(fusing.labels(made.model.inventory))),)
+    with pytest.raises(ValueError, match="nothing but factor"):
+        phases(made.model.inventory, fusing, 2)
 
 
 def test_one_phase_is_the_compression_without_phases(made: Made) -> None:
     (only,) = phases(made.model.inventory, made.plan)
-    whole = sequential.compress(made.model, made.plan, calibration(), sensitivities=made.sensitivities)
+    whole = factored(made.model, made.plan, calibration(), made.sensitivities)
     for found, expected in zip(compressed(made, only, []), whole, strict=True):
         assert same_bytes(found, expected)
 
 
 def test_parts_are_numbered_in_order_with_the_trained_ones_between(made: Made) -> None:
-    assert [part.index for part in made.parts] == list(range(len(made.parts)))
-    assert [part.index for part in made.parts if part.name == TRAINED] == [phase.trained for phase in made.phases]
+    numbers = [number for number, part in enumerate(made.parts) if part.name == TRAINED]
+    assert numbers == [phase.trained for phase in made.phases]
 
 
 def test_a_later_phase_compresses_what_the_training_left(made: Made, tmp_path: Path) -> None:
@@ -128,14 +119,11 @@ def test_a_later_phase_compresses_what_the_training_left(made: Made, tmp_path: P
     _, second = made.phases
     dense = CompressedPart("dense", {}, multiplied_out(made.model, made.parts[: second.first]), {})
     write_package(made.directory, [dense], tmp_path / TRAINED)
-    by_hand = sequential.compress(
-        StreamedModel.open(tmp_path / TRAINED),
-        made.plan,
-        calibration(),
-        sensitivities=made.sensitivities,
-        start=second.parts.start,
-        finished=lambda index: CompressedPart("", {}, {}, {}),
-    )
+    step = second.plan.step(Factor)
+    assert step is not None
+    untouched = [CompressedPart("")] * step.first
+    model = StreamedModel.open(tmp_path / TRAINED)
+    by_hand = factored(model, made.plan, calibration(), made.sensitivities, untouched)
     for expected, found in zip(by_hand, made.parts[second.first : second.trained], strict=True):
         assert found.structures == expected.structures
         assert found.errors == pytest.approx(expected.errors, rel=1e-3)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tests.compression.planning import plan_of
-from tests.compression.steps.small_models import Kept, same
 from tests.compression.steps.test_factor import calibration, open_tiny
+from tests.support.block_removal import Kept, same
+from tests.support.planning import plan_of
 from workers.compression.formats.checkpoint import write_package
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.planning import taken
 from tests.support.tiny_models import CONFIGS, logits_of, model_of, token_ids
 from workers.compression.formats.checkpoint import write_package
 from workers.compression.formats.verification import Probe, Verified, verify_all
@@ -17,10 +18,11 @@ from workers.compression.models.streamed import StreamedModel
 from workers.compression.spec.architectures import ARCHITECTURES
 from workers.compression.spec.dimensions import narrowed
 from workers.compression.spec.heads import regrouped
-from workers.compression.steps.narrow import narrow
+from workers.compression.spec.steps import Narrow
 
 PROMPT, NEW_TOKENS = 4, 4
 UNITS = 40
+STEP = Narrow(intermediate_size=UNITS, key_value_heads=1)
 MODELS: dict[str, dict[str, Any]] = {
     **{name: {} for name, config in CONFIGS.items() if ARCHITECTURES[config.model_type].attention.heads},
     "llama-ungrouped": {"num_key_value_heads": 4},
@@ -56,7 +58,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Written]:
     originals, models, counts, probes = {}, {}, {}, []
     for name in MODELS:
         originals[name] = save_model(name, root / name)
-        parts = list(narrow(EditedModel(originals[name]), UNITS, ids, original=originals[name], key_value_heads=1))
+        parts = list(taken(STEP, originals[name], EditedModel(originals[name]), ids))
         models[name] = EditedModel(originals[name], parts)
         package = write_package(root / name, parts, root / f"{name}-narrowed")
         counts[name] = package.parameters
@@ -118,7 +120,7 @@ def test_blocks_that_have_not_equally_many_heads_are_no_checkpoint(
 ) -> None:
     original = packages["llama"].original
     ids = token_ids(sequences=4, length=16)
-    first = next(narrow(EditedModel(original), None, ids, original=original, key_value_heads=1))
+    first = next(taken(Narrow(key_value_heads=1), original, EditedModel(original), ids))
     with pytest.raises(ValueError, match="equally many attention heads"):
         EditedModel(original, [first]).whole()
     with pytest.raises(ValueError, match="equally many attention heads"):

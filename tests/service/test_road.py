@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import Engine
-from workers.compression.spec.catalog import METHODS, RESIZINGS
 
 from app.client import Client
 from app.contract.job import Job, State
 from app.contract.recipe import Recipe
 from app.serve import running_service
 from app.settings import Settings
-from tests.hub import running_hub
-from tests.tiny import PRESET_RATIOS, amplify_blocks
+from tests.support.hub import running_hub
+from tests.support.models import TQCOMPRESSOR_RATIOS, amplify_blocks
+from workers.compression.spec.methods import METHODS, PlanningMethod
 
 OPEN = """
 import sys
@@ -67,7 +67,11 @@ def open_as_a_stranger(checkpoint: Path) -> int:
     return int(opened.stdout.split()[-1])
 
 
-@pytest.mark.parametrize("method", [*METHODS, *RESIZINGS])
+GENERAL = [name for name, method in METHODS.items() if isinstance(method, PlanningMethod) and name != "tqcompressor"]
+"""Every method that plans and is for any architecture."""
+
+
+@pytest.mark.parametrize("method", GENERAL)
 def test_a_posted_job_becomes_a_checkpoint_that_stock_transformers_opens(
     client: Client, tiny: dict[str, Any], tmp_path: Path, method: str
 ) -> None:
@@ -118,7 +122,7 @@ def test_the_report_of_a_fused_model_says_which_blocks_went_and_why(
 def test_the_report_says_what_auto_tried_and_chose(client: Client, tiny: dict[str, Any], tmp_path: Path) -> None:
     open_elsewhere(client, finish(client, {**tiny, "method": "auto"}), tmp_path)
     report = report_of(tmp_path)
-    assert report["tried"].keys() == {"kronecker", "hybrid", "width", "fusion"}
+    assert report["tried"].keys() == {"low_rank", "width_low_rank", "width", "fusion"}
     assert report["tried"][report["method"]] == min(report["tried"].values())
 
 
@@ -127,7 +131,7 @@ def report_of(directory: Path) -> dict[str, Any]:
     return report
 
 
-@pytest.mark.parametrize(("method", "ratio"), PRESET_RATIOS.items())
+@pytest.mark.parametrize(("tied_head", "ratio"), TQCOMPRESSOR_RATIOS.items())
 def test_a_published_configuration_goes_the_same_way(
     client: Client, tiny_gpt2: dict[str, Any], tmp_path: Path, method: str, ratio: float
 ) -> None:

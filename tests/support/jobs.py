@@ -24,6 +24,7 @@ def small_job(directory: Path, *, blocks: int = 3, **sections: Any) -> Assignmen
     recipe = {
         "model": "local:model",
         "target_ratio": 1.2,
+        "method": "low_rank",
         "calibration": {"datasets": ["local:a.txt"], "sequences": 4, "length": 16},
         "evaluation": {"datasets": ["local:b.txt"], "window": 16, "max_tokens": 64},
     }

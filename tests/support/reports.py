@@ -15,6 +15,7 @@ from app.contract.report import (
     SiteReport,
     TextRecord,
 )
+from workers.compression.spec.steps import Narrow, Refit, Remove
 
 BLOCKS = 30
 SHAPES = {
@@ -32,11 +33,11 @@ TEXTS = ("hub:Salesforce/wikitext/wikitext-2-raw-v1/test", "local:state-of-the-u
 
 
 def factored_report(**changes: object) -> CompressionReport:
-    """A report of `kronecker`: every matrix a pivoted factorisation, the embedding as well."""
+    """A report of `low_rank`: every matrix a pivoted factorisation, the embedding as well."""
     sites = [_table()] + [
         _factored_site(role, block, *shape) for block in range(BLOCKS) for role, shape in SHAPES.items()
     ]
-    return _report("kronecker", tuple(sites), **changes)
+    return _report("low_rank", tuple(sites), **changes)
 
 
 def fused_report(**changes: object) -> CompressionReport:
@@ -47,8 +48,12 @@ def fused_report(**changes: object) -> CompressionReport:
         for block in range(BLOCKS)
         for role, shape in SHAPES.items()
     ]
-    gone = tuple(RemovedBlock(block=block, scores=_scores(removed[:number])) for number, block in enumerate(removed))
-    fixed = {"removed_blocks": gone, "criterion": "loss_after_removal", "intermediate_size": 1400}
+    gone = tuple(
+        RemovedBlock(block=block, criterion="loss_after_removal", scores=_scores(removed[:number]))
+        for number, block in enumerate(removed)
+    )
+    steps = (Remove(count=6, criterion="loss_after_removal"), Refit(), Narrow(intermediate_size=1400))
+    fixed = {"removed_blocks": gone, "steps": steps}
     return _report("fusion", tuple(sites), **{**fixed, **changes})
 
 
@@ -94,6 +99,7 @@ def _report(method: str, sites: tuple[SiteReport, ...], **changes: object) -> Co
         ),
         "sites": sites,
         "removed_blocks": (),
+        "steps": (),
         "reproducibility": Reproducibility(
             original=OriginalRecord(
                 reference=recipe.model,

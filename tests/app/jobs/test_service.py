@@ -12,7 +12,7 @@ from app.errors import JobEnded, JobNotFound, MethodDoesNotFit, RatioOutOfRange,
 from app.jobs import store
 from app.jobs.service import JobService
 from tests.support.doorbell import SilentDoorbell
-from tests.support.models import PRESET_RATIOS, write_tiny_model
+from tests.support.models import TQCOMPRESSOR_RATIOS, write_tiny_model
 
 
 def recipe(tiny: dict[str, Any], **changes: Any) -> Recipe:
@@ -42,13 +42,13 @@ def test_a_submitted_job_is_queued_and_rung(
         ({"distillation": {"length": 512}}, "distillation.length", Refused),
         ({"distillation": {"train": "factors", "length": 64}, "method": "width"}, "distillation.train", Refused),
         ({"distillation": {"length": 64, "steps": 2}, "method": "width"}, "distillation.steps", Refused),
-        ({"distillation": {"length": 64, "steps": 2}, "method": "hybrid"}, "distillation.steps", Refused),
+        ({"distillation": {"length": 64, "steps": 2}, "method": "width_low_rank"}, "distillation.steps", Refused),
         ({"distillation": {"length": 64, "steps": 2}, "method": "auto"}, "distillation.steps", Refused),
         ({"distillation": {"length": 64, "steps": 99}}, "distillation.steps", Refused),
         ({"export": {"dense": True}, "method": "width"}, "export.dense", Refused),
         ({"distillation": {"datasets": ["local:evaluation.txt"]}}, "evaluation.datasets.0", Refused),
         ({"evaluation": {"datasets": ["local:evaluation.txt"], "window": 512}}, "evaluation.window", Refused),
-        ({"quantisation": "int8", "method": "kronecker"}, "quantisation", Refused),
+        ({"quantisation": "int8", "method": "low_rank"}, "quantisation", Refused),
         ({"evaluation": {"datasets": ["builtin:nothing"]}}, "evaluation.datasets.0", UnknownDataset),
         ({"evaluation": {"datasets": ["local:calibration.txt"]}}, "evaluation.datasets.0", Refused),
     ],
@@ -98,28 +98,29 @@ def test_key_value_heads_that_the_model_cannot_have_are_answered_with_those_that
     service: JobService, tiny: dict[str, Any]
 ) -> None:
     with pytest.raises(Refused, match="can have 1 key/value heads; 2 were asked for") as refused:
-        service.submit(recipe(tiny, method="width", width={"key_value_heads": 2}))
-    assert refused.value.field == "width.key_value_heads"
-    assert service.submit(recipe(tiny, method="width", width={"key_value_heads": 1})).state is State.QUEUED
+        service.submit(recipe(tiny, method={"name": "width", "key_value_heads": 2}))
+    assert refused.value.field == "method.key_value_heads"
+    assert service.submit(recipe(tiny, method={"name": "width", "key_value_heads": 1})).state is State.QUEUED
 
 
 def test_attention_that_no_config_can_narrow_is_not_narrowed(service: JobService, tiny_gpt2: dict[str, Any]) -> None:
     with pytest.raises(Refused, match="this gpt2 cannot say") as refused:
-        service.submit(recipe(tiny_gpt2, method="width", width={"key_value_heads": 1}))
-    assert refused.value.field == "width.key_value_heads"
+        service.submit(recipe(tiny_gpt2, method={"name": "width", "key_value_heads": 1}))
+    assert refused.value.field == "method.key_value_heads"
 
 
 def test_a_ratio_below_what_fewer_heads_leave_is_answered_with_the_range(
     service: JobService, tiny: dict[str, Any]
 ) -> None:
     with pytest.raises(RatioOutOfRange, match=r"send a number from 1\.1\d+ to"):
-        service.submit(recipe(tiny, method="width", width={"key_value_heads": 1}, target_ratio=1.01))
+        service.submit(recipe(tiny, method={"name": "width", "key_value_heads": 1}, target_ratio=1.01))
 
 
-@pytest.mark.parametrize(("method", "ratio"), PRESET_RATIOS.items())
+@pytest.mark.parametrize(("tied_head", "ratio"), TQCOMPRESSOR_RATIOS.items())
 def test_a_preset_answers_to_its_own_ratio_alone(
-    service: JobService, tiny_gpt2: dict[str, Any], method: str, ratio: float
+    service: JobService, tiny_gpt2: dict[str, Any], tied_head: bool, ratio: float
 ) -> None:
+    method = {"name": "tqcompressor", "tied_head": tied_head}
     with pytest.raises(RatioOutOfRange, match=r"send a number from 1\.\d+ to 1\.\d+"):
         service.submit(recipe(tiny_gpt2, method=method, target_ratio=ratio * 1.01))
     assert service.submit(recipe(tiny_gpt2, method=method, target_ratio=ratio)).state is State.QUEUED

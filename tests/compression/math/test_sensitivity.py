@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from tests.compression.planning import plan_of, range_of, structures_of
+from tests.support.planning import plan_of, range_of, structures_of
 from workers.compression.math.sensitivity import Sensitivity, from_tensors, measure, smoothed, to_tensors
 from workers.compression.math.tables import table_gram
 from workers.compression.models.streamed import StreamedModel

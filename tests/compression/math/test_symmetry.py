@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.compression.planning import factor_plan, factored, range_of, structures_of, uniform_plan
 from tests.compression.steps.test_factor import TINY, calibration, open_tiny
+from tests.support.planning import factor_plan, factored, range_of, structures_of, uniform_plan
 from workers.compression import structures
 from workers.compression.math.sensitivity import Sensitivity
 from workers.compression.math.symmetry import reorder_hidden_units

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.compression.planning import factored, uniform_plan
-from tests.contracts.tiny_models import save_tiny_model, token_ids
+from tests.support.planning import factored, uniform_plan
+from tests.support.tiny_models import save_tiny_model, token_ids
 from workers.compression.formats.checkpoint import write_package
 from workers.compression.math.sensitivity import measure
 from workers.compression.models.edited import EditedModel
@@ -40,7 +40,7 @@ class StoredTensors(Mapping[str, Tensor]):
 
 
 def part(tensors: Mapping[str, Tensor] | None = None, removed: tuple[int, ...] = ()) -> CompressedPart:
-    return CompressedPart("part", {}, tensors or {}, {}, removed)
+    return CompressedPart("part", tensors=tensors or {}, removed=removed)
 
 
 def open_tiny(name: str, directory: Path) -> StreamedModel:

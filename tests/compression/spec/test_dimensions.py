@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.checkpoints import CONFIG, SHAPES
+from tests.support.checkpoints import CONFIG, SHAPES
 from workers.compression.spec.dimensions import (
     UNITS_STEP,
     block_of,

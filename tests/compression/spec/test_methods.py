@@ -4,8 +4,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from app.contract.method import MethodChoice
-from tests.compression.planning import plan_of, range_of
 from tests.support.inventories import llama_like
+from tests.support.planning import plan_of, range_of
 from workers.compression.spec.methods import METHODS, Leaves, MethodOptions, Need, PlanningMethod, planner_of
 from workers.compression.spec.methods.svd import SVD, SvdOptions
 from workers.compression.spec.plan import Plan

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.compression.planning import plan_of, range_of
 from tests.compression.steps.test_factor import TINY, open_tiny
+from tests.support.planning import plan_of, range_of
 from workers.compression.spec.dimensions import narrowed
 from workers.compression.spec.heads import regrouped
 from workers.compression.spec.inventory import Inventory

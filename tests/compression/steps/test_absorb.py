@@ -1,6 +1,7 @@
 """What the blocks around a gap take up of the removed one, on tiny models opened from real files."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.support.block_removal import IDS, SHORT, Kept, divergence, same, shortened, write
+from tests.support.planning import applied
+from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.steps.absorb import Absorption, absorb_all, survivors_around
+from workers.compression.parts import CompressedPart
+from workers.compression.steps.absorb import Absorption, absorb_each, survivors_around
 from workers.compression.steps.grafting import Ranks
+from workers.compression.steps.work import Work
 
 SETTINGS = Absorption(SHORT, survivors=3, ranks=Ranks(4, 4))
 
@@ -18,6 +23,16 @@ SETTINGS = Absorption(SHORT, survivors=3, ranks=Ranks(4, 4))
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write("llama", tmp_path_factory.mktemp("llama"))
+
+
+def absorb(
+    original: StreamedModel,
+    edited: EditedModel,
+    settings: Absorption = SETTINGS,
+    checkpoints: Kept | None = None,
+    finished: int = 0,
+) -> Iterator[CompressedPart]:
+    return applied(edited, absorb_each(Work(original, edited, IDS, {}, checkpoints), settings, finished))
 
 
 @pytest.mark.parametrize(
@@ -39,14 +54,14 @@ def test_what_the_survivors_take_up_brings_the_model_nearer_to_the_original(dire
     original = StreamedModel.open(directory)
     edited = shortened(original, block)
     before = divergence(edited.whole(), directory)
-    (part,) = absorb_all(original, edited, IDS, SETTINGS)
+    (part,) = absorb(original, edited)
     assert divergence(edited.whole(), directory) < 0.97 * before
     assert 0 < part.errors[f"model.layers.{block}"] < 1
 
 
 def test_every_tensor_of_the_survivors_is_distilled(directory: Path) -> None:
     original = StreamedModel.open(directory)
-    (part,) = absorb_all(original, shortened(original, 3), IDS, SETTINGS)
+    (part,) = absorb(original, shortened(original, 3))
     model = AutoModelForCausalLM.from_pretrained(directory)
     expected = {name for name in model.state_dict() if name.startswith(tuple(f"model.layers.{b}." for b in (1, 2, 4)))}
     assert set(part.tensors) == expected
@@ -56,20 +71,14 @@ def test_every_tensor_of_the_survivors_is_distilled(directory: Path) -> None:
 def test_killed_within_the_second_distillation_it_goes_on_to_the_same_weights(directory: Path) -> None:
     settings = dataclasses.replace(SETTINGS, interval=6)
     original, done, store = StreamedModel.open(directory), [], Kept(end_after=6)
-    whole = list(absorb_all(original, shortened(original, 1, 3), IDS, settings))
+    whole = list(absorb(original, shortened(original, 1, 3), settings))
     with pytest.raises(KeyboardInterrupt):
-        for part in absorb_all(original, shortened(original, 1, 3), IDS, settings, checkpoints=store):
+        for part in absorb(original, shortened(original, 1, 3), settings, store):
             done.append(part)  # noqa: PERF402 - what was finished before the end stays
     assert len(done) == 1
-    assert store.checkpoints[1].step == 12
-    (rest,) = absorb_all(
-        original,
-        shortened(original, 1, 3),
-        IDS,
-        settings,
-        start=1,
-        finished=done.__getitem__,
-        checkpoints=store,
-    )
+    assert store.checkpoints["model.layers.3"].step == 12
+    edited = shortened(original, 1, 3)
+    edited.apply(done[0])
+    (rest,) = absorb(original, edited, settings, store, finished=1)
     assert same(done[0], whole[0])
     assert same(rest, whole[1])

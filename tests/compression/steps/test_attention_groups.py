@@ -7,11 +7,13 @@ from torch import Tensor
 
 from tests.compression.steps.test_narrow import calibration, distance, open_tiny, units_of
 from tests.support.block_removal import same
+from tests.support.planning import taken
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.spec.heads import HeadsDoNotFit, heads_of
-from workers.compression.steps.narrow import narrow
+from workers.compression.spec.steps import Narrow
+from workers.compression.steps import narrow as width
 
 SOME = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text")
 
@@ -47,53 +49,56 @@ def first_groups(model: StreamedModel, count: int) -> list[CompressedPart]:
     return parts
 
 
+def narrowed(
+    original: StreamedModel, model: EditedModel, size: int | None = None, key_value_heads: int | None = 1
+) -> list[CompressedPart]:
+    """The parts of the model with fewer key/value heads and, where a size is given, hidden units."""
+    return list(taken(Narrow(intermediate_size=size, key_value_heads=key_value_heads), original, model, calibration()))
+
+
 @pytest.mark.parametrize("name", SOME)
 def test_groups_that_write_nothing_go_and_cost_nothing(name: str, tmp_path: Path) -> None:
     model = without_a_group(open_tiny(name, tmp_path))
-    parts = list(narrow(model, None, calibration(), original=model, key_value_heads=1))
-    narrowed = EditedModel(model, parts)
-    assert heads_of(narrowed.inventory) == heads_of(model.inventory).with_key_values(1)
-    assert distance(model, narrowed) < 1e-4
+    parts = narrowed(model, model)
+    found = EditedModel(model, parts)
+    assert heads_of(found.inventory) == heads_of(model.inventory).with_key_values(1)
+    assert distance(model, found) < 1e-4
 
 
 @pytest.mark.parametrize("name", SOME)
 def test_narrowing_beats_keeping_the_first_groups(name: str, tmp_path: Path) -> None:
     model = open_tiny(name, tmp_path)
-    narrowed = EditedModel(model, narrow(EditedModel(model), None, calibration(), original=model, key_value_heads=1))
-    assert distance(model, narrowed) < 0.9 * distance(model, EditedModel(model, first_groups(model, 1)))
+    found = EditedModel(model, narrowed(model, EditedModel(model)))
+    assert distance(model, found) < 0.9 * distance(model, EditedModel(model, first_groups(model, 1)))
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
-def test_making_up_for_what_was_lost_before_brings_the_stream_nearer(name: str, tmp_path: Path) -> None:
+def test_making_up_for_what_was_lost_before_brings_the_stream_nearer(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = open_tiny(name, tmp_path)
-    without, half = (
-        EditedModel(
-            model,
-            narrow(
-                EditedModel(model), None, calibration(), original=model, key_value_heads=1, compensation=compensation
-            ),
-        )
-        for compensation in (0.0, 0.5)
-    )
+    half = EditedModel(model, narrowed(model, EditedModel(model)))
+    monkeypatch.setattr(width, "COMPENSATION", 0.0)
+    without = EditedModel(model, narrowed(model, EditedModel(model)))
     assert distance(model, half) < distance(model, without)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text"])
 def test_hidden_units_go_in_the_same_parts(name: str, tmp_path: Path) -> None:
     model = open_tiny(name, tmp_path)
-    parts = list(narrow(EditedModel(model), 24, calibration(), original=model, key_value_heads=1))
-    narrowed = EditedModel(model, parts)
+    parts = narrowed(model, EditedModel(model), 24)
+    found = EditedModel(model, parts)
     assert [part.name for part in parts] == ["model.layers.0", "model.layers.1"]
-    assert (units_of(narrowed), heads_of(narrowed.inventory).key_values) == (24, 1)
+    assert (units_of(found), heads_of(found.inventory).key_values) == (24, 1)
     assert list(parts[1].errors) == ["model.layers.1.self_attn.o_proj", "model.layers.1.mlp.down_proj"]
     assert all(0 < error < 1 for part in parts for error in part.errors.values())
 
 
 def test_mlps_are_fitted_to_what_the_narrowed_attention_leaves(tmp_path: Path) -> None:
     model = open_tiny("llama", tmp_path)
-    together = list(narrow(EditedModel(model), 24, calibration(), original=model, key_value_heads=1))
-    alone = list(narrow(EditedModel(model), 24, calibration(), original=model))
-    apart = EditedModel(model, narrow(EditedModel(model), None, calibration(), original=model, key_value_heads=1))
+    together = narrowed(model, EditedModel(model), 24)
+    alone = narrowed(model, EditedModel(model), 24, key_value_heads=None)
+    apart = EditedModel(model, narrowed(model, EditedModel(model)))
     for part in alone:
         apart.apply(part)
     assert distance(model, EditedModel(model, together)) < distance(model, apart)
@@ -101,16 +106,9 @@ def test_mlps_are_fitted_to_what_the_narrowed_attention_leaves(tmp_path: Path) -
 
 def test_going_on_after_a_part_gives_the_same_bytes(tmp_path: Path) -> None:
     model = open_tiny("qwen2", tmp_path)
-    whole = list(narrow(EditedModel(model), 24, calibration(), original=model, key_value_heads=1))
-    (rest,) = narrow(
-        EditedModel(model),
-        24,
-        calibration(),
-        original=model,
-        key_value_heads=1,
-        start=1,
-        finished=whole.__getitem__,
-    )
+    whole = narrowed(model, EditedModel(model), 24)
+    step = Narrow(intermediate_size=24, key_value_heads=1)
+    (rest,) = taken(step, model, EditedModel(model), calibration(), whole[:1])
     assert same(rest, whole[1])
 
 
@@ -118,4 +116,4 @@ def test_going_on_after_a_part_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_attention_stays_where_the_config_cannot_say_that_it_is_narrower(name: str, tmp_path: Path) -> None:
     model = open_tiny(name, tmp_path)
     with pytest.raises(HeadsDoNotFit, match="cannot say"):
-        next(narrow(EditedModel(model), None, calibration(), original=model, key_value_heads=1))
+        narrowed(model, EditedModel(model))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.compression.planning import factor_plan, factored, plan_of, range_of, structures_of, uniform_plan
+from tests.support.planning import factor_plan, factored, plan_of, range_of, structures_of, uniform_plan
 from workers.compression import structures
 from workers.compression.formats.checkpoint import write_package
 from workers.compression.math.sensitivity import Sensitivity, measure

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,15 @@ from tests.support.block_removal import (
     stream_logits,
     write,
 )
+from tests.support.planning import applied
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.steps.absorb import Absorption
-from workers.compression.steps.fuse import EPOCHS, fuse_one_by_one, fusegpt
+from workers.compression.steps.fuse import EPOCHS, fuse_each, fusegpt
 from workers.compression.steps.grafting import Ranks
-from workers.compression.steps.influence import removals
+from workers.compression.steps.influence import BlockScores, removals
+from workers.compression.steps.work import Work
 
 SETTINGS = Absorption(dataclasses.replace(SHORT, loss="batch_divergence"), survivors=3, ranks=Ranks(4, 4))
 
@@ -38,7 +41,16 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fused(directory: Path, *blocks: int) -> tuple[list[CompressedPart], EditedModel]:
     edited = EditedModel(StreamedModel.open(directory))
-    return list(fuse_one_by_one(edited, IDS, chosen(*blocks), SETTINGS)), edited
+    return list(fuse(edited, chosen(*blocks))), edited
+
+
+def fuse(
+    edited: EditedModel,
+    going: Iterable[tuple[int, BlockScores]],
+    settings: Absorption = SETTINGS,
+    checkpoints: Kept | None = None,
+) -> Iterator[CompressedPart]:
+    return applied(edited, fuse_each(Work(edited, edited, IDS, {}, checkpoints), going, settings))
 
 
 def test_it_has_its_published_hyper_parameters() -> None:
@@ -63,7 +75,7 @@ def test_the_fused_model_is_nearer_to_the_original_than_one_without_the_block(di
 def test_each_removal_is_chosen_in_the_model_that_the_fusion_before_has_left(directory: Path) -> None:
     original = StreamedModel.open(directory)
     edited = EditedModel(original)
-    parts = list(fuse_one_by_one(edited, IDS, removals(edited, OTHERS, 2), SETTINGS))
+    parts = list(fuse(edited, removals(edited, OTHERS, 2)))
     block, scores = next(removals(EditedModel(original, parts[:1]), OTHERS, 1))
     assert parts[1].removed == (block,)
     assert parts[1].scores == pytest.approx(scores.values, abs=1e-6)
@@ -82,12 +94,12 @@ def test_the_fused_model_saved_and_opened_computes_what_it_computed_in_memory(mo
 def test_killed_within_the_second_distillation_it_goes_on_to_the_same_weights(directory: Path) -> None:
     settings = dataclasses.replace(SETTINGS, interval=6)
     original, done, store = StreamedModel.open(directory), [], Kept(end_after=6)
-    whole = list(fuse_one_by_one(EditedModel(original), IDS, chosen(3, 1), settings))
+    whole = list(fuse(EditedModel(original), chosen(3, 1), settings))
     with pytest.raises(KeyboardInterrupt):
-        for part in fuse_one_by_one(EditedModel(original), IDS, chosen(3, 1), settings, checkpoints=store):
+        for part in fuse(EditedModel(original), chosen(3, 1), settings, store):
             done.append(part)  # noqa: PERF402 - what was finished before the end stays
     assert len(done) == 1
-    assert store.checkpoints[1].step == 12
-    (rest,) = fuse_one_by_one(EditedModel(original, done), IDS, chosen(1), settings, start=1, checkpoints=store)
+    assert store.checkpoints["model.layers.1"].step == 12
+    (rest,) = fuse(EditedModel(original, done), chosen(1), settings, store)
     assert same(done[0], whole[0])
     assert same(rest, whole[1])

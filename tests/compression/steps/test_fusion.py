@@ -1,31 +1,31 @@
 """Blocks chosen, the others refitted, and what they take up, on tiny models opened from real files."""
 
-from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
-from workers.compression.steps.fusion import fuse, part_count
 
 from tests.support.block_removal import (
-    BLOCKS,
     IDS,
     OTHERS,
     SHORT,
     chosen,
     divergence,
-    same,
     shortened,
     stream_logits,
     write,
 )
+from tests.support.planning import applied, taken
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.steps.absorb import Absorption
+from workers.compression.spec.steps import Refit
+from workers.compression.steps.absorb import Absorption, absorb_each
 from workers.compression.steps.grafting import Ranks
 from workers.compression.steps.influence import removals
+from workers.compression.steps.remove import removal_parts
+from workers.compression.steps.work import Work
 
 TRAINED = Absorption(SHORT, survivors=3, ranks=Ranks(4, 4))
 REMOVED = (3, 1)
@@ -37,9 +37,14 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fused(directory: Path, absorption: Absorption | None = None) -> tuple[list[CompressedPart], EditedModel]:
+    """The parts that removal, refit and, on request, absorption leave, and the model that has them."""
     original = StreamedModel.open(directory)
     edited = EditedModel(original)
-    return list(fuse(original, edited, IDS, chosen(*REMOVED), len(REMOVED), absorption)), edited
+    parts = list(applied(edited, removal_parts(edited.inventory, chosen(*REMOVED))))
+    parts += taken(Refit(), original, edited, IDS)
+    if absorption is not None:
+        parts += applied(edited, absorb_each(Work(original, edited, IDS, {}), absorption))
+    return parts, edited
 
 
 def test_refitting_comes_nearer_to_the_original_than_removing_alone(directory: Path) -> None:
@@ -61,12 +66,6 @@ def test_distillation_goes_beyond_the_closed_form(directory: Path) -> None:
     assert divergence(distilled.whole(), directory, IDS) < 0.97 * closed
 
 
-@pytest.mark.parametrize("absorption", [None, TRAINED])
-def test_there_are_as_many_parts_as_announced(directory: Path, absorption: Absorption | None) -> None:
-    parts, _ = fused(directory, absorption)
-    assert [part.index for part in parts] == list(range(part_count(BLOCKS, 2, absorbs=absorption is not None)))
-
-
 def test_blocks_go_first_and_say_why(directory: Path) -> None:
     parts, edited = fused(directory)
     assert [(part.removed, part.scores) for part in parts[:2]] == [((3,), {3: 0.5}), ((1,), {1: 0.5})]
@@ -77,22 +76,10 @@ def test_blocks_go_first_and_say_why(directory: Path) -> None:
 def test_each_removal_is_chosen_in_what_the_one_before_has_left(directory: Path) -> None:
     original = StreamedModel.open(directory)
     edited = EditedModel(original)
-    first, second = islice(fuse(original, edited, IDS, removals(edited, OTHERS, 2), 2), 2)
+    first, second = applied(edited, removal_parts(edited.inventory, removals(edited, OTHERS, 2)))
     block, scores = next(removals(shortened(original, *first.removed), OTHERS, 1))
     assert second.removed == (block,)
     assert second.scores == pytest.approx(scores.values, abs=1e-6)
-
-
-@pytest.mark.parametrize("start", range(1, 8))
-def test_resumed_behind_any_part_the_rest_is_the_same(directory: Path, start: int) -> None:
-    original = StreamedModel.open(directory)
-    whole, _ = fused(directory, TRAINED)
-    edited = EditedModel(original, whole[: min(start, len(REMOVED))])
-    rest = fuse(
-        original, edited, IDS, chosen(*REMOVED[start:]), len(REMOVED), TRAINED, start=start, finished=whole.__getitem__
-    )
-    for found, expected in zip(rest, whole[start:], strict=True):
-        assert same(found, expected)
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "qwen2", "gemma3_text", "gpt_neox", "opt"])

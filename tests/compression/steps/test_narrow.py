@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.planning import taken
 from tests.support.tiny_models import CONFIGS, save_tiny_model
 from workers.compression.models.edited import EditedModel, put
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.spec.architectures import ARCHITECTURES
+from workers.compression.spec.steps import Narrow
 from workers.compression.steps import narrow as width
-from workers.compression.steps.narrow import narrow
 
 SOME = ("llama", "gpt2", "opt", "opt-projected", "gemma2", "phi3", "gpt_neox")
 
@@ -44,6 +45,12 @@ def logits_of(model: StreamedModel, ids: Tensor) -> Tensor:
 def distance(model: StreamedModel, other: StreamedModel) -> float:
     expected = logits_of(model, calibration())
     return float((logits_of(other, calibration()) - expected).norm() / expected.norm())
+
+
+def narrowed(original: StreamedModel, model: EditedModel, size: int, ids: Tensor | None = None) -> list[CompressedPart]:
+    """The parts of the model with that many hidden units in each MLP."""
+    step = Narrow(intermediate_size=size)
+    return list(taken(step, original, model, calibration() if ids is None else ids))
 
 
 def first_units(model: StreamedModel, size: int) -> list[CompressedPart]:
@@ -92,7 +99,7 @@ def test_units_that_are_there_twice_cost_nothing(name: str, tmp_path: Path, monk
     model = open_tiny(name, tmp_path)
     twins = with_twins(model)
     assert distance(model, twins) < 1e-5
-    parts = list(narrow(twins, units_of(model), calibration(), original=model))
+    parts = narrowed(model, twins, units_of(model))
     assert units_of(twins) == 2 * units_of(model)
     assert distance(model, EditedModel(twins, parts)) < 2e-3
 
@@ -101,24 +108,26 @@ def test_units_that_are_there_twice_cost_nothing(name: str, tmp_path: Path, monk
 def test_narrowing_beats_keeping_the_first_units(name: str, tmp_path: Path) -> None:
     model = open_tiny(name, tmp_path)
     size = units_of(model) // 2
-    narrowed = EditedModel(model, narrow(EditedModel(model), size, calibration(), original=model))
-    assert units_of(narrowed) == size
-    assert distance(model, narrowed) < 0.8 * distance(model, EditedModel(model, first_units(model, size)))
+    found = EditedModel(model, narrowed(model, EditedModel(model), size))
+    assert units_of(found) == size
+    assert distance(model, found) < 0.8 * distance(model, EditedModel(model, first_units(model, size)))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2"])
-def test_making_up_for_the_blocks_before_brings_the_stream_nearer(name: str, tmp_path: Path) -> None:
+def test_making_up_for_the_blocks_before_brings_the_stream_nearer(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = open_tiny(name, tmp_path)
-    without, half = (
-        EditedModel(model, narrow(EditedModel(model), 24, calibration(), original=model, compensation=compensation))
-        for compensation in (0.0, 0.5)
-    )
+    half = EditedModel(model, narrowed(model, EditedModel(model), 24))
+    monkeypatch.setattr(width, "COMPENSATION", 0.0)
+    without = EditedModel(model, narrowed(model, EditedModel(model), 24))
     assert distance(model, half) < distance(model, without)
 
 
-def test_the_bias_keeps_the_mean_of_what_the_mlp_gives_out(tmp_path: Path) -> None:
+def test_the_bias_keeps_the_mean_of_what_the_mlp_gives_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(width, "COMPENSATION", 0.0)
     model = open_tiny("gpt2", tmp_path)
-    part = next(narrow(EditedModel(model), 40, calibration(), original=model, compensation=0.0))
+    part = narrowed(model, EditedModel(model), 40)[0]
     means = []
     for edits in ({}, part.tensors):
         with model.block(0) as block, torch.no_grad():
@@ -134,44 +143,40 @@ def test_the_bias_keeps_the_mean_of_what_the_mlp_gives_out(tmp_path: Path) -> No
 def test_only_blocks_that_remain_are_narrowed(tmp_path: Path) -> None:
     model = open_tiny("llama", tmp_path)
     removed = CompressedPart("depth", removed=(0,))
-    parts = list(narrow(EditedModel(model, [removed]), 24, calibration(), original=model))
-    assert [(part.index, part.name) for part in parts] == [(0, "model.layers.1")]
+    parts = narrowed(model, EditedModel(model, [removed]), 24)
+    assert [part.name for part in parts] == ["model.layers.1"]
     assert units_of(EditedModel(model, [removed, *parts])) == 24
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_going_on_after_a_part_gives_the_same_bytes(name: str, tmp_path: Path) -> None:
     model = open_tiny(name, tmp_path)
-    whole = list(narrow(EditedModel(model), 24, calibration(), original=model))
-    (rest,) = narrow(
-        EditedModel(model), 24, calibration(), original=model, start=1, finished=lambda index: whole[index]
-    )
-    assert rest.index == 1
+    whole = narrowed(model, EditedModel(model), 24)
+    step = Narrow(intermediate_size=24)
+    (rest,) = taken(step, model, EditedModel(model), calibration(), whole[:1])
+    assert rest.name == whole[1].name
     assert rest.tensors.keys() == whole[1].tensors.keys()
     assert all(torch.equal(rest.tensors[name], whole[1].tensors[name]) for name in rest.tensors)
-
-
-def test_resuming_without_the_finished_parts_is_refused(tmp_path: Path) -> None:
-    model = open_tiny("llama", tmp_path)
-    with pytest.raises(ValueError, match="where the finished parts are"):
-        next(narrow(EditedModel(model), 24, calibration(), original=model, start=1))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_architecture_can_be_narrowed(name: str, tmp_path: Path) -> None:
     model = open_tiny(name, tmp_path)
-    parts = list(narrow(EditedModel(model), 16, calibration(2), original=model))
+    parts = narrowed(model, EditedModel(model), 16, calibration(2))
     assert units_of(EditedModel(model, parts)) == 16
     assert all(0 < error < 1 for part in parts for error in part.errors.values())
 
 
 @torch.no_grad()
-def test_before_a_gap_a_block_is_fitted_to_what_the_original_has_behind_it(tmp_path: Path) -> None:
+def test_before_a_gap_a_block_is_fitted_to_what_the_original_has_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(width, "COMPENSATION", 1.0)
     save_tiny_model("llama", tmp_path)
     original = StreamedModel.open(tmp_path)
     removed = CompressedPart("removed", removed=(1,))
     edited = EditedModel(original, [removed])
-    parts = list(narrow(edited, units_of(original) - 1, calibration(), original=original, compensation=1.0))
+    parts = narrowed(original, edited, units_of(original) - 1)
     wanted = entering(original, 2)
     before, after = (
         float((entering(model, 2) - wanted).norm()) for model in (edited, EditedModel(original, [removed, *parts]))

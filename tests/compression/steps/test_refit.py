@@ -7,10 +7,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from tests.support.planning import taken
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.steps.refit import realign
+from workers.compression.spec.steps import Refit
 
 CONFIG = LlamaConfig(
     hidden_size=32,
@@ -40,6 +41,10 @@ def shortened(original: StreamedModel, *removed: int) -> EditedModel:
     return EditedModel(original, [CompressedPart("removed", removed=removed)])
 
 
+def refitted(original: StreamedModel, edited: EditedModel) -> list[CompressedPart]:
+    return list(taken(Refit(), original, edited, IDS))
+
+
 @torch.no_grad()
 def divergence(model: EditedModel, original: StreamedModel) -> float:
     """KL of the model from the original on text that no fit has seen, in nats per token."""
@@ -50,13 +55,13 @@ def divergence(model: EditedModel, original: StreamedModel) -> float:
 def test_the_realigned_model_is_nearer_to_the_original(original: StreamedModel) -> None:
     edited = shortened(original, 2, 4)
     before = divergence(edited, original)
-    list(realign(original, edited, IDS))
+    refitted(original, edited)
     assert divergence(edited, original) < before
 
 
 def test_every_block_that_remains_gets_one_part_which_is_empty_up_to_the_first_gap(original: StreamedModel) -> None:
-    parts = list(realign(original, shortened(original, 2, 3, 5), IDS, first=3))
-    assert [part.index for part in parts] == [3, 4, 5, 6]
+    parts = refitted(original, shortened(original, 2, 3, 5))
+    assert [part.name for part in parts] == [f"model.layers.{block}" for block in (0, 1, 4, 6)]
     last = "mlp.down_proj.weight"
     both = ["self_attn.o_proj.weight", last]
     expected = {0: [], 1: [last], 4: both, 6: both}
@@ -68,16 +73,19 @@ def test_every_block_that_remains_gets_one_part_which_is_empty_up_to_the_first_g
 
 
 def test_without_the_first_block_all_others_are_refitted(original: StreamedModel) -> None:
-    assert all(part.tensors for part in realign(original, shortened(original, 0), IDS))
+    assert all(part.tensors for part in refitted(original, shortened(original, 0)))
 
 
 def test_a_whole_model_stays_as_it_is(original: StreamedModel) -> None:
-    assert not any(part.tensors for part in realign(original, EditedModel(original), IDS))
+    assert not any(part.tensors for part in refitted(original, EditedModel(original)))
 
 
 def test_resumed_it_gives_the_same_parts(original: StreamedModel) -> None:
-    whole = list(realign(original, shortened(original, 2, 4), IDS))
-    rest = list(realign(original, shortened(original, 2, 4), IDS, start=3, finished=whole.__getitem__))
-    assert [part.index for part in rest] == [part.index for part in whole[3:]]
+    whole = refitted(original, shortened(original, 2, 4))
+    edited = shortened(original, 2, 4)
+    for part in whole[:3]:
+        edited.apply(part)
+    rest = list(taken(Refit(), original, edited, IDS, whole[:3]))
+    assert [part.name for part in rest] == [part.name for part in whole[3:]]
     for again, expected in zip(rest, whole[3:], strict=True):
         assert all(torch.equal(again.tensors[name], tensor) for name, tensor in expected.tensors.items())

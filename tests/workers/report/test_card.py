@@ -9,6 +9,7 @@ from app.contract.job import TaskMetric, TaskResult
 from app.contract.recipe import Calibration, Distillation
 from app.contract.report import CompressionReport
 from tests.support.reports import TEXTS, distillation_report, factored_report, fused_report
+from workers.compression.spec.steps import Narrow
 from workers.report.card import front_matter_of, model_card
 from workers.report.plots import Plot
 
@@ -172,13 +173,16 @@ def test_a_dense_export_is_said_not_to_be_smaller() -> None:
 
 
 def test_narrowed_attention_is_described() -> None:
-    assert "The attention has 2 key/value heads." in model_card(fused_report(key_value_heads=2), {}, [], own_code=False)
+    steps = (Narrow(intermediate_size=1400, key_value_heads=2),)
+    card = model_card(fused_report(steps=steps), {}, [], own_code=False)
+    assert "1400 hidden units in each MLP and 2 key/value heads in each block." in card
     assert "key/value heads" not in model_card(fused_report(), {}, [], own_code=False)
 
 
 def test_removed_blocks_are_named_with_what_chose_them() -> None:
     card = model_card(fused_report(), {}, [], own_code=False)
-    assert "Blocks removed by `loss_after_removal`, in this order: 12, 17, 9, 20, 14, 22." in card
+    assert "Removed 6 blocks, chosen by `loss_after_removal`." in card
+    assert "Blocks removed, in this order: 12, 17, 9, 20, 14, 22." in card
 
 
 def test_a_training_is_described() -> None:

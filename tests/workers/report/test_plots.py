@@ -54,7 +54,10 @@ def test_removed_blocks_have_no_error() -> None:
 
 
 def test_a_block_keeps_the_score_of_the_last_round_in_which_it_was_asked() -> None:
-    rounds = (RemovedBlock(block=2, scores={1: 0.5, 2: 0.1}), RemovedBlock(block=3, scores={3: 0.2, 4: 0.6}))
+    scores = {2: {1: 0.5, 2: 0.1}, 3: {3: 0.2, 4: 0.6}}
+    rounds = tuple(
+        RemovedBlock(block=block, criterion="loss_after_removal", scores=each) for block, each in scores.items()
+    )
     figure = block_influence(fused_report(removed_blocks=rounds))
     assert figure is not None
     axes = figure.axes[0]

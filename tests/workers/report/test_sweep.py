@@ -16,7 +16,7 @@ def sweep_report() -> SweepReport:
             target_ratio=ratio,
             achieved_ratio=ratio,
             directory=str(ratio),
-            method="kronecker",
+            method="low_rank",
             metrics=Comparison(before=before, after=metrics(round(ORIGINAL_PARAMETERS / ratio), perplexities)),
         )
         for ratio, perplexities in measured.items()

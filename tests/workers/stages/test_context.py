@@ -22,7 +22,7 @@ def test_all_stages_and_the_fetching_are_the_whole(sections: dict[str, Any]) -> 
     assert sum(shares_of(recipe(**sections)).values()) + FETCHED == pytest.approx(1)
 
 
-@pytest.mark.parametrize("method", ["kronecker", "fusion", "auto"])
+@pytest.mark.parametrize("method", ["low_rank", "fusion", "auto"])
 def test_the_stages_of_all_ratios_and_the_fetching_are_the_whole(method: str) -> None:
     asked = recipe(target_ratio=[1.2, 1.3, 1.5], method=method, distillation={})
     shares = [shares_of(asked, turn) for turn in range(3)]

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from app.contract.recipe import Export, Method
+from app.contract.recipe import Export
 from app.contract.report import CompressionReport
 from tests.support.jobs import done, small_job
 from workers.compression.evaluation.size import stored_size
 
 
-def package_of(root: Path, method: Method) -> Path:
+def package_of(root: Path, method: str) -> Path:
     job = small_job(root)
-    recipe = job.recipe.model_copy(update={"method": method, "export": Export(dense=True)})
+    recipe = job.recipe.model_copy(update={"method": METHODS[method].options(), "export": Export(dense=True)})
     return done(job.model_copy(update={"recipe": recipe})).package
 
 

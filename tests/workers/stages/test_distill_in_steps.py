@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from workers.compression.spec.plans import TOLERANCE
 
 from app.contract.job import Stage
 from app.contract.report import CompressionReport
@@ -13,13 +12,14 @@ from tests.support.jobs import Attempt, Stopped, done, kept_checkpoints, small_j
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.phases import compress_phase
+from workers.compression.pipeline import compress as compression
+from workers.compression.spec.ranges import TOLERANCE
 from workers.compression.training.settings import Settings
 from workers.compression.training.trained import trained_part
 from workers.compression.training.training import distil
 from workers.messages import Assignment, ResumedReport
 from workers.stages import calibrate, compress, compute, distill
-from workers.stages.plan import plan_of, sensitivities_of
+from workers.stages.plan import sensitivities_of
 
 STEPS, SEQUENCES, LENGTH = 8, 2, 16
 """Steps of the optimiser, all in all."""
@@ -58,27 +58,29 @@ def report(job: Assignment, tmp_path_factory: pytest.TempPathFactory) -> Compres
 def test_it_is_as_if_done_by_hand(undisturbed: Attempt) -> None:
     context = undisturbed.context
     original = compute.open_model(context, context.assignment.model_path)
-    plan, ids, text = plan_of(context), calibrate.calibration(context), calibrate.distillation(context)
+    ids, text = calibrate.calibration(context), calibrate.distillation(context)
     parts: list[CompressedPart] = []
     for phase in compress.schedule(context):
-        parts += compress_phase(
-            original, plan, ids, phase, sensitivities=sensitivities_of(context), finished=parts.__getitem__
-        )
+        made: list[CompressedPart] = []
+        model, sensitivities = EditedModel(original, parts), sensitivities_of(context)
+        for _ in compression(model, phase.plan, ids, made, sensitivities=sensitivities):
+            pass
+        parts += made
         edited = EditedModel(StreamedModel.open(context.assignment.model_path, dtype=torch.float32), parts)
         student, teacher = edited.whole(), original.whole()
         settings = Settings(tokens=STEPS // 2 * SEQUENCES * LENGTH, sequences=SEQUENCES)
         half = text[phase.number :: 2]
         own = None if teacher.dtype == torch.float32 else teacher.dtype
         *_, last = distil(teacher, student, half, settings, compute_dtype=own)
-        parts.append(trained_part(edited, last.trained, phase.trained))
-    found = list(compress.FinishedParts(context))
+        parts.append(trained_part(edited, last.trained))
+    found = list(compress.finished_parts(context))
     assert [part.structures for part in found] == [part.structures for part in parts]
     for one, other in zip(found, parts, strict=True):
         torch.testing.assert_close(dict(one.tensors), dict(other.tensors), rtol=0, atol=0)
 
 
 def test_a_training_stands_behind_each_group(undisturbed: Attempt) -> None:
-    names = [part.name for part in compress.FinishedParts(undisturbed.context)]
+    names = [part.name for part in compress.finished_parts(undisturbed.context)]
     assert names.count("distillation") == 2
     assert (names[0], names[-1]) == ("model.embed_tokens", "distillation")
 
@@ -108,7 +110,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_weights(assignment: Assignment,
 
 
 def all_tensors(attempt: Attempt) -> list[dict[str, Tensor]]:
-    return [dict(part.tensors) for part in compress.FinishedParts(attempt.context)]
+    return [dict(part.tensors) for part in compress.finished_parts(attempt.context)]
 
 
 def test_the_state_of_an_earlier_training_is_not_taken_for_that_of_a_later_one(assignment: Assignment) -> None:

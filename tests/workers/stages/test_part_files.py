@@ -9,7 +9,6 @@ from workers.compression.parts import CompressedPart
 from workers.stages.part_files import read_part, write_part
 
 PART = CompressedPart(
-    7,
     "model.layers.3",
     {"model.layers.3.mlp.up_proj": {"kind": "low_rank", "rank": 2}},
     {"model.layers.3.mlp.up_proj.first": torch.arange(6.0).view(2, 3)},
@@ -22,7 +21,7 @@ PART = CompressedPart(
 def test_a_part_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_part(tmp_path / "part", PART)
     found = read_part(tmp_path / "part")
-    for field in ("index", "name", "structures", "errors", "removed", "scores"):
+    for field in ("name", "structures", "errors", "removed", "scores"):
         assert getattr(found, field) == getattr(PART, field)
     assert found.tensors.keys() == PART.tensors.keys()
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in PART.tensors.items())

@@ -3,6 +3,7 @@
 import pytest
 
 from tests.support.jobs import last_report
+from workers.compression.spec.methods.auto import AutoOptions
 from workers.messages import Assignment, ErrorReport
 from workers.stages import plan
 
@@ -11,7 +12,7 @@ def test_where_no_method_leaves_a_working_model_the_job_says_which_ratios_to_ask
     assignment: Assignment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "trials", lambda *_, **__: iter(()))
-    recipe = assignment.recipe.model_copy(update={"method": "auto"})
+    recipe = assignment.recipe.model_copy(update={"method": AutoOptions()})
     report = last_report(assignment.model_copy(update={"recipe": recipe}))
     assert isinstance(report, ErrorReport)
     assert (report.code, report.retryable) == ("no_method_fits", False)

@@ -7,13 +7,14 @@ import pytest
 
 from tests.support.jobs import done, last_report
 from workers.compression.spec.headers import stored_tensors
+from workers.compression.spec.methods.width import WidthOptions
 from workers.messages import Assignment, ErrorReport
 from workers.stages import quantise
 
 
 @pytest.fixture
 def assignment(assignment: Assignment) -> Assignment:
-    recipe = assignment.recipe.model_copy(update={"method": "width", "quantisation": "int8"})
+    recipe = assignment.recipe.model_copy(update={"method": WidthOptions(), "quantisation": "int8"})
     return assignment.model_copy(update={"recipe": recipe})
 
 

@@ -62,7 +62,7 @@ def sharded(assignment: Assignment, **changes: int) -> Assignment:
 def assert_close(together: Attempt, alone: Attempt) -> None:
     (one,), (two,) = distill.curves(alone.context), distill.curves(together.context)
     assert [point.loss for point in two.points] == pytest.approx([point.loss for point in one.points], rel=1e-2)
-    before = dict(list(compress.FinishedParts(alone.context))[-2].tensors)
+    before = dict(list(compress.finished_parts(alone.context))[-2].tensors)
     for name, tensor in alone.trained().items():
         apart = torch.dist(together.trained()[name], tensor)
         if name in before:

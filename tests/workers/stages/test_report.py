@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from app.contract.recipe import Fusion, Width
 from app.contract.report import CompressionReport
 from tests.support.jobs import done, small_job
 from workers.compression.spec.headers import stored_tensors
+from workers.compression.spec.methods.fusion import FusionOptions
+from workers.compression.spec.methods.width import WidthOptions
+from workers.compression.spec.steps import Narrow
 from workers.messages import Assignment
 
 
@@ -29,7 +31,7 @@ def factored(asked: Assignment) -> Path:
 
 @pytest.fixture(scope="module")
 def fused(asked: Assignment) -> Path:
-    recipe = asked.recipe.model_copy(update={"method": "fusion", "target_ratio": 1.5})
+    recipe = asked.recipe.model_copy(update={"method": FusionOptions(), "target_ratio": 1.5})
     return done(asked.model_copy(update={"recipe": recipe, "work_dir": asked.work_dir / "fused"})).package
 
 
@@ -65,19 +67,19 @@ def test_a_removed_block_keeps_nothing(fused: Path) -> None:
 
 
 def test_it_says_by_which_criterion_blocks_went(asked: Assignment, fused: Path, factored: Path) -> None:
-    changes = {"method": "fusion", "target_ratio": 1.5, "fusion": Fusion(criterion="block_influence")}
+    changes = {"method": FusionOptions(criterion="block_influence"), "target_ratio": 1.5}
     recipe = asked.recipe.model_copy(update=changes)
     chosen = done(asked.model_copy(update={"recipe": recipe, "work_dir": asked.work_dir / "chosen"})).package
-    criteria = [report_on(package).criterion for package in (fused, chosen, factored)]
-    assert criteria == ["loss_after_removal", "block_influence", None]
+    criteria = [{gone.criterion for gone in report_on(package).removed_blocks} for package in (fused, chosen, factored)]
+    assert criteria == [{"loss_after_removal"}, {"block_influence"}, set()]
 
 
 def test_narrowed_attention_is_reported_as_the_package_has_it(asked: Assignment) -> None:
-    recipe = asked.recipe.model_copy(update={"method": "width", "width": Width(key_value_heads=1), "target_ratio": 1.4})
+    recipe = asked.recipe.model_copy(update={"method": WidthOptions(key_value_heads=1), "target_ratio": 1.4})
     package = done(asked.model_copy(update={"recipe": recipe, "work_dir": asked.work_dir / "narrowed"})).package
     config = json.loads((package / "config.json").read_text())
-    assert report_on(package).key_value_heads == config["num_key_value_heads"] == 1
-    assert report_on(package).intermediate_size == config["intermediate_size"]
+    assert config["num_key_value_heads"] == 1
+    assert report_on(package).steps == (Narrow(intermediate_size=config["intermediate_size"], key_value_heads=1),)
     assert report_on(package).achieved_ratio == pytest.approx(1.4, rel=0.02)
 
 

@@ -10,11 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from workers.compression.spec.catalog import PRESETS
-from workers.compression.spec.plans import Dense, Halved, Kronecker, Plan, RatioOutOfRange
-from workers.compression.spec.presets import PresetDoesNotFit, preset_plan, preset_range, published_size
 
-from tests.tiny import write_tiny_gpt2
+from tests.support.models import write_tiny_gpt2
+from tests.support.planning import factored, plan_of, range_of, structures_of
 from workers.compression.formats.checkpoint import write_package
 from workers.compression.formats.verification import verify
 from workers.compression.math.kronecker import data_free
@@ -22,7 +20,10 @@ from workers.compression.math.tables import fit_halved
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.spec.inventory import Inventory, Site, inventory
-from workers.compression.steps.factor import compress
+from workers.compression.spec.methods import MethodDoesNotFit, OptionDoesNotFit
+from workers.compression.spec.plan import Plan
+from workers.compression.spec.ranges import RatioOutOfRange
+from workers.compression.spec.structures import Dense, Halved, Kronecker
 from workers.compression.structures import HalvedEmbedding
 
 
@@ -42,19 +43,30 @@ def gpt2_small() -> Inventory:
     return inventory({"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "vocab_size": 50257}, shapes)
 
 
-@pytest.mark.parametrize(
-    ("name", "published", "ratio"), [("tqcompressor", 119_933_764, 1.037), ("tqcompressor_tied", 81_336_388, 1.529)]
-)
-def test_gpt2_small_has_the_published_size(name: str, published: int, ratio: float) -> None:
+def published_size(model: Inventory, plan: Plan) -> int:
+    """The plan's numbers counted as the paper does, without the permutations."""
+    sites = {site.name: site for site in (*model.sites, model.embedding)}
+    indices = 0
+    for name, structure in structures_of(plan).items():
+        match structure:
+            case Kronecker():
+                indices += sites[name].out_features + sites[name].in_features
+            case Halved(times):
+                indices += sum(sites[name].in_features >> step for step in range(times))
+    return plan.parameters_after - indices
+
+
+@pytest.mark.parametrize(("tied_head", "published", "ratio"), [(False, 119_933_764, 1.037), (True, 81_336_388, 1.529)])
+def test_gpt2_small_has_the_published_size(tied_head: bool, published: int, ratio: float) -> None:
     model = gpt2_small()
-    plan = preset_plan(model, name, ratio)
+    plan = plan_of(model, "tqcompressor", ratio, tied_head=tied_head)
     assert model.total_parameters == plan.parameters_before == 124_439_808
     assert published_size(model, plan) == published
     assert plan.parameters_after == published + 12 * (768 + 3072) + 768 + 384
 
 
 def test_the_released_modules_and_shapes_are_chosen() -> None:
-    structures = preset_plan(gpt2_small(), "tqcompressor", 1.037).structures
+    structures = structures_of(plan_of(gpt2_small(), "tqcompressor", 1.037))
     assert structures["transformer.wte"] == Halved(2)
     assert structures["lm_head"] == Dense()
     assert structures["transformer.h.1.mlp.c_fc"] == Kronecker(4, (768, 4), (384, 2), True, True)
@@ -63,31 +75,33 @@ def test_the_released_modules_and_shapes_are_chosen() -> None:
 
 
 def test_the_tied_variant_differs_in_the_head_alone() -> None:
-    untied = dict(preset_plan(gpt2_small(), "tqcompressor", 1.037).structures)
+    untied = dict(structures_of(plan_of(gpt2_small(), "tqcompressor", 1.037)))
     del untied["lm_head"]
-    assert preset_plan(gpt2_small(), "tqcompressor_tied", 1.529).structures == untied
+    tied = plan_of(gpt2_small(), "tqcompressor", 1.529, tied_head=True)
+    assert structures_of(tied) == untied
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_the_range_is_half_a_percent_around_the_one_size(name: str) -> None:
-    found = preset_range(gpt2_small(), name)
+@pytest.mark.parametrize("tied_head", [False, True])
+def test_the_range_is_half_a_percent_around_the_one_size(tied_head: bool) -> None:
+    found = range_of(gpt2_small(), "tqcompressor", tied_head=tied_head)
     middle = (found.lowest + found.highest) / 2
     assert (found.lowest, found.highest) == pytest.approx((0.995 * middle, 1.005 * middle))
-    assert preset_plan(gpt2_small(), name, middle).ratio == pytest.approx(middle)
+    assert plan_of(gpt2_small(), "tqcompressor", middle, tied_head=tied_head).ratio == pytest.approx(middle)
     for outside in (0.994 * middle, 1.006 * middle):
         with pytest.raises(RatioOutOfRange, match="times smaller"):
-            preset_plan(gpt2_small(), name, outside)
+            plan_of(gpt2_small(), "tqcompressor", outside, tied_head=tied_head)
 
 
 def test_a_head_of_its_own_stays_as_it_is() -> None:
     tied = gpt2_small()
     head = replace(tied.embedding, name="lm_head", layout="linear")
     untied = replace(tied, head=head, total_parameters=tied.total_parameters + 50257 * 768)
-    plan = preset_plan(untied, "tqcompressor", 1.359)
-    assert "lm_head" not in plan.structures
+    plan = plan_of(untied, "tqcompressor", 1.359)
+    assert "lm_head" not in structures_of(plan)
     assert published_size(untied, plan) == 119_933_764
-    with pytest.raises(PresetDoesNotFit, match="send tqcompressor"):
-        preset_range(untied, "tqcompressor_tied")
+    with pytest.raises(OptionDoesNotFit, match="send false") as refusal:
+        range_of(untied, "tqcompressor", tied_head=True)
+    assert refusal.value.option == "tied_head"
 
 
 @pytest.mark.parametrize(
@@ -99,8 +113,8 @@ def test_a_head_of_its_own_stays_as_it_is() -> None:
     ],
 )
 def test_a_model_that_the_preset_does_not_fit_is_refused(changes: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(PresetDoesNotFit, match=complaint):
-        preset_range(replace(gpt2_small(), **changes), "tqcompressor")
+    with pytest.raises(MethodDoesNotFit, match=complaint):
+        range_of(replace(gpt2_small(), **changes), "tqcompressor")
 
 
 def test_two_halvings_at_once_are_one_after_the_other() -> None:
@@ -124,15 +138,16 @@ def source(tmp_path: Path) -> Path:
     return write_tiny_gpt2(tmp_path / "source")
 
 
-def compressed(source: Path, name: str) -> tuple[Plan, list[CompressedPart]]:
+def compressed(source: Path, *, tied_head: bool) -> tuple[Plan, list[CompressedPart]]:
     model = StreamedModel.open(source)
-    plan = preset_plan(model.inventory, name, preset_range(model.inventory, name).lowest)
-    return plan, list(compress(model, plan, torch.randint(60, (2, 16), generator=torch.Generator().manual_seed(0))))
+    lowest = range_of(model.inventory, "tqcompressor", tied_head=tied_head).lowest
+    plan = plan_of(model.inventory, "tqcompressor", lowest, tied_head=tied_head)
+    return plan, list(factored(model, plan, torch.randint(60, (2, 16), generator=torch.Generator().manual_seed(0))))
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_the_package_stores_what_the_plan_says_and_a_stranger_opens_it(name: str, source: Path) -> None:
-    plan, parts = compressed(source, name)
+@pytest.mark.parametrize("tied_head", [False, True])
+def test_the_package_stores_what_the_plan_says_and_a_stranger_opens_it(tied_head: bool, source: Path) -> None:
+    plan, parts = compressed(source, tied_head=tied_head)
     package = write_package(source, parts, source.parent / "package")
     assert package.parameters == plan.parameters_after
     assert StreamedModel.open(package.directory).inventory.total_parameters == plan.parameters_after
@@ -143,7 +158,7 @@ def test_the_package_stores_what_the_plan_says_and_a_stranger_opens_it(name: str
 
 
 def test_the_released_head_is_the_original_table(source: Path) -> None:
-    _, parts = compressed(source, "tqcompressor")
+    _, parts = compressed(source, tied_head=False)
     package = write_package(source, parts, source.parent / "package").directory
     stored = load_file(package / "model.safetensors")
     assert torch.equal(stored["lm_head.weight"], load_file(source / "model.safetensors")["transformer.wte.weight"])
@@ -152,10 +167,10 @@ def test_the_released_head_is_the_original_table(source: Path) -> None:
 
 
 def test_no_data_enters_the_fit(source: Path) -> None:
-    plan, parts = compressed(source, "tqcompressor_tied")
+    plan, parts = compressed(source, tied_head=True)
     name = "transformer.h.1.mlp.c_fc"
     weight = load_file(source / "model.safetensors")[f"{name}.weight"].T
-    structure = plan.structures[name]
+    structure = structures_of(plan)[name]
     factors = data_free(structure, weight.double())
     for key, factor in factors.items():
         torch.testing.assert_close(parts[2].tensors[f"{name}.{key}"], factor.to(parts[2].tensors[f"{name}.{key}"]))
