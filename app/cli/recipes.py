@@ -43,13 +43,13 @@ def local_model(model: str) -> LocalModel | None:
     return LocalModel(path)
 
 
-def method_fields(name: str | None, options: Sequence[str]) -> dict[str, Any] | None:
+def method_fields(name: str | None, options: Sequence[str]) -> dict[str, Any] | str | None:
     """Return the recipe's method from its name and options such as 'key_value_heads=2'; None where neither is given.
 
     Raises Refused for an option without a value.
     """
-    if name is None and not options:
-        return None
+    if not options:
+        return name
     fields: dict[str, Any] = {"name": name or AutoOptions().name}
     for option in options:
         key, separator, value = option.partition("=")

@@ -40,7 +40,7 @@ def test_compress_downloads_the_checkpoint_and_prints_the_comparison(run: Run, s
     script.files = {"config.json": b"{}", "model.safetensors": b"weights"}
     done = run("compress", "local:tiny", "--ratio", "1.31", "--out", "out", "--method", "svd")
     assert done.returncode == 0, done.stderr
-    assert script.posted == [{"model": "local:tiny", "target_ratio": 1.31, "method": "svd"}]
+    assert script.posted == [{"model": "local:tiny", "target_ratio": 1.31, "method": {"name": "svd"}}]
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == b"weights"
     for told in (
         "block 12 of 30",

@@ -133,8 +133,9 @@ def report_of(directory: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("tied_head", "ratio"), TQCOMPRESSOR_RATIOS.items())
 def test_a_published_configuration_goes_the_same_way(
-    client: Client, tiny_gpt2: dict[str, Any], tmp_path: Path, method: str, ratio: float
+    client: Client, tiny_gpt2: dict[str, Any], tmp_path: Path, tied_head: bool, ratio: float
 ) -> None:
+    method = {"name": "tqcompressor", "tied_head": tied_head}
     job = finish(client, {**tiny_gpt2, "method": method, "target_ratio": ratio})
     assert job.achieved_ratio == pytest.approx(ratio, rel=0.005)
     assert job.metrics is not None

@@ -15,9 +15,17 @@ def llama_like(
         for name, (out, into) in shapes.items()
     )
     embedding = Site("model.embed_tokens", None, vocabulary, width, "embedding", False)
-    total = vocabulary * width + sum(site.out_features * site.in_features for site in sites) + width * (2 * blocks + 1)
-    if tied:
-        return Inventory("llama", blocks, width, vocabulary, sites, embedding, None, total, "model.layers")
-    head = Site("lm_head", None, vocabulary, width, "linear", False)
-    total += vocabulary * width
-    return Inventory("llama", blocks, width, vocabulary, sites, embedding, head, total, "model.layers")
+    in_block = sum(out * into for out, into in shapes.values()) + 2 * width
+    head = None if tied else Site("lm_head", None, vocabulary, width, "linear", False)
+    return Inventory(
+        model_type="llama",
+        blocks=blocks,
+        hidden_size=width,
+        vocab_size=vocabulary,
+        sites=sites,
+        embedding=embedding,
+        head=head,
+        total_parameters=(1 if tied else 2) * vocabulary * width + blocks * in_block + width,
+        block_prefix="model.layers",
+        block_parameters=(in_block,) * blocks,
+    )

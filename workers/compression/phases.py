@@ -40,8 +40,8 @@ def phases(inventory: Inventory, plan: Plan, count: int = 1) -> tuple[Phase, ...
     """
     if count == 1:
         return (Phase(0, plan, 0, len(plan.labels(inventory))),)
-    (factor,) = (step for step in plan.steps if isinstance(step, Factor))
-    if len(plan.steps) > 1:
+    factor = plan.step(Factor)
+    if factor is None or len(plan.steps) > 1:
         raise ValueError("only a plan that does nothing but factor can be carried out in several phases")
     planned = sorted({factor.part_of(site, inventory) for site in factor.structures})
     count = max(1, min(count, len(planned)))

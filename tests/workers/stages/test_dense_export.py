@@ -9,6 +9,7 @@ from app.contract.recipe import Export
 from app.contract.report import CompressionReport
 from tests.support.jobs import done, small_job
 from workers.compression.evaluation.size import stored_size
+from workers.compression.spec.methods import METHODS
 
 
 def package_of(root: Path, method: str) -> Path:
