@@ -19,6 +19,7 @@ def test_operations_have_readable_names(operations: dict[str, dict[str, Any]]) -
         "list_jobs",
         "get_job",
         "cancel_job",
+        "list_methods",
         "list_artifacts",
         "download_artifact",
         "download_checkpoint",

@@ -1,4 +1,4 @@
-"""The methods that a recipe may name. `METHODS` is the only list: add a file, and one line here."""
+"""The methods that a recipe may name. `REGISTERED` is the only list: add a file, and its entry here."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -15,9 +15,19 @@ from workers.compression.spec.methods.tqcompressor import TQCOMPRESSOR
 from workers.compression.spec.methods.width import WIDTH
 from workers.compression.spec.methods.width_low_rank import WIDTH_LOW_RANK
 
-METHODS: Mapping[str, Method[Any]] = MappingProxyType(
-    {method.name: method for method in (AUTO, LOW_RANK, WIDTH_LOW_RANK, WIDTH, FUSION, SVD, FUSEGPT, TQCOMPRESSOR)}
+REGISTERED: tuple[Method[Any], ...] = (
+    AUTO,
+    LOW_RANK,
+    WIDTH_LOW_RANK,
+    WIDTH,
+    FUSION,
+    SVD,
+    FUSEGPT,
+    TQCOMPRESSOR,
 )
+
+METHODS: Mapping[str, Method[Any]] = MappingProxyType({method.name: method for method in REGISTERED})
+"""Every method by its name, the default first."""
 
 
 def method_of(options: MethodOptions) -> Method[Any]:
