@@ -30,7 +30,6 @@ class JobRow(Base):
     """Number of the newest claim. It fences: a worker's statements carry the number it claimed with."""
     attempts_left: Mapped[int]
     worker: Mapped[str | None]
-    version: Mapped[int]
     lease_until: Mapped[datetime | None]
     run_after: Mapped[datetime]
     rung_at: Mapped[datetime]

@@ -66,7 +66,6 @@ def submit(session: Session, job_id: str, recipe: Recipe, source: Source, max_at
             progress=0.0,
             attempt=0,
             attempts_left=max_attempts,
-            version=1,
             run_after=clock(),
             rung_at=clock(),
             recipe=recipe.model_dump(mode="json"),
@@ -141,7 +140,6 @@ def beat(
             progress=func.greatest(JobRow.progress, progress.fraction),
             detail=progress.detail,
             seconds_left=progress.seconds_left,
-            version=JobRow.version + 1,
         )
     state = session.execute(statement).scalar_one_or_none()
     return None if state is None else State(state)
@@ -344,7 +342,6 @@ def moved(event: Event, job_id: str) -> Any:
     return (
         update(JobRow)
         .where(JobRow.id == job_id, JobRow.state.in_(origins(event)))
-        .values(version=JobRow.version + 1)
         .execution_options(synchronize_session=False)
     )
 

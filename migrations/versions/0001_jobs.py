@@ -32,7 +32,6 @@ def upgrade() -> None:
         sa.Column("attempt", sa.Integer, nullable=False),
         sa.Column("attempts_left", sa.Integer, nullable=False),
         sa.Column("worker", sa.Text),
-        sa.Column("version", sa.Integer, nullable=False),
         moment("lease_until"),
         moment("run_after", nullable=False),
         moment("rung_at", nullable=False),

@@ -56,6 +56,10 @@ def let_lease_expire(sessions: Sessions, job_id: str) -> None:
         session.execute(past, {"id": job_id})
 
 
+def columns(row: JobRow) -> dict[str, object]:
+    return {column.key: getattr(row, column.key) for column in JobRow.__table__.columns}
+
+
 def test_a_claim_carries_what_was_submitted(sessions: Sessions) -> None:
     claimed = claim(sessions, submit(sessions))
     assert claimed == store.Claim("job_a", 1, RECIPE, SOURCE)
@@ -93,7 +97,6 @@ def test_a_beat_renews_the_lease_and_keeps_the_progress(sessions: Sessions) -> N
     assert after.lease_until is not None
     assert after.lease_until > before.lease_until
     assert (after.stage, after.progress, after.detail, after.seconds_left) == ("compress", 0.4, "block 3 of 12", 60.0)
-    assert after.version > before.version
 
 
 def test_a_beat_hears_of_a_cancellation(sessions: Sessions) -> None:
@@ -173,10 +176,9 @@ def test_an_attempt_that_lost_its_lease_changes_nothing(sessions: Sessions, stat
     second = claim(sessions, job_id, "second")
     assert second is not None
     assert second.attempt == 2
-    version = job(sessions, job_id).version
+    before = columns(job(sessions, job_id))
     assert not call(sessions, statement)
-    row = job(sessions, job_id)
-    assert (row.state, row.attempt, row.worker, row.version) == ("running", 2, "second", version)
+    assert columns(job(sessions, job_id)) == before
     with sessions() as session:
         assert not store.artifacts(session, job_id)
 
