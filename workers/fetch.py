@@ -1,7 +1,7 @@
 """The process that fetches a job's model and text: the only one that has a network and the hub's token, and no torch.
 
 `python -m workers.fetch` reads one JSON line, a FetchRequest, from standard input and writes JSON lines to standard
-output: any number of FetchProgress, then one FetchDone or FetchError. The exit status is 0 or 1. Standard input stays
+output: any number of FetchProgress, then one FetchDone or ErrorReport. The exit status is 0 or 1. Standard input stays
 open: its end means that the supervisor is gone, and the process ends at once. What was fetched so far is kept.
 """
 
@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
 
-from app.contract.job import Source
+from app.contract.codes import FailureCode
+from app.contract.job import Source, Stage
 from app.contract.recipe import Recipe
 from app.errors import ModelpressError, UnknownModel
 from app.lifeline import end_with_parent
@@ -24,6 +25,7 @@ from app.sources.hub import Hub
 from app.sources.models import ModelSources, explained
 from app.sources.text import TextSources
 from app.sources.text_files import TextFiles
+from workers.messages import ErrorReport, Message
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +33,6 @@ TIMEOUT_SECONDS = 30.0
 MODEL_SHARE = 0.9
 TOKEN_VARIABLE = "MODELPRESS_HUB_TOKEN"  # noqa: S105
 NETWORK_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
-
-
-class Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class FetchRequest(Message):
@@ -65,16 +63,8 @@ class FetchDone(Message):
     text_revisions: dict[str, str] = Field(description="dataset of the hub -> the commit that was fetched")
 
 
-class FetchError(Message):
-    event: Literal["error"] = "error"
-    code: str
-    message: str
-    retryable: bool = Field(description="whether the same fetch can succeed later")
-
-
-FetchReport = Annotated[FetchProgress | FetchDone | FetchError, Field(discriminator="event")]
+FetchReport = Annotated[FetchProgress | FetchDone | ErrorReport, Field(discriminator="event")]
 REPORT: TypeAdapter[FetchReport] = TypeAdapter(FetchReport)
-RETRYABLE = ("hub_unavailable", "download_corrupted")
 
 
 def fetch_request(settings: Settings, recipe: Recipe, source: Source) -> FetchRequest:
@@ -164,13 +154,12 @@ def main() -> int:
     try:
         done = fetch(request, report)
     except ModelpressError as error:
-        report(FetchError(code=error.code, message=error.message, retryable=error.code in RETRYABLE))
+        report(ErrorReport(code=FailureCode(error.code), message=error.message, stage=Stage.INSPECT))
         return 1
     except OSError as error:
         log.exception("fetch_failed")
-        report(
-            FetchError(code="storage_failed", message=f"Reading or writing failed: {error.strerror}.", retryable=True)
-        )
+        message = f"Reading or writing failed: {error.strerror}."
+        report(ErrorReport(code=FailureCode.STORAGE_FAILED, message=message, stage=Stage.INSPECT))
         return 1
     report(done)
     return 0

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 from pydantic import SecretStr
 
-from app.contract.job import Source
+from app.contract.job import Source, Stage
 from app.contract.recipe import Recipe
 from app.errors import (
     DownloadCorrupted,
@@ -385,17 +385,15 @@ def test_the_process_reports_what_it_fetched(hub: LoopbackHub, request_for: Make
     assert "hf_secret" not in output
 
 
-@pytest.mark.parametrize(
-    ("status", "code", "retryable"), [(503, "hub_unavailable", True), (None, "unknown_model", False)]
-)
+@pytest.mark.parametrize(("status", "code"), [(503, "hub_unavailable"), (None, "unknown_model")])
 def test_the_process_says_why_it_failed(
-    hub: LoopbackHub, request_for: MakeRequest, status: int | None, code: str, retryable: bool
+    hub: LoopbackHub, request_for: MakeRequest, status: int | None, code: str
 ) -> None:
     hub.status = status
     exit_status, report, _ = Process(request_for(revision="c" * 40, retry_delays=())).result()
     assert exit_status == 1
     assert report.event == "error"
-    assert (report.code, report.retryable) == (code, retryable)
+    assert (report.code, report.stage) == (code, Stage.INSPECT)
 
 
 def test_a_directory_that_cannot_be_written_is_reported(request_for: MakeRequest, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from app.contract.job import State
+from app.contract.codes import FailureCode
+from app.contract.job import AttemptOutcome, State
 from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.jobs import store
@@ -29,12 +30,10 @@ CHILDREN = {
     "is_killed": "os.kill(os.getpid(), signal.SIGKILL)",
     "crashes": "sys.stderr.write('a last word\\n'); sys.exit(7)",
     "says_nothing": "pass",
-    "fails": (
-        "print(json.dumps({'event': 'error', 'code': 'bad_model', 'message': 'no', 'retryable': False})); sys.exit(1)"
-    ),
+    "fails": ("print(json.dumps({'event': 'error', 'code': 'no_tokenizer', 'message': 'no'})); sys.exit(1)"),
     "tells_where_tasks_lie": (
         "told = str(json.loads(sys.stdin.readline())['tasks_dir']);"
-        "print(json.dumps({'event': 'error', 'code': 'told', 'message': told, 'retryable': False})); sys.exit(1)"
+        "print(json.dumps({'event': 'error', 'code': 'internal_error', 'message': told})); sys.exit(1)"
     ),
 }
 
@@ -61,7 +60,7 @@ def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         ("is_killed", "compute_killed"),
         ("crashes", "compute_crashed"),
         ("says_nothing", "internal_error"),
-        ("fails", "bad_model"),
+        ("fails", "no_tokenizer"),
     ],
 )
 def test_a_child_that_ends_badly_fails_the_last_attempt_with_a_code(
@@ -168,7 +167,7 @@ def test_a_result_is_kept_once_although_the_database_fails_while_it_is_written(
     claim, published = published_result(sessions, artifacts, job_id, tmp_path)
     unreliable: Any = Unreliable(sessions, committed=committed)
     supervisor = Supervisor(settings, unreliable, artifacts, "worker", threading.Event())
-    assert supervisor.conclude_for_certain(claim, published) == "succeeded"
+    assert supervisor.conclude_for_certain(claim, published) == AttemptOutcome.SUCCEEDED
     assert service.get(job_id).state is State.SUCCEEDED
     assert [each.file.name for each in service.artifacts(job_id)] == ["config.json"]
     assert artifacts.path(job_id, claim.attempt, "config.json").is_file()
@@ -183,7 +182,7 @@ def test_a_result_that_misses_the_gate_fails_the_job_and_is_kept(
     claim, published = published_result(sessions, artifacts, job_id, tmp_path, missed="twice the perplexity")
     unreliable: Any = Unreliable(sessions, committed=committed)
     supervisor = Supervisor(settings, unreliable, artifacts, "worker", threading.Event())
-    assert supervisor.conclude_for_certain(claim, published) == "failed"
+    assert supervisor.conclude_for_certain(claim, published) == AttemptOutcome.FAILED
     job = service.get(job_id)
     assert (job.state, job.metrics, job.achieved_ratio) == (State.FAILED, COMPARISON, 1.3)
     assert job.error is not None
@@ -193,5 +192,5 @@ def test_a_result_that_misses_the_gate_fails_the_job_and_is_kept(
 
 
 def test_a_nul_in_what_a_model_says_does_not_reach_the_database() -> None:
-    report = ErrorReport(code="malformed_model", message="the tensor \0 is missing", retryable=False)
+    report = ErrorReport(code=FailureCode.INVALID_MODEL, message="the tensor \0 is missing")
     assert "\0" not in report.message
