@@ -100,6 +100,13 @@ class DatabaseUnavailable(ModelpressError):
     title = "The database does not answer"
 
 
+class UnknownStorage(ModelpressError):
+    """The operator's MODELPRESS_STORAGE_URL names no storage backend."""
+
+    code = "unknown_storage"
+    title = "The storage is not known"
+
+
 class NotMigrated(ModelpressError):
     """The database lacks migrations that this version needs. `modelpress migrate` applies them."""
 

@@ -16,7 +16,7 @@ from app.jobs.service import JobService
 from app.settings import Settings
 from app.sources.models import ModelSources
 from app.sources.text import TextSources
-from app.storage.local import ArtifactStore
+from app.storage.registry import open_storage
 
 MAX_BODY_BYTES = 1 << 20
 
@@ -36,6 +36,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.settings = settings
+    app.state.storage = open_storage(settings.artifacts_url)
     app.add_middleware(RequestFrame, max_body_bytes=MAX_BODY_BYTES)
     problems.install(app)
     for resource in (jobs, artifacts, methods, schemas, health):
@@ -53,7 +54,6 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     doorbell = Doorbell(settings)
     app.state.engine = engine
     app.state.doorbell = doorbell
-    app.state.artifacts = ArtifactStore(settings.artifacts_dir)
     app.state.service = JobService(
         settings, make_sessions(engine), ModelSources(settings), TextSources(settings), doorbell
     )

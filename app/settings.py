@@ -5,7 +5,6 @@ separated by `:` as in PATH. Secrets are `SecretStr`, so that no log, repr or tr
 """
 
 import os
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +31,12 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(None, description="postgresql://…; unset: an embedded PostgreSQL is started")
     redis_url: SecretStr | None = Field(
         None, description="redis://… or rediss://…; unset: an embedded Valkey is started"
+    )
+
+    storage_url: str | None = Field(
+        None,
+        description="where finished checkpoints are kept: a URL whose scheme names a storage backend, such as "
+        "file:///srv/artifacts; unset: the directory artifacts of data_dir",
     )
 
     host: str = "127.0.0.1"
@@ -74,17 +79,17 @@ class Settings(BaseSettings):
         "but not timed; unset: what machine and container have",
     )
 
-    @cached_property
-    def artifacts_dir(self) -> Path:
-        """Finished checkpoints, served to clients."""
-        return self.data_dir / "artifacts"
+    @property
+    def artifacts_url(self) -> str:
+        """Where finished checkpoints are kept."""
+        return self.storage_url or (self.data_dir / "artifacts").as_uri()
 
-    @cached_property
+    @property
     def work_dir(self) -> Path:
         """Durable results of the stages of running jobs."""
         return self.data_dir / "work"
 
-    @cached_property
+    @property
     def sources_dir(self) -> Path:
         """Models and text fetched from the hub."""
         return self.data_dir / "sources"

@@ -23,8 +23,7 @@ from app.db import Sessions
 from app.jobs import store
 from app.jobs.store import Claim, Progress
 from app.settings import Settings
-from app.storage import StoredFile
-from app.storage.local import ArtifactStore
+from app.storage import Storage, StoredFile
 from workers.child import ROOMY, SPARING, Child
 from workers.fetch import FetchDone, FetchProgress, fetch_environment, fetch_report, fetch_request
 from workers.lease import Lease
@@ -63,11 +62,11 @@ class Published:
 
 class Supervisor:
     def __init__(
-        self, settings: Settings, sessions: Sessions, artifacts: ArtifactStore, worker: str, stopping: threading.Event
+        self, settings: Settings, sessions: Sessions, storage: Storage, worker: str, stopping: threading.Event
     ) -> None:
         self.settings = settings
         self.sessions = sessions
-        self.artifacts = artifacts
+        self.storage = storage
         self.worker = worker
         self.stopping = stopping
 
@@ -91,7 +90,7 @@ class Supervisor:
         """Compute and publish: the result, what went wrong, or None when the attempt was interrupted."""
         try:
             done = self.compute(claim, lease)
-            return Published(done, self.artifacts.publish(claim.job_id, claim.attempt, done.package))
+            return Published(done, self.storage.publish(claim.job_id, claim.attempt, done.package))
         except Interrupted:
             return None
         except AttemptFailed as failed:
@@ -147,7 +146,7 @@ class Supervisor:
             )
         if finished:
             return AttemptOutcome.SUCCEEDED if failure is None else AttemptOutcome.FAILED
-        self.artifacts.discard(claim.job_id, claim.attempt)
+        self.storage.discard(claim.job_id, claim.attempt)
         return self.interrupt(claim)
 
     def interrupt(self, claim: Claim) -> AttemptOutcome:

@@ -13,7 +13,7 @@ from app.db import Sessions
 from app.jobs import store
 from app.main import create_app
 from app.settings import Settings
-from app.storage.local import ArtifactStore
+from app.storage.registry import open_storage
 from tests.support.results import COMPARISON
 
 CONTENTS = {
@@ -47,7 +47,7 @@ def finish(settings: Settings, sessions: Sessions, tmp_path: Path, failure: Fail
     for name, content in CONTENTS.items():
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_bytes(content)
-    files = ArtifactStore(settings.artifacts_dir).publish("job_done", 1, package)
+    files = open_storage(settings.artifacts_url).publish("job_done", 1, package)
     with sessions.begin() as session:
         store.submit(session, "job_done", recipe, source, max_attempts=3)
         assert store.claim(session, "job_done", "worker", lease_seconds=60) is not None
