@@ -107,6 +107,13 @@ class UnknownStorage(ModelpressError):
     title = "The storage is not known"
 
 
+class IncompleteSettings(ModelpressError):
+    """A process that serves was started without the URL of a database or a broker."""
+
+    code = "incomplete_settings"
+    title = "The settings are incomplete"
+
+
 class NotMigrated(ModelpressError):
     """The database lacks migrations that this version needs. `modelpress migrate` applies them."""
 

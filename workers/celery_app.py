@@ -12,7 +12,7 @@ from celery.signals import setup_logging, worker_shutting_down
 
 from app.db import make_engine, make_sessions
 from app.jobs.doorbell import Doorbell, make_celery
-from app.settings import Settings
+from app.settings import ServerSettings
 from app.storage.registry import open_storage
 from workers.supervisor import Supervisor
 from workers.sweeper import Sweeper
@@ -21,10 +21,8 @@ from workers.tasks import register
 log = logging.getLogger(__name__)
 
 
-def run_worker(settings: Settings) -> None:
-    """Hear the queue until SIGTERM or SIGINT. Needs `database_url` and `redis_url`."""
-    if settings.database_url is None:
-        raise ValueError("a worker needs MODELPRESS_DATABASE_URL")
+def run_worker(settings: ServerSettings) -> None:
+    """Hear the queue until SIGTERM or SIGINT."""
     engine = make_engine(settings.database_url)
     sessions = make_sessions(engine)
     stopping = threading.Event()

@@ -210,7 +210,7 @@ class Supervisor:
 
     def fetch(self, claim: Claim, lease: Lease, home: Path, deadline: float) -> FetchDone:
         request = fetch_request(self.settings, claim.recipe, claim.source)
-        with Child("workers.fetch", request.model_dump_json(), home, fetch_environment(self.settings)) as child:
+        with Child("workers.fetch", request.model_dump_json(), home, fetch_environment()) as child:
             for event in self.events(child, lease, deadline):
                 match report := fetch_report(event):
                     case FetchProgress():

@@ -12,7 +12,7 @@ from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.jobs import store
 from app.main import create_app
-from app.settings import Settings
+from app.settings import ServerSettings
 from app.storage.registry import open_storage
 from tests.support.results import COMPARISON
 
@@ -33,13 +33,13 @@ class Finished:
 
 
 @contextmanager
-def api(settings: Settings) -> Iterator[TestClient]:
+def api(settings: ServerSettings) -> Iterator[TestClient]:
     """A client of the API that runs with these settings; a failure of the service is an answer, not an exception."""
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         yield client
 
 
-def finish(settings: Settings, sessions: Sessions, tmp_path: Path, failure: Failure | None = None) -> Finished:
+def finish(settings: ServerSettings, sessions: Sessions, tmp_path: Path, failure: Failure | None = None) -> Finished:
     """A job with published files, taken through its states by the statements that the worker uses."""
     recipe = Recipe(model="local:tiny", target_ratio=1.2)
     source = Source(reference="local:tiny", model_type="llama", parameters=1000)
