@@ -14,6 +14,9 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+FETCH_SHARE = 0.02
+"""The part of the whole job's progress that fetching takes; the computing child reports the rest."""
+
 Text = Annotated[str, AfterValidator(lambda text: text.replace("\0", "\ufffd"))]
 """What may come from a model's files or mouth: Postgres takes any character but NUL."""
 

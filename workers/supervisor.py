@@ -28,6 +28,7 @@ from workers.child import ROOMY, SPARING, Child
 from workers.fetch import FetchDone, FetchProgress, fetch_environment, fetch_report, fetch_request
 from workers.lease import Lease
 from workers.messages import (
+    FETCH_SHARE,
     REPORT,
     Assignment,
     AttemptFailed,
@@ -44,8 +45,6 @@ CONCLUDE_LEASES = 10
 """For how many leases the end of an attempt is tried to be written while the database is away."""
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-FETCH_SHARE = 0.02
-"""Part of the whole job's progress that fetching the model and the text is given."""
 
 
 class Interrupted(Exception):
