@@ -17,6 +17,11 @@ class State(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether a job in this state stays in it for ever."""
+        return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+
 
 class Stage(StrEnum):
     """The stages of a job, in the order in which they run; `distill` only where the recipe asks for it."""
