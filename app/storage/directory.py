@@ -5,9 +5,7 @@ has its place there is complete, also after a crash at any moment.
 """
 
 import errno
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -16,6 +14,7 @@ from typing import BinaryIO, Self
 from urllib.parse import unquote, urlsplit
 
 from app.errors import ArtifactNotFound
+from app.files import file_sha256, sync
 from app.storage import InvalidNameError, StoredFile, check_name, media_type
 
 MANIFEST = ".manifest.json"
@@ -44,8 +43,8 @@ class DirectoryStorage:
             files = tuple(describe(incoming, name) for name in list_names(incoming))
             write_manifest(incoming, files)
             incoming.rename(place)
-            sync_directory(place.parent)
-            sync_directory(self.root)
+            sync(place.parent)
+            sync(self.root)
         shutil.rmtree(directory, ignore_errors=True)
         return read_manifest(place)
 
@@ -115,34 +114,22 @@ def list_names(directory: Path) -> list[str]:
 
 
 def describe(directory: Path, name: str) -> StoredFile:
-    """Hash a file, and see to it that it is on the disk."""
-    with (directory / name).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-        size = os.fstat(file.fileno()).st_size
-    sync_directory((directory / name).parent)
-    return StoredFile(name, size, digest, media_type(name))
+    """Return size and digest of a file, and see to it that it is on the disk."""
+    path = directory / name
+    sync(path)
+    sync(path.parent)
+    return StoredFile(name, path.stat().st_size, file_sha256(path), media_type(name))
 
 
 def write_manifest(directory: Path, files: tuple[StoredFile, ...]) -> None:
-    with (directory / MANIFEST).open("w") as file:
-        json.dump({"files": [asdict(stored) for stored in files]}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_directory(directory)
+    (directory / MANIFEST).write_text(json.dumps({"files": [asdict(stored) for stored in files]}, indent=1))
+    sync(directory / MANIFEST)
+    sync(directory)
 
 
 def read_manifest(directory: Path) -> tuple[StoredFile, ...]:
     manifest = json.loads((directory / MANIFEST).read_text())
     return tuple(StoredFile(**entry) for entry in manifest["files"])
-
-
-def sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_range(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
