@@ -179,8 +179,9 @@ def kind_of(error: type[ModelpressError]) -> Kind:
 
 
 def all_kinds() -> dict[str, Kind]:
-    kinds = [*FRAMEWORK, *map(kind_of, descendants(ModelpressError))]
-    return {kind.code: kind for kind in kinds}
+    """Return every kind of problem that an answer can name, by its code."""
+    answered = [error for error in descendants(ModelpressError) if any(base in STATUS for base in error.__mro__)]
+    return {kind.code: kind for kind in (*FRAMEWORK, *map(kind_of, answered))}
 
 
 def descendants(base: type[ModelpressError]) -> Iterator[type[ModelpressError]]:
