@@ -1,6 +1,11 @@
-"""The errors of the domain. `api/problems.py` alone turns them into HTTP."""
+"""The errors of the domain. `api/problems.py` alone turns them into HTTP.
+
+An error whose code is a `FailureCode` can also end a job, when it is met while a worker fetches the model or the text.
+"""
 
 from typing import ClassVar
+
+from app.contract.codes import FailureCode
 
 
 class ModelpressError(Exception):
@@ -26,57 +31,53 @@ class Refused(ModelpressError):
 
 
 class UnknownModel(Refused):
-    code = "unknown_model"
-    title = "There is no such model"
+    code = FailureCode.UNKNOWN_MODEL
+    title = code.kind.title
 
 
 class OutsideRoots(Refused):
-    code = "outside_roots"
-    title = "The path lies outside the allowed directories"
+    code = FailureCode.OUTSIDE_ROOTS
+    title = code.kind.title
 
 
 class NoSafetensors(Refused):
-    code = "no_safetensors"
-    title = "The model has no safetensors weights"
+    code = FailureCode.NO_SAFETENSORS
+    title = code.kind.title
 
 
 class InvalidModel(Refused):
-    code = "invalid_model"
-    title = "The model's files are not what they should be"
+    code = FailureCode.INVALID_MODEL
+    title = code.kind.title
 
 
 class UnsupportedModel(Refused):
-    code = "unsupported_architecture"
-    title = "The architecture is not supported"
+    code = FailureCode.UNSUPPORTED_ARCHITECTURE
+    title = code.kind.title
 
 
 class MethodDoesNotFit(Refused):
-    code = "method_does_not_fit"
-    title = "The method does not fit the model"
+    code = FailureCode.METHOD_DOES_NOT_FIT
+    title = code.kind.title
 
 
 class RatioOutOfRange(Refused):
-    code = "ratio_out_of_range"
-    title = "The target ratio cannot be reached"
+    code = FailureCode.RATIO_OUT_OF_RANGE
+    title = code.kind.title
 
 
 class UnknownDataset(Refused):
-    code = "unknown_dataset"
-    title = "There is no such text"
+    code = FailureCode.UNKNOWN_DATASET
+    title = code.kind.title
 
 
 class HubUnavailable(ModelpressError):
-    """The hub could not be asked. Trying again later can help."""
-
-    code = "hub_unavailable"
-    title = "The model hub does not answer"
+    code = FailureCode.HUB_UNAVAILABLE
+    title = code.kind.title
 
 
 class DownloadCorrupted(ModelpressError):
-    """What arrived is not what the hub promised. It was thrown away, so trying again later can help."""
-
-    code = "download_corrupted"
-    title = "A download is not what the hub promised"
+    code = FailureCode.DOWNLOAD_CORRUPTED
+    title = code.kind.title
 
 
 class JobNotFound(ModelpressError):
@@ -97,6 +98,20 @@ class JobEnded(ModelpressError):
 class DatabaseUnavailable(ModelpressError):
     code = "database_unavailable"
     title = "The database does not answer"
+
+
+class UnknownStorage(ModelpressError):
+    """The operator's MODELPRESS_STORAGE_URL names no storage backend."""
+
+    code = "unknown_storage"
+    title = "The storage is not known"
+
+
+class IncompleteSettings(ModelpressError):
+    """A process that serves was started without the URL of a database or a broker."""
+
+    code = "incomplete_settings"
+    title = "The settings are incomplete"
 
 
 class NotMigrated(ModelpressError):

@@ -10,23 +10,18 @@ from fastapi_offline import FastAPIOffline
 from app.api import artifacts, documentation, health, jobs, methods, problems, schemas
 from app.api.requests import RequestFrame
 from app.db import make_engine, make_sessions
-from app.errors import DatabaseUnavailable
 from app.jobs.doorbell import Doorbell
 from app.jobs.service import JobService
-from app.settings import Settings
+from app.settings import ServerSettings
 from app.sources.models import ModelSources
 from app.sources.text import TextSources
-from app.storage.local import ArtifactStore
+from app.storage.registry import open_storage
 
 MAX_BODY_BYTES = 1 << 20
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The API as an ASGI application. It connects to the database when it is first needed, not before.
-
-    Args:
-        settings: with `database_url` and `redis_url` filled in.
-    """
+def create_app(settings: ServerSettings) -> FastAPI:
+    """Return the API as an ASGI application. It connects to the database when it is first needed, not before."""
     app = FastAPIOffline(
         title="Modelpress",
         version=version("modelpress"),
@@ -36,6 +31,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.settings = settings
+    app.state.storage = open_storage(settings.artifacts_url)
     app.add_middleware(RequestFrame, max_body_bytes=MAX_BODY_BYTES)
     problems.install(app)
     for resource in (jobs, artifacts, methods, schemas, health):
@@ -46,16 +42,13 @@ def create_app(settings: Settings) -> FastAPI:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    settings: Settings = app.state.settings
-    if settings.database_url is None:
-        raise DatabaseUnavailable("set MODELPRESS_DATABASE_URL, or start the service with 'modelpress serve'")
+    settings: ServerSettings = app.state.settings
     engine = make_engine(settings.database_url)
     doorbell = Doorbell(settings)
     app.state.engine = engine
     app.state.doorbell = doorbell
-    app.state.artifacts = ArtifactStore(settings.artifacts_dir)
     app.state.service = JobService(
-        settings, make_sessions(engine), ModelSources(settings), TextSources(settings), doorbell
+        settings, make_sessions(engine), ModelSources(settings.sources), TextSources(settings.sources), doorbell
     )
     try:
         yield

@@ -28,7 +28,7 @@ from app.db import make_engine, upgrade
 from app.embedded import EmbeddedServerError, embedded_servers
 from app.errors import ModelpressError
 from app.lifeline import Lifeline
-from app.settings import Settings
+from app.settings import ServerSettings, Settings
 
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
@@ -107,12 +107,12 @@ def running_service(settings: Settings, *, log_dir: Path | None = None) -> Itera
         listener = stack.enter_context(listen(settings.host, settings.port))
         service = Service(address_of(listener))
         stack.enter_context(interruptible(service))
-        settings = stack.enter_context(servers(settings))
-        migrate(settings)
+        complete = stack.enter_context(servers(settings))
+        migrate(complete.database_url)
         lifeline = Lifeline()
         stack.callback(lifeline.close)
         for name, socket_fd in (("api", listener.fileno()), ("worker", None)):
-            child = start(name, settings, lifeline, socket_fd, log_dir)
+            child = start(name, complete, lifeline, socket_fd, log_dir)
             service.children.append(child)
             stack.callback(child.stop, settings.stop_grace_seconds + STOP_SECONDS)
         listener.close()
@@ -121,14 +121,14 @@ def running_service(settings: Settings, *, log_dir: Path | None = None) -> Itera
 
 
 @contextmanager
-def servers(settings: Settings) -> Iterator[Settings]:
-    """Settings with a database and a broker. Raises ServiceFailed where those that come along cannot be started."""
+def servers(settings: Settings) -> Iterator[ServerSettings]:
+    """Yield the settings with a database and a broker. Raises ServiceFailed where an embedded one does not start."""
     with ExitStack() as stack:
         try:
-            settings = stack.enter_context(embedded_servers(settings))
+            complete = stack.enter_context(embedded_servers(settings))
         except EmbeddedServerError as error:
             raise ServiceFailed(str(error)) from error
-        yield settings
+        yield complete
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -176,7 +176,9 @@ def interruptible(service: Service) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def start(name: str, settings: Settings, lifeline: Lifeline, socket_fd: int | None, log_dir: Path | None) -> Child:
+def start(
+    name: str, settings: ServerSettings, lifeline: Lifeline, socket_fd: int | None, log_dir: Path | None
+) -> Child:
     """Starts `modelpress NAME`, which learns its settings by environment: arguments are visible to every user."""
     command = [sys.executable, "-m", "app.cli", name, "--lifeline", str(lifeline.reading_end)]
     descriptors = [lifeline.reading_end]
@@ -202,7 +204,7 @@ def open_log(log: Path) -> IO[bytes]:
     return log.open("ab")
 
 
-def environment(settings: Settings) -> dict[str, str]:
+def environment(settings: ServerSettings) -> dict[str, str]:
     """This process's environment with every setting as it is here, caches and scratch files in the data directory."""
     scratch = settings.data_dir / "tmp"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -223,18 +225,10 @@ def as_text(value: object) -> str:
     return str(value)
 
 
-def require_urls(settings: Settings) -> None:
-    """Raises ServiceFailed unless database and broker are given: API and worker on their own start none."""
-    if settings.database_url is None or settings.redis_url is None:
-        raise ServiceFailed("Set MODELPRESS_DATABASE_URL and MODELPRESS_REDIS_URL, or run `modelpress serve`.")
-
-
-def migrate(settings: Settings) -> None:
-    """Brings the database's schema to the newest migration. Raises ServiceFailed where there is no such database."""
-    if settings.database_url is None:
-        raise ServiceFailed("Set MODELPRESS_DATABASE_URL. The embedded database is migrated by `modelpress serve`.")
+def migrate(database_url: SecretStr) -> None:
+    """Bring the database's schema to the newest migration. Raises ServiceFailed where there is no such database."""
     try:
-        engine = make_engine(settings.database_url)
+        engine = make_engine(database_url)
     except ArgumentError as error:
         raise ServiceFailed("MODELPRESS_DATABASE_URL is not a URL such as postgresql://user@host/database.") from error
     try:

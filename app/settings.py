@@ -1,16 +1,20 @@
 """Every setting of the service, read once from the environment into a frozen object.
 
-No other module reads a setting from it. Each field is MODELPRESS_<FIELD> in capitals; several directories are
-separated by `:` as in PATH. Secrets are `SecretStr`, so that no log, repr or traceback shows them.
+No other module reads a setting from the environment. Each field is MODELPRESS_<FIELD> in capitals; several directories
+are separated by `:` as in PATH. Secrets are `SecretStr`, so that no log, repr or traceback shows them.
+
+`Settings` is what was read. `ServerSettings` is what API and worker run with: it also has the URLs of a database and a
+broker, be they given or those of servers that were started for it.
 """
 
 import os
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from app.errors import IncompleteSettings
 
 
 def split_paths(value: Any) -> Any:
@@ -25,13 +29,33 @@ Roots = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split_paths), Afte
 Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
 
 
+class SourceSettings(BaseModel):
+    """Where models and texts may come from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    model_roots: tuple[Path, ...] = ()
+    data_roots: tuple[Path, ...] = ()
+    hub_endpoint: str
+    hub_enabled: bool = True
+    hub_token: SecretStr | None = None
+
+
 class Settings(BaseSettings):
+    """The settings as read from the environment."""
+
     model_config = SettingsConfigDict(env_prefix="MODELPRESS_", frozen=True, extra="ignore", hide_input_in_errors=True)
 
     data_dir: Directory = Field(Path(".modelpress"), validate_default=True, description="everything the service writes")
     database_url: SecretStr | None = Field(None, description="postgresql://…; unset: an embedded PostgreSQL is started")
     redis_url: SecretStr | None = Field(
         None, description="redis://… or rediss://…; unset: an embedded Valkey is started"
+    )
+
+    storage_url: str | None = Field(
+        None,
+        description="where finished checkpoints are kept: a URL whose scheme names a storage backend, such as "
+        "file:///srv/artifacts; unset: the directory artifacts of data_dir",
     )
 
     host: str = "127.0.0.1"
@@ -74,17 +98,60 @@ class Settings(BaseSettings):
         "but not timed; unset: what machine and container have",
     )
 
-    @cached_property
-    def artifacts_dir(self) -> Path:
-        """Finished checkpoints, served to clients."""
-        return self.data_dir / "artifacts"
+    @property
+    def artifacts_url(self) -> str:
+        """Where finished checkpoints are kept."""
+        return self.storage_url or (self.data_dir / "artifacts").as_uri()
 
-    @cached_property
+    @property
     def work_dir(self) -> Path:
         """Durable results of the stages of running jobs."""
         return self.data_dir / "work"
 
-    @cached_property
+    @property
     def sources_dir(self) -> Path:
         """Models and text fetched from the hub."""
         return self.data_dir / "sources"
+
+    @property
+    def sources(self) -> SourceSettings:
+        """The part that concerns models and texts."""
+        return SourceSettings(
+            model_roots=self.model_roots,
+            data_roots=self.data_roots,
+            hub_endpoint=self.hub_endpoint,
+            hub_enabled=self.hub_enabled,
+            hub_token=self.hub_token,
+        )
+
+    def completed(self, database_url: SecretStr | None = None, redis_url: SecretStr | None = None) -> "ServerSettings":
+        """Return the settings of a process that serves, with these URLs where the environment gave none.
+
+        Raises:
+            IncompleteSettings: a URL is still missing.
+        """
+        urls = {"database_url": self.database_url or database_url, "redis_url": self.redis_url or redis_url}
+        if None in urls.values():
+            raise IncompleteSettings(
+                "Set MODELPRESS_DATABASE_URL and MODELPRESS_REDIS_URL, or run `modelpress serve`, which starts both."
+            )
+        return ServerSettings(**{name: getattr(self, name) for name in type(self).model_fields} | urls)
+
+
+class ServerSettings(Settings):
+    """The settings of a process that serves: complete, and made from `Settings` alone."""
+
+    database_url: SecretStr
+    redis_url: SecretStr
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read nothing from the environment: `Settings` has done that."""
+        return (init_settings,)

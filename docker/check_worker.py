@@ -15,7 +15,7 @@ TIMEOUT_SECONDS = 5.0
 
 
 def main() -> None:
-    control = make_celery(Settings()).control
+    control = make_celery(Settings().completed()).control
     try:
         answers = control.ping(timeout=TIMEOUT_SECONDS, limit=1, pattern=f"*@{socket.gethostname()}", matcher="glob")
     except OperationalError as error:

@@ -12,7 +12,7 @@ from sqlalchemy import Engine, text
 from app.db import Sessions, make_engine, make_sessions, upgrade
 from app.embedded import embedded_servers
 from app.jobs.service import JobService
-from app.settings import Settings
+from app.settings import ServerSettings, Settings
 from app.sources.models import ModelSources
 from app.sources.text import TextSources
 from tests.support.doorbell import SilentDoorbell
@@ -23,7 +23,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerSettings]:
     """Settings with the URLs of a running database and broker."""
     base = tmp_path_factory.mktemp("servers")
     with embedded_servers(Settings(data_dir=base, database_url=None, redis_url=None)) as settings:
@@ -31,8 +31,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
 
 
 @pytest.fixture(scope="session")
-def migrated(servers: Settings) -> Iterator[Engine]:
-    assert servers.database_url is not None
+def migrated(servers: ServerSettings) -> Iterator[Engine]:
     engine = make_engine(servers.database_url)
     upgrade(engine)
     yield engine
@@ -66,7 +65,7 @@ def data_root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def settings(servers: Settings, tmp_path: Path, model_root: Path, data_root: Path) -> Settings:
+def settings(servers: ServerSettings, tmp_path: Path, model_root: Path, data_root: Path) -> ServerSettings:
     """Settings of a service with a data directory of its own, small leases and quick sweeps, and no hub."""
     return servers.model_copy(
         update={
@@ -118,5 +117,5 @@ def doorbell() -> SilentDoorbell:
 
 
 @pytest.fixture
-def service(settings: Settings, sessions: Sessions, doorbell: SilentDoorbell) -> JobService:
-    return JobService(settings, sessions, ModelSources(settings), TextSources(settings), doorbell)
+def service(settings: ServerSettings, sessions: Sessions, doorbell: SilentDoorbell) -> JobService:
+    return JobService(settings, sessions, ModelSources(settings.sources), TextSources(settings.sources), doorbell)

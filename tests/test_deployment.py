@@ -171,7 +171,8 @@ def test_the_check_of_the_worker_hears_the_worker_of_this_host(settings: Setting
 
 
 def test_the_check_of_the_worker_fails_without_a_broker() -> None:
-    outcome = check("check_worker.py", MODELPRESS_REDIS_URL="redis://:secret@127.0.0.1:1/0")
+    redis_url = "redis://:secret@127.0.0.1:1/0"
+    outcome = check("check_worker.py", MODELPRESS_DATABASE_URL="postgresql://none", MODELPRESS_REDIS_URL=redis_url)
     assert outcome.returncode == 1
     assert "the broker does not answer" in outcome.stderr
     assert "secret" not in outcome.stderr

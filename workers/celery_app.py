@@ -12,8 +12,8 @@ from celery.signals import setup_logging, worker_shutting_down
 
 from app.db import make_engine, make_sessions
 from app.jobs.doorbell import Doorbell, make_celery
-from app.settings import Settings
-from app.storage.local import ArtifactStore
+from app.settings import ServerSettings
+from app.storage.registry import open_storage
 from workers.supervisor import Supervisor
 from workers.sweeper import Sweeper
 from workers.tasks import register
@@ -21,17 +21,15 @@ from workers.tasks import register
 log = logging.getLogger(__name__)
 
 
-def run_worker(settings: Settings) -> None:
-    """Hear the queue until SIGTERM or SIGINT. Needs `database_url` and `redis_url`."""
-    if settings.database_url is None:
-        raise ValueError("a worker needs MODELPRESS_DATABASE_URL")
+def run_worker(settings: ServerSettings) -> None:
+    """Hear the queue until SIGTERM or SIGINT."""
     engine = make_engine(settings.database_url)
     sessions = make_sessions(engine)
     stopping = threading.Event()
     name = f"{socket.gethostname()}:{os.getpid()}"
-    artifacts = ArtifactStore(settings.artifacts_dir)
-    supervisor = Supervisor(settings, sessions, artifacts, name, stopping)
-    repairs = Sweeper(settings, sessions, Doorbell(settings), artifacts)
+    storage = open_storage(settings.artifacts_url)
+    supervisor = Supervisor(settings, sessions, storage, name, stopping)
+    repairs = Sweeper(settings, sessions, Doorbell(settings), storage)
     sweeper = threading.Thread(target=repairs.run, args=(stopping,), name="sweeper", daemon=True)
     celery = make_celery(settings)
     register(celery, supervisor)

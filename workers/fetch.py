@@ -1,7 +1,7 @@
 """The process that fetches a job's model and text: the only one that has a network and the hub's token, and no torch.
 
 `python -m workers.fetch` reads one JSON line, a FetchRequest, from standard input and writes JSON lines to standard
-output: any number of FetchProgress, then one FetchDone or FetchError. The exit status is 0 or 1. Standard input stays
+output: any number of FetchProgress, then one FetchDone or ErrorReport. The exit status is 0 or 1. Standard input stays
 open: its end means that the supervisor is gone, and the process ends at once. What was fetched so far is kept.
 """
 
@@ -12,44 +12,46 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter, field_serializer
 
-from app.contract.job import Source
+from app.contract.codes import FailureCode
+from app.contract.job import Source, Stage
 from app.contract.recipe import Recipe
 from app.errors import ModelpressError, UnknownModel
 from app.lifeline import end_with_parent
-from app.settings import Settings
+from app.settings import Settings, SourceSettings
 from app.sources.download import Downloads
 from app.sources.hub import Hub
 from app.sources.models import ModelSources, explained
 from app.sources.text import TextSources
 from app.sources.text_files import TextFiles
+from workers.messages import ErrorReport, Message
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 30.0
 MODEL_SHARE = 0.9
-TOKEN_VARIABLE = "MODELPRESS_HUB_TOKEN"  # noqa: S105
 NETWORK_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
-class Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class FetchRequest(Message):
-    """What a job needs, and where to look for it. The hub's token is no part of it: it comes in the environment."""
+    """What a job needs, and where to look for it. It holds the hub's token: write it to the child's pipe only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     model: str = Field(description="as in the recipe")
     revision: str | None = Field(description="the commit that a hub model was found at when the job was posted")
     texts: tuple[str, ...] = Field(description="datasets, as in the recipe")
     text_revisions: dict[str, str] = Field(default_factory=dict, description="commits of hub datasets, where known")
-    sources_dir: Path
-    model_roots: tuple[Path, ...]
-    data_roots: tuple[Path, ...]
-    hub_endpoint: str
-    hub_enabled: bool
+    sources_dir: Path = Field(description="where what is fetched is kept")
+    sources: SourceSettings
     retry_delays: tuple[float, ...] = Field((1, 2, 4, 8, 16), description="seconds before each further try at the hub")
+
+    @field_serializer("sources", when_used="json")
+    def with_token(self, sources: SourceSettings) -> dict[str, Any]:
+        """Write the token out, which pydantic would mask: the child needs it."""
+        token = sources.hub_token
+        return sources.model_dump(mode="json") | {"hub_token": token and token.get_secret_value()}
 
 
 class FetchProgress(Message):
@@ -65,16 +67,8 @@ class FetchDone(Message):
     text_revisions: dict[str, str] = Field(description="dataset of the hub -> the commit that was fetched")
 
 
-class FetchError(Message):
-    event: Literal["error"] = "error"
-    code: str
-    message: str
-    retryable: bool = Field(description="whether the same fetch can succeed later")
-
-
-FetchReport = Annotated[FetchProgress | FetchDone | FetchError, Field(discriminator="event")]
+FetchReport = Annotated[FetchProgress | FetchDone | ErrorReport, Field(discriminator="event")]
 REPORT: TypeAdapter[FetchReport] = TypeAdapter(FetchReport)
-RETRYABLE = ("hub_unavailable", "download_corrupted")
 
 
 def fetch_request(settings: Settings, recipe: Recipe, source: Source) -> FetchRequest:
@@ -85,20 +79,14 @@ def fetch_request(settings: Settings, recipe: Recipe, source: Source) -> FetchRe
         texts=tuple(dict.fromkeys(dataset for _, dataset in recipe.texts())),
         text_revisions=source.text_revisions,
         sources_dir=settings.sources_dir,
-        model_roots=settings.model_roots,
-        data_roots=settings.data_roots,
-        hub_endpoint=settings.hub_endpoint,
-        hub_enabled=settings.hub_enabled,
+        sources=settings.sources,
     )
 
 
-def fetch_environment(settings: Settings) -> dict[str, str]:
-    """The variables that this process needs beyond the harmless ones: the token, and the way to the network."""
+def fetch_environment() -> dict[str, str]:
+    """Return the variables that the fetching process needs beyond the harmless ones: the way to the network."""
     names = (*NETWORK_VARIABLES, *map(str.lower, NETWORK_VARIABLES))
-    environment = {name: os.environ[name] for name in names if name in os.environ}
-    if settings.hub_token is not None:
-        environment[TOKEN_VARIABLE] = settings.hub_token.get_secret_value()
-    return environment
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def fetch_report(event: Mapping[str, Any]) -> FetchReport:
@@ -112,13 +100,7 @@ def fetch(request: FetchRequest, report: Callable[[FetchReport], None]) -> Fetch
     Raises:
         ModelpressError: it cannot be had; see `app.sources`.
     """
-    settings = Settings(
-        model_roots=request.model_roots,
-        data_roots=request.data_roots,
-        hub_endpoint=request.hub_endpoint,
-        hub_enabled=request.hub_enabled,
-    )
-    hub = Hub(settings.hub_endpoint, settings.hub_token, TIMEOUT_SECONDS)
+    hub = Hub(request.sources.hub_endpoint, request.sources.hub_token, TIMEOUT_SECONDS)
     reached = 0.0
 
     def downloads(start: float, share: float) -> Downloads:
@@ -129,12 +111,12 @@ def fetch(request: FetchRequest, report: Callable[[FetchReport], None]) -> Fetch
 
         return Downloads(hub, request.sources_dir, request.retry_delays, progress)
 
-    model_path = fetch_model(request, ModelSources(settings), downloads(0.0, MODEL_SHARE))
+    model_path = fetch_model(request, ModelSources(request.sources), downloads(0.0, MODEL_SHARE))
     texts: dict[str, Path] = {}
     revisions: dict[str, str] = {}
     share = (1 - MODEL_SHARE) / max(len(request.texts), 1)
     for index, reference in enumerate(request.texts):
-        files = TextFiles(TextSources(settings), downloads(MODEL_SHARE + index * share, share))
+        files = TextFiles(TextSources(request.sources), downloads(MODEL_SHARE + index * share, share))
         texts[reference], revision = files.fetch(reference, request.text_revisions.get(reference))
         if revision is not None:
             revisions[reference] = revision
@@ -143,7 +125,7 @@ def fetch(request: FetchRequest, report: Callable[[FetchReport], None]) -> Fetch
 
 def fetch_model(request: FetchRequest, sources: ModelSources, downloads: Downloads) -> Path:
     """A hub model is downloaded at its commit; a local one stays where it is and is checked once more."""
-    if request.revision is not None and request.hub_enabled:
+    if request.revision is not None and request.sources.hub_enabled:
         with explained(request.model):
             return downloads.model(request.model.partition("@")[0], request.revision)
     model = sources.resolve(request.model)
@@ -164,13 +146,12 @@ def main() -> int:
     try:
         done = fetch(request, report)
     except ModelpressError as error:
-        report(FetchError(code=error.code, message=error.message, retryable=error.code in RETRYABLE))
+        report(ErrorReport(code=FailureCode(error.code), message=error.message, stage=Stage.INSPECT))
         return 1
     except OSError as error:
         log.exception("fetch_failed")
-        report(
-            FetchError(code="storage_failed", message=f"Reading or writing failed: {error.strerror}.", retryable=True)
-        )
+        message = f"Reading or writing failed: {error.strerror}."
+        report(ErrorReport(code=FailureCode.STORAGE_FAILED, message=message, stage=Stage.INSPECT))
         return 1
     report(done)
     return 0

@@ -1,10 +1,11 @@
 """What the supervisor and the computing child say to each other, as JSON lines."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
+from app.contract.codes import FailureCode
 from app.contract.job import Comparison, Stage, SweepResult
 from app.contract.recipe import Recipe
 
@@ -12,6 +13,9 @@ from app.contract.recipe import Recipe
 class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+
+FETCH_SHARE = 0.02
+"""The part of the whole job's progress that fetching takes; the computing child reports the rest."""
 
 Text = Annotated[str, AfterValidator(lambda text: text.replace("\0", "\ufffd"))]
 """What may come from a model's files or mouth: Postgres takes any character but NUL."""
@@ -60,11 +64,29 @@ class DoneReport(Message):
 
 class ErrorReport(Message):
     event: Literal["error"] = "error"
-    code: Text
+    code: FailureCode
     message: Text
     stage: Stage | None = None
-    retryable: bool
 
 
 Report = Annotated[ProgressReport | ResumedReport | DoneReport | ErrorReport, Field(discriminator="event")]
 REPORT: TypeAdapter[Report] = TypeAdapter(Report)
+
+
+class AttemptFailed(Exception):
+    """The attempt cannot go on. Its code says why, and with that whether another attempt can help."""
+
+    def __init__(self, code: FailureCode, message: str, stage: Stage | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.stage = stage
+
+    @classmethod
+    def reported(cls, report: ErrorReport) -> Self:
+        """Return what another process has reported, as an exception of this one."""
+        return cls(report.code, report.message, report.stage)
+
+    def report(self, stage: Stage | None = None) -> ErrorReport:
+        """Return what to tell the supervisor; `stage` stands where the exception names none."""
+        return ErrorReport(code=self.code, message=self.message, stage=self.stage or stage)

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from app.contract.job import Stage
 from app.contract.recipe import Recipe
+from workers.compression.files import file_sha256
 from workers.messages import Assignment
 from workers.stages import (
     calibrate,
@@ -38,7 +39,7 @@ from workers.stages import (
 )
 from workers.stages.context import ONCE, Context
 from workers.stages.failures import describe
-from workers.stages.workbench import Workbench, directory_identity, file_sha256, fingerprint
+from workers.stages.workbench import Workbench, directory_identity, fingerprint
 
 log = logging.getLogger(__name__)
 

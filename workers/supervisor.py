@@ -17,17 +17,26 @@ from typing import Any
 
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from app.contract.job import Failure, Resumed, Stage
+from app.contract.codes import FailureCode
+from app.contract.job import AttemptOutcome, Failure, Resumed, Stage
 from app.db import Sessions
 from app.jobs import store
 from app.jobs.store import Claim, Progress
 from app.settings import Settings
-from app.storage import StoredFile
-from app.storage.local import ArtifactStore
+from app.storage import Storage, StoredFile
 from workers.child import ROOMY, SPARING, Child
-from workers.fetch import FetchDone, FetchError, FetchProgress, fetch_environment, fetch_report, fetch_request
+from workers.fetch import FetchDone, FetchProgress, fetch_environment, fetch_report, fetch_request
 from workers.lease import Lease
-from workers.messages import REPORT, Assignment, DoneReport, ErrorReport, ProgressReport, ResumedReport
+from workers.messages import (
+    FETCH_SHARE,
+    REPORT,
+    Assignment,
+    AttemptFailed,
+    DoneReport,
+    ErrorReport,
+    ProgressReport,
+    ResumedReport,
+)
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +45,6 @@ CONCLUDE_LEASES = 10
 """For how many leases the end of an attempt is tried to be written while the database is away."""
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-FETCH_SHARE = 0.02
-"""Part of the whole job's progress that fetching the model and the text is given."""
-
-
-class AttemptFailed(Exception):
-    """The attempt is over; `report` says why and whether another one can help."""
-
-    def __init__(self, report: ErrorReport) -> None:
-        super().__init__(report.message)
-        self.report = report
 
 
 class Interrupted(Exception):
@@ -60,26 +59,18 @@ class Published:
     files: tuple[StoredFile, ...]
 
 
-@dataclass(frozen=True)
-class Sentence:
-    """How an attempt ended, for the log and the caller."""
-
-    job_id: str
-    outcome: str
-
-
 class Supervisor:
     def __init__(
-        self, settings: Settings, sessions: Sessions, artifacts: ArtifactStore, worker: str, stopping: threading.Event
+        self, settings: Settings, sessions: Sessions, storage: Storage, worker: str, stopping: threading.Event
     ) -> None:
         self.settings = settings
         self.sessions = sessions
-        self.artifacts = artifacts
+        self.storage = storage
         self.worker = worker
         self.stopping = stopping
 
-    def run(self, job_id: str) -> Sentence | None:
-        """Claim the job and compute it to an end. None when there is nothing to claim."""
+    def run(self, job_id: str) -> AttemptOutcome | None:
+        """Claim the job, compute it, and return how the attempt ended; None when there is nothing to claim."""
         if self.stopping.is_set():
             return None
         with self.sessions.begin() as session:
@@ -92,27 +83,27 @@ class Supervisor:
             result = self.attempt(claim, lease)
         outcome = self.conclude_for_certain(claim, result)
         log.info("attempt_ended", extra={"job_id": job_id, "attempt": claim.attempt, "outcome": outcome})
-        return Sentence(job_id, outcome)
+        return outcome
 
     def attempt(self, claim: Claim, lease: Lease) -> Published | ErrorReport | None:
         """Compute and publish: the result, what went wrong, or None when the attempt was interrupted."""
         try:
             done = self.compute(claim, lease)
-            return Published(done, self.artifacts.publish(claim.job_id, claim.attempt, done.package))
+            return Published(done, self.storage.publish(claim.job_id, claim.attempt, done.package))
         except Interrupted:
             return None
         except AttemptFailed as failed:
-            return failed.report
+            return failed.report()
         except OSError as error:
             # A full disk or a lost mount says nothing about the job.
             log.exception("attempt_broken", extra={"job_id": claim.job_id})
-            return ErrorReport(code="storage_failed", message=error.strerror or "storage failed", retryable=True)
+            return ErrorReport(code=FailureCode.STORAGE_FAILED, message=error.strerror or "storage failed")
         except Exception as error:
             # Whatever else: the job must end with a code, and not by its lease running out again and again.
             log.exception("attempt_broken", extra={"job_id": claim.job_id})
-            return ErrorReport(code="internal_error", message=f"{type(error).__name__}: {error}"[:500], retryable=False)
+            return ErrorReport(code=FailureCode.INTERNAL_ERROR, message=f"{type(error).__name__}: {error}"[:500])
 
-    def conclude_for_certain(self, claim: Claim, result: Published | ErrorReport | None) -> str:
+    def conclude_for_certain(self, claim: Claim, result: Published | ErrorReport | None) -> AttemptOutcome:
         """Write the end even through an outage of the database; the attempt's number keeps that safe at any time."""
         deadline = time.monotonic() + CONCLUDE_LEASES * self.settings.lease_seconds
         while True:
@@ -124,7 +115,7 @@ class Supervisor:
                 log.warning("end_not_written", extra={"job_id": claim.job_id, "attempt": claim.attempt})
                 time.sleep(1)
 
-    def conclude(self, claim: Claim, result: Published | ErrorReport | None) -> str:
+    def conclude(self, claim: Claim, result: Published | ErrorReport | None) -> AttemptOutcome:
         """Write the end of the attempt, unless the job has been taken away from it meanwhile."""
         match result:
             case Published():
@@ -133,11 +124,11 @@ class Supervisor:
                 outcome = self.fail(claim, result)
             case None:
                 outcome = self.interrupt(claim)
-        if outcome in ("succeeded", "cancelled"):
+        if outcome in (AttemptOutcome.SUCCEEDED, AttemptOutcome.CANCELLED):
             shutil.rmtree(self.settings.work_dir / claim.job_id, ignore_errors=True)
         return outcome
 
-    def finish(self, claim: Claim, result: Published) -> str:
+    def finish(self, claim: Claim, result: Published) -> AttemptOutcome:
         done = result.done
         failure = None if done.missed is None else below_gate(done.missed, claim.attempt)
         with self.sessions.begin() as session:
@@ -153,38 +144,32 @@ class Supervisor:
                 done.sweep,
             )
         if finished:
-            return "succeeded" if failure is None else "failed"
-        self.artifacts.discard(claim.job_id, claim.attempt)
+            return AttemptOutcome.SUCCEEDED if failure is None else AttemptOutcome.FAILED
+        self.storage.discard(claim.job_id, claim.attempt)
         return self.interrupt(claim)
 
-    def interrupt(self, claim: Claim) -> str:
+    def interrupt(self, claim: Claim) -> AttemptOutcome:
         """End an attempt that was stopped from outside. What a lost lease leaves behind, the next attempt uses."""
         with self.sessions.begin() as session:
             store.lock(session, claim.job_id)
             if store.stop(session, claim.job_id, claim.attempt):
-                return "cancelled"
+                return AttemptOutcome.CANCELLED
             if self.stopping.is_set() and store.release(session, claim.job_id, claim.attempt):
-                return "released"
-        return "lost"
+                return AttemptOutcome.RELEASED
+        return AttemptOutcome.LOST
 
-    def fail(self, claim: Claim, report: ErrorReport) -> str:
-        failure = Failure(
-            code=report.code,
-            message=report.message,
-            stage=report.stage,
-            retryable=report.retryable,
-            attempt=claim.attempt,
-        )
+    def fail(self, claim: Claim, report: ErrorReport) -> AttemptOutcome:
+        failure = Failure.of(report.code, report.message, stage=report.stage, attempt=claim.attempt)
         delay = store.retry_delay(self.settings.retry_delay_seconds, claim.attempt)
         with self.sessions.begin() as session:
             store.lock(session, claim.job_id)
             if store.stop(session, claim.job_id, claim.attempt):
-                return "cancelled"
-            if report.retryable:
+                return AttemptOutcome.CANCELLED
+            if failure.retryable:
                 ended = store.retry_or_fail(session, claim.job_id, claim.attempt, failure, delay)
             else:
                 ended = store.fail(session, claim.job_id, claim.attempt, failure)
-        return "failed" if ended else "lost"
+        return AttemptOutcome.FAILED if ended else AttemptOutcome.LOST
 
     def compute(self, claim: Claim, lease: Lease) -> DoneReport:
         """Fetch what the recipe names, then compute.
@@ -211,7 +196,7 @@ class Supervisor:
                     case DoneReport():
                         return report
                     case ErrorReport():
-                        raise AttemptFailed(report)
+                        raise AttemptFailed.reported(report)
         raise without_result("computing")
 
     def note_resumed(self, claim: Claim, resumed: Resumed) -> None:
@@ -224,22 +209,15 @@ class Supervisor:
 
     def fetch(self, claim: Claim, lease: Lease, home: Path, deadline: float) -> FetchDone:
         request = fetch_request(self.settings, claim.recipe, claim.source)
-        with Child("workers.fetch", request.model_dump_json(), home, fetch_environment(self.settings)) as child:
+        with Child("workers.fetch", request.model_dump_json(), home, fetch_environment()) as child:
             for event in self.events(child, lease, deadline):
                 match report := fetch_report(event):
                     case FetchProgress():
                         lease.report(Progress(Stage.INSPECT, FETCH_SHARE * report.fraction, report.detail))
                     case FetchDone():
                         return report
-                    case FetchError():
-                        raise AttemptFailed(
-                            ErrorReport(
-                                code=report.code,
-                                message=report.message,
-                                stage=Stage.INSPECT,
-                                retryable=report.retryable,
-                            )
-                        )
+                    case ErrorReport():
+                        raise AttemptFailed.reported(report)
         raise without_result("fetching")
 
     def assign(self, claim: Claim, fetched: FetchDone) -> Assignment:
@@ -272,7 +250,7 @@ class Supervisor:
                 raise Interrupted
             if time.monotonic() > deadline:
                 child.stop(self.settings.stop_grace_seconds)
-                raise AttemptFailed(timed_out(self.settings.job_timeout_seconds))
+                raise timed_out(self.settings.job_timeout_seconds)
             try:
                 yield child.next_event(POLL_SECONDS)
             except queue.Empty:
@@ -281,7 +259,7 @@ class Supervisor:
                 break
         status = child.wait()
         if status != 0:
-            raise AttemptFailed(crashed(status, child))
+            raise crashed(status, child)
 
 
 def home_of(work_dir: Path, attempt: int) -> Path:
@@ -290,29 +268,25 @@ def home_of(work_dir: Path, attempt: int) -> Path:
 
 
 def without_result(doing: str) -> AttemptFailed:
-    message = f"the {doing} process ended without a result"
-    return AttemptFailed(ErrorReport(code="internal_error", message=message, retryable=False))
+    return AttemptFailed(FailureCode.INTERNAL_ERROR, f"the {doing} process ended without a result")
 
 
 def below_gate(missed: str, attempt: int) -> Failure:
-    return Failure(code="quality_gate", message=missed, stage=Stage.EVALUATE, retryable=False, attempt=attempt)
+    return Failure.of(FailureCode.QUALITY_GATE, missed, stage=Stage.EVALUATE, attempt=attempt)
 
 
-def timed_out(seconds: float) -> ErrorReport:
-    return ErrorReport(
-        code="timed_out",
-        message=f"the attempt computed for longer than {seconds:g} seconds (MODELPRESS_JOB_TIMEOUT_SECONDS)",
-        retryable=False,
+def timed_out(seconds: float) -> AttemptFailed:
+    return AttemptFailed(
+        FailureCode.TIMED_OUT,
+        f"the attempt computed for longer than {seconds:g} seconds (MODELPRESS_JOB_TIMEOUT_SECONDS)",
     )
 
 
-def crashed(status: int, child: Child) -> ErrorReport:
+def crashed(status: int, child: Child) -> AttemptFailed:
     if status == -signal.SIGKILL:
-        return ErrorReport(
-            code="compute_killed",
-            message="the computing process was killed, as the kernel does when memory runs out",
-            retryable=True,
+        return AttemptFailed(
+            FailureCode.COMPUTE_KILLED, "the computing process was killed, as the kernel does when memory runs out"
         )
     how = f"by signal {-status}" if status < 0 else f"with exit status {status}"
     last = child.tail[-1][:300] if child.tail else "it said nothing"
-    return ErrorReport(code="compute_crashed", message=f"the computing process ended {how}: {last}", retryable=True)
+    return AttemptFailed(FailureCode.COMPUTE_CRASHED, f"the computing process ended {how}: {last}")

@@ -12,17 +12,17 @@ from app.db import Sessions
 from app.jobs import store
 from app.jobs.doorbell import Rings
 from app.settings import Settings
-from app.storage.local import ArtifactStore
+from app.storage import Storage
 
 log = logging.getLogger(__name__)
 
 
 class Sweeper:
-    def __init__(self, settings: Settings, sessions: Sessions, doorbell: Rings, artifacts: ArtifactStore) -> None:
+    def __init__(self, settings: Settings, sessions: Sessions, doorbell: Rings, storage: Storage) -> None:
         self.settings = settings
         self.sessions = sessions
         self.doorbell = doorbell
-        self.artifacts = artifacts
+        self.storage = storage
 
     def run(self, stopping: threading.Event) -> None:
         while not stopping.wait(self.settings.sweep_seconds):
@@ -53,13 +53,13 @@ class Sweeper:
 
     def collect_artifacts(self) -> None:
         """Files that an attempt had published when it lost its job, or its worker died before it could say so."""
-        published = self.artifacts.published()
+        published = self.storage.attempts()
         if not published:
             return
         with self.sessions() as session:
             superseded = store.superseded(session, published)
         for job_id, attempt in superseded:
-            self.artifacts.discard(job_id, attempt)
+            self.storage.discard(job_id, attempt)
             log.info("artifacts_collected", extra={"job_id": job_id, "attempt": attempt})
 
     def collect_work(self) -> None:

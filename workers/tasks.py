@@ -3,6 +3,7 @@
 from celery import Celery
 from celery.exceptions import Reject
 
+from app.contract.job import AttemptOutcome
 from app.jobs.doorbell import TASK
 from workers.supervisor import Supervisor
 
@@ -10,7 +11,6 @@ from workers.supervisor import Supervisor
 def register(celery: Celery, supervisor: Supervisor) -> None:
     @celery.task(name=TASK)  # type: ignore[untyped-decorator]
     def run_job(job_id: str) -> None:
-        sentence = supervisor.run(job_id)
-        if sentence is not None and sentence.outcome == "released":
+        if supervisor.run(job_id) is AttemptOutcome.RELEASED:
             # The message goes back at once, so that another worker need not wait for the sweeper.
             raise Reject(reason="the worker is shutting down", requeue=True)

@@ -13,6 +13,7 @@ from app.api.download import Download, respond
 from app.contract.job import Artifact, ArtifactList
 from app.errors import ArtifactNotFound
 from app.jobs.service import JobService, StoredArtifact
+from app.storage import Storage
 
 router = APIRouter(tags=["artifacts"])
 
@@ -33,13 +34,13 @@ def list_artifacts(job_id: JobId, service: Service) -> ArtifactList:
 def download_artifact(job_id: JobId, name: str, request: Request, service: Service, artifacts: Artifacts) -> Response:
     """One file, bit for bit as it was packaged. Resume with `Range` and `If-Range`; check with `Repr-Digest`."""
     stored = find(service, job_id, name)
-    artifacts.path(job_id, stored.attempt, name)
+    require(artifacts, job_id, stored)
     download = Download(
         filename=PurePosixPath(name).name,
         size=stored.file.bytes,
         etag=f'"sha256-{stored.file.sha256}"',
         media_type=stored.file.media_type,
-        read=partial(artifacts.read, job_id, stored.attempt, name),
+        read=partial(artifacts.open, job_id, stored.attempt, name),
         sha256=stored.file.sha256,
     )
     return respond(request, download)
@@ -61,9 +62,9 @@ def download_checkpoint(job_id: JobId, request: Request, service: Service, artif
         raise ArtifactNotFound(f"the job is {job.state} and has no checkpoint")
     attempt = stored[0].attempt
     for entry in stored:
-        artifacts.path(job_id, attempt, entry.file.name)
+        require(artifacts, job_id, entry)
     files = [entry.file for entry in stored]
-    archive = Archive(job_id, files, finished, partial(artifacts.read, job_id, attempt))
+    archive = Archive(job_id, files, finished, partial(artifacts.open, job_id, attempt))
     download = Download(f"{job_id}.tar", archive.size, archive.etag, "application/x-tar", archive.read)
     return respond(request, download)
 
@@ -73,6 +74,12 @@ def find(service: JobService, job_id: str, name: str) -> StoredArtifact:
         if stored.file.name == name:
             return stored
     raise ArtifactNotFound(f"the job has no artifact of this name; /jobs/{job_id}/artifacts lists those it has")
+
+
+def require(storage: Storage, job_id: str, stored: StoredArtifact) -> None:
+    """Raises ArtifactNotFound where a file of the result is no longer stored."""
+    if not storage.exists(job_id, stored.attempt, stored.file.name):
+        raise ArtifactNotFound(f"the file {stored.file.name!r} of this job is no longer stored")
 
 
 def as_artifact(job_id: str, stored: StoredArtifact) -> Artifact:

@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from app.errors import JobNotFound
 from app.jobs.doorbell import Doorbell
 from app.jobs.service import JobService
-from app.storage.local import ArtifactStore
+from app.storage import Storage
 
 JOB_ID = re.compile(r"job_[A-Za-z0-9]{1,64}")
 
@@ -29,9 +29,9 @@ async def get_service(request: Request) -> JobService:
     return service
 
 
-async def get_artifacts(request: Request) -> ArtifactStore:
-    artifacts: ArtifactStore = request.app.state.artifacts
-    return artifacts
+async def get_storage(request: Request) -> Storage:
+    storage: Storage = request.app.state.storage
+    return storage
 
 
 async def get_job_id(job_id: Annotated[str, Path(examples=["job_5f0c8a2e9b1d4c7f60a3e812"])]) -> str:
@@ -44,5 +44,5 @@ async def get_job_id(job_id: Annotated[str, Path(examples=["job_5f0c8a2e9b1d4c7f
 Database = Annotated[Engine, Depends(get_engine)]
 Bell = Annotated[Doorbell, Depends(get_doorbell)]
 Service = Annotated[JobService, Depends(get_service)]
-Artifacts = Annotated[ArtifactStore, Depends(get_artifacts)]
+Artifacts = Annotated[Storage, Depends(get_storage)]
 JobId = Annotated[str, Depends(get_job_id)]

@@ -12,7 +12,6 @@ from app.api.validation import refuse_unstorable
 from app.contract.job import Job, JobPage, State
 from app.contract.recipe import Recipe
 
-LIVE = frozenset({State.QUEUED, State.RUNNING, State.CANCELLING})
 LOOKS_PER_JOB = 20
 SHORTEST_PAUSE_SECONDS = 1
 LONGEST_PAUSE_SECONDS = 30
@@ -57,7 +56,7 @@ def get_job(job_id: JobId, request: Request, service: Service) -> Response:
     job = service.get(job_id)
     body = job.model_dump_json().encode()
     headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "Cache-Control": "private, no-cache"}
-    if job.state in LIVE:
+    if not job.state.has_ended:
         headers["Retry-After"] = retry_after(job)
     if unchanged(request, headers["ETag"]):
         return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)
@@ -68,7 +67,7 @@ def get_job(job_id: JobId, request: Request, service: Service) -> Response:
 def cancel_job(job_id: JobId, service: Service, response: Response) -> Job:
     """A waiting job is cancelled at once; a running one is `cancelling` until its computation has stopped."""
     job = service.cancel(job_id)
-    if job.state in LIVE:
+    if not job.state.has_ended:
         response.headers["Retry-After"] = retry_after(job)
     return job
 

@@ -2,7 +2,7 @@
 
 import html
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
@@ -17,6 +17,7 @@ from starlette.routing import Match
 
 from app.api.documentation import PROBLEM_TYPE
 from app.api.validation import field_errors
+from app.contract.codes import FailureCode
 from app.contract.job import Problem
 from app.errors import (
     ArtifactNotFound,
@@ -178,8 +179,9 @@ def kind_of(error: type[ModelpressError]) -> Kind:
 
 
 def all_kinds() -> dict[str, Kind]:
-    kinds = [*FRAMEWORK, *map(kind_of, descendants(ModelpressError))]
-    return {kind.code: kind for kind in kinds}
+    """Return every kind of problem that an answer can name, by its code."""
+    answered = [error for error in descendants(ModelpressError) if any(base in STATUS for base in error.__mro__)]
+    return {kind.code: kind for kind in (*FRAMEWORK, *map(kind_of, answered))}
 
 
 def descendants(base: type[ModelpressError]) -> Iterator[type[ModelpressError]]:
@@ -190,10 +192,25 @@ def descendants(base: type[ModelpressError]) -> Iterator[type[ModelpressError]]:
 
 @router.get("/problems/{code}")
 async def explain_problem(code: str) -> HTMLResponse:
-    """The page that the `type` of a problem document leads to."""
+    """The page that explains the `type` of a problem document, or the code of a failed job."""
     kind = all_kinds().get(code)
-    if kind is None:
+    failure = next((known.kind for known in FailureCode if known == code), None)
+    if failure is not None:
+        title, paragraphs = failure.title, [failure.explanation, failure.way_out]
+    elif kind is not None:
+        title, paragraphs = kind.title, [kind.explanation]
+    else:
         raise HTTPException(404, "there is no problem of this code")
-    title, explanation = html.escape(kind.title), html.escape(kind.explanation)
-    page = f"<h1>{title}</h1><p>{explanation}</p><p>Code <code>{kind.code}</code>, status {kind.status}.</p>"
-    return HTMLResponse(f'<!doctype html><html lang="en"><title>{title}</title>{page}</html>')
+    facts = [f"Code: {code}."]
+    if kind is not None:
+        facts.append(f"Status of an answer with it: {kind.status}.")
+    if failure is not None:
+        retried = "is tried again, up to the operator's limit" if failure.retryable else "is not tried again"
+        facts.append(f"A job that meets it {retried}.")
+    return HTMLResponse(page(title, [*paragraphs, " ".join(facts)]))
+
+
+def page(title: str, paragraphs: Sequence[str]) -> str:
+    body = "".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs if paragraph)
+    title = html.escape(title)
+    return f'<!doctype html><html lang="en"><title>{title}</title><h1>{title}</h1>{body}</html>'

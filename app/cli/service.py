@@ -7,6 +7,7 @@ import typer
 
 from app.cli.extras import require
 from app.cli.terminal import STDERR, STDOUT
+from app.errors import IncompleteSettings
 from app.settings import Settings
 
 DRAIN_SECONDS = 5
@@ -44,15 +45,14 @@ def api(
 ) -> None:
     """Run the API alone, on MODELPRESS_HOST and MODELPRESS_PORT. Needs a database and a Redis by URL."""
     require("api", "server")
-    settings = Settings()
+    settings = Settings().completed()
     import uvicorn
 
     from app.lifeline import end_with_parent
     from app.logs import configure_logs
     from app.main import create_app
-    from app.serve import address_of, listen, require_urls
+    from app.serve import address_of, listen
 
-    require_urls(settings)
     configure_logs()
     if lifeline is not None:
         end_with_parent(lifeline, grace_seconds=ORPHAN_GRACE_SECONDS)
@@ -73,13 +73,11 @@ def api(
 def worker(lifeline: Lifeline = None) -> None:
     """Run one worker, which computes one job at a time. Needs a database and a Redis by URL."""
     require("worker", "server", "worker")
-    settings = Settings()
+    settings = Settings().completed()
     from app.lifeline import end_with_parent
     from app.logs import configure_logs
-    from app.serve import require_urls
     from workers.celery_app import run_worker
 
-    require_urls(settings)
     configure_logs()
     if lifeline is not None:
         end_with_parent(lifeline, grace_seconds=ORPHAN_GRACE_SECONDS)
@@ -91,7 +89,12 @@ def migrate() -> None:
     require("migrate", "server")
     from app.serve import migrate as bring_to_head
 
-    bring_to_head(Settings())
+    database_url = Settings().database_url
+    if database_url is None:
+        raise IncompleteSettings(
+            "Set MODELPRESS_DATABASE_URL. The embedded database is migrated by `modelpress serve`."
+        )
+    bring_to_head(database_url)
     STDOUT.print("The database is at the newest migration.")
 
 

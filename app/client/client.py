@@ -17,8 +17,6 @@ from app.client.transport import Answer, parse, refusal, send
 from app.contract.job import Artifact, ArtifactList, Job, JobPage, State
 from app.contract.recipe import Recipe
 
-ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
-
 
 class Client:
     """A connection to one service. Use it as a context manager, or call `close`.
@@ -82,7 +80,7 @@ class Client:
 
     def wait(self, job_id: str, *, poll_seconds: float = 1.0) -> Iterator[Job]:
         """The job as it is at each look, up to and including its last state."""
-        while (job := self.get(job_id)).state not in ENDED:
+        while not (job := self.get(job_id)).state.has_ended:
             yield job
             time.sleep(poll_seconds)
         yield job

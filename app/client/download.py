@@ -3,8 +3,6 @@
 Bytes go to `NAME.<digest>.part` beside the target, so a part file never meets a different version of the file.
 """
 
-import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -13,6 +11,7 @@ import httpx2
 from app.client.errors import DigestMismatch, ServiceUnreachable, UnexpectedAnswer
 from app.client.transport import BUSY, Patience, refusal, unreachable
 from app.contract.job import Artifact
+from app.files import file_sha256, sync
 
 ByteReport = Callable[[str, int], None]
 
@@ -32,11 +31,11 @@ def download_artifact(
     """
     target = directory / safe_name(artifact.name)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.is_file() and digest(target) == artifact.sha256:
+    if target.is_file() and file_sha256(target) == artifact.sha256:
         return target
     part = target.with_name(f"{target.name}.{artifact.sha256[:12]}.part")
     fill(http, artifact, part, patience_seconds, report)
-    if digest(part) != artifact.sha256:
+    if file_sha256(part) != artifact.sha256:
         part.unlink()
         raise DigestMismatch(
             f"{artifact.name} arrived with another SHA-256 than the service packaged, and was thrown away. "
@@ -93,10 +92,4 @@ def fetch(http: httpx2.Client, artifact: Artifact, part: Path, report: ByteRepor
                 file.write(chunk)
                 if report:
                     report(artifact.name, file.tell())
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    sync(part)

@@ -5,6 +5,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.contract.codes import FailureCode
 from app.contract.recipe import Recipe
 
 
@@ -15,6 +16,11 @@ class State(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether a job in this state stays in it for ever."""
+        return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
 class Stage(StrEnum):
@@ -145,11 +151,21 @@ class SweepResult(Answer):
 
 
 class Failure(Answer):
-    code: str = Field(description="stable, lower_case")
+    """Why a job has failed."""
+
+    code: FailureCode | str = Field(
+        union_mode="left_to_right",
+        description="`/problems/<code>` explains it; treat a code that you do not know by `retryable`",
+    )
     message: str
     stage: Stage | None = None
     retryable: bool = Field(description="whether posting the same recipe again can help")
     attempt: int
+
+    @classmethod
+    def of(cls, code: FailureCode, message: str, *, attempt: int, stage: Stage | None = None) -> "Failure":
+        """Return the failure of a known code, retryable as its table says."""
+        return cls(code=code, message=message, stage=stage, retryable=code.kind.retryable, attempt=attempt)
 
 
 class Resumed(Answer):
@@ -159,12 +175,24 @@ class Resumed(Answer):
     block: int | None = Field(None, description="first block that still had to be computed, inside `compress`")
 
 
+class AttemptOutcome(StrEnum):
+    """How an attempt ended; the job itself may go on with another one."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    LOST = "lost"
+    """The worker fell silent or met a passing fault."""
+    RELEASED = "released"
+    """The worker shut down and handed the job back, which does not count against it."""
+    CANCELLED = "cancelled"
+
+
 class Attempt(Answer):
     number: int
     worker: str
     started_at: datetime
     ended_at: datetime | None = None
-    outcome: str | None = Field(None, description="succeeded, failed, lost, released or cancelled")
+    outcome: AttemptOutcome | None = Field(None, description="null while it is under way")
     resumed: Resumed | None = None
 
 

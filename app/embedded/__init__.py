@@ -16,14 +16,14 @@ from app.embedded.errors import DataDirectoryInUse, EmbeddedServerError
 from app.embedded.locks import sole_owner
 from app.embedded.postgres import postgres
 from app.embedded.valkey import valkey
-from app.settings import Settings
+from app.settings import ServerSettings, Settings
 
 __all__ = ["DataDirectoryInUse", "EmbeddedServerError", "embedded_servers"]
 
 
 @contextmanager
-def embedded_servers(settings: Settings) -> Iterator[Settings]:
-    """Yields settings whose `database_url` and `redis_url` are filled in, and stops what it started at the end.
+def embedded_servers(settings: Settings) -> Iterator[ServerSettings]:
+    """Yield the settings with the URLs of a database and a broker, and stop at the end what was started for them.
 
     With both given it starts nothing and touches nothing. Enter it from a thread that outlives the servers, best the
     main one: Linux takes the end of that thread for the death of the owner, and then the servers stop by themselves.
@@ -33,7 +33,7 @@ def embedded_servers(settings: Settings) -> Iterator[Settings]:
         EmbeddedServerError: a server cannot be started; the message says why and what to do instead.
     """
     if settings.database_url and settings.redis_url:
-        yield settings
+        yield settings.completed()
         return
     with ExitStack() as servers:
         servers.enter_context(sole_owner(settings.data_dir))
@@ -42,4 +42,4 @@ def embedded_servers(settings: Settings) -> Iterator[Settings]:
             urls["database_url"] = servers.enter_context(postgres(settings.data_dir / "postgres"))
         if not settings.redis_url:
             urls["redis_url"] = servers.enter_context(valkey(settings.data_dir / "valkey"))
-        yield settings.model_copy(update=urls)
+        yield settings.completed(**urls)

@@ -9,9 +9,8 @@ from typing import Any, Protocol
 
 from celery import Celery
 from kombu.exceptions import OperationalError
-from pydantic import SecretStr
 
-from app.settings import Settings
+from app.settings import ServerSettings
 
 TASK = "modelpress.run_job"
 VISIBILITY_TIMEOUT_SECONDS = 7 * 24 * 3600
@@ -27,7 +26,7 @@ class Rings(Protocol):
 class Doorbell:
     """The sending side of the queue."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ServerSettings) -> None:
         self.queue = settings.queue
         self.celery = make_celery(settings)
         # A broker that takes the connection and says nothing must not hold up a POST; a listener has to wait for ever.
@@ -43,19 +42,18 @@ class Doorbell:
         return True
 
 
-def make_celery(settings: Settings) -> Celery:
+def make_celery(settings: ServerSettings) -> Celery:
     """Celery as doorbell and process shell: JSON only, no results, late acknowledgement, one message at a time.
 
     The visibility timeout lies far above any job, since a redelivered message would find nothing to claim anyway;
     recovery comes from the lease in the database.
     """
-    assert isinstance(settings.redis_url, SecretStr)  # noqa: S101 - filled in by the embedded servers at the latest
     celery = Celery("modelpress", broker=settings.redis_url.get_secret_value(), set_as_current=False)
     celery.conf.update(celery_options(settings))
     return celery
 
 
-def celery_options(settings: Settings) -> dict[str, Any]:
+def celery_options(settings: ServerSettings) -> dict[str, Any]:
     return {
         "task_default_queue": settings.queue,
         "task_serializer": "json",

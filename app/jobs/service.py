@@ -16,6 +16,7 @@ from typing import Any
 
 from app.contract.job import (
     Attempt,
+    AttemptOutcome,
     Comparison,
     Failure,
     Job,
@@ -275,7 +276,7 @@ def as_attempt(row: AttemptRow) -> Attempt:
         worker=row.worker,
         started_at=row.started_at,
         ended_at=row.ended_at,
-        outcome=row.outcome,
+        outcome=None if row.outcome is None else AttemptOutcome(row.outcome),
         resumed=None if row.resumed is None else Resumed.model_validate(row.resumed),
     )
 

@@ -37,7 +37,7 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], State]] = MappingProxyType(
 )
 
 LEASED: Final = (State.RUNNING, State.CANCELLING)
-ENDED: Final = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+ENDED: Final = tuple(state for state in State if state.has_ended)
 
 
 def origins(event: Event) -> tuple[State, ...]:

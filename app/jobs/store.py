@@ -14,7 +14,8 @@ from sqlalchemy import ColumnElement, Interval, cast, func, literal, select, tup
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from app.contract.job import Comparison, Failure, Resumed, Source, Stage, State, SweepResult
+from app.contract.codes import FailureCode
+from app.contract.job import AttemptOutcome, Comparison, Failure, Resumed, Source, Stage, State, SweepResult
 from app.contract.recipe import Recipe
 from app.jobs.models import ArtifactRow, AttemptRow, JobRow
 from app.jobs.states import ENDED, LEASED, TRANSITIONS, Event, destination, origins
@@ -173,7 +174,7 @@ def finish(
         Event.SUCCEED if failure is None else Event.FAIL,
         job_id,
         attempt,
-        "succeeded" if failure is None else "failed",
+        AttemptOutcome.SUCCEEDED if failure is None else AttemptOutcome.FAILED,
         progress=1.0,
         detail=None,
         seconds_left=None,
@@ -200,7 +201,13 @@ def finish(
 
 def fail(session: Session, job_id: str, attempt: int, failure: Failure) -> bool:
     return settle(
-        session, Event.FAIL, job_id, attempt, "failed", seconds_left=None, error=failure.model_dump(mode="json")
+        session,
+        Event.FAIL,
+        job_id,
+        attempt,
+        AttemptOutcome.FAILED,
+        seconds_left=None,
+        error=failure.model_dump(mode="json"),
     )
 
 
@@ -211,7 +218,7 @@ def retry_or_fail(session: Session, job_id: str, attempt: int, failure: Failure,
         Event.RETRY,
         job_id,
         attempt,
-        "lost",
+        AttemptOutcome.LOST,
         JobRow.attempts_left > 0,
         run_after=clock() + seconds(delay_seconds),
         seconds_left=None,
@@ -226,7 +233,7 @@ def release(session: Session, job_id: str, attempt: int) -> bool:
         Event.RELEASE,
         job_id,
         attempt,
-        "released",
+        AttemptOutcome.RELEASED,
         attempts_left=JobRow.attempts_left + 1,
         run_after=clock(),
         seconds_left=None,
@@ -235,7 +242,7 @@ def release(session: Session, job_id: str, attempt: int) -> bool:
 
 def stop(session: Session, job_id: str, attempt: int) -> bool:
     """The computation of a job that is being cancelled has ended."""
-    return settle(session, Event.STOP, job_id, attempt, "cancelled", seconds_left=None)
+    return settle(session, Event.STOP, job_id, attempt, AttemptOutcome.CANCELLED, seconds_left=None)
 
 
 def cancel(session: Session, job_id: str) -> State | None:
@@ -328,11 +335,10 @@ def superseded(session: Session, attempts: Sequence[tuple[str, int]]) -> list[tu
 
 
 def worker_lost(row: JobRow) -> Failure:
-    return Failure(
-        code="worker_lost",
-        message=f"{row.attempt} workers fell silent while they computed this job; the last one was {row.worker}",
+    return Failure.of(
+        FailureCode.WORKER_LOST,
+        f"{row.attempt} workers fell silent while they computed this job; the last one was {row.worker}",
         stage=None if row.stage is None else Stage(row.stage),
-        retryable=True,
         attempt=row.attempt,
     )
 
@@ -351,7 +357,7 @@ def settle(
     event: Event,
     job_id: str,
     attempt: int,
-    outcome: str,
+    outcome: AttemptOutcome,
     *conditions: ColumnElement[bool],
     **values: Any,
 ) -> bool:

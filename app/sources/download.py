@@ -6,7 +6,6 @@ another name, is held by one process at a time, and becomes it by one rename.
 
 import fcntl
 import hashlib
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,10 +13,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from app.errors import DownloadCorrupted, HubUnavailable
+from app.files import file_sha256, sync
 from app.sources.checkpoint import companion_files, read_checkpoint, weight_files
 from app.sources.hub import Hub, RemoteFile, Repository
 
-READ_BYTES = 2**20
 PROGRESS_SECONDS = 0.5
 
 Result = TypeVar("Result")
@@ -81,8 +80,7 @@ class Downloads:
             for chunk in chunks:
                 target.write(chunk)
                 meter.add(len(chunk), file.name)
-            target.flush()
-            os.fsync(target.fileno())
+        sync(incomplete)
 
     def patiently(self, action: Callable[[], Result]) -> Result:
         for delay in self.retry_delays:
@@ -131,18 +129,18 @@ def is_intact(path: Path, file: RemoteFile) -> bool:
     if path.stat().st_size != file.bytes:
         return False
     if file.sha256 is not None:
-        return digest(path, hashlib.sha256()) == file.sha256
+        return file_sha256(path) == file.sha256
     if file.blob is not None:
-        header = b"blob %d\0" % file.bytes  # what Git hashes before the content
-        return digest(path, hashlib.sha1(header, usedforsecurity=False)) == file.blob
+        return git_blob(path, file.bytes) == file.blob
     return True
 
 
-def digest(path: Path, state: "hashlib._Hash") -> str:
+def git_blob(path: Path, size: int) -> str:
+    """Return the id that Git gives a file: a SHA-1 of its size and its content."""
     with path.open("rb") as content:
-        while chunk := content.read(READ_BYTES):
-            state.update(chunk)
-    return state.hexdigest()
+        return hashlib.file_digest(
+            content, lambda: hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+        ).hexdigest()
 
 
 def folder_name(repository: str) -> str:

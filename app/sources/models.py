@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from app.errors import InvalidModel, NoSafetensors, UnknownModel, UnsupportedModel
-from app.settings import Settings
+from app.settings import SourceSettings
 from app.sources.checkpoint import NeedsRemoteCode, read_checkpoint, read_remote_checkpoint
 from app.sources.gguf import MalformedGguf, UnsupportedGguf, read_gguf
 from app.sources.hub import Hub, NotOnHub, Repository
@@ -42,7 +42,7 @@ class ResolvedModel:
 
 
 class ModelSources:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: SourceSettings) -> None:
         self.roots = settings.model_roots
         self.hub_enabled = settings.hub_enabled
         self.hub = Hub(settings.hub_endpoint, settings.hub_token, HUB_TIMEOUT_SECONDS)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from app.errors import UnknownDataset
-from app.settings import Settings
+from app.settings import SourceSettings
 from app.sources.documents import JSON_LINES, parse_line
 from app.sources.hub import Hub, NotOnHub, RemoteFile, Repository
 from app.sources.local import locate
@@ -40,7 +40,7 @@ class ResolvedText:
 
 
 class TextSources:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: SourceSettings) -> None:
         self.roots = settings.data_roots
         self.hub_enabled = settings.hub_enabled
         self.hub = Hub(settings.hub_endpoint, settings.hub_token, HUB_TIMEOUT_SECONDS)

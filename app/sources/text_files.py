@@ -4,7 +4,6 @@ Only the fetching process imports this: it downloads, and it reads parquet.
 """
 
 import itertools
-import os
 import platform
 import shutil
 from collections.abc import Iterable, Iterator
@@ -14,6 +13,7 @@ import pyarrow
 import pyarrow.parquet
 
 from app.errors import UnknownDataset
+from app.files import sync
 from app.sources import python_docs
 from app.sources.documents import (
     JSON_LINES,
@@ -24,10 +24,11 @@ from app.sources.documents import (
     read_documents,
     to_line,
 )
-from app.sources.download import READ_BYTES, Downloads, folder_name
+from app.sources.download import Downloads, folder_name
 from app.sources.hub import NotOnHub
 from app.sources.text import HUB, ResolvedText, TextSources, hub_parts
 
+READ_CHARACTERS = 2**20
 FIELD = "dataset"
 LARGEST_TEXT = 256_000_000
 ROWS_LOOKED_AT = 1024
@@ -160,12 +161,11 @@ def write_documents(documents: Iterable[Document], final: Path, most_characters:
             written += characters(document)
             if most_characters is not None and written >= most_characters:
                 break
-        file.flush()
-        os.fsync(file.fileno())
+    sync(incomplete)
     incomplete.rename(final)
 
 
 def check_utf8(path: Path) -> None:
     with path.open(encoding="utf-8") as file:
-        while file.read(READ_BYTES):
+        while file.read(READ_CHARACTERS):
             pass

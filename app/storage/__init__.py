@@ -1,8 +1,13 @@
-"""Where finished files lie. The API and the workers know them by job, attempt and name, never by path."""
+"""Where finished files are kept. The API and the workers know them by job, attempt and name, never by path.
+
+`Storage` is what a backend offers. `app.storage.registry` lists the backends and opens the one that the settings name.
+"""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import Protocol
 
 NAME_LIMIT = 200
 NAME_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
@@ -30,12 +35,54 @@ class StoredFile:
     media_type: str
 
 
+class Storage(Protocol):
+    """Published files. Those of an attempt become visible together or not at all, and never change afterwards."""
+
+    def publish(self, job_id: str, attempt: int, directory: Path) -> tuple[StoredFile, ...]:
+        """Take over all files of a local directory, which is gone afterwards, and return them sorted by name.
+
+        Idempotent: an attempt that has been published returns what it published then, and an interrupted call is
+        completed by the next one.
+
+        Raises:
+            InvalidNameError: a file's name is not plain, or is not a regular file's. Nothing was published.
+            FileNotFoundError: there is no such directory, and the attempt has published nothing before.
+        """
+        ...
+
+    def exists(self, job_id: str, attempt: int, name: str) -> bool:
+        """Return whether the attempt has published a file of this name that has not been discarded."""
+        ...
+
+    def open(self, job_id: str, attempt: int, name: str, start: int, stop: int) -> Iterator[bytes]:
+        """Return the bytes of a file from `start` up to, not including, `stop`, in chunks.
+
+        Reading goes on to its end even if the file is discarded meanwhile.
+
+        Raises:
+            ArtifactNotFound: there is no such file.
+        """
+        ...
+
+    def attempts(self) -> list[tuple[str, int]]:
+        """Return job id and attempt of everything stored, including what was only begun or not wholly discarded."""
+        ...
+
+    def discard(self, job_id: str, attempt: int) -> None:
+        """Delete everything that the attempt has published or begun to publish. Idempotent."""
+        ...
+
+
 class InvalidNameError(ValueError):
     """A name that no published file may have."""
 
 
 def check_name(name: str) -> str:
-    """Names are plain and relative, so that none leads out of its directory on any system: no `..`, no hidden part."""
+    """Return the name if it is plain and relative: no `..`, no hidden part, nothing that leads out of a directory.
+
+    Raises:
+        InvalidNameError: it is not.
+    """
     parts = name.split("/")
     if len(name) > NAME_LIMIT or not all(NAME_PART.fullmatch(part) for part in parts):
         raise InvalidNameError(f"{name[:NAME_LIMIT]!r} is not a plain relative file name")
@@ -43,4 +90,5 @@ def check_name(name: str) -> str:
 
 
 def media_type(name: str) -> str:
+    """Return the media type of a file by the ending of its name."""
     return MEDIA_TYPES.get(PurePosixPath(name).suffix, "application/octet-stream")

@@ -15,7 +15,7 @@ from typing import Self
 import pytest
 
 from app.client import Client
-from app.settings import Settings
+from app.settings import ServerSettings
 
 REPOSITORY = Path(__file__).parents[2]
 END_SECONDS = 30
@@ -121,9 +121,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
 
 @pytest.fixture
-def given_servers(servers: Settings) -> dict[str, str]:
-    assert servers.database_url
-    assert servers.redis_url
+def given_servers(servers: ServerSettings) -> dict[str, str]:
     return {
         "MODELPRESS_DATABASE_URL": servers.database_url.get_secret_value(),
         "MODELPRESS_REDIS_URL": servers.redis_url.get_secret_value(),

@@ -11,7 +11,7 @@ from app.contract.job import Job, Stage, State
 from app.contract.recipe import Recipe
 from app.jobs.service import JobService
 from app.settings import Settings
-from app.storage.local import ArtifactStore
+from app.storage.registry import open_storage
 from tests.support.models import write_tiny_model
 from tests.support.processes import processes_of, wait_until_ended, worker
 from tests.support.waiting import wait_for
@@ -161,4 +161,4 @@ def test_a_running_job_is_cancelled_within_seconds_and_leaves_nothing(
         wait_for(lambda: not (settings.work_dir / job.id).exists())
         assert not processes_of(settings.work_dir)
     assert service.artifacts(job.id) == ()
-    assert not (ArtifactStore(settings.artifacts_dir).root / job.id).exists()
+    assert job.id not in {stored for stored, _ in open_storage(settings.artifacts_url).attempts()}

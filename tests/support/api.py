@@ -12,8 +12,8 @@ from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.jobs import store
 from app.main import create_app
-from app.settings import Settings
-from app.storage.local import ArtifactStore
+from app.settings import ServerSettings
+from app.storage.registry import open_storage
 from tests.support.results import COMPARISON
 
 CONTENTS = {
@@ -33,13 +33,13 @@ class Finished:
 
 
 @contextmanager
-def api(settings: Settings) -> Iterator[TestClient]:
+def api(settings: ServerSettings) -> Iterator[TestClient]:
     """A client of the API that runs with these settings; a failure of the service is an answer, not an exception."""
     with TestClient(create_app(settings), raise_server_exceptions=False) as client:
         yield client
 
 
-def finish(settings: Settings, sessions: Sessions, tmp_path: Path, failure: Failure | None = None) -> Finished:
+def finish(settings: ServerSettings, sessions: Sessions, tmp_path: Path, failure: Failure | None = None) -> Finished:
     """A job with published files, taken through its states by the statements that the worker uses."""
     recipe = Recipe(model="local:tiny", target_ratio=1.2)
     source = Source(reference="local:tiny", model_type="llama", parameters=1000)
@@ -47,7 +47,7 @@ def finish(settings: Settings, sessions: Sessions, tmp_path: Path, failure: Fail
     for name, content in CONTENTS.items():
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_bytes(content)
-    files = ArtifactStore(settings.artifacts_dir).publish("job_done", 1, package)
+    files = open_storage(settings.artifacts_url).publish("job_done", 1, package)
     with sessions.begin() as session:
         store.submit(session, "job_done", recipe, source, max_attempts=3)
         assert store.claim(session, "job_done", "worker", lease_seconds=60) is not None

@@ -11,6 +11,7 @@ from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from app.contract.codes import FailureCode
 from app.contract.job import Comparison, Failure, Job, Metrics, Problem, Source, Stage, State, Timestamps
 from app.contract.recipe import Recipe
 
@@ -50,13 +51,13 @@ def running(progress: float, **fields: Any) -> Job:
 
 
 def failed() -> Job:
-    failure = Failure(code="out_of_memory", message="the worker has too little memory", retryable=False, attempt=1)
+    failure = Failure.of(FailureCode.OUT_OF_MEMORY, "the worker has too little memory", attempt=1)
     return make_job(State.FAILED, error=failure)
 
 
 def below_gate(**fields: Any) -> Job:
     """One that has failed although it has a result."""
-    failure = Failure(code="quality_gate", message="the perplexity is too high", retryable=False, attempt=1)
+    failure = Failure.of(FailureCode.QUALITY_GATE, "the perplexity is too high", attempt=1)
     links = {"checkpoint": "/jobs/job_1/checkpoint"}
     return succeeded(state=State.FAILED, error=failure, links=links, **fields)
 

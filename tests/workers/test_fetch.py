@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
-from app.contract.job import Source
+from app.contract.job import Source, Stage
 from app.contract.recipe import Recipe
 from app.errors import (
     DownloadCorrupted,
@@ -25,7 +25,7 @@ from app.errors import (
     UnknownModel,
     UnsupportedModel,
 )
-from app.settings import Settings
+from app.settings import Settings, SourceSettings
 from app.sources.documents import read_documents
 from tests.support.checkpoints import (
     CONFIG,
@@ -66,10 +66,12 @@ def request_for(hub: LoopbackHub, tmp_path: Path, model_root: Path, data_root: P
             "revision": repository.commit if repository else None,
             "texts": (),
             "sources_dir": tmp_path / "sources",
-            "model_roots": (model_root,),
-            "data_roots": (data_root,),
-            "hub_endpoint": hub.endpoint,
-            "hub_enabled": True,
+            "sources": SourceSettings(
+                model_roots=(model_root,),
+                data_roots=(data_root,),
+                hub_endpoint=hub.endpoint,
+                hub_token=None if hub.token is None else SecretStr(hub.token),
+            ),
             "retry_delays": (0.0, 0.0),
         }
         return FetchRequest(**values | changes)
@@ -196,8 +198,10 @@ def test_a_model_that_vanished_is_unknown(hub: LoopbackHub, request_for: MakeReq
 
 def test_a_hub_that_was_turned_off_is_not_asked(hub: LoopbackHub, request_for: MakeRequest) -> None:
     hub.add(NAME, single_file())
+    request = request_for()
+    request = request.model_copy(update={"sources": request.sources.model_copy(update={"hub_enabled": False})})
     with pytest.raises(UnknownModel, match="local:"):
-        fetch(request_for(hub_enabled=False), silent)
+        fetch(request, silent)
     assert hub.requests == []
 
 
@@ -332,8 +336,8 @@ def test_parquet_without_text_is_refused(
         fetch_text(request_for, model_root, "hub:acme/text/test")
 
 
-def test_the_request_names_every_text_once_and_no_secret(tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path, hub_token=SecretStr("hf_secret"))
+def test_the_request_names_every_text_once(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
     recipe = Recipe.model_validate(
         {
             "model": NAME,
@@ -345,14 +349,32 @@ def test_the_request_names_every_text_once_and_no_secret(tmp_path: Path) -> None
     source = Source(reference=NAME, revision="c" * 40, model_type="llama", parameters=1)
     request = fetch_request(settings, recipe, source)
     assert (request.revision, request.texts) == ("c" * 40, ("builtin:python-docs", "local:b.jsonl", "local:a.txt"))
-    assert "hf_secret" not in request.model_dump_json()
-    assert "hf_secret" in fetch_environment(settings).values()
+
+
+def test_the_token_goes_through_the_pipe_and_is_shown_nowhere(
+    request_for: MakeRequest, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELPRESS_HUB_TOKEN", "hf_secret")
+    hub.token = "hf_secret"
+    request = request_for()
+    assert FetchRequest.model_validate_json(request.model_dump_json()) == request
+    assert "hf_secret" in request.model_dump_json()
+    assert "hf_secret" not in f"{request!r} {request.model_dump()}"
+    assert "hf_secret" not in fetch_environment().values()
+
+
+def test_a_request_that_cannot_be_read_does_not_show_the_token(request_for: MakeRequest, hub: LoopbackHub) -> None:
+    hub.token = "hf_secret"
+    line = request_for().model_dump_json().replace("sources_dir", "folder")
+    with pytest.raises(ValidationError) as refused:
+        FetchRequest.model_validate_json(line)
+    assert "hf_secret" not in str(refused.value)
 
 
 class Process:
     """`python -m workers.fetch`, as the supervisor runs it."""
 
-    def __init__(self, request: FetchRequest, **environment: str) -> None:
+    def __init__(self, request: FetchRequest) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "workers.fetch"],
             stdin=subprocess.PIPE,
@@ -360,7 +382,7 @@ class Process:
             stderr=subprocess.PIPE,
             text=True,
             cwd=request.sources_dir.parent,
-            env={"PYTHONPATH": str(ROOT), **environment},
+            env={"PYTHONPATH": str(ROOT)},
         )
         assert self.process.stdin is not None
         self.process.stdin.write(request.model_dump_json() + "\n")
@@ -379,23 +401,21 @@ class Process:
 def test_the_process_reports_what_it_fetched(hub: LoopbackHub, request_for: MakeRequest) -> None:
     hub.add(NAME, single_file()).gated = True
     hub.token = "hf_secret"
-    status, report, output = Process(request_for(), MODELPRESS_HUB_TOKEN="hf_secret").result()
+    status, report, output = Process(request_for()).result()
     assert (status, report.event) == (0, "done")
     assert contents(fetch(request_for(), silent).model_path) == single_file()
     assert "hf_secret" not in output
 
 
-@pytest.mark.parametrize(
-    ("status", "code", "retryable"), [(503, "hub_unavailable", True), (None, "unknown_model", False)]
-)
+@pytest.mark.parametrize(("status", "code"), [(503, "hub_unavailable"), (None, "unknown_model")])
 def test_the_process_says_why_it_failed(
-    hub: LoopbackHub, request_for: MakeRequest, status: int | None, code: str, retryable: bool
+    hub: LoopbackHub, request_for: MakeRequest, status: int | None, code: str
 ) -> None:
     hub.status = status
     exit_status, report, _ = Process(request_for(revision="c" * 40, retry_delays=())).result()
     assert exit_status == 1
     assert report.event == "error"
-    assert (report.code, report.retryable) == (code, retryable)
+    assert (report.code, report.stage) == (code, Stage.INSPECT)
 
 
 def test_a_directory_that_cannot_be_written_is_reported(request_for: MakeRequest, tmp_path: Path) -> None:

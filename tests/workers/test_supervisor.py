@@ -10,14 +10,16 @@ import pytest
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from app.contract.job import State
+from app.contract.codes import FailureCode
+from app.contract.job import AttemptOutcome, State
 from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.jobs import store
 from app.jobs.service import JobService
 from app.jobs.store import Claim
 from app.settings import Settings
-from app.storage.local import ArtifactStore
+from app.storage import Storage
+from app.storage.registry import open_storage
 from tests.support.results import COMPARISON
 from workers import child
 from workers.messages import DoneReport, ErrorReport
@@ -29,12 +31,10 @@ CHILDREN = {
     "is_killed": "os.kill(os.getpid(), signal.SIGKILL)",
     "crashes": "sys.stderr.write('a last word\\n'); sys.exit(7)",
     "says_nothing": "pass",
-    "fails": (
-        "print(json.dumps({'event': 'error', 'code': 'bad_model', 'message': 'no', 'retryable': False})); sys.exit(1)"
-    ),
+    "fails": ("print(json.dumps({'event': 'error', 'code': 'no_tokenizer', 'message': 'no'})); sys.exit(1)"),
     "tells_where_tasks_lie": (
         "told = str(json.loads(sys.stdin.readline())['tasks_dir']);"
-        "print(json.dumps({'event': 'error', 'code': 'told', 'message': told, 'retryable': False})); sys.exit(1)"
+        "print(json.dumps({'event': 'error', 'code': 'internal_error', 'message': told})); sys.exit(1)"
     ),
 }
 
@@ -61,7 +61,7 @@ def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         ("is_killed", "compute_killed"),
         ("crashes", "compute_crashed"),
         ("says_nothing", "internal_error"),
-        ("fails", "bad_model"),
+        ("fails", "no_tokenizer"),
     ],
 )
 def test_a_child_that_ends_badly_fails_the_last_attempt_with_a_code(
@@ -77,8 +77,8 @@ def test_a_child_that_ends_badly_fails_the_last_attempt_with_a_code(
     service.settings = settings
     job_id = service.submit(Recipe.model_validate(tiny)).id
     children(name)
-    artifacts = ArtifactStore(settings.artifacts_dir)
-    Supervisor(settings, sessions, artifacts, "worker", threading.Event()).run(job_id)
+    storage = open_storage(settings.artifacts_url)
+    Supervisor(settings, sessions, storage, "worker", threading.Event()).run(job_id)
     job = service.get(job_id)
     assert job.state is State.FAILED
     assert job.error is not None
@@ -91,8 +91,8 @@ def test_a_child_is_told_where_the_tasks_of_the_operator_lie(
     settings = settings.model_copy(update={"tasks_dir": tmp_path / "tasks"})
     job_id = service.submit(Recipe.model_validate(tiny)).id
     children("tells_where_tasks_lie")
-    artifacts = ArtifactStore(settings.artifacts_dir)
-    Supervisor(settings, sessions, artifacts, "worker", threading.Event()).run(job_id)
+    storage = open_storage(settings.artifacts_url)
+    Supervisor(settings, sessions, storage, "worker", threading.Event()).run(job_id)
     job = service.get(job_id)
     assert job.error is not None
     assert job.error.message == str(tmp_path / "tasks")
@@ -103,8 +103,8 @@ def test_a_passing_fault_puts_the_job_back_while_attempts_are_left(
 ) -> None:
     job_id = service.submit(Recipe.model_validate(tiny)).id
     children("is_killed")
-    artifacts = ArtifactStore(settings.artifacts_dir)
-    Supervisor(settings, sessions, artifacts, "worker", threading.Event()).run(job_id)
+    storage = open_storage(settings.artifacts_url)
+    Supervisor(settings, sessions, storage, "worker", threading.Event()).run(job_id)
     assert service.get(job_id).state is State.QUEUED
 
 
@@ -114,7 +114,7 @@ def test_a_new_attempt_removes_the_scratch_of_the_earlier_ones_and_not_their_res
     settings = settings.model_copy(update={"retry_delay_seconds": 0.0})
     job_id = service.submit(Recipe.model_validate(tiny)).id
     children("is_killed")
-    supervisor = Supervisor(settings, sessions, ArtifactStore(settings.artifacts_dir), "worker", threading.Event())
+    supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
     supervisor.run(job_id)
     attempt = settings.work_dir / job_id / "1"
     for name in ("home", "inspect"):
@@ -146,7 +146,7 @@ class Unreliable:
 
 
 def published_result(
-    sessions: Sessions, artifacts: ArtifactStore, job_id: str, directory: Path, *, missed: str | None = None
+    sessions: Sessions, storage: Storage, job_id: str, directory: Path, *, missed: str | None = None
 ) -> tuple[Claim, Published]:
     """The job as a worker holds it that has just published a package of one file."""
     with sessions.begin() as session:
@@ -156,7 +156,7 @@ def published_result(
     package.mkdir()
     (package / "config.json").write_text("{}")
     done = DoneReport(package=package, achieved_ratio=1.3, metrics=COMPARISON, missed=missed)
-    return claim, Published(done, artifacts.publish(job_id, claim.attempt, package))
+    return claim, Published(done, storage.publish(job_id, claim.attempt, package))
 
 
 @pytest.mark.parametrize("committed", [True, False])
@@ -164,14 +164,14 @@ def test_a_result_is_kept_once_although_the_database_fails_while_it_is_written(
     service: JobService, settings: Settings, sessions: Sessions, tiny: dict[str, Any], tmp_path: Path, committed: bool
 ) -> None:
     job_id = service.submit(Recipe.model_validate(tiny)).id
-    artifacts = ArtifactStore(settings.artifacts_dir)
-    claim, published = published_result(sessions, artifacts, job_id, tmp_path)
+    storage = open_storage(settings.artifacts_url)
+    claim, published = published_result(sessions, storage, job_id, tmp_path)
     unreliable: Any = Unreliable(sessions, committed=committed)
-    supervisor = Supervisor(settings, unreliable, artifacts, "worker", threading.Event())
-    assert supervisor.conclude_for_certain(claim, published) == "succeeded"
+    supervisor = Supervisor(settings, unreliable, storage, "worker", threading.Event())
+    assert supervisor.conclude_for_certain(claim, published) == AttemptOutcome.SUCCEEDED
     assert service.get(job_id).state is State.SUCCEEDED
     assert [each.file.name for each in service.artifacts(job_id)] == ["config.json"]
-    assert artifacts.path(job_id, claim.attempt, "config.json").is_file()
+    assert storage.exists(job_id, claim.attempt, "config.json")
 
 
 @pytest.mark.parametrize("committed", [True, False])
@@ -179,19 +179,19 @@ def test_a_result_that_misses_the_gate_fails_the_job_and_is_kept(
     service: JobService, settings: Settings, sessions: Sessions, tiny: dict[str, Any], tmp_path: Path, committed: bool
 ) -> None:
     job_id = service.submit(Recipe.model_validate(tiny)).id
-    artifacts = ArtifactStore(settings.artifacts_dir)
-    claim, published = published_result(sessions, artifacts, job_id, tmp_path, missed="twice the perplexity")
+    storage = open_storage(settings.artifacts_url)
+    claim, published = published_result(sessions, storage, job_id, tmp_path, missed="twice the perplexity")
     unreliable: Any = Unreliable(sessions, committed=committed)
-    supervisor = Supervisor(settings, unreliable, artifacts, "worker", threading.Event())
-    assert supervisor.conclude_for_certain(claim, published) == "failed"
+    supervisor = Supervisor(settings, unreliable, storage, "worker", threading.Event())
+    assert supervisor.conclude_for_certain(claim, published) == AttemptOutcome.FAILED
     job = service.get(job_id)
     assert (job.state, job.metrics, job.achieved_ratio) == (State.FAILED, COMPARISON, 1.3)
     assert job.error is not None
     assert (job.error.code, job.error.message, job.error.retryable) == ("quality_gate", "twice the perplexity", False)
     assert {"artifacts", "checkpoint"} <= job.links.keys()
-    assert artifacts.path(job_id, claim.attempt, "config.json").is_file()
+    assert storage.exists(job_id, claim.attempt, "config.json")
 
 
 def test_a_nul_in_what_a_model_says_does_not_reach_the_database() -> None:
-    report = ErrorReport(code="malformed_model", message="the tensor \0 is missing", retryable=False)
+    report = ErrorReport(code=FailureCode.INVALID_MODEL, message="the tensor \0 is missing")
     assert "\0" not in report.message

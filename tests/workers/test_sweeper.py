@@ -12,7 +12,7 @@ from app.db import Sessions
 from app.jobs import store
 from app.jobs.service import JobService
 from app.settings import Settings
-from app.storage.local import ArtifactStore
+from app.storage.registry import open_storage
 from tests.support.doorbell import SilentDoorbell
 from tests.support.results import COMPARISON, FILES
 from workers.sweeper import Sweeper
@@ -28,7 +28,7 @@ def job_id(service: JobService, tiny: dict[str, Any], doorbell: SilentDoorbell) 
 @pytest.fixture
 def sweeper(settings: Settings, sessions: Sessions, doorbell: SilentDoorbell) -> Sweeper:
     settings = settings.model_copy(update={"ring_again_seconds": 0.001, "keep_work_seconds": 0.0})
-    return Sweeper(settings, sessions, doorbell, ArtifactStore(settings.artifacts_dir))
+    return Sweeper(settings, sessions, doorbell, open_storage(settings.artifacts_url))
 
 
 def expire(sessions: Sessions, job_id: str) -> None:
@@ -71,7 +71,7 @@ def test_files_of_an_attempt_that_is_not_the_result_are_deleted_and_of_others_ke
         directory = tmp_path / f"{job}-{attempt}"
         directory.mkdir()
         (directory / "config.json").write_text("{}")
-        sweeper.artifacts.publish(job, attempt, directory)
+        sweeper.storage.publish(job, attempt, directory)
     with sessions.begin() as session:
         store.claim(session, running, "worker", 60.0)
         store.claim(session, job_id, "worker", 60.0)
@@ -79,7 +79,7 @@ def test_files_of_an_attempt_that_is_not_the_result_are_deleted_and_of_others_ke
         store.claim(session, job_id, "worker", 60.0)
         store.finish(session, job_id, 2, 1.3, COMPARISON, FILES)
     sweeper.collect_artifacts()
-    assert set(sweeper.artifacts.published()) == {(job_id, 2), (running, 1)}
+    assert set(sweeper.storage.attempts()) == {(job_id, 2), (running, 1)}
 
 
 def test_a_repair_that_fails_does_not_keep_the_others_from_their_turn(

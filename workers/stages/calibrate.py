@@ -12,12 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from app.contract.codes import FailureCode
 from app.contract.job import Stage
 from app.contract.recipe import TEACHER, Distillation
 from app.sources.documents import Document, read_documents
+from workers.messages import AttemptFailed
 from workers.stages import inspect, tasks, teacher_text
 from workers.stages.context import Context
-from workers.stages.failures import StageFailed
 from workers.stages.overlap import record_overlaps
 
 FILE = "tokens.safetensors"
@@ -129,8 +130,9 @@ def plain_text(tokenizer: Any, document: Document) -> str:
         return str(tokenizer.apply_chat_template(document, tokenize=False))
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in document)
-        raise StageFailed(
-            "conversation_refused", f"the model's chat template refuses a conversation of {roles[:200]}: {error}"
+        raise AttemptFailed(
+            FailureCode.CONVERSATION_REFUSED,
+            f"the model's chat template refuses a conversation of {roles[:200]}: {error}",
         ) from error
 
 
@@ -162,8 +164,9 @@ def cut(tokens: Tensor, length: int, dataset: str, field: str) -> Tensor:
     """[tokens] → [windows, length], without overlap; the rest is left out."""
     count = len(tokens) // length
     if count == 0:
-        raise StageFailed(
-            "text_too_short", f"{dataset} has {len(tokens)} tokens, less than one window; lower {field} ({length})"
+        raise AttemptFailed(
+            FailureCode.TEXT_TOO_SHORT,
+            f"{dataset} has {len(tokens)} tokens, less than one window; lower {field} ({length})",
         )
     return tokens[: count * length].view(count, length)
 

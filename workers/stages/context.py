@@ -11,11 +11,8 @@ from pydantic import BaseModel
 from app.contract.job import Stage
 from app.contract.recipe import Recipe
 from workers.compression.spec.methods import Need, method_of
-from workers.messages import Assignment, ProgressReport, ResumedReport
+from workers.messages import FETCH_SHARE, Assignment, ProgressReport, ResumedReport
 from workers.stages.workbench import Workbench
-
-FETCHED = 0.02
-"""Part of the whole that the supervisor has already reported for fetching."""
 
 SHARES = {
     Stage.INSPECT: 0.08,
@@ -81,7 +78,7 @@ class Context:
         """Report how much of the running stage is done."""
         recipe = self.assignment.recipe
         shares = shares_of(recipe, self.turn)
-        before = FETCHED + sum(sum(shares_of(recipe, turn).values()) for turn in range(self.turn))
+        before = FETCH_SHARE + sum(sum(shares_of(recipe, turn).values()) for turn in range(self.turn))
         before += sum(share for stage, share in shares.items() if stage in self.results)
         whole = min(before + shares[self.stage] * fraction, 1.0)
         if recipe.is_sweep and self.stage not in ONCE:
@@ -106,9 +103,9 @@ class Context:
 
 
 def shares_of(recipe: Recipe, turn: int = 0) -> dict[Stage, float]:
-    """Part of the whole that each stage takes for this ratio of the recipe; the rest is FETCHED and other ratios."""
+    """Return the part of the whole that each stage takes for this ratio; the rest is FETCH_SHARE and other ratios."""
     whole = sum(sum(weights_of(recipe, each).values()) for each in range(len(recipe.ratios)))
-    return {stage: weight / whole * (1 - FETCHED) for stage, weight in weights_of(recipe, turn).items()}
+    return {stage: weight / whole * (1 - FETCH_SHARE) for stage, weight in weights_of(recipe, turn).items()}
 
 
 def weights_of(recipe: Recipe, turn: int) -> dict[Stage, float]:

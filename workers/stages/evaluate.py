@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
+from app.contract.codes import FailureCode
 from app.contract.job import Comparison, Metrics, Protocol, Stage
 from workers.compression.evaluation.fidelity import Fidelity, compare, final_states
 from workers.compression.evaluation.peak_memory import peak_memory
@@ -25,10 +26,10 @@ from workers.compression.evaluation.size import stored_size
 from workers.compression.evaluation.speed import greedy_sample, speed
 from workers.compression.formats.checkpoint import write_package
 from workers.compression.models.streamed import StreamedModel
+from workers.messages import AttemptFailed
 from workers.stages import calibrate, compress, compute, inspect, memory, overlap, tasks
 from workers.stages.baseline import write_baseline
 from workers.stages.context import Context
-from workers.stages.failures import StageFailed
 
 DRAFT = "draft"
 BASELINE = "baseline"
@@ -95,11 +96,11 @@ def predictions_of(context: Context, directories: Sequence[Path]) -> dict[str, t
 
 
 def require_numbers(dataset: str, found: Sequence[Fidelity]) -> None:
-    """Raises StageFailed for a figure that is not finite, which JSON cannot hold. The first model is the original."""
+    """Raises AttemptFailed for a figure that is not finite, which JSON cannot hold. The first model is the original."""
     for place, fidelity in enumerate(found):
         if not (math.isfinite(fidelity.perplexity) and math.isfinite(fidelity.divergence)):
             whose = "a compressed model" if place else "the original"
-            raise StageFailed("not_finite", f"what {whose} predicts on {dataset} has no finite perplexity")
+            raise AttemptFailed(FailureCode.NOT_FINITE, f"what {whose} predicts on {dataset} has no finite perplexity")
 
 
 def metrics_of(context: Context, directory: Path, found: Mapping[str, Fidelity], *, is_original: bool) -> Metrics:

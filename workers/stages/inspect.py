@@ -4,13 +4,14 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from app.contract.codes import FailureCode
 from app.contract.job import Stage
 from workers.compression.models.streamed import convert_gguf
 from workers.compression.spec.config import read_config
 from workers.compression.spec.headers import read_safetensors_headers
 from workers.compression.spec.inventory import Inventory, inventory
+from workers.messages import AttemptFailed
 from workers.stages.context import Context
-from workers.stages.failures import StageFailed
 
 CONVERTED = "model"
 
@@ -24,7 +25,9 @@ def run(context: Context, directory: Path) -> None:
     try:
         AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise StageFailed("no_tokenizer", "the model has no tokenizer that transformers can open") from error
+        raise AttemptFailed(
+            FailureCode.NO_TOKENIZER, "the model has no tokenizer that transformers can open"
+        ) from error
     found = inventory_of(path)
     context.progress(1.0, f"{found.model_type}, {found.blocks} blocks, {found.total_parameters:,} parameters")
 

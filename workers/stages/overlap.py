@@ -6,10 +6,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from app.contract.codes import FailureCode
 from app.contract.job import Stage
 from workers.compression.evaluation.overlap import PASSAGE, shared
+from workers.messages import AttemptFailed
 from workers.stages.context import Context
-from workers.stages.failures import StageFailed
 
 FILE = "overlaps.json"
 MOST = 0.05
@@ -20,14 +21,14 @@ common, and one library's documentation repeats a percent of itself; a copied te
 def record_overlaps(directory: Path, evaluations: Mapping[str, Tensor], made_from: Sequence[Tensor]) -> None:
     """Writes down, for each dataset of token ids [windows, length], the share of its tokens that is in the others.
 
-    Raises StageFailed for a dataset of which more than MOST is.
+    Raises AttemptFailed for a dataset of which more than MOST is.
     """
     learnt = [windows.flatten() for windows in made_from]
     found = {dataset: shared(windows.flatten(), learnt) for dataset, windows in evaluations.items()}
     for dataset, share in found.items():
         if share > MOST:
-            raise StageFailed(
-                "evaluation_overlap",
+            raise AttemptFailed(
+                FailureCode.EVALUATION_OVERLAP,
                 f"{share:.1%} of {dataset} is in passages of {PASSAGE} tokens or more that the text of the calibration "
                 "or the distillation has too; evaluate on other text",
             )

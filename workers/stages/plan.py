@@ -11,15 +11,16 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
+from app.contract.codes import FailureCode
 from app.contract.job import Stage
 from workers.compression.choice import Trial, trials
 from workers.compression.math.sensitivity import Sensitivity, from_tensors, measure, spectra, to_tensors
 from workers.compression.spec.methods import METHODS, MethodOptions, Need, method_of, planner_of
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.steps import factor_labels
+from workers.messages import AttemptFailed
 from workers.stages import calibrate, compute, inspect
 from workers.stages.context import Context
-from workers.stages.failures import StageFailed
 from workers.stages.part_files import ScratchFiles
 
 PLAN = "plan.json"
@@ -71,12 +72,12 @@ def try_methods(context: Context, candidates: Sequence[MethodOptions], scratch: 
 
 
 def best_of(context: Context, tried: Sequence[Trial]) -> MethodOptions:
-    """Return the method that left the lowest perplexity. Raises StageFailed where none left a model that predicts."""
+    """Return the method that left the lowest perplexity. Raises AttemptFailed where none left a model that predicts."""
     if not tried:
         asked = context.assignment.recipe.method
         reached = method_of(asked).range(inspect.model_inventory(context), asked)
-        raise StageFailed(
-            "no_method_fits",
+        raise AttemptFailed(
+            FailureCode.NO_METHOD_FITS,
             f"no method of {asked.name!r} made a working model at ratio {context.ratio:g}; ask for another ratio "
             f"between {reached.lowest:.2f} and {reached.highest:.2f}, or name a method",
         )

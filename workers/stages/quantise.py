@@ -9,20 +9,23 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import cast
 
+from app.contract.codes import FailureCode
 from app.contract.job import Metrics, Stage
 from app.contract.recipe import Recipe, Scheme
+from workers.messages import AttemptFailed
 from workers.stages import evaluate, inspect, tasks
 from workers.stages.context import Context
-from workers.stages.failures import StageFailed
 
 LIBRARY = "compressed_tensors"
 RESTORED = "restored"
 
 
 def require_library(recipe: Recipe) -> None:
-    """Raises StageFailed, before anything was computed, where the recipe needs what is not installed here."""
+    """Raises AttemptFailed, before anything was computed, where the recipe needs what is not installed here."""
     if recipe.quantisation is not None and find_spec(LIBRARY) is None:
-        raise StageFailed("missing_extra", "this worker cannot quantise: install modelpress[quantisation] there")
+        raise AttemptFailed(
+            FailureCode.MISSING_EXTRA, "this worker cannot quantise: install modelpress[quantisation] there"
+        )
 
 
 def run(context: Context, directory: Path) -> None:

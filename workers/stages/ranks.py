@@ -17,24 +17,23 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
+from app.contract.codes import FailureCode
 from app.contract.job import Stage
 from workers.compression.phases import Phase
-from workers.messages import REPORT, Assignment, ErrorReport, Message
+from workers.messages import REPORT, Assignment, AttemptFailed, ErrorReport, Message
 from workers.stages import compute
 from workers.stages.context import Context
-from workers.stages.failures import ReportedElsewhere
 
 log = logging.getLogger(__name__)
 
 HERE = "127.0.0.1"
 
 LOST = ErrorReport(
-    code="compute_killed",
+    code=FailureCode.COMPUTE_KILLED,
     message="one of the processes that train together was killed, as the kernel does when memory runs out",
     stage=Stage.DISTILL,
-    retryable=True,
 )
-"""Where they end and none of them says why."""
+"""The failure when the processes end and none of them says why."""
 
 
 class RankRequest(Message):
@@ -50,7 +49,7 @@ class RankRequest(Message):
 def train_in_processes(context: Context, phase: Phase, processes: int) -> None:
     """Has a phase trained by so many processes; their reports become this one's.
 
-    Raises ReportedElsewhere where one of them fails.
+    Raises AttemptFailed where one of them fails.
     """
     # They need what this process keeps of the GPU unused.
     torch.cuda.empty_cache()
@@ -79,7 +78,7 @@ def torchrun(processes: int, scratch: Path, module: str, *arguments: str) -> lis
 
 
 def follow(context: Context, command: Sequence[str]) -> None:
-    """Passes on what the processes of a command report, until all have ended. Raises ReportedElsewhere."""
+    """Pass on what the processes of a command report until all have ended. Raises AttemptFailed where one fails."""
     failure: ErrorReport | None = None
     # Their standard input is a lifeline. torchrun gives each a session of its own, so no signal to ours reaches them.
     with subprocess.Popen(
@@ -97,7 +96,7 @@ def follow(context: Context, command: Sequence[str]) -> None:
             else:
                 context.report(report)
     if process.returncode != 0:
-        raise ReportedElsewhere(failure or LOST)
+        raise AttemptFailed.reported(failure or LOST)
 
 
 def environment() -> Mapping[str, str]:

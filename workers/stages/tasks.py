@@ -15,12 +15,13 @@ from typing import Any
 from pydantic import TypeAdapter
 from transformers import AutoTokenizer
 
+from app.contract.codes import FailureCode
 from app.contract.job import Metrics, TaskResult
 from app.contract.recipe import Recipe
 from workers.compression.models.streamed import StreamedModel
+from workers.messages import AttemptFailed
 from workers.stages import compute, inspect, memory
 from workers.stages.context import Context
-from workers.stages.failures import StageFailed
 from workers.stages.workbench import Workbench
 
 LIBRARY = "lm_eval"
@@ -35,9 +36,9 @@ TOO_LARGE = "the model does not fit into the worker's memory"
 
 
 def require_library(recipe: Recipe) -> None:
-    """Raises StageFailed, before anything was computed, where the recipe needs what is not installed here."""
+    """Raises AttemptFailed, before anything was computed, where the recipe needs what is not installed here."""
     if recipe.evaluation.tasks and find_spec(LIBRARY) is None:
-        raise StageFailed("missing_extra", "this worker cannot run tasks: install modelpress[tasks] there")
+        raise AttemptFailed(FailureCode.MISSING_EXTRA, "this worker cannot run tasks: install modelpress[tasks] there")
 
 
 def require_data(context: Context) -> None:

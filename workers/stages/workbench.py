@@ -7,10 +7,11 @@ other inputs, a half-written one or a damaged one is computed again.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
+
+from workers.compression.files import file_sha256, sync
 
 RECORD = "record.json"
 
@@ -113,13 +114,13 @@ class Workbench:
 
     def record(self, path: Path, directory: Path, files: list[Path]) -> None:
         for file in files:
-            flush(file)
+            sync(file)
         digests = {str(file.relative_to(directory)): file_sha256(file) for file in files}
         unfinished = path.with_name(f".{path.name}.unfinished")
         unfinished.write_text(Record(fingerprint=self.fingerprint, sha256=digests).model_dump_json())
-        flush(unfinished)
+        sync(unfinished)
         unfinished.replace(path)
-        flush(directory)
+        sync(directory)
 
 
 def read_record(path: Path) -> Record | None:
@@ -127,19 +128,6 @@ def read_record(path: Path) -> Record | None:
         return Record.model_validate_json(path.read_bytes())
     except (OSError, ValueError):
         return None
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def fingerprint(inputs: dict[str, object]) -> str:

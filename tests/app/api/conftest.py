@@ -8,6 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
+from app.contract.codes import FailureCode
 from app.contract.job import Failure, Job
 from app.db import Sessions
 from app.settings import Settings
@@ -40,5 +41,5 @@ def finished(settings: Settings, sessions: Sessions, tmp_path: Path) -> Finished
 @pytest.fixture
 def below_gate(settings: Settings, sessions: Sessions, tmp_path: Path) -> Finished:
     """One that has failed although it has a result."""
-    failure = Failure(code="quality_gate", message="twice the perplexity", retryable=False, attempt=1)
+    failure = Failure.of(FailureCode.QUALITY_GATE, "twice the perplexity", attempt=1)
     return finish(settings, sessions, tmp_path, failure)

@@ -11,8 +11,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.contract.job import Job
+from app.db import Sessions
 from app.settings import Settings
-from tests.support.api import Finished
+from app.storage.registry import BACKENDS
+from tests.app.storage.memory import MemoryStorage
+from tests.support.api import Finished, api, finish
 
 NAME = "model.safetensors"
 
@@ -158,7 +161,7 @@ def test_only_listed_files_are_served(client: TestClient, finished: Finished, na
 def test_a_file_that_is_gone_is_not_found(
     client: TestClient, finished: Finished, settings: Settings, address: str, archive: str
 ) -> None:
-    Path(settings.artifacts_dir, finished.id, "1", NAME).unlink()
+    (settings.data_dir / "artifacts" / finished.id / "1" / NAME).unlink()
 
     for url in (address, archive):
         assert client.get(url).json()["type"] == "/problems/artifact_not_found"
@@ -183,3 +186,17 @@ def test_the_checkpoint_is_the_same_each_time_and_resumable(client: TestClient, 
 
     assert rest.status_code == 206
     assert whole.content[:half] + rest.content == whole.content
+
+
+def test_another_storage_backend_serves_the_same_files(
+    settings: Settings, sessions: Sessions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = MemoryStorage()
+    monkeypatch.setitem(BACKENDS, "memory", lambda url: memory)
+    settings = settings.model_copy(update={"storage_url": "memory://artifacts"})
+    finished = finish(settings, sessions, tmp_path)
+
+    with api(settings) as client:
+        for name, content in finished.contents.items():
+            assert client.get(f"/jobs/{finished.id}/artifacts/{name}").content == content
+    assert not (settings.data_dir / "artifacts").exists()

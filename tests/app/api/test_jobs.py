@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from app.api.jobs import retry_after
 from app.contract.job import Job, Stage
@@ -39,6 +39,15 @@ def test_a_refused_job_is_not_kept(client: TestClient, tiny: dict[str, Any]) -> 
     assert client.post("/jobs", json=tiny | {"target_ratio": 900}).status_code == 422
 
     assert client.get("/jobs").json()["jobs"] == []
+
+
+def test_a_job_that_failed_with_a_code_of_another_version_is_shown_with_that_code(
+    client: TestClient, below_gate: Finished, engine: Engine
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("""UPDATE jobs SET error = jsonb_set(error, '{code}', '"from_another_version"')"""))
+
+    assert client.get(f"/jobs/{below_gate.id}").json()["error"]["code"] == "from_another_version"
 
 
 def test_an_unchanged_job_is_not_sent_again(client: TestClient, post: Post) -> None:

@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from app.contract.job import Comparison, Failure, Resumed, Source, Stage, State, SweepResult
+from app.contract.codes import FailureCode
+from app.contract.job import AttemptOutcome, Comparison, Failure, Resumed, Source, Stage, State, SweepResult
 from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.jobs import store
@@ -19,7 +20,7 @@ from tests.support.results import COMPARISON, FILES
 
 RECIPE = Recipe(model="local:tiny", target_ratio=1.5)
 SOURCE = Source(reference="local:tiny", model_type="llama", parameters=1000)
-FAILURE = Failure(code="internal_error", message="it broke", retryable=True, attempt=1)
+FAILURE = Failure.of(FailureCode.INTERNAL_ERROR, "it broke", attempt=1)
 
 
 def submit(sessions: Sessions, job_id: str = "job_a", max_attempts: int = 3) -> str:
@@ -117,7 +118,7 @@ def test_finish_publishes_the_result(sessions: Sessions) -> None:
     with sessions() as session:
         (artifact,) = store.artifacts(session, job_id)
     assert (artifact.name, artifact.sha256, artifact.attempt) == ("config.json", "ab" * 32, 1)
-    assert attempt(sessions, job_id, 1).outcome == "succeeded"
+    assert attempt(sessions, job_id, 1).outcome == AttemptOutcome.SUCCEEDED
 
 
 def test_a_sweep_is_kept_with_the_result_and_answered(service: JobService, sessions: Sessions) -> None:
@@ -142,7 +143,7 @@ def test_a_result_can_be_that_of_a_job_that_failed(sessions: Sessions) -> None:
     assert row.failed_at is not None
     assert Failure.model_validate(row.error) == FAILURE
     assert Comparison.model_validate(row.metrics) == COMPARISON
-    assert attempt(sessions, job_id, 1).outcome == "failed"
+    assert attempt(sessions, job_id, 1).outcome == AttemptOutcome.FAILED
     assert call(sessions, store.has_finished, job_id, 1)
     with sessions() as session:
         assert len(store.artifacts(session, job_id)) == 1
@@ -188,7 +189,7 @@ def test_a_silent_worker_loses_its_job_to_the_queue(sessions: Sessions) -> None:
     claim(sessions, job_id)
     let_lease_expire(sessions, job_id)
     assert call(sessions, store.reap, 0.0) == [store.Reaped(job_id, State.QUEUED)]
-    assert attempt(sessions, job_id, 1).outcome == "lost"
+    assert attempt(sessions, job_id, 1).outcome == AttemptOutcome.LOST
 
 
 def test_a_live_lease_is_not_reaped(sessions: Sessions) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import Settings
+from app.settings import SourceSettings
 from tests.support.hub import LoopbackHub, running_hub
 
 
@@ -16,5 +16,5 @@ def hub() -> Iterator[LoopbackHub]:
 
 
 @pytest.fixture
-def settings(hub: LoopbackHub, model_root: Path, data_root: Path) -> Settings:
-    return Settings(model_roots=(model_root,), data_roots=(data_root,), hub_endpoint=hub.endpoint)
+def settings(hub: LoopbackHub, model_root: Path, data_root: Path) -> SourceSettings:
+    return SourceSettings(model_roots=(model_root,), data_roots=(data_root,), hub_endpoint=hub.endpoint)

@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from app.errors import HubUnavailable, InvalidModel, NoSafetensors, Refused, UnknownModel, UnsupportedModel
-from app.settings import Settings
+from app.settings import SourceSettings
 from app.sources.checkpoint import FIRST_READ
 from app.sources.hub import Hub, part
 from app.sources.models import ModelSources
@@ -19,7 +19,7 @@ TOKEN = "hf_secret"
 
 
 @pytest.fixture
-def sources(settings: Settings) -> ModelSources:
+def sources(settings: SourceSettings) -> ModelSources:
     return ModelSources(settings)
 
 
@@ -119,7 +119,7 @@ def test_a_private_model_looks_like_none(sources: ModelSources, hub: LoopbackHub
     assert isinstance(refusal(sources, "acme/private"), UnknownModel)
 
 
-def test_the_token_opens_gated_models_and_goes_to_the_hub_alone(settings: Settings, hub: LoopbackHub) -> None:
+def test_the_token_opens_gated_models_and_goes_to_the_hub_alone(settings: SourceSettings, hub: LoopbackHub) -> None:
     hub.add("acme/gated", single_file()).gated = True
     hub.token = TOKEN
     ModelSources(settings.model_copy(update={"hub_token": SecretStr(TOKEN)})).resolve("acme/gated")
@@ -193,7 +193,7 @@ def test_a_failing_hub_is_unavailable(sources: ModelSources, hub: LoopbackHub, s
     assert len(hub.requests) == 1
 
 
-def test_a_hub_that_is_down_is_unavailable_at_once(settings: Settings) -> None:
+def test_a_hub_that_is_down_is_unavailable_at_once(settings: SourceSettings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     sources = ModelSources(settings.model_copy(update={"hub_endpoint": f"http://127.0.0.1:{port}"}))
@@ -209,13 +209,13 @@ def test_a_hub_that_says_nothing_is_unavailable_after_the_timeout(hub: LoopbackH
         Hub(hub.endpoint, None, timeout_seconds=0.1).repository("model", "acme/tiny")
 
 
-def test_something_else_than_a_hub_is_unavailable(settings: Settings, hub: LoopbackHub) -> None:
+def test_something_else_than_a_hub_is_unavailable(settings: SourceSettings, hub: LoopbackHub) -> None:
     hub.status = 200
     with pytest.raises(HubUnavailable):
         ModelSources(settings).resolve("acme/tiny")
 
 
-def test_a_service_without_a_hub_says_what_to_send(settings: Settings, hub: LoopbackHub) -> None:
+def test_a_service_without_a_hub_says_what_to_send(settings: SourceSettings, hub: LoopbackHub) -> None:
     error = refusal(ModelSources(settings.model_copy(update={"hub_enabled": False})), "acme/tiny")
     assert isinstance(error, UnknownModel)
     assert "local:" in error.message

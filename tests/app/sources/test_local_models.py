@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.errors import InvalidModel, NoSafetensors, OutsideRoots, Refused, UnknownModel, UnsupportedModel
-from app.settings import Settings
+from app.settings import SourceSettings
 from app.sources.models import ModelSources
 from tests.support.checkpoints import (
     CONFIG,
@@ -22,7 +22,7 @@ from tests.support.checkpoints import (
 
 
 @pytest.fixture
-def sources(settings: Settings) -> ModelSources:
+def sources(settings: SourceSettings) -> ModelSources:
     return ModelSources(settings)
 
 
@@ -51,7 +51,7 @@ def test_a_gguf_file_is_resolved(sources: ModelSources, model_root: Path) -> Non
     assert (model.kind, model.path, model.inventory.total_parameters) == ("gguf", path, PARAMETERS)
 
 
-def test_the_roots_are_searched_in_order(tmp_path: Path, settings: Settings) -> None:
+def test_the_roots_are_searched_in_order(tmp_path: Path, settings: SourceSettings) -> None:
     roots = (tmp_path / "first", tmp_path / "second")
     for root in roots:
         write_files(root / "both", single_file())
@@ -83,7 +83,7 @@ def test_a_loop_of_links_is_unknown(sources: ModelSources, model_root: Path) -> 
     assert isinstance(refusal(sources, "local:loop"), UnknownModel)
 
 
-def test_without_roots_the_setting_is_named(settings: Settings) -> None:
+def test_without_roots_the_setting_is_named(settings: SourceSettings) -> None:
     error = refusal(ModelSources(settings.model_copy(update={"model_roots": ()})), "local:tiny")
     assert isinstance(error, UnknownModel)
     assert "MODELPRESS_MODEL_ROOTS" in error.message

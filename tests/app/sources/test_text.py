@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import HubUnavailable, OutsideRoots, Refused, UnknownDataset
-from app.settings import Settings
+from app.settings import SourceSettings
 from app.sources.text import TextSources
 from tests.support.hub import LoopbackHub
 
@@ -14,7 +14,7 @@ FIELD = "evaluation.datasets.0"
 
 
 @pytest.fixture
-def sources(settings: Settings) -> TextSources:
+def sources(settings: SourceSettings) -> TextSources:
     return TextSources(settings)
 
 
@@ -140,6 +140,6 @@ def test_a_failing_hub_is_unavailable(sources: TextSources, hub: LoopbackHub) ->
         sources.check("hub:acme/text/raw/train", FIELD)
 
 
-def test_a_service_without_a_hub_says_what_to_send(settings: Settings) -> None:
+def test_a_service_without_a_hub_says_what_to_send(settings: SourceSettings) -> None:
     sources = TextSources(settings.model_copy(update={"hub_enabled": False}))
     assert "builtin:" in refusal(sources, "hub:acme/text/raw/train").message

@@ -10,10 +10,9 @@ from app.contract.job import Stage
 from app.contract.recipe import Recipe
 from app.sources.documents import Document, to_line
 from tests.support.models import byte_tokenizer
-from workers.messages import Assignment
+from workers.messages import Assignment, AttemptFailed
 from workers.stages import calibrate
 from workers.stages.context import Context
-from workers.stages.failures import StageFailed
 from workers.stages.workbench import Workbench
 
 RECIPE: dict[str, Any] = {
@@ -163,7 +162,7 @@ def test_a_conversation_is_written_by_the_chat_template(job: Job) -> None:
 def test_a_conversation_that_the_template_refuses_is_said_to_be_refused(job: Job) -> None:
     job.tokenizer.chat_template = "{{ raise_exception('no system message, please') }}"
     job.write("a", TALK)
-    with pytest.raises(StageFailed, match="refuses a conversation of user, assistant: no system message, please"):
+    with pytest.raises(AttemptFailed, match="refuses a conversation of user, assistant: no system message, please"):
         job.windows()
 
 
@@ -175,7 +174,7 @@ def test_a_conversation_without_a_template_is_its_contents(job: Job) -> None:
 
 def test_a_text_of_no_documents_is_too_short(job: Job) -> None:
     job.write("a")
-    with pytest.raises(StageFailed, match=r"has 0 tokens.*lower calibration\.length"):
+    with pytest.raises(AttemptFailed, match=r"has 0 tokens.*lower calibration\.length"):
         job.windows()
 
 

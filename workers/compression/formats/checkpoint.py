@@ -13,9 +13,7 @@ Promise: the directory appears complete, synced to disk and with its SHA256SUMS,
 in memory beside one part.
 """
 
-import hashlib
 import json
-import os
 import re
 import shutil
 import string
@@ -29,6 +27,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from workers.compression import structures as structures_module
+from workers.compression.files import file_sha256, sync
 from workers.compression.formats.content import DTYPES, Content, Part
 from workers.compression.spec.architectures import architecture_of
 from workers.compression.spec.config import compressed_type
@@ -213,26 +212,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_sums(directory: Path) -> None:
-    """`SHA256SUMS` over all other files, those in subdirectories too, as `sha256sum --check` reads it."""
-    lines, sums = [], directory / SUMS_FILE
-    for path in sorted(path for path in directory.rglob("*") if path.is_file() and path != sums):
-        with path.open("rb") as file:
-            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.relative_to(directory)}\n")
+    """Write `SHA256SUMS` over all other files, subdirectories included, as `sha256sum --check` reads it."""
+    sums = directory / SUMS_FILE
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and path != sums)
+    lines = [f"{file_sha256(path)}  {path.relative_to(directory)}\n" for path in files]
     sums.write_text("".join(lines), encoding="utf-8")
 
 
 def publish(partial: Path, destination: Path) -> None:
     """Renames the finished directory once all of it is on the disk."""
     for path in partial.iterdir():
-        _sync(path)
-    _sync(partial)
+        sync(path)
+    sync(partial)
     partial.rename(destination)
-    _sync(destination.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(destination.parent)

@@ -19,6 +19,8 @@ from workers.compression.spec.inventory import Inventory, Site
 class HeadsDoNotFit(CompressionError):
     """The model cannot have so many key/value heads; the message says which numbers it can."""
 
+    code = "method_does_not_fit"
+
 
 @dataclass(frozen=True)
 class Heads:

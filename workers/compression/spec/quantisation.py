@@ -21,6 +21,8 @@ from 15.8 to 23.7 with them, and to 22.2 with these."""
 class NotQuantisable(CompressionError):
     """The result of this method, or this model, cannot be rounded in this way."""
 
+    code = "method_does_not_fit"
+
 
 @dataclass(frozen=True)
 class Grid:

@@ -11,6 +11,8 @@ TOLERANCE = 0.005
 class RatioOutOfRange(CompressionError):
     """The target lies outside the feasible range; the message says the range."""
 
+    code = "ratio_out_of_range"
+
 
 @dataclass(frozen=True)
 class Range:

@@ -19,6 +19,8 @@ from workers.compression.spec.errors import CompressionError
 class MalformedStructure(CompressionError):
     """A structure's description names an unknown kind, lacks a number or does not fit the matrix."""
 
+    code = "internal_error"
+
 
 class Structure(ABC):
     """What a weight matrix W of out × in becomes. `kind` names it in the config.json of a package."""

@@ -40,6 +40,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 class Diverged(CompressionError):
     """The loss rose or was no number, again and again, however low the learning rate."""
 
+    code = "diverged"
+
 
 @dataclass(frozen=True)
 class Checkpoint:

@@ -1,28 +1,28 @@
-"""Artifacts in a directory: `<root>/<job_id>/<attempt>/<name>`, beside a manifest that clients never see.
+"""Published files in a directory: `<root>/<job_id>/<attempt>/<name>`, beside a manifest that clients never see.
 
 The files of an attempt appear by one rename of their directory, after each has been written to disk and hashed; so what
 has its place there is complete, also after a crash at any moment.
 """
 
 import errno
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
+from urllib.parse import unquote, urlsplit
 
 from app.errors import ArtifactNotFound
+from app.files import file_sha256, sync
 from app.storage import InvalidNameError, StoredFile, check_name, media_type
 
 MANIFEST = ".manifest.json"
 CHUNK_BYTES = 1 << 20
 
 
-class ArtifactStore:
-    """A set of files becomes visible as a whole or not at all, and never changes afterwards.
+class DirectoryStorage:
+    """A `Storage` in a directory that API and workers share.
 
     Attempts of a job cannot disturb each other, since each writes under its own number.
     """
@@ -30,16 +30,12 @@ class ArtifactStore:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    @classmethod
+    def at(cls, url: str) -> Self:
+        """Return the storage of a `file:///directory` URL."""
+        return cls(Path(unquote(urlsplit(url).path)))
+
     def publish(self, job_id: str, attempt: int, directory: Path) -> tuple[StoredFile, ...]:
-        """Hash the files of `directory` and move them into place; the directory is gone afterwards.
-
-        Idempotent: an attempt that has been published answers with what it published then, and one that was interrupted
-        goes on.
-
-        Raises:
-            InvalidNameError: a file's name is not plain, or is not a regular file's. Nothing was published.
-            FileNotFoundError: there is no such directory, and nothing was published under this attempt before.
-        """
         place = self._place(job_id, attempt)
         if not place.is_dir():
             incoming = place.with_name(f".incoming-{attempt}")
@@ -47,36 +43,31 @@ class ArtifactStore:
             files = tuple(describe(incoming, name) for name in list_names(incoming))
             write_manifest(incoming, files)
             incoming.rename(place)
-            sync_directory(place.parent)
-            sync_directory(self.root)
+            sync(place.parent)
+            sync(self.root)
         shutil.rmtree(directory, ignore_errors=True)
         return read_manifest(place)
 
-    def path(self, job_id: str, attempt: int, name: str) -> Path:
-        """Raises ArtifactNotFound unless this is a published file."""
+    def exists(self, job_id: str, attempt: int, name: str) -> bool:
         try:
-            path = self._place(job_id, attempt) / check_name(name)
+            return (self._place(job_id, attempt) / check_name(name)).is_file()
         except InvalidNameError:
-            raise ArtifactNotFound("no artifact can have this name") from None
-        if not path.is_file():
-            raise ArtifactNotFound(f"the file {name!r} of this job is no longer stored")
-        return path
+            return False
 
-    def read(self, job_id: str, attempt: int, name: str, start: int, stop: int) -> Iterator[bytes]:
-        """The bytes from `start` up to, not including, `stop`, in chunks of at most a mebibyte.
+    def open(self, job_id: str, attempt: int, name: str, start: int, stop: int) -> Iterator[bytes]:
+        # The file is opened here and not at the first chunk, so that discarding it does not disturb the reader.
+        try:
+            file = (self._place(job_id, attempt) / check_name(name)).open("rb")
+        except (InvalidNameError, FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise ArtifactNotFound(f"there is no file {name!r} of this job") from None
+        return read_range(file, start, stop)
 
-        The file is opened at once: what is discarded meanwhile can still be read to its end.
-        """
-        return read_range(self.path(job_id, attempt, name).open("rb"), start, stop)
-
-    def published(self) -> list[tuple[str, int]]:
-        """Job id and attempt of everything that is stored, also of what was only begun or not wholly discarded."""
+    def attempts(self) -> list[tuple[str, int]]:
         jobs = self.root.iterdir() if self.root.is_dir() else ()
         places = [(job.name, place.name.rpartition("-")[2]) for job in jobs for place in job.iterdir()]
         return sorted({(job, int(attempt)) for job, attempt in places if attempt.isdecimal()})
 
     def discard(self, job_id: str, attempt: int) -> None:
-        """Delete what the attempt has published or begun to. Idempotent."""
         place = self._place(job_id, attempt)
         discarded = place.with_name(f".discarded-{attempt}")
         for remains in (discarded, place.with_name(f".incoming-{attempt}")):
@@ -123,34 +114,22 @@ def list_names(directory: Path) -> list[str]:
 
 
 def describe(directory: Path, name: str) -> StoredFile:
-    """Hash a file, and see to it that it is on the disk."""
-    with (directory / name).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-        size = os.fstat(file.fileno()).st_size
-    sync_directory((directory / name).parent)
-    return StoredFile(name, size, digest, media_type(name))
+    """Return size and digest of a file, and see to it that it is on the disk."""
+    path = directory / name
+    sync(path)
+    sync(path.parent)
+    return StoredFile(name, path.stat().st_size, file_sha256(path), media_type(name))
 
 
 def write_manifest(directory: Path, files: tuple[StoredFile, ...]) -> None:
-    with (directory / MANIFEST).open("w") as file:
-        json.dump({"files": [asdict(stored) for stored in files]}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_directory(directory)
+    (directory / MANIFEST).write_text(json.dumps({"files": [asdict(stored) for stored in files]}, indent=1))
+    sync(directory / MANIFEST)
+    sync(directory)
 
 
 def read_manifest(directory: Path) -> tuple[StoredFile, ...]:
     manifest = json.loads((directory / MANIFEST).read_text())
     return tuple(StoredFile(**entry) for entry in manifest["files"])
-
-
-def sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_range(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:

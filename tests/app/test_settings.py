@@ -1,0 +1,51 @@
+"""Settings are read once, and complete before anything is started with them."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from app.errors import IncompleteSettings
+from app.settings import ServerSettings, Settings
+
+DATABASE, REDIS = SecretStr("postgresql://given"), SecretStr("redis://given")
+
+
+def test_settings_with_both_urls_are_complete(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, port=1234, database_url=DATABASE, redis_url=REDIS).completed()
+
+    assert isinstance(settings, ServerSettings)
+    assert (settings.database_url, settings.redis_url, settings.port) == (DATABASE, REDIS, 1234)
+
+
+@pytest.mark.parametrize("given", [{}, {"database_url": DATABASE}, {"redis_url": REDIS}, {"redis_url": SecretStr("")}])
+def test_a_missing_url_is_named_before_anything_is_started(given: dict[str, SecretStr]) -> None:
+    settings = Settings(**{"database_url": None, "redis_url": None} | given)
+
+    with pytest.raises(IncompleteSettings, match=r"MODELPRESS_DATABASE_URL and MODELPRESS_REDIS_URL"):
+        settings.completed()
+
+
+def test_urls_of_started_servers_fill_what_is_missing_and_replace_nothing() -> None:
+    settings = Settings(database_url=DATABASE, redis_url=None)
+
+    complete = settings.completed(
+        database_url=SecretStr("postgresql://started"), redis_url=SecretStr("redis://started")
+    )
+
+    assert complete.database_url == DATABASE
+    assert complete.redis_url.get_secret_value() == "redis://started"
+
+
+def test_the_environment_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(database_url=DATABASE, redis_url=REDIS)
+    monkeypatch.setenv("MODELPRESS_QUEUE", "changed-meanwhile")
+
+    assert settings.completed().queue == settings.queue == "modelpress"
+
+
+def test_complete_settings_cannot_be_made_without_urls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELPRESS_DATABASE_URL", "postgresql://environment")
+
+    with pytest.raises(ValidationError):
+        ServerSettings(redis_url=REDIS)  # type: ignore[call-arg]
