@@ -55,7 +55,7 @@ def narrowed(model: StreamedModel, block: int, width: int) -> dict[str, Tensor]:
     prefix = f"{model.inventory.block_prefix}.{block}"
     conv = architecture.layout == "conv1d"
     tensors: dict[str, Tensor] = {}
-    stored = model.read(name for name in model._stored_names if name.startswith(f"{prefix}."))
+    stored = model.read(name for name in model.tensor_names if name.startswith(f"{prefix}."))
     for name, tensor in stored.items():
         module, leaf = name.removeprefix(f"{prefix}.").rpartition(".")[::2]
         if module in architecture.mlp.entering:

@@ -2,7 +2,7 @@
 
     package = write_package(source, parts, destination)
 
-`source` is the original's directory and `parts` what `sequential.compress` yields; `content` says what the package then
+`source` is the original's directory and `parts` what `pipeline.compress` yields; `overlay` says what the package then
 holds. With structures come a modelling file and `structures.py`, so that it opens with
 
     AutoModelForCausalLM.from_pretrained(destination, trust_remote_code=True)
@@ -29,7 +29,7 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from workers.compression import structures as structures_module
-from workers.compression.formats.content import DTYPES, Content, Part
+from workers.compression.overlay import DTYPES, Overlay, Part
 from workers.compression.spec.architectures import architecture_of
 from workers.compression.spec.config import compressed_type
 from workers.compression.spec.headers import INDEX_FILE, WEIGHTS_FILE
@@ -68,7 +68,7 @@ class Entry:
 
 
 def write_package(source: Path, parts: Iterable[Part], destination: Path, *, shard_bytes: int = SHARD_BYTES) -> Package:
-    """Writes the package. `parts` is iterated thrice, so pass a collection or something that reads them anew.
+    """Writes the package. The tensors of `parts` are read twice.
 
     Raises FileExistsError where `destination` is there already, MalformedModel where the source is not what it was,
     ValueError where some MLPs are narrower than others.
@@ -78,10 +78,10 @@ def write_package(source: Path, parts: Iterable[Part], destination: Path, *, sha
     partial = destination.with_name(f".{destination.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    content = Content(source, parts)
-    structures = content.structures()
-    config = content.config()
-    read = content.tensors if structures else lambda: widely_named(content.tensors(), config)
+    overlay = Overlay.open(source, parts)
+    structures = {overlay.written_name(name): form for name, form in overlay.structures.items()}
+    config = overlay.config()
+    read = overlay.tensors if structures else lambda: widely_named(overlay.tensors(), config)
     entries = write_weights(read, partial, shard_bytes)
     _write_config(config, structures, partial)
     copy_companions(source, partial)
