@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.packages import write_package
 from tests.support.tiny_models import CONFIGS, logits_of, model_of, token_ids
 from workers.compression import structures
-from workers.compression.formats.checkpoint import write_package
 from workers.compression.formats.verification import Probe, Verified, verify_all
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel

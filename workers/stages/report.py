@@ -15,10 +15,11 @@ from app.contract.report import (
 from workers.compression.overlay import Overlay
 from workers.compression.spec.config import read_config
 from workers.compression.spec.families import tables_of
+from workers.compression.spec.formats import MAIN, named
 from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.steps import Fuse, Remove
-from workers.stages import compress, distill, evaluate, inspect, plan, teacher_text
+from workers.stages import compress, distill, evaluate, inspect, plan, teacher_text, write
 from workers.stages.context import Context
 from workers.stages.curve import joined
 from workers.stages.reproducibility import reproducibility
@@ -26,23 +27,24 @@ from workers.stages.reproducibility import reproducibility
 REPORT = "compression_report.json"
 
 
-def write_report(context: Context, package: Path, *, dense: str | None = None) -> None:
-    """Writes report, plots and model card into the package, whose weights are there. `dense`: its dense export."""
+def write_report(context: Context, package: Path) -> None:
+    """Write report, plots and model cards into the package, whose weights are there."""
     # Matplotlib takes memory that the model needs, and is needed once, at the end.
-    from workers.report.card import CARD, dense_card, front_matter_of, model_card
+    from workers.report.card import CARD, format_card, front_matter_of, model_card
     from workers.report.plots import draw
 
-    report = gather(context, dense)
+    report = gather(context)
     (package / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
     plots = draw(report, package)
     original = front_matter_of(context.assignment.model_path)
     card = model_card(report, original, plots, own_code="auto_map" in read_config(package))
     (package / CARD).write_text(card, encoding="utf-8")
-    if dense is not None:
-        (package / dense / CARD).write_text(dense_card(report, original), encoding="utf-8")
+    for name in report.formats:
+        if name != MAIN:
+            (package / name / CARD).write_text(format_card(report, named(name), original), encoding="utf-8")
 
 
-def gather(context: Context, dense: str | None) -> CompressionReport:
+def gather(context: Context) -> CompressionReport:
     recipe = context.assignment.recipe.at(context.ratio)
     planned, metrics = plan.plan_of(context), evaluate.metrics(context)
     return CompressionReport(
@@ -58,7 +60,7 @@ def gather(context: Context, dense: str | None) -> CompressionReport:
         steps=planned.steps,
         teacher_text=written_text(context),
         distillation=distillation(context),
-        dense_export=dense,
+        formats=tuple(form.name for form in write.written(context)),
         reproducibility=reproducibility(context),
     )
 
