@@ -37,9 +37,11 @@ from workers.compression.spec.plans import Plan
 from app.contract.recipe import Calibration, Evaluation, Recipe
 from workers.child import SPARING, child_environment
 from workers.compression.evaluation.fidelity import perplexity
-from workers.compression.formats.checkpoint import write_package
+from workers.compression.formats import writer_of
 from workers.compression.math.sensitivity import Sensitivity, from_tensors, measure, to_tensors
 from workers.compression.models.streamed import StreamedModel
+from workers.compression.overlay import Overlay
+from workers.compression.spec.formats import MAIN
 from workers.compression.steps.factor import compress
 from workers.messages import Assignment
 from workers.runner import walk
@@ -119,7 +121,7 @@ def compressing(work: Path, options: argparse.Namespace) -> None:
 
 
 def packaging(work: Path, options: argparse.Namespace) -> None:
-    write_package(work / MODEL, Parts(work / PARTS), work / PACKAGE)
+    writer_of(MAIN).write(Overlay.open(work / MODEL, Parts(work / PARTS)), work / PACKAGE)
 
 
 def evaluating(work: Path, options: argparse.Namespace) -> None:

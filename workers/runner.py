@@ -32,10 +32,10 @@ from workers.stages import (
     memory,
     package,
     plan,
-    quantise,
     sweep,
     tasks,
     verify,
+    write,
 )
 from workers.stages.context import ONCE, Context
 from workers.stages.failures import describe
@@ -49,15 +49,15 @@ STAGES: Mapping[Stage, ModuleType] = {
     Stage.PLAN: plan,
     Stage.COMPRESS: compress,
     Stage.DISTILL: distill,
+    Stage.WRITE: write,
     Stage.EVALUATE: evaluate,
-    Stage.QUANTISE: quantise,
     Stage.PACKAGE: package,
     Stage.VERIFY: verify,
 }
 """In the order in which they run, all but ONCE for each ratio of the recipe. Each reads the results of those before it
-and leaves a durable one of its own. A recipe without distillation or quantisation has no such stage."""
+and leaves a durable one of its own. A recipe without distillation has no such stage."""
 
-RESULT_VERSION = 5
+RESULT_VERSION = 6
 """Raise it when a stage's result changes its meaning: results of an older worker are then computed again."""
 
 
@@ -92,7 +92,7 @@ def walk(assignment: Assignment, report: Callable[[BaseModel], None]) -> bool:
     prepare_torch(assignment)
     context = Context(assignment, Workbench(assignment.work_dir, assignment.attempt, identity(assignment)), report)
     try:
-        quantise.require_library(assignment.recipe)
+        write.require_libraries(assignment.recipe)
         tasks.require_library(assignment.recipe)
         for stage in ONCE:
             take(context, stage)
@@ -119,8 +119,7 @@ def take(context: Context, stage: Stage) -> None:
 
 
 def is_wanted(stage: Stage, recipe: Recipe) -> bool:
-    asked: dict[Stage, object] = {Stage.DISTILL: recipe.distillation, Stage.QUANTISE: recipe.quantisation}
-    return asked.get(stage, recipe) is not None
+    return stage != Stage.DISTILL or recipe.distillation is not None
 
 
 def run(context: Context, module: ModuleType) -> Path:

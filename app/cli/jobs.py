@@ -13,8 +13,9 @@ from app.cli.tables import job_details, job_table
 from app.cli.terminal import STDOUT, paragraph
 from app.client import Client
 from app.contract.job import State
-from app.contract.recipe import Recipe, Scheme, Trained
+from app.contract.recipe import Recipe, Trained
 from app.errors import Refused
+from workers.compression.spec.formats import MAIN, names
 from workers.compression.spec.methods import METHODS
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -82,8 +83,14 @@ def compress(
         list[str] | None, typer.Option(help="Also ask both models this task of lm-eval; may be given more than once.")
     ] = None,
     task_limit: Annotated[int | None, typer.Option(help="At most so many examples of each task.")] = None,
-    quantise: Annotated[
-        Scheme | None, typer.Option(help="Also round the result to integers, in a directory of that name.")
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help=f"Also write the result in this format, in a directory of its name: {', '.join(names()[1:])}. May be "
+            "given more than once.",
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Two runs with one seed do the same.")] = None,
     url: Url = None,
@@ -112,7 +119,7 @@ def compress(
                 tasks=task,
                 task_limit=task_limit,
             ),
-            quantisation=quantise,
+            formats=None if also is None else [MAIN, *also],
             seed=seed,
         )
     )

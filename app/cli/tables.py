@@ -25,8 +25,9 @@ class Figure:
 def comparison_table(comparison: Comparison) -> Table:
     """The model before and after, what became of each figure, and beside them what else was measured."""
     before, after = comparison.before, comparison.after
-    beside = {"quantised": comparison.quantised, "blocks dropped": comparison.baseline}
-    others = {name: model for name, model in beside.items() if model is not None}
+    others = dict(comparison.formats)
+    if comparison.baseline is not None:
+        others["blocks dropped"] = comparison.baseline
     table = Table("", "before", "after", "change", *others)
     for column in table.columns[1:]:
         column.justify = "right"

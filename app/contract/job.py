@@ -31,8 +31,8 @@ class Stage(StrEnum):
     PLAN = "plan"
     COMPRESS = "compress"
     DISTILL = "distill"
+    WRITE = "write"
     EVALUATE = "evaluate"
-    QUANTISE = "quantise"
     PACKAGE = "package"
     VERIFY = "verify"
 
@@ -127,10 +127,10 @@ class Comparison(Answer):
     baseline: Metrics | None = Field(
         None, description="the original without as many of its blocks as make it about as small as the result"
     )
-    quantised: Metrics | None = Field(
-        None,
-        description="the result after quantisation: `parameters` counts the numbers that its integers stand for, so "
-        "only `bytes` is less; its speed is that of computing in floating point",
+    formats: dict[str, Metrics] = Field(
+        default_factory=dict,
+        description="per format of the recipe that rounds, such as `int4`: `parameters` counts the numbers that its "
+        "codes stand for, so only `bytes` is less; its speed is that of computing with them in floating point",
     )
     protocols: dict[str, Protocol] = Field(default_factory=dict, description="per evaluation dataset")
 

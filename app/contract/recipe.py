@@ -20,10 +20,10 @@ from pydantic import (
 )
 
 from app.contract.method import MethodChoice
+from workers.compression.spec.formats import FORMATS, MAIN, names
 from workers.compression.spec.methods.auto import AutoOptions
 
 Trained = Literal["all", "factors", "norms"]
-Scheme = Literal["int8", "int4"]
 
 HUB_MODEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", re.ASCII)
 LOCAL_NAME = re.compile(r"local:[^/].*")
@@ -69,6 +69,20 @@ def check_tasks(tasks: tuple[str, ...]) -> tuple[str, ...]:
     return tasks
 
 
+def check_format(name: str) -> str:
+    if name not in names():
+        raise ValueError(f"send one of {', '.join(names())}")
+    return name
+
+
+def check_formats(formats: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(formats)) < len(formats):
+        raise ValueError("name each format once")
+    if MAIN not in formats:
+        raise ValueError(f"{MAIN!r} is the checkpoint that all others are made beside; add it")
+    return formats
+
+
 def check_mixture(datasets: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(datasets)) < len(datasets):
         raise ValueError("name each dataset once; `shares` says how much of each is read")
@@ -104,6 +118,8 @@ Foreign = Annotated[Dataset, AfterValidator(check_foreign)]
 Tasks = Annotated[
     tuple[Annotated[str, AfterValidator(check_task)], ...], Field(max_length=16), AfterValidator(check_tasks)
 ]
+FormatName = Annotated[str, AfterValidator(check_format), Field(json_schema_extra={"enum": list(names())})]
+Formats = Annotated[tuple[FormatName, ...], Field(min_length=1), AfterValidator(check_formats)]
 Share = Annotated[int, Field(ge=1, le=1000)]
 Mixture = Annotated[tuple[Dataset, ...], Field(min_length=1, max_length=8), AfterValidator(check_mixture)]
 
@@ -276,16 +292,6 @@ class Evaluation(Options):
         return self
 
 
-class Export(Options):
-    """What the package holds besides the checkpoint."""
-
-    dense: bool = Field(
-        False,
-        description="for methods that leave factors: also `dense/`, the same model with its factors multiplied out for "
-        "engines that run no code of a checkpoint; it is as large as any model of its shape, so not smaller",
-    )
-
-
 class Recipe(Options):
     """The body of `POST /jobs`. Only `model` and `target_ratio` are required."""
 
@@ -311,12 +317,12 @@ class Recipe(Options):
     calibration: Calibration = Calibration()
     distillation: Distillation | None = Field(None, description="training after the compression; null: none")
     evaluation: Evaluation = Evaluation()
-    quantisation: Scheme | None = Field(
-        None,
-        description="for methods that keep the architecture: also round the weights inside the blocks to 8 or 4 bits; "
-        "the package then has a directory of that name, in the format of compressed-tensors; null: do not",
+    formats: Formats = Field(
+        (MAIN,),
+        description=f"how the result is written. {MAIN!r} is always among them and lies at the top of the package, "
+        "each other in a directory of its name. "
+        + "; ".join(f"`{form.name}`: {form.title}, {form.description}" for form in FORMATS),
     )
-    export: Export = Export()
     seed: int = Field(0, ge=0, lt=2**63)
     metadata: dict[str, str] = Field(
         default_factory=dict, max_length=16, description="yours; kept and returned as sent"

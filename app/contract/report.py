@@ -138,7 +138,9 @@ class CompressionReport(Section):
     steps: tuple[Step, ...] = Field(description="what was done, in this order")
     teacher_text: TeacherText | None = Field(None, description="null where the recipe does not ask for `teacher:`")
     distillation: DistillationReport | None = None
-    dense_export: str | None = Field(None, description="directory of the checkpoint with its factors multiplied out")
+    formats: tuple[str, ...] = Field(
+        description="that the package holds: `safetensors` at its top, each other in a directory of its name"
+    )
     reproducibility: Reproducibility
 
 

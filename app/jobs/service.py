@@ -40,9 +40,9 @@ from app.sources.models import ModelSources
 from app.sources.text import TextSources
 from app.storage import StoredFile
 from workers.compression.spec import methods
+from workers.compression.spec.formats import named
 from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods import Leaves, method_of
-from workers.compression.spec.quantisation import NotQuantisable, check_method, grids
 from workers.compression.spec.ranges import Range
 
 log = logging.getLogger(__name__)
@@ -79,9 +79,8 @@ class JobService:
         check_ratio(recipe, model.inventory)
         check_trained(recipe)
         check_steps(recipe, model.inventory)
-        check_export(recipe)
         check_baseline(recipe, model.inventory)
-        check_quantisation(recipe, model.inventory)
+        check_formats(recipe, model.inventory)
         source = Source(
             reference=recipe.model,
             revision=model.revision,
@@ -202,28 +201,19 @@ def check_steps(recipe: Recipe, inventory: Inventory) -> None:
         raise Refused("distillation.steps", f"the model has {inventory.blocks} blocks; send at most {inventory.blocks}")
 
 
-def check_quantisation(recipe: Recipe, inventory: Inventory) -> None:
-    """Only ordinary linear layers can be rounded to integers."""
-    if recipe.quantisation is None:
-        return
-    try:
-        check_method(recipe.method.name)
-        grids(inventory, recipe.quantisation)
-    except NotQuantisable as error:
-        raise Refused("quantisation", str(error)) from error
+def check_formats(recipe: Recipe, inventory: Inventory) -> None:
+    """Each format must be able to hold what the method leaves, as far as that is known now."""
+    method = method_of(recipe.method)
+    for index, name in enumerate(recipe.formats):
+        reason = named(name).refuses(inventory, method.leaves)
+        if reason is not None:
+            told = f"{name!r} is not for what the method {method.name!r} leaves of this model: {reason}"
+            raise Refused(f"formats.{index}", told)
 
 
 def check_baseline(recipe: Recipe, inventory: Inventory) -> None:
     if recipe.evaluation.baseline and inventory.blocks < 2:
         raise Refused("evaluation.baseline", "the model has a single block, which cannot be dropped; leave it out")
-
-
-def check_export(recipe: Recipe) -> None:
-    """Only factors can be multiplied out. `auto` may choose a method that leaves none, and then there is no export."""
-    method = method_of(recipe.method)
-    if recipe.export.dense and method.leaves is Leaves.PLAIN:
-        message = f"the method {method.name!r} leaves an ordinary checkpoint, which is dense as it is; leave it out"
-        raise Refused("export.dense", message)
 
 
 def feasible_range(recipe: Recipe, inventory: Inventory) -> Range:

@@ -169,13 +169,13 @@ def test_a_baseline_is_asked_for_and_shown_beside_the_result(run: Run, script: S
         assert told in done.stdout
 
 
-def test_quantisation_is_asked_for_and_shown_beside_the_result(run: Run, script: Script) -> None:
+def test_further_formats_are_asked_for_and_shown_beside_the_result(run: Run, script: Script) -> None:
     rounded = AFTER.model_copy(update={"bytes": 55_555_000})
-    script.states = [succeeded(metrics=Comparison(before=BEFORE, after=AFTER, quantised=rounded))]
+    script.states = [succeeded(metrics=Comparison(before=BEFORE, after=AFTER, formats={"int8": rounded}))]
     script.files = {"config.json": b"{}"}
-    done = run("compress", "local:tiny", "--ratio", "1.31", "--out", "out", "--quantise", "int8", COLUMNS="200")
-    assert script.posted[0]["quantisation"] == "int8"
-    for told in ("quantised", "55.6 MB"):
+    done = run("compress", "local:tiny", "--ratio", "1.31", "--out", "out", "--format", "int8", COLUMNS="200")
+    assert script.posted[0]["formats"] == ["safetensors", "int8"]
+    for told in ("int8", "55.6 MB"):
         assert told in done.stdout
 
 

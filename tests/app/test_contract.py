@@ -5,9 +5,9 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from app.contract.recipe import Calibration, Recipe, Scheme
+from app.contract.recipe import Calibration, Recipe
+from workers.compression.spec.formats import FORMATS
 from workers.compression.spec.methods.width import WidthOptions
-from workers.compression.spec.quantisation import SCHEMES
 from workers.compression.spec.steps import Criterion
 from workers.compression.steps.influence import CRITERIA
 from workers.report.plots import SCORES
@@ -15,8 +15,14 @@ from workers.report.plots import SCORES
 VALID: dict[str, Any] = {"model": "org/name", "target_ratio": 1.5}
 
 
-def test_the_contract_and_the_accounting_name_the_same_schemes_of_quantisation() -> None:
-    assert set(get_args(Scheme)) == set(SCHEMES)
+def test_the_schema_lists_and_describes_every_registered_format() -> None:
+    field = Recipe.model_json_schema()["properties"]["formats"]
+    assert field["items"]["enum"] == [form.name for form in FORMATS]
+    assert all(form.description in field["description"] for form in FORMATS)
+
+
+def test_without_a_word_the_result_is_written_once() -> None:
+    assert Recipe.model_validate(VALID).formats == ("safetensors",)
 
 
 def test_the_plan_the_engine_and_the_plots_name_the_same_criteria_for_a_removal() -> None:
@@ -81,7 +87,10 @@ def test_the_plan_the_engine_and_the_plots_name_the_same_criteria_for_a_removal(
         ({"evaluation": {"task_limit": 10}}, "no use without tasks"),
         ({"metadata": {"key": "x" * 513}}, "values 512"),
         ({"method": "magic"}, "no such method; there are auto, low_rank"),
-        ({"quantisation": "int2"}, "'int8' or 'int4'"),
+        ({"formats": ["safetensors", "int2"]}, "send one of safetensors, dense, int8, int4"),
+        ({"formats": ["safetensors", "int4", "int4"]}, "each format once"),
+        ({"formats": ["int4"]}, "'safetensors' is the checkpoint that all others are made beside; add it"),
+        ({"formats": []}, "at least 1"),
         ({"unknown": 1}, "not permitted"),
     ],
 )

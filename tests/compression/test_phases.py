@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tests.compression.steps.test_factor import calibration, open_tiny, same_bytes, sensitivities_of
 from tests.support.models import write_tiny_gpt2
+from tests.support.packages import write_package
 from tests.support.planning import factored, plan_of, range_of
-from workers.compression.formats.checkpoint import write_package
 from workers.compression.math.sensitivity import Sensitivity
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel

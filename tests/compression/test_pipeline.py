@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.compression.steps.test_factor import calibration, open_tiny
 from tests.support.block_removal import Kept, same
+from tests.support.packages import write_package
 from tests.support.planning import plan_of
-from workers.compression.formats.checkpoint import write_package
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart

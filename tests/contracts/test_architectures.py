@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.support.packages import write_package
 from tests.support.tiny_models import CONFIGS, save_tiny_model, tiny_model, token_ids
 from workers.compression import structures
-from workers.compression.formats.checkpoint import write_package
 from workers.compression.formats.verification import Probe, Verified, verify_all
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.spec.inventory import Site

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.packages import write_package
 from tests.support.planning import taken
 from tests.support.tiny_models import CONFIGS, logits_of, model_of, token_ids
-from workers.compression.formats.checkpoint import write_package
 from workers.compression.formats.verification import Probe, Verified, verify_all
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel

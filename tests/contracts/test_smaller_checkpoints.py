@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.packages import write_package
 from tests.support.tiny_models import CONFIGS, logits_of, model_of, token_ids
 from workers.compression import structures
-from workers.compression.formats.checkpoint import write_package
 from workers.compression.formats.verification import Probe, Verified, verify_all
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
@@ -55,7 +55,7 @@ def narrowed(model: StreamedModel, block: int, width: int) -> dict[str, Tensor]:
     prefix = f"{model.inventory.block_prefix}.{block}"
     conv = architecture.layout == "conv1d"
     tensors: dict[str, Tensor] = {}
-    stored = model.read(name for name in model._stored_names if name.startswith(f"{prefix}."))
+    stored = model.read(name for name in model.tensor_names if name.startswith(f"{prefix}."))
     for name, tensor in stored.items():
         module, leaf = name.removeprefix(f"{prefix}.").rpartition(".")[::2]
         if module in architecture.mlp.entering:

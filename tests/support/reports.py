@@ -100,6 +100,7 @@ def _report(method: str, sites: tuple[SiteReport, ...], **changes: object) -> Co
         "sites": sites,
         "removed_blocks": (),
         "steps": (),
+        "formats": ("safetensors",),
         "reproducibility": Reproducibility(
             original=OriginalRecord(
                 reference=recipe.model,

@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from app.contract.job import Metrics
 from app.contract.recipe import Distillation, Mixed
 from app.contract.report import CompressionReport
+from workers.compression.spec.formats import MAIN, Format, named
 from workers.report.plots import Plot, measured
 
 CARD = "README.md"
@@ -45,6 +46,7 @@ def model_card(report: CompressionReport, original: Mapping[str, Any], plots: Se
     sections = [
         what_it_is(report),
         how_to_load(own_code),
+        *other_formats(report),
         results(report, plots),
         how_it_was_made(report),
         reproducibility(report),
@@ -255,11 +257,6 @@ def how_it_was_made(report: CompressionReport) -> str:
             f"{recipe.distillation.train}{in_steps(len(report.distillation.steps))}; the loss is the divergence from "
             f"the original's predictions{softened(recipe.distillation)}{further_losses(recipe.distillation)}."
         )
-    if recipe.quantisation is not None:
-        facts.append(
-            f"Quantisation: `{recipe.quantisation}/` holds the same model with its matrices rounded to integers in the "
-            "format of compressed-tensors, which transformers opens where that library is installed."
-        )
     facts.append("What became of each matrix stands in `compression_report.json`.")
     return "## How it was made\n\n" + "\n".join(f"- {fact}" for fact in facts)
 
@@ -280,16 +277,26 @@ def in_steps(count: int) -> str:
     return f"; in {count} steps, each behind the compression of some of the matrices" if count > 1 else ""
 
 
-def dense_card(report: CompressionReport, original: Mapping[str, Any]) -> str:
-    """The card of the dense export, which may travel alone."""
+def other_formats(report: CompressionReport) -> Iterator[str]:
+    """What the package holds besides the main checkpoint; nothing where that is all."""
+    beside = [named(name) for name in report.formats if name != MAIN]
+    if beside:
+        facts = [f"- `{form.name}/`, {form.title}: {form.description}. Opened by {listed(form)}." for form in beside]
+        yield "\n".join(["## Other formats", "", *facts])
+
+
+def format_card(report: CompressionReport, form: Format, original: Mapping[str, Any]) -> str:
+    """The card of a format that lies beside the main checkpoint, and may travel alone."""
     return (
         f"---\n{front_matter(report, original).to_yaml()}\n---\n\n"
-        f"# {plain(title(report))}: dense export\n\n"
-        "**This checkpoint is not smaller.** It is a compressed model with its factors multiplied out, so that engines "
-        "open it which run no code of a checkpoint: it computes what the compressed one computes, up to rounding, and "
-        "takes the room of any model of its shape. The compressed checkpoint, its measurements and its report lie one "
-        f"directory above.\n\n{how_to_load(own_code=False)}\n\n{licence_notice(report, original)}\n"
+        f"# {plain(title(report))}: {form.title}\n\n"
+        f"This directory holds {form.description}. It is opened by {listed(form)}. The compressed checkpoint, its "
+        f"measurements and its report lie one directory above.\n\n{licence_notice(report, original)}\n"
     )
+
+
+def listed(form: Format) -> str:
+    return " and ".join(form.opened_by)
 
 
 def reproducibility(report: CompressionReport) -> str:
@@ -322,11 +329,6 @@ def limits(report: CompressionReport, own_code: bool) -> str:
     ]
     if own_code:
         facts.append("Engines that do not run code of a checkpoint cannot open it as it is.")
-    if report.dense_export:
-        facts.append(
-            f"`{report.dense_export}/` holds the same model with its factors multiplied out. It opens anywhere as a "
-            "model of the original's architecture and is **not smaller** than one of its shape."
-        )
     return "## Limits\n\n" + "\n".join(f"- {fact}" for fact in facts)
 
 

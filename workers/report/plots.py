@@ -9,6 +9,7 @@ would have nothing to show is left out.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -51,8 +52,8 @@ def draw(report: CompressionReport, package: Path) -> tuple[Plot, ...]:
 
 def before_and_after(report: CompressionReport) -> Figure:
     """Size, and perplexity on each text, of every model that was measured."""
-    models, colours = measured(report), (charts.GREY, charts.BLUE, charts.ORANGE, charts.GREEN)
-    colour_of = dict(zip(models, colours, strict=False))
+    models = measured(report)
+    colour_of = dict(zip(models, cycle((charts.GREY, charts.BLUE, charts.ORANGE, charts.GREEN)), strict=False))
     texts = list(report.metrics.before.perplexity)
     sizes = {"": {name: model.bytes / 1e6 for name, model in models.items()}}
     perplexities = {
@@ -76,11 +77,11 @@ def in_two_lines(dataset: str) -> str:
 
 def measured(report: CompressionReport) -> dict[str, Metrics]:
     """Every model that was measured, by what it is called in pictures and tables."""
-    found, scheme = report.metrics, report.recipe.quantisation
-    others = {"blocks dropped": found.baseline, f"compressed, {scheme}": found.quantised}
-    return {"original": found.before, "compressed": found.after} | {
-        name: metrics for name, metrics in others.items() if metrics is not None
-    }
+    found = report.metrics
+    models = {"original": found.before, "compressed": found.after}
+    if found.baseline is not None:
+        models["blocks dropped"] = found.baseline
+    return models | {f"compressed, {name}": metrics for name, metrics in found.formats.items()}
 
 
 def error_per_site(report: CompressionReport) -> Figure | None:

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from workers.compression.evaluation.size import stored_size
-from workers.compression.formats.checkpoint import write_package
+from workers.compression.formats import writer_of
+from workers.compression.overlay import Overlay
+from workers.compression.spec.formats import MAIN
 from workers.compression.steps.influence import influence_text
 from workers.compression.steps.remove import blocks_to_drop, drop
 from workers.stages import calibrate, compute, inspect
@@ -15,4 +17,4 @@ def write_baseline(context: Context, result: Path, destination: Path) -> None:
     model = compute.open_model(context, inspect.model_dir(context))
     count = blocks_to_drop(model.inventory, stored_size(result).parameters)
     ids = influence_text(calibrate.calibration(context))
-    write_package(inspect.model_dir(context), list(drop(model, ids, count)), destination)
+    writer_of(MAIN).write(Overlay.open(inspect.model_dir(context), drop(model, ids, count)), destination)

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from app.contract.job import Stage
 from app.contract.recipe import Recipe
+from workers.compression.spec.formats import named
 from workers.compression.spec.methods import Need, method_of
 from workers.messages import FETCH_SHARE, Assignment, ProgressReport, ResumedReport
 from workers.stages.workbench import Workbench
@@ -19,15 +20,16 @@ SHARES = {
     Stage.CALIBRATE: 0.01,
     Stage.PLAN: 0.22,
     Stage.COMPRESS: 0.43,
-    Stage.EVALUATE: 0.18,
+    Stage.WRITE: 0.02,
+    Stage.EVALUATE: 0.16,
     Stage.PACKAGE: 0.02,
     Stage.VERIFY: 0.04,
 }
-"""Part of the whole that each stage takes without distillation and quantisation, as measured on a small model; only the
+"""Part of the whole that each stage takes without distillation and rounding, as measured on a small model; only the
 progress bar leans on it."""
 
-QUANTISE_SHARE = 0.1
-"""What quantisation takes, on the scale of SHARES."""
+ROUNDING_SHARE = 0.1
+"""What measuring a format that rounds takes, on the scale of SHARES."""
 
 TOKENS_LIKE_THE_REST = 65_536
 """So many tokens of distillation take as long as all other stages together."""
@@ -47,7 +49,7 @@ PACE_NEEDS = 0.02
 
 @dataclass
 class Context:
-    """`turn` is the place of the ratio at work among those of the recipe."""
+    """`turn` is the place of the ratio at work among those of the recipe; `span` the part of the stage that runs."""
 
     assignment: Assignment
     bench: Workbench
@@ -55,6 +57,7 @@ class Context:
     results: dict[Stage, Path] = field(default_factory=dict)
     stage: Stage = Stage.INSPECT
     turn: int = 0
+    span: tuple[float, float] = (0.0, 1.0)
     started: float = field(default_factory=time.monotonic)
     fraction_at_start: float | None = None
 
@@ -74,8 +77,14 @@ class Context:
         folder = f"ratio-{self.assignment.recipe.ratios[turn]!r}" if self.assignment.recipe.is_sweep else ""
         return replace(self, bench=self.bench.inside(folder), results=once, turn=turn)
 
+    def within(self, start: float, stop: float) -> "Context":
+        """The same for a part of the running stage, whose progress then goes from `start` to `stop` of the stage's."""
+        return replace(self, span=(start, stop))
+
     def progress(self, fraction: float, detail: str | None = None) -> None:
         """Report how much of the running stage is done."""
+        start, stop = self.span
+        fraction = start + (stop - start) * fraction
         recipe = self.assignment.recipe
         shares = shares_of(recipe, self.turn)
         before = FETCH_SHARE + sum(sum(shares_of(recipe, turn).values()) for turn in range(self.turn))
@@ -122,7 +131,7 @@ def weights_of(recipe: Recipe, turn: int) -> dict[Stage, float]:
     needs = method_of(recipe.method).needs
     if Need.TRIALS in needs:
         weights[Stage.PLAN] += TRIALS_SHARE
-    weights[Stage.QUANTISE] = 0.0 if recipe.quantisation is None else QUANTISE_SHARE
+    weights[Stage.EVALUATE] += ROUNDING_SHARE * sum(named(name).rounds for name in recipe.formats)
     if turn > 0:
         weights |= dict.fromkeys(ONCE, 0.0)
         if Need.SENSITIVITIES in needs:

@@ -1,11 +1,14 @@
 """Measure the original, the result and, on request, a baseline, on text that none of them was made from.
 
-All are measured in their written form, so the numbers are those of the files that a client downloads. A model that does
-not fit into memory is measured block by block, but neither timed nor asked to write.
+All are measured in their written form, so the numbers are those of the files that a client downloads. A format that
+rounds is measured by the numbers that it stands for: they are computed with in floating point here, so speed is that of
+the unrounded result, and that the format opens as these numbers is what `verify` shows. A model that does not fit into
+memory is measured block by block, but neither timed nor asked to write.
+
+What was found about each format is durable by itself.
 """
 
 import dataclasses
-import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,17 +27,17 @@ from workers.compression.evaluation.peak_memory import peak_memory
 from workers.compression.evaluation.protocol import protocol_of
 from workers.compression.evaluation.size import stored_size
 from workers.compression.evaluation.speed import greedy_sample, speed
-from workers.compression.formats.checkpoint import write_package
+from workers.compression.formats import writer_of
 from workers.compression.models.streamed import StreamedModel
+from workers.compression.spec.formats import MAIN, Format
 from workers.messages import AttemptFailed
-from workers.stages import calibrate, compress, compute, inspect, memory, overlap, tasks
+from workers.stages import calibrate, compute, inspect, memory, overlap, tasks, write
 from workers.stages.baseline import write_baseline
 from workers.stages.context import Context
 
-DRAFT = "draft"
+NAME = str(Stage.EVALUATE)
 BASELINE = "baseline"
-METRICS = "metrics.json"
-PROBE = "probe.safetensors"
+RESTORED = "restored"
 PROMPT = "The capital of France is"
 PROBE_SEQUENCES, PROBE_LENGTH = 2, 32
 SPEED_PROMPT, SPEED_NEW_TOKENS = 512, 32
@@ -51,17 +54,73 @@ class Use:
 
 
 def run(context: Context, directory: Path) -> None:
-    draft, baseline = directory / DRAFT, directory / BASELINE
-    context.progress(0.05, "writing the weights")
-    write_package(inspect.model_dir(context), compress.finished_parts(context), draft)
-    measured = [inspect.model_dir(context), draft]
+    rounded = [form for form in write.written(context) if form.rounds]
+    share = 1 / (1 + len(rounded))
+    measure_main(context.within(0.0, share), directory)
+    for number, form in enumerate(rounded, start=1):
+        if context.assignment.memory_bytes is not None:
+            memory.give_back()
+        if unknown(context, metrics_file(form.name)):
+            measure_rounded(context.within(number * share, (number + 1) * share), form, directory)
+
+
+def measure_main(context: Context, directory: Path) -> None:
+    """Leave the comparison of original and main checkpoint, and the probe of the latter, as far as they are unknown."""
+    if unknown(context, metrics_file(MAIN)):
+        comparison = measured_beside_original(context, directory / BASELINE)
+        keep(context, directory / metrics_file(MAIN), comparison.model_dump_json(indent=1))
+    if unknown(context, probe_file(MAIN)):
+        write_probe(context, write.directory_of(context), directory / probe_file(MAIN))
+
+
+def unknown(context: Context, name: str) -> bool:
+    """Whether no attempt has left this file."""
+    return context.bench.finished_part(NAME, name) is None
+
+
+def keep(context: Context, path: Path, content: str) -> None:
+    path.write_text(content)
+    context.bench.finish_part(path)
+
+
+def metrics_file(name: str) -> str:
+    """What was found of a format; of the main one also of the models that it is compared with."""
+    return f"{name}.json"
+
+
+def probe_file(name: str) -> str:
+    """What a format computes for a few tokens."""
+    return f"{name}.probe.safetensors"
+
+
+def measured_beside_original(context: Context, baseline: Path) -> Comparison:
+    """The figures of the original, the main checkpoint and, on request, a baseline, which is there for as long."""
+    measured = [inspect.model_dir(context), write.directory_of(context)]
     if context.assignment.recipe.evaluation.baseline:
         context.progress(0.1, "dropping blocks, for comparison")
-        write_baseline(context, draft, baseline)
+        shutil.rmtree(baseline, ignore_errors=True)
+        write_baseline(context, write.directory_of(context), baseline)
         measured.append(baseline)
-    (directory / METRICS).write_text(comparison_of(context, measured).model_dump_json(indent=1))
+    comparison = comparison_of(context, measured)
     shutil.rmtree(baseline, ignore_errors=True)
-    write_probe(context, draft, directory / PROBE)
+    return comparison
+
+
+def measure_rounded(context: Context, form: Format, directory: Path) -> None:
+    """Measure the numbers that a format stands for, and leave its metrics and its probe."""
+    context.progress(0.0, f"measuring {form.title}")
+    restored = directory / RESTORED / form.name
+    shutil.rmtree(restored, ignore_errors=True)
+    restored.parent.mkdir(exist_ok=True)
+    writer_of(form.name).restore(write.directory_of(context, form.name), restored)
+    predictions = predictions_of(context, [inspect.model_dir(context), restored])
+    found = {dataset: result for dataset, (_, result) in predictions.items()}
+    measured = metrics_of(context, restored, found, is_original=False)
+    (metrics,) = tasks.with_tasks(context, [restored], [measured])
+    size = write.sizes(context)[form.name].bytes
+    write_probe(context, restored, directory / probe_file(form.name))
+    keep(context, directory / metrics_file(form.name), metrics.model_copy(update={"bytes": size}).model_dump_json())
+    shutil.rmtree(restored.parent)
 
 
 def comparison_of(context: Context, directories: Sequence[Path]) -> Comparison:
@@ -164,12 +223,13 @@ def protocols_of(context: Context) -> dict[str, Protocol]:
 
 
 def write_probe(context: Context, directory: Path, path: Path) -> None:
-    """Record what the result computes for a few tokens, for the fresh process that opens it later."""
+    """Record what a checkpoint computes for a few tokens, for the fresh process that opens it later."""
     windows = next(iter(calibrate.evaluations(context).values()))
     ids = windows[:PROBE_SEQUENCES, :PROBE_LENGTH].contiguous()
     with torch.no_grad():
         logits = streamed_logits(StreamedModel.open(directory), ids)
     save_file({"ids": ids, "logits": logits.contiguous()}, path)
+    context.bench.finish_part(path)
 
 
 def streamed_logits(model: StreamedModel, ids: Tensor) -> Tensor:
@@ -179,8 +239,16 @@ def streamed_logits(model: StreamedModel, ids: Tensor) -> Tensor:
 
 
 def metrics(context: Context) -> Comparison:
-    found = Comparison.model_validate(json.loads((context.results[Stage.EVALUATE] / METRICS).read_text()))
-    quantised = context.results.get(Stage.QUANTISE)
-    if quantised is None:
-        return found
-    return found.model_copy(update={"quantised": Metrics.model_validate_json((quantised / METRICS).read_bytes())})
+    """All that was measured, the formats that round included."""
+    found = Comparison.model_validate_json(context.bench.part(NAME, metrics_file(MAIN)).read_bytes())
+    rounded = {
+        form.name: Metrics.model_validate_json(context.bench.part(NAME, metrics_file(form.name)).read_bytes())
+        for form in write.written(context)
+        if form.rounds
+    }
+    return found.model_copy(update={"formats": rounded})
+
+
+def probe(context: Context, form: Format) -> Path:
+    """The file with what a format should compute: where it does not round, the same as the main checkpoint."""
+    return context.bench.part(NAME, probe_file(form.name if form.rounds else MAIN))

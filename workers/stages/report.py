@@ -1,10 +1,8 @@
 """The report on a job, gathered from the results of its stages; plots and model card follow from it alone."""
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from app.contract.report import (
     CompressionReport,
@@ -14,13 +12,14 @@ from app.contract.report import (
     SiteReport,
     TeacherText,
 )
-from workers.compression.spec.config import original_config, read_config
-from workers.compression.spec.dimensions import renumbered
-from workers.compression.spec.headers import stored_tensors
-from workers.compression.spec.inventory import Inventory, Site, weights
+from workers.compression.overlay import Overlay
+from workers.compression.spec.config import read_config
+from workers.compression.spec.families import tables_of
+from workers.compression.spec.formats import MAIN, named
+from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.steps import Fuse, Remove
-from workers.stages import compress, distill, evaluate, inspect, plan, teacher_text
+from workers.stages import compress, distill, evaluate, inspect, plan, teacher_text, write
 from workers.stages.context import Context
 from workers.stages.curve import joined
 from workers.stages.reproducibility import reproducibility
@@ -28,23 +27,24 @@ from workers.stages.reproducibility import reproducibility
 REPORT = "compression_report.json"
 
 
-def write_report(context: Context, package: Path, *, dense: str | None = None) -> None:
-    """Writes report, plots and model card into the package, whose weights are there. `dense`: its dense export."""
+def write_report(context: Context, package: Path) -> None:
+    """Write report, plots and model cards into the package, whose weights are there."""
     # Matplotlib takes memory that the model needs, and is needed once, at the end.
-    from workers.report.card import CARD, dense_card, front_matter_of, model_card
+    from workers.report.card import CARD, format_card, front_matter_of, model_card
     from workers.report.plots import draw
 
-    report = gather(context, package, dense)
+    report = gather(context)
     (package / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
     plots = draw(report, package)
     original = front_matter_of(context.assignment.model_path)
     card = model_card(report, original, plots, own_code="auto_map" in read_config(package))
     (package / CARD).write_text(card, encoding="utf-8")
-    if dense is not None:
-        (package / dense / CARD).write_text(dense_card(report, original), encoding="utf-8")
+    for name in report.formats:
+        if name != MAIN:
+            (package / name / CARD).write_text(format_card(report, named(name), original), encoding="utf-8")
 
 
-def gather(context: Context, package: Path, dense: str | None) -> CompressionReport:
+def gather(context: Context) -> CompressionReport:
     recipe = context.assignment.recipe.at(context.ratio)
     planned, metrics = plan.plan_of(context), evaluate.metrics(context)
     return CompressionReport(
@@ -55,12 +55,12 @@ def gather(context: Context, package: Path, dense: str | None) -> CompressionRep
         target_ratio=context.ratio,
         achieved_ratio=metrics.ratio,
         metrics=metrics,
-        sites=tuple(sites(context, package)),
+        sites=tuple(sites(context)),
         removed_blocks=tuple(removed_blocks(context, planned)),
         steps=planned.steps,
         teacher_text=written_text(context),
         distillation=distillation(context),
-        dense_export=dense,
+        formats=tuple(form.name for form in write.written(context)),
         reproducibility=reproducibility(context),
     )
 
@@ -75,48 +75,28 @@ def removed_blocks(context: Context, planned: Plan) -> Iterator[RemovedBlock]:
             yield RemovedBlock(block=block, criterion=removal.criterion, scores=dict(part.scores))
 
 
-def sites(context: Context, package: Path) -> Iterator[SiteReport]:
-    """Every matrix of the original: what it became, what it stores now, how far off it is."""
-    inventory = inspect.model_inventory(context)
-    removed: set[int] = set()
-    structures: dict[str, Mapping[str, Any]] = {}
-    errors: dict[str, float] = {}
-    for part in compress.finished_parts(context):
-        removed.update(part.removed)
-        structures.update(part.structures)
-        errors.update(part.errors)
-    stored = numbers_stored(package)
-    kept = [block for block in range(inventory.blocks) if block not in removed]
-    tables = (inventory.embedding, *([] if inventory.head is None else [inventory.head]))
-    for site in (*tables, *inventory.sites):
-        gone = site.block in removed
-        left = 0 if gone else numbers_below(renumbered(site.name, inventory.block_prefix, kept), stored)
+def sites(context: Context) -> Iterator[SiteReport]:
+    """Yield for every matrix of the original what it became, what it stores now, and how far off it is."""
+    parts = compress.finished_parts(context)
+    overlay = Overlay.open(inspect.model_dir(context), parts)
+    errors = {name: error for part in parts for name, error in part.errors.items()}
+    inventory, structures = overlay.original.inventory, overlay.structures
+    for site in (*tables_of(inventory), *inventory.sites):
+        form = structures.get(site.name)
         yield SiteReport(
             name=site.name,
             block=site.block,
             role=role(site, inventory),
-            structure=None if site.name not in structures else dict(structures[site.name]),
+            structure=None if form is None else dict(form),
             parameters_before=site.out_features * site.in_features,
-            parameters_after=left,
-            relative_error=None if gone else errors.get(site.name),
+            parameters_after=overlay.parameters_of(site.name),
+            relative_error=None if site.block in overlay.removed else errors.get(site.name),
         )
 
 
 def role(site: Site, inventory: Inventory) -> str:
     """The name of a matrix within its block; its whole name where it is in none."""
     return site.name.removeprefix(f"{inventory.block_prefix}.{site.block}.")
-
-
-def numbers_stored(directory: Path) -> Mapping[str, int]:
-    """How many numbers each tensor of a checkpoint holds, by its canonical name."""
-    tensors = stored_tensors(directory)
-    config, _ = original_config(read_config(directory))
-    return {name: math.prod(tensors[stored].shape) for name, stored in weights(config, tensors).items()}
-
-
-def numbers_below(module: str, stored: Mapping[str, int]) -> int:
-    """How many numbers a module stores, without its bias."""
-    return sum(count for name, count in stored.items() if name.startswith(f"{module}.") and name != f"{module}.bias")
 
 
 def written_text(context: Context) -> TeacherText | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from app.contract.job import SweepResult
 from app.contract.report import SweepReport
-from workers.compression.formats.checkpoint import write_sums
+from workers.compression.formats.files import write_sums
 from workers.messages import DoneReport
 from workers.stages import evaluate, gate, package, plan
 from workers.stages.context import Context

@@ -45,10 +45,11 @@ def test_a_submitted_job_is_queued_and_rung(
         ({"distillation": {"length": 64, "steps": 2}, "method": "width_low_rank"}, "distillation.steps", Refused),
         ({"distillation": {"length": 64, "steps": 2}, "method": "auto"}, "distillation.steps", Refused),
         ({"distillation": {"length": 64, "steps": 99}}, "distillation.steps", Refused),
-        ({"export": {"dense": True}, "method": "width"}, "export.dense", Refused),
+        ({"formats": ["safetensors", "dense"], "method": "width"}, "formats.1", Refused),
         ({"distillation": {"datasets": ["local:evaluation.txt"]}}, "evaluation.datasets.0", Refused),
         ({"evaluation": {"datasets": ["local:evaluation.txt"], "window": 512}}, "evaluation.window", Refused),
-        ({"quantisation": "int8", "method": "low_rank"}, "quantisation", Refused),
+        ({"formats": ["safetensors", "int8"], "method": "low_rank"}, "formats.1", Refused),
+        ({"formats": ["int4", "safetensors"], "method": "auto"}, "formats.0", Refused),
         ({"evaluation": {"datasets": ["builtin:nothing"]}}, "evaluation.datasets.0", UnknownDataset),
         ({"evaluation": {"datasets": ["local:calibration.txt"]}}, "evaluation.datasets.0", Refused),
     ],
@@ -73,20 +74,22 @@ def test_text_that_the_original_writes_itself_is_accepted(service: JobService, t
     assert job.recipe.calibration.datasets == ("teacher:",)
 
 
-def test_a_model_whose_matrices_are_stored_transposed_is_not_quantised(
+def test_a_model_whose_matrices_are_stored_transposed_is_not_written_as_integers(
     service: JobService, tiny_gpt2: dict[str, Any]
 ) -> None:
     with pytest.raises(Refused, match="gpt2") as refused:
-        service.submit(recipe(tiny_gpt2, method="width", quantisation="int8"))
-    assert refused.value.field == "quantisation"
+        service.submit(recipe(tiny_gpt2, method="width", formats=["safetensors", "int8"]))
+    assert refused.value.field == "formats.1"
 
 
-@pytest.mark.parametrize("method", ["fusion", "width"])
-def test_a_method_that_keeps_the_architecture_can_be_quantised(
-    service: JobService, tiny: dict[str, Any], method: str
+@pytest.mark.parametrize(
+    ("method", "form"), [("fusion", "int4"), ("width", "int8"), ("svd", "dense"), ("auto", "dense")]
+)
+def test_a_format_that_may_suit_what_the_method_leaves_is_accepted(
+    service: JobService, tiny: dict[str, Any], method: str, form: str
 ) -> None:
-    job = service.submit(recipe(tiny, method=method, quantisation="int4"))
-    assert job.recipe.quantisation == "int4"
+    job = service.submit(recipe(tiny, method=method, formats=["safetensors", form]))
+    assert job.recipe.formats == ("safetensors", form)
 
 
 def test_an_unreachable_ratio_is_answered_with_the_range(service: JobService, tiny: dict[str, Any]) -> None:

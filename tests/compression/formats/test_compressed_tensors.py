@@ -11,9 +11,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from tests.support.models import byte_tokenizer
 from tests.support.tiny_models import CONFIGS, save_tiny_model, tiny_model, token_ids
 from workers.compression.evaluation.size import stored_size
-from workers.compression.formats.compressed_tensors import quantise, restore
+from workers.compression.formats import Written, writer_of
 from workers.compression.formats.verification import verify
 from workers.compression.models.streamed import StreamedModel
+from workers.compression.overlay import Overlay
+from workers.compression.parts import CompressedPart
 from workers.compression.spec.quantisation import NotQuantisable
 
 LINEAR = [name for name in CONFIGS if name != "gpt2"]
@@ -26,6 +28,11 @@ def source(tmp_path: Path) -> Path:
     save_tiny_model("llama-tied", directory)
     byte_tokenizer().save_pretrained(directory)
     return directory
+
+
+def quantise(source: Path, destination: Path, scheme: str) -> Written:
+    """The model in `source` as it is, written in the format of that name."""
+    return writer_of(scheme).write(Overlay.open(source), destination)
 
 
 def opened(directory: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -124,7 +131,7 @@ def test_the_restored_numbers_are_those_that_a_client_computes_with(
 ) -> None:
     tiny_model("qwen2").bfloat16().save_pretrained(tmp_path / "source")
     quantise(tmp_path / "source", tmp_path / scheme, scheme)
-    restore(tmp_path / scheme, tmp_path / "restored")
+    writer_of(scheme).restore(tmp_path / scheme, tmp_path / "restored")
     restored = StreamedModel.open(tmp_path / "restored", dtype=dtype).whole().state_dict()
     model = opened(tmp_path / scheme, dtype)
     logits(model)
@@ -137,6 +144,23 @@ def test_an_architecture_with_transposed_matrices_is_refused_before_anything_is_
     with pytest.raises(NotQuantisable):
         quantise(tmp_path / "source", tmp_path / "int8", "int8")
     assert not (tmp_path / "int8").exists()
+
+
+def test_factored_layers_are_refused_before_anything_is_written(source: Path, tmp_path: Path) -> None:
+    factors = {f"{SITE}.first": torch.ones(4, 32), f"{SITE}.second": torch.ones(32, 4)}
+    part = CompressedPart("part", {SITE: {"kind": "low_rank", "rank": 4}}, factors, {})
+    with pytest.raises(NotQuantisable, match="factored"):
+        writer_of("int8").write(Overlay.open(source, [part]), tmp_path / "int8")
+    assert not (tmp_path / "int8").exists()
+
+
+def test_removed_blocks_stay_removed(source: Path, tmp_path: Path) -> None:
+    overlay = Overlay.open(source, [CompressedPart("part", {}, {}, {}, removed=(0,))])
+    written = writer_of("int8").write(overlay, tmp_path / "int8")
+    stored = load_file(written.directory / "model.safetensors")
+    assert "model.layers.0.self_attn.q_proj.weight_packed" in stored
+    assert not any(name.startswith("model.layers.1.") for name in stored)
+    assert written.parameters == overlay.inventory.total_parameters
 
 
 def test_a_directory_that_is_there_already_is_left_alone(source: Path) -> None:

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.contracts.test_architectures import STRUCTURES, compress_at_random, structure_for
 from tests.support.tiny_models import save_tiny_model, tiny_model, token_ids
-from workers.compression.formats.checkpoint import write_package
-from workers.compression.formats.dense import write_dense
+from workers.compression.formats.dense import Dense
+from workers.compression.formats.safetensors import Safetensors
 from workers.compression.formats.verification import verify
 from workers.compression.models.streamed import StreamedModel
+from workers.compression.overlay import Overlay
 from workers.compression.parts import CompressedPart
 from workers.compression.spec.dimensions import resized_parameters
 
@@ -28,10 +29,10 @@ def logits_of(directory: Path) -> Tensor:
     return logits
 
 
-def write_factored(name: str, root: Path) -> Path:
-    """A package whose every matrix has random factors, of every structure in turn."""
-    save_tiny_model(name, root / "source")
-    inventory = StreamedModel.open(root / "source").inventory
+def factored(name: str, source: Path) -> Overlay:
+    """A model whose every matrix has random factors, of every structure in turn."""
+    save_tiny_model(name, source)
+    inventory = StreamedModel.open(source).inventory
     sites = {
         site.name: structure_for(kind, site) for site, kind in zip(inventory.sites, cycle(STRUCTURES), strict=False)
     }
@@ -40,20 +41,20 @@ def write_factored(name: str, root: Path) -> Path:
         sites["lm_head"] = {"kind": "tied", "to": inventory.embedding.name}
     else:
         sites[inventory.head.name] = {"kind": "pivoted", "rank": 9}
-    part = compress_at_random(tiny_model(name), sites)
-    return write_package(root / "source", [part], root / "package").directory
+    return Overlay.open(source, [compress_at_random(tiny_model(name), sites)])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_it_computes_what_the_package_computes(name: str, tmp_path: Path) -> None:
-    package = write_factored(name, tmp_path)
-    dense = write_dense(package, tmp_path / "dense")
+    overlay = factored(name, tmp_path / "source")
+    package = Safetensors().write(overlay, tmp_path / "package").directory
+    dense = Dense().write(overlay, tmp_path / "dense").directory
     torch.testing.assert_close(logits_of(dense), logits_of(package), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
 def test_it_holds_the_tensors_and_the_config_of_the_original(name: str, tmp_path: Path) -> None:
-    dense = write_dense(write_factored(name, tmp_path), tmp_path / "dense")
+    dense = Dense().write(factored(name, tmp_path / "source"), tmp_path / "dense").directory
     config, original = (json.loads((path / "config.json").read_text()) for path in (dense, tmp_path / "source"))
     assert config.pop("dense_export") is True
     assert config == original | {"tie_word_embeddings": True}
@@ -66,16 +67,17 @@ def test_it_holds_the_tensors_and_the_config_of_the_original(name: str, tmp_path
 
 
 def test_a_stranger_opens_it_without_trust_in_its_code(tmp_path: Path) -> None:
-    dense = write_dense(write_factored("llama", tmp_path), tmp_path / "dense")
+    dense = Dense().write(factored("llama", tmp_path / "source"), tmp_path / "dense").directory
     verify(dense, token_ids(), logits_of(dense))
 
 
-def test_its_weights_have_the_dtype_of_the_factors(tmp_path: Path) -> None:
-    package = write_factored("llama", tmp_path)
-    stored = load_file(package / "model.safetensors")
-    halved = {key: tensor.bfloat16() if tensor.is_floating_point() else tensor for key, tensor in stored.items()}
-    save_file(halved, package / "model.safetensors")
-    dense = write_dense(package, tmp_path / "dense")
+def test_its_weights_have_the_dtype_of_the_original(tmp_path: Path) -> None:
+    parts = factored("llama", tmp_path / "source")
+    tiny_model("llama").bfloat16().save_pretrained(tmp_path / "source")
+    site = "model.layers.0.self_attn.q_proj"
+    factors = {f"{site}.{key}": parts.tensor(f"{site}.{key}") for key in ("first", "second")}
+    part = CompressedPart(0, "one", {site: parts.structures[site]}, factors, {})
+    dense = Dense().write(Overlay.open(tmp_path / "source", [part]), tmp_path / "dense").directory
     assert {tensor.dtype for tensor in load_file(dense / "model.safetensors").values()} == {torch.bfloat16}
 
 
@@ -86,13 +88,13 @@ def test_removed_blocks_stay_removed(tmp_path: Path) -> None:
     form: dict[str, Any] = {site: {"kind": "low_rank", "rank": 4}}
     factors = {f"{site}.first": torch.randn(4, 32), f"{site}.second": torch.randn(48, 4)}
     part = CompressedPart("one", form, factors, {}, removed=(0,))
-    package = write_package(tmp_path / "source", [part], tmp_path / "package").directory
-    dense = write_dense(package, tmp_path / "dense")
-    assert StreamedModel.open(dense).inventory.total_parameters == resized_parameters(inventory, {0}, 48)
+    written = Dense().write(Overlay.open(tmp_path / "source", [part]), tmp_path / "dense")
+    assert StreamedModel.open(written.directory).inventory.total_parameters == written.parameters
+    assert written.parameters == resized_parameters(inventory, {0}, 48)
 
 
-def test_a_package_without_factors_is_dense_already(tmp_path: Path) -> None:
+def test_a_model_without_factors_is_dense_already(tmp_path: Path) -> None:
     save_tiny_model("llama", tmp_path / "source")
     with pytest.raises(ValueError, match="dense as it is"):
-        write_dense(tmp_path / "source", tmp_path / "dense")
+        Dense().write(Overlay.open(tmp_path / "source"), tmp_path / "dense")
     assert not (tmp_path / "dense").exists()

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.support.packages import write_package
 from tests.support.planning import factored, uniform_plan
 from tests.support.tiny_models import save_tiny_model, token_ids
-from workers.compression.formats.checkpoint import write_package
 from workers.compression.math.sensitivity import measure
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel

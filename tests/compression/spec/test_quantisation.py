@@ -3,7 +3,7 @@
 import pytest
 
 from workers.compression.spec.inventory import Inventory, inventory
-from workers.compression.spec.quantisation import Grid, NotQuantisable, check_method, grids
+from workers.compression.spec.quantisation import Grid, NotQuantisable, grids
 
 
 def llama(hidden: int, inner: int) -> Inventory:
@@ -45,14 +45,3 @@ def test_matrices_stored_transposed_are_refused() -> None:
     shapes = {"transformer.wte.weight": (8, 32), "transformer.h.0.attn.c_attn.weight": (32, 96)}
     with pytest.raises(NotQuantisable, match="gpt2"):
         grids(inventory({"model_type": "gpt2"}, shapes), "int8")
-
-
-@pytest.mark.parametrize("method", ["kronecker", "hybrid", "auto", "tqcompressor"])
-def test_methods_that_may_factor_layers_are_refused(method: str) -> None:
-    with pytest.raises(NotQuantisable, match="fusion"):
-        check_method(method)
-
-
-@pytest.mark.parametrize("method", ["fusion", "width"])
-def test_methods_that_keep_the_architecture_are_accepted(method: str) -> None:
-    check_method(method)

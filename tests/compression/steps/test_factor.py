@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.support.packages import write_package
 from tests.support.planning import factor_plan, factored, plan_of, range_of, structures_of, uniform_plan
 from workers.compression import structures
-from workers.compression.formats.checkpoint import write_package
 from workers.compression.math.sensitivity import Sensitivity, measure
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart

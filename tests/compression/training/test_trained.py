@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.support.packages import write_package
 from tests.support.students import DOWN, STUDENTS, TABLE, UP, edited, opened
 from tests.support.tiny_models import CONFIGS, tiny_model, token_ids
-from workers.compression.formats.checkpoint import write_package
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.training.settings import Settings, Trainable

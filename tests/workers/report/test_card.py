@@ -168,7 +168,7 @@ def test_plots_are_embedded_by_relative_names() -> None:
 
 
 def test_a_dense_export_is_said_not_to_be_smaller() -> None:
-    assert "**not smaller**" in model_card(factored_report(dense_export="dense"), {}, [], own_code=True)
+    assert "**not smaller**" in model_card(factored_report(formats=("safetensors", "dense")), {}, [], own_code=True)
     assert "**not smaller**" not in model_card(factored_report(), {}, [], own_code=True)
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from app.contract.report import CompressionReport, RemovedBlock
-from tests.support.reports import distillation_report, factored_report, fused_report
+from tests.support.reports import distillation_report, factored_report, fused_report, metrics
 from workers.report.charts import moving_mean
-from workers.report.plots import SCORES, block_influence, draw, error_per_site, in_two_lines
+from workers.report.plots import SCORES, block_influence, draw, error_per_site, in_two_lines, measured
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -31,6 +31,14 @@ def test_every_picture_that_has_something_to_show_is_drawn(
     assert {plot.name for plot in plots} == {f"plots/{name}.png" for name in names}
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")} == {plot.name for plot in plots}
     assert all((tmp_path / plot.name).read_bytes().startswith(PNG) for plot in plots)
+
+
+def test_any_number_of_measured_models_is_drawn(tmp_path: Path) -> None:
+    rounded = {f"int{bits}": metrics(103_471_936, (34.0 + bits, 53.0)) for bits in range(2, 9)}
+    report = factored_report()
+    many = report.model_copy(update={"metrics": report.metrics.model_copy(update={"formats": rounded})})
+    assert list(measured(many)) == ["original", "compressed", *(f"compressed, {name}" for name in rounded)]
+    assert draw(many, tmp_path)
 
 
 def test_a_dataset_may_be_called_what_is_no_formula(tmp_path: Path) -> None:

@@ -64,6 +64,20 @@ def test_what_is_compressed_between_trainings_is_part_of_the_distillation() -> N
     assert sum(twice.values()) == pytest.approx(sum(once.values()))
 
 
+def test_a_part_of_a_stage_reports_its_own_progress_as_that_part(tmp_path: Path) -> None:
+    assignment = Assignment(
+        job_id="job", attempt=1, recipe=recipe(), model_path=tmp_path, texts={}, work_dir=tmp_path, device="cpu",
+        threads=1,
+    )  # fmt: skip
+    reports: list[Any] = []
+    context = Context(assignment, Workbench(tmp_path, 1, "inputs"), reports.append, stage=Stage.EVALUATE)
+    for part, fraction in ((context, 0.25), (context.within(0.25, 0.75), 0.0), (context, 0.5)):
+        part.progress(fraction)
+    context.within(0.25, 0.75).progress(0.5)
+    quarter, begun, half, halfway = (report.fraction for report in reports)
+    assert (quarter, half) == (begun, halfway)
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 0.0

@@ -60,14 +60,13 @@ def test_without_tasks_no_library_is_needed(assignment: Assignment, monkeypatch:
     assert (metrics.after.tasks, metrics.after.tasks_skipped) == ({}, None)
 
 
-def test_original_result_and_quantised_result_are_asked_and_the_report_says_what_they_came_to(
+def test_original_result_and_rounded_result_are_asked_and_the_report_says_what_they_came_to(
     assignment: Assignment, asked: list[tuple[str, str]]
 ) -> None:
-    finished = done(naming(assignment, "a", "b", method="width", quantisation="int8"))
-    assert asked == [(name, of) for of in ("model", "draft", "restored") for name in ("a", "b")]
+    finished = done(naming(assignment, "a", "b", method="width", formats=("safetensors", "int8")))
+    assert asked == [(name, of) for of in ("model", "safetensors", "int8") for name in ("a", "b")]
     metrics = finished.metrics
-    assert metrics.quantised is not None
-    for model in (metrics.before, metrics.after, metrics.quantised):
+    for model in (metrics.before, metrics.after, metrics.formats["int8"]):
         assert list(model.tasks) == ["a", "b"]
     report = json.loads((finished.package / "compression_report.json").read_text())
     assert report["metrics"]["after"]["tasks"]["a"] == metrics.after.tasks["a"].model_dump()
@@ -86,7 +85,7 @@ def test_a_model_that_does_not_fit_is_not_asked_and_says_why(
 
 def test_several_ratios_ask_the_original_once(assignment: Assignment, asked: list[tuple[str, str]]) -> None:
     first, second = done(naming(assignment, "a", target_ratio=(1.2, 1.3))).sweep
-    assert asked == [("a", "model"), ("a", "draft"), ("a", "draft")]
+    assert asked == [("a", "model"), ("a", "safetensors"), ("a", "safetensors")]
     assert first.metrics.before.tasks == second.metrics.before.tasks
 
 
@@ -100,7 +99,7 @@ def test_a_later_attempt_asks_only_what_an_earlier_one_did_not(
     monkeypatch.setattr(tasks, "require_library", lambda _: None)
     monkeypatch.setattr(tasks, "LIBRARY", "torch")
     done(job.model_copy(update={"attempt": 2}))
-    assert asked == [("a", "model"), ("a", "draft")]
+    assert asked == [("a", "model"), ("a", "safetensors")]
 
 
 def in_the_folder(assignment: Assignment, folder: Path) -> Assignment:

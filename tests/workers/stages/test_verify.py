@@ -1,20 +1,13 @@
-"""How long opening a package may take."""
+"""How long opening a package may take, and how many processes it takes."""
 
-from pathlib import Path
-
-import torch
-
-from workers.compression.formats.verification import Probe
-from workers.stages.verify import TIMEOUT_SECONDS, timeout_of
+from workers.compression.spec.formats import FORMATS
+from workers.stages.verify import TIMEOUT_SECONDS, by_opener, timeout_of
 
 
-def sparse_package(directory: Path, size: int) -> Probe:
-    directory.mkdir()
-    with (directory / "model.safetensors").open("wb") as file:
-        file.truncate(size)
-    return Probe(directory, torch.zeros(1, 2), torch.zeros(1, 2, 3))
+def test_every_checkpoint_is_given_the_time_to_read_its_weights_from_a_slow_disk() -> None:
+    assert timeout_of([1_000_000_000, 20_000_000]) == TIMEOUT_SECONDS + 102
 
 
-def test_every_checkpoint_is_given_the_time_to_read_its_weights_from_a_slow_disk(tmp_path: Path) -> None:
-    probes = [sparse_package(tmp_path / str(size), size) for size in (1_000_000_000, 20_000_000)]
-    assert timeout_of(probes) == TIMEOUT_SECONDS + 102
+def test_formats_that_transformers_opens_share_a_fresh_process() -> None:
+    (forms,) = by_opener(FORMATS).values()
+    assert tuple(forms) == FORMATS

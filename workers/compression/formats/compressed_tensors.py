@@ -1,7 +1,7 @@
-"""An ordinary checkpoint once more with its matrices as small integers, in the format of compressed-tensors.
+"""A plain model with the matrices of its blocks as small integers, in the format of compressed-tensors.
 
-    quantise(source, destination, "int4")        # two directories; spec.quantisation names the schemes
-    restore(destination, measurable)             # an ordinary checkpoint again, of the rounded numbers
+    Int4().write(overlay, directory)             # spec.quantisation says which grid each matrix gets
+    Int4().restore(directory, measurable)        # an ordinary checkpoint again, of the rounded numbers
 
 Numbers are rounded to the nearest step by the library's own quantiser. The format is made for vLLM, which computes with
 the integers, but was not tried there. transformers opens the directory with that library installed and nothing of ours,
@@ -12,11 +12,9 @@ Promise: one matrix at a time is in memory, and a directory appears complete or 
 """
 
 import re
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import compressed_tensors
 import torch
@@ -33,12 +31,13 @@ from compressed_tensors.utils import match_name
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from workers.compression.formats.checkpoint import Package, copy_companions, publish, write_json, write_weights
+from workers.compression.formats.files import complete, copy_companions, write_json, write_weights
+from workers.compression.formats.writer import Writer, Written
 from workers.compression.models.skeleton import empty_model
+from workers.compression.overlay import Overlay
 from workers.compression.spec.config import read_config
 from workers.compression.spec.headers import stored_tensors
-from workers.compression.spec.inventory import inventory, weights
-from workers.compression.spec.quantisation import Grid, grids
+from workers.compression.spec.quantisation import Grid, NotQuantisable, grids
 
 FORMAT = "pack-quantized"
 PACKED = ("weight_packed", "weight_scale", "weight_shape")
@@ -48,48 +47,46 @@ EVERY_LINEAR = "Linear"
 """The library's name for all linear modules but those that its config ignores."""
 
 
-def quantise(source: Path, destination: Path, scheme: str) -> Package:
-    """Writes the checkpoint `source` with the matrices of its blocks rounded.
+class CompressedTensors(Writer):
+    """Writes plain models with rounded matrices, by one scheme of `spec.quantisation`."""
 
-    `parameters` of the result counts the numbers that the matrices stand for, as the source does. Raises
-    NotQuantisable, MalformedModel, and FileExistsError where `destination` is there already.
-    """
-    config, files = read_config(source), stored_tensors(source)
-    found = inventory(config, {name: tensor.shape for name, tensor in files.items()})
-    stored = {name: (stored_name, files[stored_name].file) for name, stored_name in weights(config, files).items()}
-    rounding = {f"{name}.weight": grid for name, grid in grids(found, scheme).items()}
-    with _complete(destination) as partial:
-        entries = write_weights(lambda: _tensors(stored, rounding), partial)
-        write_json(partial / "config.json", config | {"quantization_config": _quantisation_config(config, rounding)})
-        copy_companions(source, partial)
-    return Package(destination, found.total_parameters, sum(entry.bytes for entry in entries))
+    scheme: ClassVar[str]
+
+    def write(self, overlay: Overlay, destination: Path) -> Written:
+        """See `Writer.write`. Raises NotQuantisable where the model has factors, or no matrix that can be rounded."""
+        if overlay.is_factored:
+            raise NotQuantisable("factored layers are not rounded to integers")
+        config, named = overlay.config(), overlay.written_name
+        rounding = {f"{named(site)}.weight": grid for site, grid in grids(overlay.inventory, self.scheme).items()}
+        with complete(destination) as directory:
+            entries = write_weights(lambda: _tensors(overlay, rounding), directory)
+            write_json(
+                directory / "config.json", config | {"quantization_config": _quantisation_config(config, rounding)}
+            )
+            copy_companions(overlay.original.directory, directory)
+        return Written(destination, overlay.inventory.total_parameters, sum(entry.bytes for entry in entries))
+
+    def restore(self, written: Path, destination: Path) -> None:
+        """Write the numbers that the integers stand for, in fp32, as an ordinary checkpoint that can be measured.
+
+        Rounded to the dtype in which transformers opens `written`, they are exactly those it computes with. Raises
+        FileExistsError where `destination` is there already.
+        """
+        config = read_config(written)
+        described = QuantizationConfig.model_validate(config.pop("quantization_config"))
+        schemes = list(described.config_groups.values())
+        stored = {name: (name, tensor.file) for name, tensor in stored_tensors(written).items()}
+        with complete(destination) as directory:
+            write_weights(lambda: _restored_tensors(stored, schemes), directory)
+            write_json(directory / "config.json", config)
 
 
-def restore(quantised: Path, destination: Path) -> None:
-    """Writes the numbers that the integers stand for, in fp32, as an ordinary checkpoint that can be measured like any
-    other. Rounded to the dtype in which transformers opens `quantised`, they are exactly those it computes with.
-
-    Raises FileExistsError where `destination` is there already.
-    """
-    config = read_config(quantised)
-    described = QuantizationConfig.model_validate(config.pop("quantization_config"))
-    schemes = list(described.config_groups.values())
-    stored = {name: (name, tensor.file) for name, tensor in stored_tensors(quantised).items()}
-    with _complete(destination) as partial:
-        write_weights(lambda: _restored_tensors(stored, schemes), partial)
-        write_json(partial / "config.json", config)
+class Int8(CompressedTensors):
+    scheme = "int8"
 
 
-@contextmanager
-def _complete(destination: Path) -> Iterator[Path]:
-    """A directory that appears under its name when all is written. Raises FileExistsError."""
-    if destination.exists():
-        raise FileExistsError(f"{destination} exists already")
-    partial = destination.with_name(f".{destination.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    publish(partial, destination)
+class Int4(CompressedTensors):
+    scheme = "int4"
 
 
 def _read(stored: tuple[str, Path]) -> Tensor:
@@ -121,15 +118,15 @@ def _scheme_of(module: str, schemes: Sequence[QuantizationScheme]) -> Quantizati
     )
 
 
-def _tensors(stored: Mapping[str, tuple[str, Path]], rounding: Mapping[str, Grid]) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the quantised checkpoint, always in the same order. `stored`: under which name, in which file."""
-    for name, place in stored.items():
+def _tensors(overlay: Overlay, rounding: Mapping[str, Grid]) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of the rounded checkpoint, always in the same order."""
+    for name, tensor in overlay.tensors():
         if name not in rounding:
-            yield name, _read(place)
+            yield name, tensor
             continue
         module = name.removesuffix(".weight")
-        for suffix, tensor in _rounded(_read(place), rounding[name]).items():
-            yield f"{module}.{suffix}", tensor
+        for suffix, stored in _rounded(tensor, rounding[name]).items():
+            yield f"{module}.{suffix}", stored
 
 
 def _rounded(weight: Tensor, grid: Grid) -> dict[str, Tensor]:

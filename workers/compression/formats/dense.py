@@ -1,114 +1,87 @@
-"""The dense export of a factored package: every compact layer multiplied out into the matrix that it stands for.
-
-    write_dense(package, destination)
+"""The dense export: every compact layer multiplied out into the matrix that it stands for.
 
 The result is an ordinary checkpoint of the original's architecture, for engines that run no code of a checkpoint. It
-computes what the package computes, but for the rounding of each product to the dtype of its weights, and it is as large
-as any model of its shape. `config.json` says under "dense_export" that it is one.
+computes what the factored one computes, but for the rounding of each product to the dtype of its weights, and it is as
+large as any model of its shape. `config.json` says under "dense_export" that it is one.
 
 Promise: the directory appears complete or not at all; one matrix at a time is in memory.
 """
 
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
 from workers.compression import structures
-from workers.compression.formats.checkpoint import (
-    SHARD_BYTES,
-    copy_companions,
-    publish,
-    widely_named,
-    write_json,
-    write_weights,
-)
+from workers.compression.formats.files import complete, copy_companions, widely_named, write_json, write_weights
+from workers.compression.formats.writer import Writer, Written
 from workers.compression.models.skeleton import empty_model, head_name
-from workers.compression.spec.architectures import architecture_of
-from workers.compression.spec.config import is_tied, original_config, read_config
-from workers.compression.spec.headers import stored_tensors
-from workers.compression.spec.inventory import weights
+from workers.compression.overlay import Overlay
 
 MARK = "dense_export"
 
 
-def write_dense(package: Path, destination: Path, *, shard_bytes: int = SHARD_BYTES) -> Path:
-    """Writes the export. Raises FileExistsError where `destination` is there already, ValueError where the package has
-    no factors and so is dense as it is.
-    """
-    if destination.exists():
-        raise FileExistsError(f"{destination} exists already")
-    factored = FactoredCheckpoint(package)
-    partial = destination.with_name(f".{destination.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    config = factored.dense_config()
-    write_weights(lambda: widely_named(factored.dense_tensors(), config), partial, shard_bytes)
-    write_json(partial / "config.json", config)
-    copy_companions(package, partial)
-    publish(partial, destination)
-    return destination
+class Dense(Writer):
+    """Writes factored models without their factors."""
+
+    def write(self, overlay: Overlay, destination: Path) -> Written:
+        """See `Writer.write`. Raises ValueError where the model has no factors, and so is dense as it is."""
+        if not overlay.is_factored:
+            raise ValueError("the model has no factors: it is dense as it is")
+        dense = DenseModel(overlay)
+        config = dense.config()
+        with complete(destination) as directory:
+            entries = write_weights(lambda: widely_named(dense.tensors(), config), directory)
+            write_json(directory / "config.json", config | {MARK: True})
+            copy_companions(overlay.original.directory, directory)
+        return Written(destination, sum(entry.numbers for entry in entries), sum(entry.bytes for entry in entries))
 
 
-class FactoredCheckpoint:
-    """A package with compact layers."""
+class DenseModel:
+    """A compressed model with plain matrices in the places of its compact layers, multiplied out as they are read."""
 
-    def __init__(self, directory: Path) -> None:
-        self._config, forms = original_config(read_config(directory))
-        if not forms:
-            raise ValueError(f"{directory.name} has no factors: it is dense as it is")
-        self._architecture = architecture_of(self._config)
-        self._stored = stored_tensors(directory)
-        self._names = weights(self._config, self._stored)
-        self._tied = any(form["kind"] == "tied" for form in forms.values())
-        self._layers = self._empty_layers({name: form for name, form in forms.items() if form["kind"] != "tied"})
+    def __init__(self, overlay: Overlay) -> None:
+        self._overlay = overlay
+        self._layers = self._empty_layers()
 
-    def dense_config(self) -> dict[str, Any]:
-        """The original's config, resized as the package's is. A head that read factors of the embedding is tied to its
-        table again.
-        """
-        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[self._config["model_type"]]]
-        tied = self._tied or is_tied(self._config)
-        return {**self._config, "architectures": [kind.__name__], "tie_word_embeddings": tied, MARK: True}
+    def config(self) -> dict[str, Any]:
+        """The original's config, resized. A head that reads factors of the embedding is tied to its table again."""
+        config = self._overlay.config()
+        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[config["model_type"]]]
+        return {**config, "architectures": [kind.__name__], "tie_word_embeddings": self._overlay.is_tied}
 
-    def dense_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of the export, always in the same order."""
-        factors = tuple(f"{name}." for name in self._layers)
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every tensor under its written name, always in the same order."""
+        overlay, factors = self._overlay, tuple(f"{name}." for name in self._layers)
         for name in self._layers:
-            yield f"{name}.weight", self._multiplied_out(name)
-        for name in self._names:
+            yield f"{overlay.written_name(name)}.weight", self._multiplied_out(name)
+        for name in overlay.tensor_names():
             if not name.startswith(factors) or name.endswith(".bias"):
-                yield name, self._read(name)
+                yield overlay.written_name(name), overlay.tensor(name)
 
-    def _empty_layers(self, forms: Mapping[str, Mapping[str, Any]]) -> dict[str, nn.Module]:
+    def _empty_layers(self) -> dict[str, nn.Module]:
         """The compact layer of each name, without its numbers."""
-        skeleton = empty_model(self._config, torch.float32, torch.device("cpu"))
-        actual = {name: head_name(skeleton) if name == self._architecture.head else name for name in forms}
-        structures.replace(skeleton, {actual[name]: form for name, form in forms.items()})
-        return {name: skeleton.get_submodule(actual[name]) for name in forms}
+        overlay, head = self._overlay, self._overlay.architecture.head
+        skeleton = empty_model(overlay.config(), torch.float32, torch.device("cpu"))
+        forms = {name: form for name, form in overlay.structures.items() if form["kind"] != "tied"}
+        own = {name: head_name(skeleton) if name == head else overlay.written_name(name) for name in forms}
+        structures.replace(skeleton, {own[name]: form for name, form in forms.items()})
+        return {name: skeleton.get_submodule(own[name]) for name in forms}
 
     @torch.no_grad()
     def _multiplied_out(self, name: str) -> Tensor:
         """The matrix of a layer as the architecture stores it, in the dtype of its factors."""
         layer: Any = self._layers[name]
         empty = layer.state_dict()
-        tensors = {key: self._read(f"{name}.{key}") for key in empty}
+        tensors = {key: self._overlay.tensor(f"{name}.{key}") for key in empty}
         (dtype,) = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
         exact = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
         layer.load_state_dict(exact, assign=True)
         matrix: Tensor = layer.dense().to(dtype)
         layer.load_state_dict(empty, assign=True)
-        inside = name.startswith(f"{self._architecture.blocks}.")
-        transposed = inside and self._architecture.layout != "linear"
+        architecture = self._overlay.architecture
+        transposed = name.startswith(f"{architecture.blocks}.") and architecture.layout != "linear"
         return (matrix.T if transposed else matrix).contiguous()
-
-    def _read(self, name: str) -> Tensor:
-        stored = self._names[name]
-        with safe_open(self._stored[stored].file, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(stored)
-            return tensor

@@ -20,8 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from workers.compression.spec.errors import VerificationFailed
-
-TOLERANCE = 1e-3
+from workers.compression.spec.formats import TOLERANCE
 
 _SCRIPT = Path(__file__).parent / "remote_code" / "open_packages.py"
 _LAST_OF_ERROR = 2000

@@ -21,7 +21,7 @@ the blocks is the model's own.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -43,11 +43,12 @@ from workers.compression.models.skeleton import (
     names_in,
     release,
 )
+from workers.compression.overlay import Original, Overlay
 from workers.compression.spec.architectures import architecture_of
 from workers.compression.spec.config import is_tied, original_config, read_config
 from workers.compression.spec.errors import MalformedModel
 from workers.compression.spec.headers import StoredTensor, stored_tensors
-from workers.compression.spec.inventory import Inventory, weights
+from workers.compression.spec.inventory import weights
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -67,21 +68,19 @@ class StreamedModel:
     def __init__(
         self,
         skeleton: PreTrainedModel,
-        tensors: dict[str, StoredTensor],
-        stored_names: dict[str, str],
-        contents: Inventory,
+        overlay: Overlay,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        self.inventory = contents
+        self.overlay = overlay
+        self.inventory = overlay.inventory
         self.device = device
         self.dtype = dtype
         self._skeleton = skeleton
-        self._tensors = tensors
-        self._stored_names = stored_names
-        self._blocks = skeleton.get_submodule(contents.block_prefix)
-        self._embedding_name = contents.embedding.name
+        self._blocks = skeleton.get_submodule(self.inventory.block_prefix)
+        self._embedding_name = self.inventory.embedding.name
         self._head_name = head_name(skeleton)
+        self._names = self._canonical_names()
         self._embedding_is_given = False
         self._arguments: dict[tuple[int, int], list[Arguments]] = {}
         self._materialise_surroundings()
@@ -108,11 +107,18 @@ class StreamedModel:
         contents = inventory_of(config, tensors, skeleton, replaced)
         structures.replace(skeleton, replaced)
         skeleton.requires_grad_(False)
-        stored_names = names_in(skeleton, architecture_of(config).head, weights(config, tensors))
+        names = weights(config, tensors)
+        stored_names = names_in(skeleton, architecture_of(config).head, names)
         check_complete(skeleton, tensors, stored_names, tied=is_tied(config))
-        model = cls(skeleton, tensors, stored_names, contents, torch.device(device), dtype)
-        model._check_repeated_head(config)
+        original = Original(directory, config, contents, names, tensors, replaced)
+        model = cls(skeleton, Overlay(original), torch.device(device), dtype)
+        model._check_repeated_head()
         return model
+
+    @property
+    def tensor_names(self) -> Collection[str]:
+        """The names of all tensors that are stored now, as the transformers model has them."""
+        return self._names.keys()
 
     def hidden(self, ids: Tensor) -> Tensor:
         """Token ids [N, T] to what enters block 0, [N, T, H]."""
@@ -205,36 +211,58 @@ class StreamedModel:
     def whole(self) -> PreTrainedModel:
         """The transformers model with all its weights, in `dtype` on `device`, as a copy that shares nothing."""
         model = copy.deepcopy(self._skeleton)
-        for name, tensor in self.read(self._stored_names).items():
+        for name, tensor in self.read(self._names).items():
             assign(model, name, tensor)
-        if self.inventory.head is None:
-            embedding = model.get_parameter(f"{self._embedding_name}.weight")
-            model.get_submodule(self._head_name).register_parameter("weight", embedding)
+        self._share_table(model)
         return model
+
+    def _share_table(self, model: PreTrainedModel) -> None:
+        """Gives a head that shares the embedding's whole table that table; one that reads factors has them already."""
+        if self.overlay.is_tied and self._embedding_name not in self.overlay.structures:
+            table = model.get_parameter(f"{self._embedding_name}.weight")
+            model.get_submodule(self._head_name).register_parameter("weight", table)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Copies of tensors by their full names in the transformers model, on `device`, floating ones in `dtype`."""
         found: dict[str, Tensor] = {}
         by_file: dict[Path, list[str]] = {}
         for name in names:
-            by_file.setdefault(self._tensors[self._stored_names[name]].file, []).append(name)
+            canonical = self._names[name]
+            part = self.overlay.holder(canonical)
+            if part is None:
+                by_file.setdefault(self._stored(canonical).file, []).append(name)
+            else:
+                found[name] = self._copy(part[canonical])
         for file, its_names in by_file.items():
             # Opened anew each time: a mapping that stays open keeps every page that was read resident.
             with safe_open(file, framework="pt") as stored:
                 for name in its_names:
-                    tensor = stored.get_tensor(self._stored_names[name])
-                    dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
-                    found[name] = tensor.to(self.device, dtype, copy=True)
+                    found[name] = self._copy(stored.get_tensor(self.overlay.stored_name(self._names[name])))
         return found
 
+    def _copy(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+
+    def _stored(self, canonical: str) -> StoredTensor:
+        return self.overlay.original.tensors[self.overlay.stored_name(canonical)]
+
+    def _canonical_names(self) -> dict[str, str]:
+        """The name of each stored tensor in the skeleton → its canonical name."""
+        return {self._own_name(name): name for name in self.overlay.shapes}
+
+    def _own_name(self, canonical: str) -> str:
+        """The skeleton's name of a module or tensor: releases of transformers differ in what they call a head."""
+        module, dot, rest = canonical.partition(".")
+        return f"{self._head_name}{dot}{rest}" if module == self.overlay.architecture.head else canonical
+
     def _read_below(self, prefix: str) -> dict[str, Tensor]:
-        names = [name for name in self._stored_names if name.startswith(prefix)]
+        names = [name for name in self._names if name.startswith(prefix)]
         return {name.removeprefix(prefix): tensor for name, tensor in self.read(names).items()}
 
     def _materialise_surroundings(self) -> None:
         """Loads what lies outside blocks, embedding and head: norms, learned positions, projections of embeddings."""
         streamed = tuple(f"{part}." for part in (self.inventory.block_prefix, self._embedding_name, self._head_name))
-        names = [name for name in self._stored_names if not name.startswith(streamed)]
+        names = [name for name in self._names if not name.startswith(streamed)]
         for name, tensor in self.read(names).items():
             assign(self._skeleton, name, tensor)
 
@@ -245,10 +273,9 @@ class StreamedModel:
             yield
             return
         module = self._skeleton.get_submodule(name)
-        tied = self.inventory.head is None and name == self._head_name
+        source = self._embedding_name if name == self._head_name and self.overlay.is_tied else name
         if isinstance(module, structures.TiedHead):
-            module, tied = self._skeleton.get_submodule(self._embedding_name), True
-        source = self._embedding_name if tied else name
+            module = self.embedding_module
         empty = module.state_dict()
         module.load_state_dict(self._read_below(f"{source}."), assign=True)
         try:
@@ -336,22 +363,18 @@ class StreamedModel:
             tensor.zero_()
         return isinstance(block(hidden, *arguments, **keywords), tuple)
 
-    def _check_repeated_head(self, config: dict[str, Any]) -> None:
+    def _check_repeated_head(self) -> None:
         """A tied head that the files repeat must repeat the embedding, or loading it elsewhere gives another model."""
-        architecture = architecture_of(config)
-        names = {architecture.canonical(name): name for name in self._tensors}
+        original, architecture = self.overlay.original, self.overlay.architecture
+        names = {architecture.canonical(name): name for name in original.tensors}
         repeated = names.get(f"{architecture.head}.weight")
         if self.inventory.head is not None or repeated is None:
             return
-        embedding = self._stored_names[f"{self._embedding_name}.weight"]
-        with (
-            safe_open(self._tensors[repeated].file, framework="pt") as head_file,
-            safe_open(self._tensors[embedding].file, framework="pt") as embedding_file,
-        ):
-            if not torch.equal(head_file.get_tensor(repeated), embedding_file.get_tensor(embedding)):
-                raise MalformedModel(
-                    f"config.json ties the head to the embedding, but {repeated} and {embedding} differ in the weights."
-                )
+        embedding = original.names[f"{architecture.embedding}.weight"]
+        if not torch.equal(original.tensor(repeated), original.tensor(embedding)):
+            raise MalformedModel(
+                f"config.json ties the head to the embedding, but {repeated} and {embedding} differ in the weights."
+            )
 
 
 def convert_gguf(path: Path, directory: Path) -> None:

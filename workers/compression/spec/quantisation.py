@@ -1,4 +1,4 @@
-"""What rounding to small integers makes of each matrix, and which models it is for. Torch-free: POST asks it.
+"""Which grid of integers each matrix is rounded to, and for which models there is none. Torch-free: POST asks it.
 
 A symmetric grid of 2^bits steps has one scale for each row, or for each `group` of neighbouring numbers in a row. The
 embedding and the output head stay as they are, since they suffer most and fast kernels expect them whole; norms and
@@ -11,7 +11,6 @@ from types import MappingProxyType
 
 from workers.compression.spec.errors import CompressionError
 from workers.compression.spec.inventory import Inventory
-from workers.compression.spec.methods import METHODS, Leaves
 
 GROUP_SIZE = 32
 """The smallest that fast kernels read. Groups of 64 save 6 % more of a matrix, but cost perplexity: SmolLM2-135M came
@@ -19,7 +18,7 @@ from 15.8 to 23.7 with them, and to 22.2 with these."""
 
 
 class NotQuantisable(CompressionError):
-    """The result of this method, or this model, cannot be rounded in this way."""
+    """What a model holds cannot be rounded in this way."""
 
     code = "method_does_not_fit"
 
@@ -52,16 +51,6 @@ _ALL = (
 )
 
 SCHEMES: Mapping[str, Scheme] = MappingProxyType({scheme.name: scheme for scheme in _ALL})
-
-
-def check_method(method: str) -> None:
-    """Raises NotQuantisable unless the method always ends in an ordinary checkpoint."""
-    plain = [name for name, each in METHODS.items() if each.leaves is Leaves.PLAIN]
-    if method not in plain:
-        raise NotQuantisable(
-            f"the result of {method!r} may have factored layers, which are not rounded to integers; "
-            f"send the method {' or '.join(map(repr, plain))}"
-        )
 
 
 def grids(inventory: Inventory, name: str) -> dict[str, Grid]:

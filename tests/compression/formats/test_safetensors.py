@@ -1,4 +1,4 @@
-"""The written package: which files, which tensors, and what a fresh process says when it is not what it should be."""
+"""The main checkpoint: which files, which tensors, and what a fresh process says when it is not what it should be."""
 
 import hashlib
 import json
@@ -16,11 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.support.models import byte_tokenizer
+from tests.support.packages import write_package
 from tests.support.tiny_models import save_tiny_model, token_ids
 from workers.compression.evaluation.size import stored_size
-from workers.compression.formats.checkpoint import write_package
+from workers.compression.formats.safetensors import Safetensors
 from workers.compression.formats.verification import verify
 from workers.compression.models.streamed import StreamedModel
+from workers.compression.overlay import Overlay
 from workers.compression.spec.errors import VerificationFailed
 
 SITE = "model.layers.0.mlp.up_proj"
@@ -78,7 +80,8 @@ def test_parameters_and_bytes_are_those_on_disk(source: Path, tmp_path: Path) ->
 
 def test_shards_hold_no_more_than_their_limit_and_open_again(source: Path, tmp_path: Path) -> None:
     limit = 20_000
-    directory = write_package(source, [low_rank_part()], tmp_path / "package", shard_bytes=limit).directory
+    overlay = Overlay.open(source, [low_rank_part()])
+    directory = Safetensors(shard_bytes=limit).write(overlay, tmp_path / "package").directory
     index = json.loads((directory / "model.safetensors.index.json").read_text())
     shards = sorted(path.name for path in directory.glob("*.safetensors"))
     assert len(shards) > 1

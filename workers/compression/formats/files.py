@@ -1,59 +1,37 @@
-"""The written form of a compressed model: a directory that opens with stock transformers.
+"""The files of a checkpoint: weights in shards, config, tokenizer and licence, digests; there whole or not at all.
 
-    package = write_package(source, parts, destination)
-
-`source` is the original's directory and `parts` what `sequential.compress` yields; `content` says what the package then
-holds. With structures come a modelling file and `structures.py`, so that it opens with
-
-    AutoModelForCausalLM.from_pretrained(destination, trust_remote_code=True)
-
-and nothing of ours installed; without any it is an ordinary checkpoint of the original's architecture.
-
-Promise: the directory appears complete, synced to disk and with its SHA256SUMS, or not at all. One tensor at a time is
-in memory beside one part.
+with complete(destination) as directory:          # appears under its name when all is written
+    write_weights(read, directory)
+    write_json(directory / "config.json", config)
+    copy_companions(source, directory)
 """
 
 import json
 import re
 import shutil
-import string
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
-from workers.compression import structures as structures_module
 from workers.compression.files import file_sha256, sync
-from workers.compression.formats.content import DTYPES, Content, Part
+from workers.compression.overlay import DTYPES
 from workers.compression.spec.architectures import architecture_of
-from workers.compression.spec.config import compressed_type
 from workers.compression.spec.headers import INDEX_FILE, WEIGHTS_FILE
 
 SHARD_BYTES = 5_000_000_000
-MODELLING_FILE = "modeling_compressed.py"
-STRUCTURES_FILE = "structures.py"
 SUMS_FILE = "SHA256SUMS"
 
-_TEMPLATE = Path(__file__).parent / "remote_code" / f"{MODELLING_FILE}.template"
 _COMPANIONS = re.compile(
     r"tokenizer\.(json|model)|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)"
     r"|merges\.txt|chat_template\.(jinja|json)|generation_config\.json|(?i:LICEN[CS]E|NOTICE|USE_POLICY)[\w.-]*",
     re.ASCII,
 )
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-@dataclass(frozen=True)
-class Package:
-    """A written package. `parameters` counts its stored numbers, `bytes` those of its weights."""
-
-    directory: Path
-    parameters: int
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -65,32 +43,25 @@ class Entry:
     shape: tuple[int, ...]
     bytes: int
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers the tensor holds."""
+        return torch.Size(self.shape).numel()
 
-def write_package(source: Path, parts: Iterable[Part], destination: Path, *, shard_bytes: int = SHARD_BYTES) -> Package:
-    """Writes the package. `parts` is iterated thrice, so pass a collection or something that reads them anew.
 
-    Raises FileExistsError where `destination` is there already, MalformedModel where the source is not what it was,
-    ValueError where some MLPs are narrower than others.
+@contextmanager
+def complete(destination: Path) -> Iterator[Path]:
+    """Give a directory to write into, which appears as `destination` once all is written and on the disk.
+
+    Raises FileExistsError where `destination` is there already.
     """
     if destination.exists():
         raise FileExistsError(f"{destination} exists already")
     partial = destination.with_name(f".{destination.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    content = Content(source, parts)
-    structures = content.structures()
-    config = content.config()
-    read = content.tensors if structures else lambda: widely_named(content.tensors(), config)
-    entries = write_weights(read, partial, shard_bytes)
-    _write_config(config, structures, partial)
-    copy_companions(source, partial)
-    write_sums(partial)
+    yield partial
     publish(partial, destination)
-    return Package(destination, sum(_count(entry) for entry in entries), sum(entry.bytes for entry in entries))
-
-
-def _count(entry: Entry) -> int:
-    return torch.Size(entry.shape).numel()
 
 
 def write_weights(
@@ -156,44 +127,6 @@ def _write_shard(path: Path, shard: Sequence[Entry], tensors: Iterator[tuple[str
             if _entry(name, tensor) != entry:
                 raise RuntimeError(f"the parts changed while they were written: {entry.name} was expected, {name} came")
             file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-
-def _write_config(config: Mapping[str, Any], structures: Mapping[str, Mapping[str, Any]], directory: Path) -> None:
-    if not structures:
-        write_json(directory / "config.json", config)
-        return
-    model_type = config["model_type"]
-    names = _class_names(model_type)
-    own_type = compressed_type(model_type)
-    module = MODELLING_FILE.removesuffix(".py")
-    auto_map = {"AutoConfig": "Config", "AutoModel": "Base", "AutoModelForCausalLM": "CausalLM"}
-    compressed = {
-        **config,
-        "model_type": own_type,
-        "architectures": [f"Compressed{names['CausalLM']}"],
-        "auto_map": {auto: f"{module}.Compressed{names[role]}" for auto, role in auto_map.items()},
-        "compression": {"base_model_type": model_type, "structures": structures},
-    }
-    if architecture_of(config).head in structures:
-        # The head reads factors or keeps a table of its own; transformers would look for one table to tie.
-        compressed["tie_word_embeddings"] = False
-    write_json(directory / "config.json", compressed)
-    template = string.Template(_TEMPLATE.read_text(encoding="utf-8"))
-    architecture = architecture_of(config)
-    code = template.substitute(names, model_type=own_type, prefix=architecture.base, head=architecture.head)
-    (directory / MODELLING_FILE).write_text(code, encoding="utf-8")
-    shutil.copyfile(structures_module.__file__, directory / STRUCTURES_FILE)
-
-
-def _class_names(model_type: str) -> dict[str, str]:
-    """What transformers calls the config, the base model and the causal language model of a type."""
-    config_class = CONFIG_MAPPING[model_type]
-    classes: dict[str, Any] = {
-        "Config": config_class,
-        "Base": MODEL_MAPPING[config_class],
-        "CausalLM": MODEL_FOR_CAUSAL_LM_MAPPING[config_class],
-    }
-    return {role: found.__name__ for role, found in classes.items()}
 
 
 def companions(source: Path) -> list[Path]:

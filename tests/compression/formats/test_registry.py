@@ -1,0 +1,125 @@
+"""Every registered format writes what it does not refuse, and refuses in words; a new one is a writer and an entry."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from app.contract.recipe import Recipe
+from tests.support.tiny_models import save_tiny_model, token_ids
+from workers.compression.formats import Writer, Written, writer_of
+from workers.compression.formats.verification import Probe
+from workers.compression.models.edited import EditedModel
+from workers.compression.models.streamed import StreamedModel
+from workers.compression.overlay import Overlay
+from workers.compression.parts import CompressedPart
+from workers.compression.spec import formats
+from workers.compression.spec.formats import FORMATS, MAIN, Format, UnknownFormat, named
+from workers.compression.spec.methods import METHODS, Leaves
+
+SITES = {"llama": "model.layers.1.mlp.up_proj", "gpt2": "transformer.h.1.mlp.c_fc"}
+
+
+def overlay_of(name: str, leaves: Leaves, directory: Path) -> Overlay:
+    """A tiny model without its first block and, where asked, with one matrix of factors."""
+    save_tiny_model(name, directory)
+    removal = CompressedPart("removal", {}, {}, {}, removed=(0,))
+    if leaves is Leaves.PLAIN:
+        return Overlay.open(directory, [removal])
+    site = next(site for site in Overlay.open(directory).inventory.sites if site.name == SITES[name])
+    generator = torch.Generator().manual_seed(3)
+    factors = {
+        f"{site.name}.first": torch.randn(4, site.in_features, generator=generator),
+        f"{site.name}.second": torch.randn(site.out_features, 4, generator=generator),
+    }
+    part = CompressedPart("factors", {site.name: {"kind": "low_rank", "rank": 4}}, factors, {})
+    return Overlay.open(directory, [removal, part])
+
+
+def expected_logits(form: Format, overlay: Overlay, written: Path, scratch: Path) -> Tensor:
+    """What a written checkpoint should compute: the model itself, or the numbers that a rounded one stands for."""
+    if form.rounds:
+        writer_of(form.name).restore(written, scratch)
+        model = StreamedModel.open(scratch)
+    else:
+        model = EditedModel(StreamedModel.open(overlay.original.directory))
+        model.apply(CompressedPart("removal", {}, {}, {}, removed=tuple(overlay.removed)))
+        if overlay.is_factored:
+            names = [name for name in overlay.tensor_names() if overlay.holder(name) is not None]
+            tensors = {name: overlay.tensor(name) for name in names}
+            model.apply(CompressedPart("factors", overlay.structures, tensors, {}))
+    with torch.no_grad():
+        logits: Tensor = model.whole()(token_ids()).logits
+    return logits
+
+
+def test_each_writes_what_it_does_not_refuse_and_a_fresh_process_opens_it(tmp_path: Path) -> None:
+    probes: dict[Callable[..., object], list[Probe]] = {}
+    for name in SITES:
+        for leaves in (Leaves.PLAIN, Leaves.FACTORED):
+            overlay = overlay_of(name, leaves, tmp_path / name / leaves / "source")
+            for form in FORMATS:
+                destination = tmp_path / name / leaves / form.name
+                reason = form.refuses(overlay.inventory, leaves)
+                if reason is not None:
+                    assert " " in reason
+                    with pytest.raises(Exception):  # noqa: B017 - each says it in its own way
+                        writer_of(form.name).write(overlay, destination)
+                    assert not destination.exists()
+                    continue
+                written = writer_of(form.name).write(overlay, destination)
+                assert written.parameters > 0 < written.bytes
+                scratch = destination.with_name(f"{form.name}-restored")
+                logits = expected_logits(form, overlay, destination, scratch)
+                probe = Probe(destination, token_ids(), logits, form.tolerance)
+                probes.setdefault(writer_of(form.name).open_fresh, []).append(probe)
+    for opener, asked in probes.items():
+        opener(asked, timeout=240)
+    assert sum(map(len, probes.values())) >= 6
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+def test_each_has_a_writer_of_its_own_and_says_what_it_is(form: Format) -> None:
+    assert isinstance(writer_of(form.name), Writer)
+    assert form.title and form.description and form.opened_by
+    assert named(form.name) is form
+    overrides = type(writer_of(form.name)).restore is not Writer.restore
+    assert overrides == form.rounds
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_has_the_formats_that_take_what_it_leaves(method: str, tmp_path: Path) -> None:
+    save_tiny_model("llama", tmp_path)
+    inventory, leaves = Overlay.open(tmp_path).inventory, METHODS[method].leaves
+    taken = {form.name for form in FORMATS if form.refuses(inventory, leaves) is None}
+    assert taken == {MAIN, "int8", "int4"} if leaves is Leaves.PLAIN else {MAIN, "dense"}
+
+
+def test_an_unknown_name_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(UnknownFormat, match="safetensors, dense"):
+        named("pickle")
+
+
+class Names(Writer):
+    """A toy: it writes the names of the tensors."""
+
+    def write(self, overlay: Overlay, destination: Path) -> Written:
+        destination.mkdir()
+        lines = [overlay.written_name(name) for name in overlay.tensor_names()]
+        (destination / "names.txt").write_text("\n".join(lines))
+        return Written(destination, overlay.inventory.total_parameters, len("\n".join(lines)))
+
+
+def test_a_new_format_is_a_writer_and_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = {"model": "local:m", "target_ratio": 1.3, "formats": [MAIN, "names"]}
+    with pytest.raises(ValidationError, match="send one of"):
+        Recipe.model_validate(recipe)
+    toy = Format("names", "a list", "the names of the tensors", ("anybody",), f"{__name__}:Names")
+    monkeypatch.setattr(formats, "FORMATS", (*FORMATS, toy))
+    assert Recipe.model_validate(recipe).formats == (MAIN, "names")
+    save_tiny_model("llama", tmp_path / "source")
+    writer_of("names").write(Overlay.open(tmp_path / "source"), tmp_path / "names")
+    assert "lm_head.weight" in (tmp_path / "names" / "names.txt").read_text().split()
