@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, field_serializer
 
 from app.contract.codes import FailureCode
-from app.contract.job import Source, Stage
+from app.contract.job import Source
 from app.contract.recipe import Recipe
 from app.errors import ModelpressError, UnknownModel
 from app.lifeline import end_with_parent
@@ -25,7 +25,7 @@ from app.sources.hub import Hub
 from app.sources.models import ModelSources, explained
 from app.sources.text import TextSources
 from app.sources.text_files import TextFiles
-from workers.messages import ErrorReport, Message
+from workers.messages import FETCH_STAGE, ErrorReport, Message
 
 log = logging.getLogger(__name__)
 
@@ -146,12 +146,12 @@ def main() -> int:
     try:
         done = fetch(request, report)
     except ModelpressError as error:
-        report(ErrorReport(code=FailureCode(error.code), message=error.message, stage=Stage.INSPECT))
+        report(ErrorReport(code=FailureCode(error.code), message=error.message, stage=FETCH_STAGE))
         return 1
     except OSError as error:
         log.exception("fetch_failed")
         message = f"Reading or writing failed: {error.strerror}."
-        report(ErrorReport(code=FailureCode.STORAGE_FAILED, message=message, stage=Stage.INSPECT))
+        report(ErrorReport(code=FailureCode.STORAGE_FAILED, message=message, stage=FETCH_STAGE))
         return 1
     report(done)
     return 0

@@ -6,13 +6,16 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
 from app.contract.codes import FailureCode
-from app.contract.job import Comparison, Stage, SweepResult
+from app.contract.job import Comparison, SweepResult
 from app.contract.recipe import Recipe
 
 
 class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+
+FETCH_STAGE = "fetch"
+"""The stage before those of the computing child: model and texts are fetched."""
 
 FETCH_SHARE = 0.02
 """The part of the whole job's progress that fetching takes; the computing child reports the rest."""
@@ -41,7 +44,7 @@ class Assignment(Message):
 
 class ProgressReport(Message):
     event: Literal["progress"] = "progress"
-    stage: Stage
+    stage: str
     fraction: float = Field(ge=0, le=1, description="of the whole job")
     detail: Text | None = None
     seconds_left: float | None = None
@@ -49,7 +52,7 @@ class ProgressReport(Message):
 
 class ResumedReport(Message):
     event: Literal["resumed"] = "resumed"
-    stage: Stage
+    stage: str
     block: int | None = None
 
 
@@ -66,7 +69,7 @@ class ErrorReport(Message):
     event: Literal["error"] = "error"
     code: FailureCode
     message: Text
-    stage: Stage | None = None
+    stage: str | None = None
 
 
 Report = Annotated[ProgressReport | ResumedReport | DoneReport | ErrorReport, Field(discriminator="event")]
@@ -76,7 +79,7 @@ REPORT: TypeAdapter[Report] = TypeAdapter(Report)
 class AttemptFailed(Exception):
     """The attempt cannot go on. Its code says why, and with that whether another attempt can help."""
 
-    def __init__(self, code: FailureCode, message: str, stage: Stage | None = None) -> None:
+    def __init__(self, code: FailureCode, message: str, stage: str | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
@@ -87,6 +90,6 @@ class AttemptFailed(Exception):
         """Return what another process has reported, as an exception of this one."""
         return cls(report.code, report.message, report.stage)
 
-    def report(self, stage: Stage | None = None) -> ErrorReport:
+    def report(self, stage: str | None = None) -> ErrorReport:
         """Return what to tell the supervisor; `stage` stands where the exception names none."""
         return ErrorReport(code=self.code, message=self.message, stage=self.stage or stage)

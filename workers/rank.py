@@ -14,15 +14,16 @@ import torch
 from pydantic import BaseModel
 from torch import distributed
 
-from app.contract.job import Stage
 from app.contract.recipe import Distillation
 from app.lifeline import end_with_parent
 from workers.compression.training.parallel import DataParallel, PeerLost, Ranks
 from workers.runner import prepare_torch, take_standard_output
-from workers.stages import compress, training
+from workers.stages import compress, names, training
 from workers.stages.context import Context
 from workers.stages.failures import describe
 from workers.stages.ranks import RankRequest
+from workers.stages.registry import STAGES
+from workers.stages.stage import Schedule
 from workers.stages.workbench import Workbench
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def main() -> int:
         return 1
     except Exception as error:
         log.exception("the training failed")
-        report(describe(error, Stage.DISTILL))
+        report(describe(error, names.DISTILL))
         return 1
     return 0
 
@@ -71,8 +72,9 @@ def train(request: RankRequest, report: Callable[[BaseModel], None]) -> None:
         assignment,
         Workbench(assignment.work_dir, assignment.attempt, request.fingerprint),
         report if rank == 0 else lambda message: None,
+        Schedule.of(assignment.recipe, STAGES),
     ).at(request.turn)
-    context.results, context.stage = dict(request.results), Stage.DISTILL
+    context.results, context.stage = dict(request.results), names.DISTILL
     ranks = ranks_of(training.asked(context))
     training.train_phase(context, compress.schedule(context)[request.phase], ranks)
     ranks.wait()

@@ -10,54 +10,26 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import IO
 
 import numpy
 import torch
 from pydantic import BaseModel
 
-from app.contract.job import Stage
-from app.contract.recipe import Recipe
 from workers.compression.files import file_sha256
 from workers.messages import Assignment
-from workers.stages import (
-    calibrate,
-    compress,
-    distill,
-    evaluate,
-    inspect,
-    memory,
-    package,
-    plan,
-    sweep,
-    tasks,
-    verify,
-    write,
-)
-from workers.stages.context import ONCE, Context
+from workers.stages import memory, sweep, tasks, verify, write
+from workers.stages.context import Context
 from workers.stages.failures import describe
+from workers.stages.registry import STAGES
+from workers.stages.stage import Schedule, Stage
 from workers.stages.workbench import Workbench, directory_identity, fingerprint
 
 log = logging.getLogger(__name__)
 
-STAGES: Mapping[Stage, ModuleType] = {
-    Stage.INSPECT: inspect,
-    Stage.CALIBRATE: calibrate,
-    Stage.PLAN: plan,
-    Stage.COMPRESS: compress,
-    Stage.DISTILL: distill,
-    Stage.WRITE: write,
-    Stage.EVALUATE: evaluate,
-    Stage.PACKAGE: package,
-    Stage.VERIFY: verify,
-}
-"""In the order in which they run, all but ONCE for each ratio of the recipe. Each reads the results of those before it
-and leaves a durable one of its own. A recipe without distillation has no such stage."""
-
-RESULT_VERSION = 6
+RESULT_VERSION = 7
 """Raise it when a stage's result changes its meaning: results of an older worker are then computed again."""
 
 
@@ -88,20 +60,19 @@ def exit_with_supervisor() -> None:
 
 
 def walk(assignment: Assignment, report: Callable[[BaseModel], None]) -> bool:
-    """Take one attempt through every stage that is not yet finished. Reports its end; returns whether it succeeded."""
+    """Take one attempt through every stage that is not yet finished and report its end; return whether it succeeded."""
     prepare_torch(assignment)
-    context = Context(assignment, Workbench(assignment.work_dir, assignment.attempt, identity(assignment)), report)
+    schedule = Schedule.of(assignment.recipe, STAGES)
+    bench = Workbench(assignment.work_dir, assignment.attempt, identity(assignment))
+    context = Context(assignment, bench, report, schedule)
     try:
         write.require_libraries(assignment.recipe)
         tasks.require_library(assignment.recipe)
-        for stage in ONCE:
-            take(context, stage)
+        take(context, [stage for stage in schedule.stages if stage.once])
         finished = []
         for turn in range(len(assignment.recipe.ratios)):
             context = context.at(turn)
-            for stage in STAGES:
-                if stage not in ONCE:
-                    take(context, stage)
+            take(context, [stage for stage in schedule.stages if not stage.once])
             finished.append(context)
         report(sweep.done(finished) if assignment.recipe.is_sweep else verify.done(context))
     except Exception as error:
@@ -111,27 +82,23 @@ def walk(assignment: Assignment, report: Callable[[BaseModel], None]) -> bool:
     return True
 
 
-def take(context: Context, stage: Stage) -> None:
-    """Have the stage's result, where the recipe asks for it."""
-    if is_wanted(stage, context.assignment.recipe):
-        context.stage = stage
-        context.results[stage] = run(context, STAGES[stage])
+def take(context: Context, stages: Iterable[Stage]) -> None:
+    """Run the stages, or reuse what an earlier attempt has finished of them."""
+    for stage in stages:
+        context.stage = stage.name
+        context.results[stage.name] = result_of(context, stage)
 
 
-def is_wanted(stage: Stage, recipe: Recipe) -> bool:
-    return stage != Stage.DISTILL or recipe.distillation is not None
-
-
-def run(context: Context, module: ModuleType) -> Path:
-    """The stage's result: an earlier attempt's, or computed now."""
-    finished = context.bench.finished(context.stage)
+def result_of(context: Context, stage: Stage) -> Path:
+    """Return the directory with the stage's result: an earlier attempt's, or one that is made now."""
+    finished = context.bench.finished(stage.name)
     if finished is not None:
         return finished
     context.progress(0.0)
-    module.run(context, context.bench.begin(context.stage))
+    stage.run(context, context.bench.begin(stage.name))
     if context.assignment.memory_bytes is not None:
         memory.give_back()
-    return context.bench.finish(context.stage)
+    return context.bench.finish(stage.name)
 
 
 def prepare_torch(assignment: Assignment) -> None:
@@ -144,7 +111,7 @@ def prepare_torch(assignment: Assignment) -> None:
 
 
 def identity(assignment: Assignment) -> str:
-    """Fingerprint of everything that the results of the stages depend on."""
+    """Return the fingerprint of everything that the results of the stages depend on."""
     return fingerprint(
         {
             "version": RESULT_VERSION,

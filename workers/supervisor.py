@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from app.contract.codes import FailureCode
-from app.contract.job import AttemptOutcome, Failure, Resumed, Stage
+from app.contract.job import AttemptOutcome, Failure, Resumed
 from app.db import Sessions
 from app.jobs import store
 from app.jobs.store import Claim, Progress
@@ -29,6 +29,7 @@ from workers.fetch import FetchDone, FetchProgress, fetch_environment, fetch_rep
 from workers.lease import Lease
 from workers.messages import (
     FETCH_SHARE,
+    FETCH_STAGE,
     REPORT,
     Assignment,
     AttemptFailed,
@@ -213,7 +214,7 @@ class Supervisor:
             for event in self.events(child, lease, deadline):
                 match report := fetch_report(event):
                     case FetchProgress():
-                        lease.report(Progress(Stage.INSPECT, FETCH_SHARE * report.fraction, report.detail))
+                        lease.report(Progress(FETCH_STAGE, FETCH_SHARE * report.fraction, report.detail))
                     case FetchDone():
                         return report
                     case ErrorReport():
@@ -272,7 +273,7 @@ def without_result(doing: str) -> AttemptFailed:
 
 
 def below_gate(missed: str, attempt: int) -> Failure:
-    return Failure.of(FailureCode.QUALITY_GATE, missed, stage=Stage.EVALUATE, attempt=attempt)
+    return Failure.of(FailureCode.QUALITY_GATE, missed, stage="evaluate", attempt=attempt)
 
 
 def timed_out(seconds: float) -> AttemptFailed:

@@ -23,20 +23,6 @@ class State(StrEnum):
         return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
-class Stage(StrEnum):
-    """The stages of a job, in the order in which they run; `distill` only where the recipe asks for it."""
-
-    INSPECT = "inspect"
-    CALIBRATE = "calibrate"
-    PLAN = "plan"
-    COMPRESS = "compress"
-    DISTILL = "distill"
-    WRITE = "write"
-    EVALUATE = "evaluate"
-    PACKAGE = "package"
-    VERIFY = "verify"
-
-
 class Answer(BaseModel):
     model_config = ConfigDict(frozen=True)
 
@@ -158,12 +144,12 @@ class Failure(Answer):
         description="`/problems/<code>` explains it; treat a code that you do not know by `retryable`",
     )
     message: str
-    stage: Stage | None = None
+    stage: str | None = Field(None, description="the stage in which it happened")
     retryable: bool = Field(description="whether posting the same recipe again can help")
     attempt: int
 
     @classmethod
-    def of(cls, code: FailureCode, message: str, *, attempt: int, stage: Stage | None = None) -> "Failure":
+    def of(cls, code: FailureCode, message: str, *, attempt: int, stage: str | None = None) -> "Failure":
         """Return the failure of a known code, retryable as its table says."""
         return cls(code=code, message=message, stage=stage, retryable=code.kind.retryable, attempt=attempt)
 
@@ -171,7 +157,7 @@ class Failure(Answer):
 class Resumed(Answer):
     """Where an attempt went on from the durable results of the ones before it."""
 
-    stage: Stage
+    stage: str
     block: int | None = Field(None, description="first block that still had to be computed, inside `compress`")
 
 
@@ -210,7 +196,11 @@ class Timestamps(Answer):
 class Job(Answer):
     id: str
     state: State
-    stage: Stage | None = None
+    stage: str | None = Field(
+        None,
+        description="the stage that runs: fetch, inspect, calibrate, plan, compress, distill, write, evaluate, package or "
+        "verify, in this order, as far as the recipe asks for them",
+    )
     progress: float = Field(0.0, ge=0, le=1, description="of the whole job")
     detail: str | None = Field(None, description="what the stage is doing, such as 'block 12 of 30'")
     seconds_left: float | None = Field(None, description="an estimate, from the pace so far")

@@ -23,7 +23,6 @@ from app.contract.job import (
     JobPage,
     Resumed,
     Source,
-    Stage,
     State,
     SweepResult,
     Timestamps,
@@ -236,7 +235,7 @@ def as_job(row: JobRow, attempts: Sequence[AttemptRow]) -> Job:
     return Job(
         id=row.id,
         state=State(row.state),
-        stage=None if row.stage is None else Stage(row.stage),
+        stage=row.stage,
         progress=row.progress,
         detail=row.detail,
         seconds_left=row.seconds_left,

@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.contract.codes import FailureCode
-from app.contract.job import AttemptOutcome, Comparison, Failure, Resumed, Source, Stage, State, SweepResult
+from app.contract.job import AttemptOutcome, Comparison, Failure, Resumed, Source, State, SweepResult
 from app.contract.recipe import Recipe
 from app.jobs.models import ArtifactRow, AttemptRow, JobRow
 from app.jobs.states import ENDED, LEASED, TRANSITIONS, Event, destination, origins
@@ -38,7 +38,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Progress:
-    stage: Stage
+    stage: str
     fraction: float
     detail: str | None = None
     seconds_left: float | None = None
@@ -338,7 +338,7 @@ def worker_lost(row: JobRow) -> Failure:
     return Failure.of(
         FailureCode.WORKER_LOST,
         f"{row.attempt} workers fell silent while they computed this job; the last one was {row.worker}",
-        stage=None if row.stage is None else Stage(row.stage),
+        stage=row.stage,
         attempt=row.attempt,
     )
 

@@ -1,18 +1,20 @@
 """Small jobs on a tiny model, taken through their stages in this process."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 from torch import Tensor
 
-from app.contract.job import Stage
 from app.contract.recipe import Recipe
 from tests.support.models import write_text, write_tiny_model
 from workers.messages import Assignment, DoneReport, ProgressReport
-from workers.runner import STAGES, identity, run, walk
-from workers.stages import compress
+from workers.runner import identity, take, walk
+from workers.stages import compress, distill
 from workers.stages.context import Context
+from workers.stages.registry import STAGES
+from workers.stages.stage import Schedule
 from workers.stages.workbench import Workbench
 
 STEPS = 16
@@ -70,6 +72,14 @@ def distillation_job(directory: Path) -> Assignment:
     return small_job(directory, blocks=2, target_ratio=1.3, method="width", distillation=distillation)
 
 
+def context_of(
+    assignment: Assignment, report: Callable[[BaseModel], None] = lambda message: None, fingerprint: str = "inputs"
+) -> Context:
+    """Return the context of an attempt for which no stage has run."""
+    bench = Workbench(assignment.work_dir, assignment.attempt, fingerprint)
+    return Context(assignment, bench, report, Schedule.of(assignment.recipe, STAGES))
+
+
 class Stopped(Exception):
     """The process has ended here."""
 
@@ -80,13 +90,10 @@ class Attempt:
     def __init__(self, assignment: Assignment, number: int = 1, stop_behind: int | None = None) -> None:
         self.reports: list[BaseModel] = []
         self.stop_behind = stop_behind
-        bench = Workbench(assignment.work_dir, number, identity(assignment))
-        self.context = Context(assignment.model_copy(update={"attempt": number}), bench, self.report)
-        for stage, module in STAGES.items():
-            self.context.stage = stage
-            self.context.results[stage] = run(self.context, module)
-            if stage is Stage.DISTILL:
-                break
+        numbered = assignment.model_copy(update={"attempt": number})
+        self.context = context_of(numbered, self.report, identity(assignment))
+        before = [stage for stage in STAGES[: STAGES.index(distill.STAGE) + 1] if stage.wanted(assignment.recipe)]
+        take(self.context, before)
 
     def report(self, message: BaseModel) -> None:
         self.reports.append(message)
@@ -98,12 +105,12 @@ class Attempt:
         return [
             report.detail or ""
             for report in self.reports
-            if isinstance(report, ProgressReport) and report.detail and report.stage is Stage.DISTILL
+            if isinstance(report, ProgressReport) and report.detail and report.stage == "distill"
         ]
 
     def trained(self) -> dict[str, Tensor]:
         """Return the tensors of the last part."""
-        *_, last = compress.FinishedParts(self.context)
+        *_, last = compress.finished_parts(self.context)
         return dict(last.tensors)
 
 

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from app.contract.codes import FailureCode
-from app.contract.job import Comparison, Failure, Job, Metrics, Problem, Source, Stage, State, Timestamps
+from app.contract.job import Comparison, Failure, Job, Metrics, Problem, Source, State, Timestamps
 from app.contract.recipe import Recipe
 
 MOMENT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -47,7 +47,7 @@ def succeeded(**fields: Any) -> Job:
 
 
 def running(progress: float, **fields: Any) -> Job:
-    return make_job(State.RUNNING, stage=Stage.COMPRESS, progress=progress, **fields)
+    return make_job(State.RUNNING, stage="compress", progress=progress, **fields)
 
 
 def failed() -> Job:

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from app.contract.job import Source, Stage
+from app.contract.job import Source
 from app.contract.recipe import Recipe
 from app.errors import (
     DownloadCorrupted,
@@ -415,7 +415,7 @@ def test_the_process_says_why_it_failed(
     exit_status, report, _ = Process(request_for(revision="c" * 40, retry_delays=())).result()
     assert exit_status == 1
     assert report.event == "error"
-    assert (report.code, report.stage) == (code, Stage.INSPECT)
+    assert (report.code, report.stage) == (code, "inspect")
 
 
 def test_a_directory_that_cannot_be_written_is_reported(request_for: MakeRequest, tmp_path: Path) -> None:

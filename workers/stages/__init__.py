@@ -1,1 +1,1 @@
-"""The stages of a job, one module each with a `run(context, directory)`; `workers.runner` lists them in order."""
+"""The stages of a job, one module each; `workers.stages.registry` lists them in order."""

@@ -5,17 +5,18 @@ Where the recipe asks for a distillation in several phases, these are the parts 
 
 from pathlib import Path
 
-from app.contract.job import Stage
+from app.contract.recipe import Recipe
 from workers.compression.phases import Phase, phases
 from workers.compression.pipeline import compress
 from workers.compression.steps.local_distillation import Checkpoint
-from workers.stages import calibrate, compute, inspect
+from workers.stages import calibrate, compute, inspect, names
 from workers.stages.absorption_files import CheckpointFiles
 from workers.stages.context import Context
 from workers.stages.part_files import PartFiles, StagePlace
 from workers.stages.plan import plan_of, sensitivities_of
+from workers.stages.stage import Stage
 
-NAME = str(Stage.COMPRESS)
+NAME = names.COMPRESS
 
 
 def run(context: Context, directory: Path) -> None:
@@ -49,7 +50,7 @@ def schedule(context: Context) -> tuple[Phase, ...]:
     """Return the phases of the recipe: one where it asks for no distillation, which then has no training."""
     distillation = context.assignment.recipe.distillation
     count = 1 if distillation is None else distillation.steps
-    return phases(inspect.model_inventory(context), plan_of(context), count)
+    return context.hold("phases", lambda: phases(inspect.model_inventory(context), plan_of(context), count))
 
 
 def finished_parts(context: Context) -> PartFiles:
@@ -61,10 +62,22 @@ def finished_parts(context: Context) -> PartFiles:
 def parts_before(context: Context, end: int, directory: Path | None = None) -> PartFiles:
     """Return the first `end` parts of the compression and the distillation; new ones are written to `directory`."""
     compressed = schedule(context)[0].trained
-    places = [StagePlace(NAME, range(min(end, compressed))), StagePlace(str(Stage.DISTILL), range(compressed, end))]
+    places = [StagePlace(NAME, range(min(end, compressed))), StagePlace(names.DISTILL, range(compressed, end))]
     return PartFiles(context.bench, places, directory)
 
 
 def _end(context: Context) -> int:
     planned = schedule(context)
-    return planned[-1].trained + 1 if Stage.DISTILL in context.results else planned[0].trained
+    return planned[-1].trained + 1 if names.DISTILL in context.results else planned[0].trained
+
+
+WEIGHT = 0.43
+"""How long it takes to make all parts."""
+
+
+def weight(recipe: Recipe, turn: int) -> float:
+    """Return how long this stage takes; all groups of matrices but the first are compressed between trainings."""
+    return WEIGHT if recipe.distillation is None else WEIGHT / recipe.distillation.steps
+
+
+STAGE = Stage(names.COMPRESS, run, weight)

@@ -8,20 +8,24 @@ where there are several GPUs.
 import logging
 from pathlib import Path
 
-from app.contract.job import Stage
+from app.contract.recipe import Recipe
 from workers.compression.models.edited import EditedModel
 from workers.compression.phases import Phase
 from workers.compression.pipeline import compress as compression
-from workers.stages import calibrate, compress, compute, inspect, training
+from workers.stages import calibrate, compress, compute, inspect, names, training
 from workers.stages.context import Context
 from workers.stages.curve import Curve, read_curve
 from workers.stages.part_files import PartFiles, StagePlace, file_name
 from workers.stages.plan import sensitivities_of
 from workers.stages.ranks import train_in_processes
+from workers.stages.stage import Stage
 
 log = logging.getLogger(__name__)
 
-NAME = str(Stage.DISTILL)
+TOKENS_LIKE_THE_REST = 65_536
+"""Training on this many tokens takes as long as all stages of a plain job together."""
+
+NAME = names.DISTILL
 
 
 def run(context: Context, directory: Path) -> None:
@@ -83,8 +87,18 @@ def compress_more(context: Context, directory: Path, phase: Phase) -> None:
 
 
 def curves(context: Context) -> tuple[Curve, ...]:
-    """How each training went; nothing where the recipe asks for none."""
-    if Stage.DISTILL not in context.results:
+    """Return how each training went; nothing where the recipe asks for none."""
+    if names.DISTILL not in context.results:
         return ()
-    names = map(training.curve_name, compress.schedule(context))
-    return tuple(read_curve(context.bench.part(NAME, name)) for name in names)
+    files = map(training.curve_name, compress.schedule(context))
+    return tuple(read_curve(context.bench.part(NAME, file)) for file in files)
+
+
+def weight(recipe: Recipe, turn: int) -> float:
+    """Return how long this stage takes, the compression between its trainings included."""
+    if recipe.distillation is None:
+        return 0.0
+    return recipe.distillation.tokens / TOKENS_LIKE_THE_REST + compress.WEIGHT - compress.weight(recipe, turn)
+
+
+STAGE = Stage(names.DISTILL, run, weight, wanted=lambda recipe: recipe.distillation is not None)

@@ -21,7 +21,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from app.contract.codes import FailureCode
-from app.contract.job import Comparison, Metrics, Protocol, Stage
+from app.contract.job import Comparison, Metrics, Protocol
+from app.contract.recipe import Recipe
 from workers.compression.evaluation.fidelity import Fidelity, compare, final_states
 from workers.compression.evaluation.peak_memory import peak_memory
 from workers.compression.evaluation.protocol import protocol_of
@@ -29,13 +30,14 @@ from workers.compression.evaluation.size import stored_size
 from workers.compression.evaluation.speed import greedy_sample, speed
 from workers.compression.formats import writer_of
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.formats import MAIN, Format
+from workers.compression.spec.formats import MAIN, Format, named
 from workers.messages import AttemptFailed
-from workers.stages import calibrate, compute, inspect, memory, overlap, tasks, write
+from workers.stages import calibrate, compute, inspect, memory, names, overlap, tasks, write
 from workers.stages.baseline import write_baseline
 from workers.stages.context import Context
+from workers.stages.stage import Stage
 
-NAME = str(Stage.EVALUATE)
+NAME = names.EVALUATE
 BASELINE = "baseline"
 RESTORED = "restored"
 PROMPT = "The capital of France is"
@@ -252,3 +254,11 @@ def metrics(context: Context) -> Comparison:
 def probe(context: Context, form: Format) -> Path:
     """The file with what a format should compute: where it does not round, the same as the main checkpoint."""
     return context.bench.part(NAME, probe_file(form.name if form.rounds else MAIN))
+
+
+def weight(recipe: Recipe, turn: int) -> float:
+    """Return how long this stage takes; each format that rounds is measured on its own."""
+    return 0.16 + 0.1 * sum(named(name).rounds for name in recipe.formats)
+
+
+STAGE = Stage(names.EVALUATE, run, weight)

@@ -7,7 +7,6 @@ import torch
 from safetensors import SafetensorError
 
 from app.contract.codes import FailureCode
-from app.contract.job import Stage
 from workers.compression.spec.errors import CompressionError
 from workers.messages import AttemptFailed, ErrorReport
 
@@ -15,7 +14,7 @@ FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))
 """The text by which safetensors, which raises an exception of its own, tells of a full disk."""
 
 
-def describe(error: BaseException, stage: Stage | None = None) -> ErrorReport:
+def describe(error: BaseException, stage: str | None = None) -> ErrorReport:
     """Return what the job says of an exception that ended one of its stages."""
     if isinstance(error, AttemptFailed):
         return error.report(stage)

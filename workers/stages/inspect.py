@@ -5,13 +5,14 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from app.contract.codes import FailureCode
-from app.contract.job import Stage
 from workers.compression.models.streamed import convert_gguf
 from workers.compression.spec.config import read_config
 from workers.compression.spec.headers import read_safetensors_headers
 from workers.compression.spec.inventory import Inventory, inventory
 from workers.messages import AttemptFailed
+from workers.stages import names
 from workers.stages.context import Context
+from workers.stages.stage import Stage
 
 CONVERTED = "model"
 
@@ -35,11 +36,12 @@ def run(context: Context, directory: Path) -> None:
 def model_dir(context: Context) -> Path:
     """The original as a directory of safetensors."""
     path = context.assignment.model_path
-    return context.results[Stage.INSPECT] / CONVERTED if is_gguf(path) else path
+    return context.results[names.INSPECT] / CONVERTED if is_gguf(path) else path
 
 
 def model_inventory(context: Context) -> Inventory:
-    return inventory_of(model_dir(context))
+    """Return what the original holds."""
+    return context.hold("inventory", lambda: inventory_of(model_dir(context)))
 
 
 def inventory_of(directory: Path) -> Inventory:
@@ -48,3 +50,6 @@ def inventory_of(directory: Path) -> Inventory:
 
 def is_gguf(path: Path) -> bool:
     return path.suffix == ".gguf"
+
+
+STAGE = Stage(names.INSPECT, run, lambda recipe, turn: 0.08, once=True)

@@ -7,9 +7,9 @@ from pathlib import Path
 from torch import Tensor
 
 from app.contract.codes import FailureCode
-from app.contract.job import Stage
 from workers.compression.evaluation.overlap import PASSAGE, shared
 from workers.messages import AttemptFailed
+from workers.stages import names
 from workers.stages.context import Context
 
 FILE = "overlaps.json"
@@ -36,5 +36,5 @@ def record_overlaps(directory: Path, evaluations: Mapping[str, Tensor], made_fro
 
 
 def overlaps_of(context: Context) -> dict[str, float]:
-    found: dict[str, float] = json.loads((context.results[Stage.CALIBRATE] / FILE).read_text())
+    found: dict[str, float] = json.loads((context.results[names.CALIBRATE] / FILE).read_text())
     return found

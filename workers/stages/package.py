@@ -7,12 +7,12 @@ import os
 import shutil
 from pathlib import Path
 
-from app.contract.job import Stage
 from workers.compression.formats.files import SUMS_FILE, write_sums
 from workers.compression.spec.formats import MAIN
-from workers.stages import write
+from workers.stages import names, write
 from workers.stages.context import Context
 from workers.stages.report import write_report
+from workers.stages.stage import Stage
 
 NAME = "package"
 
@@ -32,9 +32,12 @@ def run(context: Context, directory: Path) -> None:
 
 
 def package_dir(context: Context) -> Path:
-    return context.results[Stage.PACKAGE] / NAME
+    return context.results[names.PACKAGE] / NAME
 
 
 def place_of(package: Path, name: str) -> Path:
     """Where a package has the checkpoint in this format."""
     return package if name == MAIN else package / name
+
+
+STAGE = Stage(names.PACKAGE, run, lambda recipe, turn: 0.02)

@@ -12,22 +12,25 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from app.contract.codes import FailureCode
-from app.contract.job import Stage
+from app.contract.recipe import Recipe
 from workers.compression.choice import Trial, trials
 from workers.compression.math.sensitivity import Sensitivity, from_tensors, measure, spectra, to_tensors
 from workers.compression.spec.methods import METHODS, MethodOptions, Need, method_of, planner_of
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.steps import factor_labels
 from workers.messages import AttemptFailed
-from workers.stages import calibrate, compute, inspect
+from workers.stages import calibrate, compute, inspect, names
 from workers.stages.context import Context
 from workers.stages.part_files import ScratchFiles
+from workers.stages.stage import Stage
 
 PLAN = "plan.json"
 CHOICE = "choice.json"
 TRIALS = "trials"
 TRIED = 0.8
 """Part of this stage that trying methods takes, where it is asked for."""
+TRIALS_WEIGHT = 1.2
+"""How long trying methods takes."""
 SENSITIVITIES = "sensitivities"
 SENSITIVITIES_FILE = "sensitivities.safetensors"
 
@@ -86,7 +89,7 @@ def best_of(context: Context, tried: Sequence[Trial]) -> MethodOptions:
 
 def trials_of(context: Context) -> dict[str, float]:
     """The perplexity that each tried method left, by its name; nothing where the recipe named one."""
-    found: dict[str, float] = json.loads((context.results[Stage.PLAN] / CHOICE).read_text())
+    found: dict[str, float] = json.loads((context.results[names.PLAN] / CHOICE).read_text())
     return found
 
 
@@ -112,10 +115,21 @@ def measure_sensitivities(context: Context) -> dict[str, Sensitivity]:
 
 def plan_of(context: Context) -> Plan:
     """Return the plan of this ratio."""
-    return Plan.model_validate_json((context.results[Stage.PLAN] / PLAN).read_bytes())
+    return context.hold("plan", lambda: Plan.model_validate_json((context.results[names.PLAN] / PLAN).read_bytes()))
 
 
 def sensitivities_of(context: Context) -> dict[str, Sensitivity]:
     """Return what the plan was made from; nothing for a method that does not ask."""
     needs = METHODS[plan_of(context).method].needs
     return measured_once(context) if Need.SENSITIVITIES in needs else {}
+
+
+def weight(recipe: Recipe, turn: int) -> float:
+    """Return how long this stage takes: measuring, which serves every ratio, and trying methods, which does not."""
+    needs = method_of(recipe.method).needs
+    trying = TRIALS_WEIGHT if Need.TRIALS in needs else 0.0
+    measuring = 0.0 if turn > 0 and Need.SENSITIVITIES in needs else 0.22
+    return measuring + trying
+
+
+STAGE = Stage(names.PLAN, run, weight)

@@ -18,10 +18,9 @@ import torch
 from pydantic import Field
 
 from app.contract.codes import FailureCode
-from app.contract.job import Stage
 from workers.compression.phases import Phase
 from workers.messages import REPORT, Assignment, AttemptFailed, ErrorReport, Message
-from workers.stages import compute
+from workers.stages import compute, names
 from workers.stages.context import Context
 
 log = logging.getLogger(__name__)
@@ -31,7 +30,7 @@ HERE = "127.0.0.1"
 LOST = ErrorReport(
     code=FailureCode.COMPUTE_KILLED,
     message="one of the processes that train together was killed, as the kernel does when memory runs out",
-    stage=Stage.DISTILL,
+    stage=names.DISTILL,
 )
 """The failure when the processes end and none of them says why."""
 
@@ -42,7 +41,7 @@ class RankRequest(Message):
     assignment: Assignment = Field(description="with the kind of device alone, and the threads of one process")
     fingerprint: str
     turn: int
-    results: dict[Stage, Path]
+    results: dict[str, Path]
     phase: int
 
 

@@ -16,13 +16,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from app.contract.job import Stage
 from app.contract.recipe import TEACHER
 from workers.compression.teacher_text import Sampling, sample
-from workers.stages import compute, inspect
+from workers.stages import compute, inspect, names
 from workers.stages.context import Context
 
-NAME = str(Stage.CALIBRATE)
+NAME = names.CALIBRATE
 COST = "teacher_text.json"
 TOKENS, SECONDS = "tokens", "seconds"
 QUIET_SECONDS = 1.0
@@ -114,7 +113,7 @@ class Meter:
 
 def cost_of(context: Context) -> Cost | None:
     """What `teacher:` took; None where the recipe does not ask for it."""
-    path = context.results[Stage.CALIBRATE] / COST
+    path = context.results[names.CALIBRATE] / COST
     return Cost(**json.loads(path.read_text())) if path.exists() else None
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from app.contract.job import Stage
 from app.contract.recipe import Distillation
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
@@ -19,7 +18,7 @@ from workers.compression.training.parallel import Alone, Ranks
 from workers.compression.training.settings import Settings
 from workers.compression.training.trained import trained_part
 from workers.compression.training.training import Checkpoint, distil
-from workers.stages import calibrate, compress, compute, inspect
+from workers.stages import calibrate, compress, compute, inspect, names
 from workers.stages.context import Context
 from workers.stages.curve import POINTS, curve_of, write_curve
 from workers.stages.part_files import file_name, write_part
@@ -52,7 +51,7 @@ def train_phase(context: Context, phase: Phase, ranks: Ranks | None = None) -> N
     if not ranks.leads:
         return
     part = trained_part(edited, trained.trained)
-    directory = context.bench.begin(Stage.DISTILL)
+    directory = context.bench.begin(names.DISTILL)
     # The part comes last, since it says that the phase is done.
     curve = directory / curve_name(phase)
     write_curve(curve, curve_of(trained, max(1, POINTS // len(compress.schedule(context)))))

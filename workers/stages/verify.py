@@ -11,8 +11,9 @@ from workers.compression.formats.verification import Probe, Verified
 from workers.compression.formats.writer import Opener
 from workers.compression.spec.formats import MAIN, Format
 from workers.messages import DoneReport
-from workers.stages import evaluate, gate, memory, package, write
+from workers.stages import evaluate, gate, memory, names, package, write
 from workers.stages.context import Context
+from workers.stages.stage import Stage
 
 FILE = "verified.json"
 TIMEOUT_SECONDS = 1800.0
@@ -64,3 +65,6 @@ def done(context: Context) -> DoneReport:
         metrics=metrics,
         missed=gate.missed(context.assignment.recipe.evaluation.gate, metrics),
     )
+
+
+STAGE = Stage(names.VERIFY, run, lambda recipe, turn: 0.04)

@@ -25,22 +25,32 @@ class Record(BaseModel):
     sha256: dict[str, str]
 
 
+Verified = dict[Path, tuple[str, int, int]]
+"""Digest, size in bytes and time of change of each file that was verified."""
+
+
 class Workbench:
-    def __init__(self, root: Path, attempt: int, fingerprint: str, folder: str = "") -> None:
+    """The results of one job's stages, as one attempt reads and writes them. A file's digest is verified once."""
+
+    def __init__(
+        self, root: Path, attempt: int, fingerprint: str, folder: str = "", verified: Verified | None = None
+    ) -> None:
         """
         Args:
             root: the job's work directory.
             fingerprint: of everything that the results depend on.
             folder: where the results lie in the directory of an attempt.
+            verified: the files whose digest was found right in this process, and what they looked like then.
         """
         self.root = root
         self.attempt = attempt
         self.fingerprint = fingerprint
         self.folder = folder
+        self.verified: Verified = {} if verified is None else verified
 
     def inside(self, folder: str) -> "Workbench":
-        """The bench of other results of the same names, in a folder of their own; "" is that of the job itself."""
-        return Workbench(self.root, self.attempt, self.fingerprint, folder)
+        """Return the bench of other results of the same names, in a folder of their own; "" is the job's own."""
+        return Workbench(self.root, self.attempt, self.fingerprint, folder, self.verified)
 
     def finished(self, name: str) -> Path | None:
         """The directory with the whole result of `name`, from the newest attempt that has one."""
@@ -107,10 +117,21 @@ class Workbench:
         return sorted(numbers, reverse=True)
 
     def holds(self, directory: Path, record: Record) -> bool:
+        """Return whether the files of a record are there, unchanged and made of this job's inputs."""
         return record.fingerprint == self.fingerprint and all(
-            (directory / name).is_file() and file_sha256(directory / name) == digest
-            for name, digest in record.sha256.items()
+            self.is_whole(directory / name, digest) for name, digest in record.sha256.items()
         )
+
+    def is_whole(self, path: Path, digest: str) -> bool:
+        """Return whether the file has the digest; it is read again only where it has changed since it last had it."""
+        try:
+            found = path.stat()
+        except OSError:
+            return False
+        seen = (digest, found.st_size, found.st_mtime_ns)
+        if self.verified.get(path) != seen and path.is_file() and file_sha256(path) == digest:
+            self.verified[path] = seen
+        return self.verified.get(path) == seen
 
     def record(self, path: Path, directory: Path, files: list[Path]) -> None:
         for file in files:

@@ -12,15 +12,15 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from app.contract.codes import FailureCode
-from app.contract.job import Stage
 from app.contract.recipe import Recipe
 from workers.compression.formats import writer_of
 from workers.compression.overlay import Overlay
 from workers.compression.spec.formats import MAIN, Format, named
 from workers.compression.spec.methods import Leaves, method_of
 from workers.messages import AttemptFailed
-from workers.stages import compress, inspect
+from workers.stages import compress, inspect, names
 from workers.stages.context import Context
+from workers.stages.stage import Stage
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def suitable(recipe: Recipe, overlay: Overlay) -> tuple[Format, ...]:
 
 def sizes(context: Context) -> dict[str, Stored]:
     """The size of what was written, by the name of its format."""
-    return _SIZES.validate_json((context.results[Stage.WRITE] / SIZES).read_bytes())
+    return _SIZES.validate_json((context.results[names.WRITE] / SIZES).read_bytes())
 
 
 def written(context: Context) -> tuple[Format, ...]:
@@ -83,4 +83,7 @@ def written(context: Context) -> tuple[Format, ...]:
 
 def directory_of(context: Context, name: str = MAIN) -> Path:
     """Where the checkpoint in this format lies."""
-    return context.results[Stage.WRITE] / name
+    return context.results[names.WRITE] / name
+
+
+STAGE = Stage(names.WRITE, run, lambda recipe, turn: 0.02)

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
 from app.api.jobs import retry_after
-from app.contract.job import Job, Stage
+from app.contract.job import Job
 from app.db import Sessions
 from app.jobs import store
 from app.jobs.store import Progress
@@ -81,7 +81,7 @@ def test_the_pause_between_two_looks_grows_with_what_is_left(
     job = post()
     with sessions.begin() as session:
         store.claim(session, job.id, "worker", 60)
-        store.beat(session, job.id, 1, 60, Progress(Stage.COMPRESS, 0.1, seconds_left=200.0))
+        store.beat(session, job.id, 1, 60, Progress("compress", 0.1, seconds_left=200.0))
     assert client.get(f"/jobs/{job.id}").headers["Retry-After"] == "10"
 
     assert retry_after(job.model_copy(update={"seconds_left": 90_000.0})) == "30"

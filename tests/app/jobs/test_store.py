@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from app.contract.codes import FailureCode
-from app.contract.job import AttemptOutcome, Comparison, Failure, Resumed, Source, Stage, State, SweepResult
+from app.contract.job import AttemptOutcome, Comparison, Failure, Resumed, Source, State, SweepResult
 from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.jobs import store
@@ -91,7 +91,7 @@ def test_a_beat_renews_the_lease_and_keeps_the_progress(sessions: Sessions) -> N
     job_id = submit(sessions)
     claim(sessions, job_id, lease_seconds=1.0)
     before = job(sessions, job_id)
-    progress = Progress(Stage.COMPRESS, 0.4, "block 3 of 12", 60.0)
+    progress = Progress("compress", 0.4, "block 3 of 12", 60.0)
     assert call(sessions, store.beat, job_id, 1, 60.0, progress) is State.RUNNING
     after = job(sessions, job_id)
     assert before.lease_until is not None
@@ -280,5 +280,5 @@ def test_pages_are_newest_first_and_meet_without_gap_or_overlap(sessions: Sessio
 def test_an_attempt_remembers_where_it_went_on(sessions: Sessions) -> None:
     job_id = submit(sessions)
     claim(sessions, job_id)
-    call(sessions, store.note_resumed, job_id, 1, Resumed(stage=Stage.COMPRESS, block=7))
+    call(sessions, store.note_resumed, job_id, 1, Resumed(stage="compress", block=7))
     assert attempt(sessions, job_id, 1).resumed == {"stage": "compress", "block": 7}

@@ -6,14 +6,13 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from app.contract.job import Stage
 from app.contract.recipe import Recipe
 from app.sources.documents import Document, to_line
+from tests.support.jobs import context_of
 from tests.support.models import byte_tokenizer
 from workers.messages import Assignment, AttemptFailed
 from workers.stages import calibrate
 from workers.stages.context import Context
-from workers.stages.workbench import Workbench
 
 RECIPE: dict[str, Any] = {
     "model": "local:model",
@@ -51,10 +50,10 @@ class Job:
             device="cpu",
             threads=1,
         )
-        context = Context(assignment, Workbench(assignment.work_dir, 1, "inputs"), lambda report: None)
-        context.stage = Stage.CALIBRATE
-        context.results[Stage.CALIBRATE] = context.bench.begin(Stage.CALIBRATE)
-        calibrate.run(context, context.results[Stage.CALIBRATE])
+        context = context_of(assignment)
+        context.stage = "calibrate"
+        context.results["calibrate"] = context.bench.begin("calibrate")
+        calibrate.run(context, context.results["calibrate"])
         return context
 
     def letters(self, windows: Tensor) -> list[str]:

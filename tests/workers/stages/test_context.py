@@ -5,16 +5,21 @@ from typing import Any
 
 import pytest
 
-from app.contract.job import Stage
 from app.contract.recipe import Recipe
+from tests.support.jobs import context_of
 from workers.messages import FETCH_SHARE, Assignment
 from workers.stages import context as module
-from workers.stages.context import Context, shares_of
-from workers.stages.workbench import Workbench
+from workers.stages.registry import STAGES
+from workers.stages.stage import Schedule
 
 
 def recipe(**sections: Any) -> Recipe:
     return Recipe.model_validate({"model": "local:model", "target_ratio": 1.3, **sections})
+
+
+def shares_of(recipe: Recipe, turn: int = 0) -> dict[str, float]:
+    schedule = Schedule.of(recipe, STAGES)
+    return {stage.name: schedule.share(stage.name, turn) for stage in STAGES}
 
 
 @pytest.mark.parametrize("sections", [{}, {"distillation": {}}])
@@ -30,38 +35,55 @@ def test_the_stages_of_all_ratios_and_the_fetching_are_the_whole(method: str) ->
 
 
 def test_nothing_is_set_aside_for_what_an_earlier_ratio_has_done() -> None:
-    first, second = (shares_of(recipe(target_ratio=[1.2, 1.3]), turn) for turn in range(2))
-    assert all(second[stage] == 0 < first[stage] for stage in (Stage.INSPECT, Stage.CALIBRATE, Stage.PLAN))
-    assert second[Stage.COMPRESS] == first[Stage.COMPRESS]
-    assert shares_of(recipe(target_ratio=[1.2, 1.3], method="fusion"), 1)[Stage.PLAN] > 0
+    first, second = (shares_of(recipe(target_ratio=[1.2, 1.3], method="low_rank"), turn) for turn in range(2))
+    assert all(second[stage] == 0 < first[stage] for stage in ("inspect", "calibrate", "plan"))
+    assert second["compress"] == first["compress"]
+    assert shares_of(recipe(target_ratio=[1.2, 1.3], method="fusion"), 1)["plan"] > 0
 
 
 def test_without_distillation_nothing_is_set_aside_for_it() -> None:
-    assert shares_of(recipe())[Stage.DISTILL] == 0
+    assert shares_of(recipe())["distill"] == 0
 
 
 def test_distillation_dominates_where_it_is_asked_for() -> None:
-    shares = shares_of(recipe(distillation={}))
-    assert shares[Stage.DISTILL] > 0.5
-    assert shares_of(recipe(distillation={"tokens": 10_000_000}))[Stage.DISTILL] > shares[Stage.DISTILL]
+    shares = shares_of(recipe(method="low_rank", distillation={}))
+    assert shares["distill"] > 0.5
+    assert shares_of(recipe(method="low_rank", distillation={"tokens": 10_000_000}))["distill"] > shares["distill"]
 
 
 def test_trying_methods_is_most_of_the_planning() -> None:
-    assert shares_of(recipe(method="auto"))[Stage.PLAN] > 2 * shares_of(recipe())[Stage.PLAN]
+    assert shares_of(recipe(method="auto"))["plan"] > 2 * shares_of(recipe(method="low_rank"))["plan"]
 
 
 def test_the_more_text_the_original_writes_the_longer_it_takes() -> None:
     none, few, many = (
-        shares_of(recipe(calibration={"datasets": [text], "sequences": sequences}))[Stage.CALIBRATE]
+        shares_of(recipe(calibration={"datasets": [text], "sequences": sequences}))["calibrate"]
         for text, sequences in (("builtin:python-docs", 8), ("teacher:", 8), ("teacher:", 64))
     )
     assert none < few < many
 
 
 def test_what_is_compressed_between_trainings_is_part_of_the_distillation() -> None:
-    once, twice = (shares_of(recipe(distillation={"steps": steps})) for steps in (1, 2))
-    assert twice[Stage.COMPRESS] == pytest.approx(once[Stage.COMPRESS] / 2)
+    once, twice = (shares_of(recipe(method="low_rank", distillation={"steps": steps})) for steps in (1, 2))
+    assert twice["compress"] == pytest.approx(once["compress"] / 2)
     assert sum(twice.values()) == pytest.approx(sum(once.values()))
+
+
+def test_progress_begins_with_the_fetching_and_ends_with_the_last_stage() -> None:
+    schedule = Schedule.of(recipe(target_ratio=[1.2, 1.3]), STAGES)
+    assert schedule.before(0, ()) == pytest.approx(FETCH_SHARE)
+    assert schedule.before(1, [stage.name for stage in STAGES]) == pytest.approx(1)
+
+
+def test_what_a_stage_asks_for_again_is_made_once_for_each_ratio(tmp_path: Path) -> None:
+    assignment = Assignment(
+        job_id="job", attempt=1, recipe=recipe(target_ratio=[1.2, 1.3]), model_path=tmp_path, texts={},
+        work_dir=tmp_path, device="cpu", threads=1,
+    )  # fmt: skip
+    made = iter(range(10))
+    first = context_of(assignment).at(0)
+    second = first.at(1)
+    assert [context.hold("plan", lambda: next(made)) for context in (first, first, second, second)] == [0, 0, 1, 1]
 
 
 def test_a_part_of_a_stage_reports_its_own_progress_as_that_part(tmp_path: Path) -> None:
@@ -70,7 +92,8 @@ def test_a_part_of_a_stage_reports_its_own_progress_as_that_part(tmp_path: Path)
         threads=1,
     )  # fmt: skip
     reports: list[Any] = []
-    context = Context(assignment, Workbench(tmp_path, 1, "inputs"), reports.append, stage=Stage.EVALUATE)
+    context = context_of(assignment, reports.append)
+    context.stage = "evaluate"
     for part, fraction in ((context, 0.25), (context.within(0.25, 0.75), 0.0), (context, 0.5)):
         part.progress(fraction)
     context.within(0.25, 0.75).progress(0.5)
@@ -93,7 +116,8 @@ def test_what_was_finished_before_does_not_count_as_pace(tmp_path: Path, monkeyp
         device="cpu", threads=1,
     )  # fmt: skip
     reports: list[Any] = []
-    context = Context(assignment, Workbench(tmp_path, 2, "inputs"), reports.append, stage=Stage.DISTILL)
+    context = context_of(assignment, reports.append)
+    context.stage = "distill"
     context.started = clock.now
     context.progress(0.0)
     context.resumed()

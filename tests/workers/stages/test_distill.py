@@ -6,15 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.contract.job import Stage
 from app.contract.recipe import Distillation
-from tests.support.jobs import STEPS, Attempt, Stopped, distillation_job, kept_checkpoints
+from tests.support.jobs import STEPS, Attempt, Stopped, context_of, distillation_job, kept_checkpoints
 from workers.compression.training.training import Checkpoint
 from workers.messages import Assignment, ResumedReport
 from workers.stages import compress, distill, training
-from workers.stages.context import Context
 from workers.stages.curve import POINTS, Point, curve_of, joined
-from workers.stages.workbench import Workbench
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +62,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(assignment: Ass
         with pytest.raises(Stopped):
             Attempt(assignment, number, stop_behind=4)
     last = Attempt(assignment, 4)
-    assert ResumedReport(stage=Stage.DISTILL) in last.reports
+    assert ResumedReport(stage="distill") in last.reports
     assert len(last.details()) == STEPS - 9
     torch.testing.assert_close(last.trained(), undisturbed.trained(), rtol=0, atol=0)
 
@@ -79,7 +76,7 @@ def test_a_damaged_state_is_not_gone_on_from(assignment: Assignment) -> None:
 
 
 def test_a_recipe_without_distillation_has_no_curve(assignment: Assignment) -> None:
-    context = Context(assignment, Workbench(assignment.work_dir, 1, "inputs"), lambda report: None)
+    context = context_of(assignment)
     assert distill.curves(context) == ()
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.contract.job import Stage
 from app.contract.report import CompressionReport
 from tests.support.jobs import Attempt, Stopped, done, kept_checkpoints, small_job
 from workers.compression.models.edited import EditedModel
@@ -104,7 +103,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_weights(assignment: Assignment,
         except Stopped:
             continue
     assert attempts > 4
-    assert ResumedReport(stage=Stage.DISTILL) in last.reports
+    assert ResumedReport(stage="distill") in last.reports
     for found, expected in zip(all_tensors(last), all_tensors(undisturbed), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 

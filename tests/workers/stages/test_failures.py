@@ -7,7 +7,6 @@ import torch
 from safetensors import SafetensorError
 
 from app.contract.codes import FailureCode
-from app.contract.job import Stage
 from workers.compression.spec.errors import MalformedModel, VerificationFailed
 from workers.compression.training.training import Diverged
 from workers.messages import AttemptFailed
@@ -31,5 +30,5 @@ from workers.stages.failures import describe
     ],
 )
 def test_an_exception_becomes_a_failure_code_and_the_stage_it_came_from(error: Exception, code: str) -> None:
-    report = describe(error, Stage.COMPRESS)
-    assert (report.code, report.stage) == (code, Stage.COMPRESS)
+    report = describe(error, "compress")
+    assert (report.code, report.stage) == (code, "compress")

@@ -12,7 +12,6 @@ import torch
 from pydantic import BaseModel
 
 from app.contract.codes import FailureCode
-from app.contract.job import Stage
 from app.contract.recipe import Distillation
 from tests.support.jobs import STEPS, Attempt, Stopped, distillation_job, kept_checkpoints
 from tests.support.processes import processes_of
@@ -81,7 +80,7 @@ def test_two_with_a_share_of_the_models_each_do_so_though_stopped_between(
     with pytest.raises(Stopped):
         Attempt(sharded(assignment), stop_behind=9)
     last = Attempt(sharded(assignment), 2)
-    assert ResumedReport(stage=Stage.DISTILL) in last.reports
+    assert ResumedReport(stage="distill") in last.reports
     assert_close(last, alone)
 
 
@@ -114,7 +113,7 @@ def test_a_killed_child_leaves_none_of_them_behind_and_the_next_goes_on_to_the_s
         os.kill(child.process.pid, signal.SIGKILL)
         wait_for(lambda: not processes_of(home))
     last = Attempt(assignment, 2)
-    assert ResumedReport(stage=Stage.DISTILL) in last.reports
+    assert ResumedReport(stage="distill") in last.reports
     torch.testing.assert_close(last.trained(), shared.trained(), rtol=0, atol=0)
 
 
@@ -133,11 +132,11 @@ def saying(*lines: str, status: int) -> list[str]:
 
 
 def failing(code: FailureCode) -> ErrorReport:
-    return ErrorReport(code=code, message=f"it is {code}", stage=Stage.DISTILL)
+    return ErrorReport(code=code, message=f"it is {code}", stage="distill")
 
 
 def test_what_they_report_is_passed_on_and_noise_is_not() -> None:
-    heard, progress = Heard(), ProgressReport(stage=Stage.DISTILL, fraction=0.5)
+    heard, progress = Heard(), ProgressReport(stage="distill", fraction=0.5)
     follow(cast("Context", heard), saying("hello", progress.model_dump_json(), status=0))
     assert heard.reports == [progress]
 

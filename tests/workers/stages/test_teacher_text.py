@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from app.contract.job import Stage
 from app.contract.recipe import Recipe
+from tests.support.jobs import context_of
 from tests.support.models import write_text, write_tiny_model
 from workers.compression.teacher_text import Sampling
 from workers.messages import Assignment, ProgressReport, ResumedReport
@@ -44,20 +44,20 @@ class Job:
             threads=1,
             memory_bytes=None,
         )
-        context = Context(assignment, Workbench(assignment.work_dir, attempt, "inputs"), self.reports.append)
-        context.stage = Stage.CALIBRATE
+        context = context_of(assignment, self.reports.append)
+        context.stage = "calibrate"
         return context
 
     def run(self, attempt: int = 1, **sections: Any) -> Context:
         """A context in which the stage is done."""
         context = self.context(attempt, **sections)
-        directory = context.bench.begin(Stage.CALIBRATE)
+        directory = context.bench.begin("calibrate")
         calibrate.run(context, directory)
-        context.results[Stage.CALIBRATE] = context.bench.finish(Stage.CALIBRATE)
+        context.results["calibrate"] = context.bench.finish("calibrate")
         return context
 
     def parts(self, attempt: int) -> list[str]:
-        directory = self.directory / "work" / str(attempt) / Stage.CALIBRATE
+        directory = self.directory / "work" / str(attempt) / "calibrate"
         return sorted(path.name for path in directory.glob("teacher-text-*.safetensors"))
 
 

@@ -27,6 +27,8 @@ the size of the logits."""
 class UnknownFormat(CompressionError):
     """No format goes by this name; the message lists those that exist."""
 
+    code = "method_does_not_fit"
+
 
 @dataclass(frozen=True)
 class Format:

@@ -1,0 +1,11 @@
+"""The names under which stages find each other's results."""
+
+INSPECT = "inspect"
+CALIBRATE = "calibrate"
+PLAN = "plan"
+COMPRESS = "compress"
+DISTILL = "distill"
+WRITE = "write"
+EVALUATE = "evaluate"
+PACKAGE = "package"
+VERIFY = "verify"

@@ -1,0 +1,16 @@
+"""The stages of a job, in the order in which they run: the only list of them."""
+
+from workers.stages import calibrate, compress, distill, evaluate, inspect, package, plan, verify, write
+from workers.stages.stage import Stage
+
+STAGES: tuple[Stage, ...] = (
+    inspect.STAGE,
+    calibrate.STAGE,
+    plan.STAGE,
+    compress.STAGE,
+    distill.STAGE,
+    write.STAGE,
+    evaluate.STAGE,
+    package.STAGE,
+    verify.STAGE,
+)
