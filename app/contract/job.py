@@ -198,8 +198,8 @@ class Job(Answer):
     state: State
     stage: str | None = Field(
         None,
-        description="the stage that runs: fetch, inspect, calibrate, plan, compress, distill, write, evaluate, package or "
-        "verify, in this order, as far as the recipe asks for them",
+        description="fetch, inspect, calibrate, plan, compress, distill, write, evaluate, package or verify, which run in "
+        "this order, as far as the recipe asks for them; null while no worker has the job",
     )
     progress: float = Field(0.0, ge=0, le=1, description="of the whole job")
     detail: str | None = Field(None, description="what the stage is doing, such as 'block 12 of 30'")
