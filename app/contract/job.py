@@ -198,7 +198,7 @@ class Job(Answer):
     state: State
     stage: str | None = Field(
         None,
-        description="fetch, inspect, calibrate, plan, compress, distill, write, evaluate, package or verify, which run in "
+        description="fetch, inspect, calibrate, plan, compress, distill, write, evaluate, package or verify, run in "
         "this order, as far as the recipe asks for them; null while no worker has the job",
     )
     progress: float = Field(0.0, ge=0, le=1, description="of the whole job")
