@@ -16,7 +16,7 @@ from app.settings import ServerSettings, Settings
 from app.sources.models import ModelSources
 from app.sources.text import TextSources
 from tests.support.doorbell import SilentDoorbell
-from tests.support.models import write_text, write_tiny_gpt2, write_tiny_model
+from tests.support.text_models import write_text, write_tiny_gpt2, write_tiny_model
 
 # A run that was started in the background ignores Ctrl-C, and so would every process that a test sends one.
 signal.signal(signal.SIGINT, signal.default_int_handler)

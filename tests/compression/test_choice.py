@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.compression.steps.test_factor import calibration, open_tiny
+from tests.support.compression import calibration, open_initialised
 from tests.support.planning import plan_of, range_of
 from workers.compression import choice
 from workers.compression.choice import TRIED_TOKENS, Trial, divided, trials
@@ -29,7 +29,7 @@ RATIO = 1.5
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("llama")
-    open_tiny("llama", path)
+    open_initialised("llama", path)
     return path
 
 

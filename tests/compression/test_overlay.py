@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.support.tiny_models import save_tiny_model, tiny_model, token_ids
+from tests.support.models import save_tiny_model, tiny_model, token_ids
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.overlay import Original, Overlay

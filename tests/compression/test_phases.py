@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.compression.steps.test_factor import calibration, open_tiny, same_bytes, sensitivities_of
-from tests.support.models import write_tiny_gpt2
+from tests.support.compression import calibration, open_initialised, same, sensitivities_of
 from tests.support.packages import write_package
 from tests.support.planning import factored, plan_of, range_of
+from tests.support.text_models import write_tiny_gpt2
 from workers.compression.math.sensitivity import Sensitivity
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
@@ -42,7 +42,7 @@ class Made:
 @pytest.fixture(scope="module", params=["svd", "low_rank", "tqcompressor"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     directory, method = tmp_path_factory.mktemp("model"), request.param
-    model = open_wide_gpt2(directory) if method == "tqcompressor" else open_tiny("llama", directory)
+    model = open_wide_gpt2(directory) if method == "tqcompressor" else open_initialised("llama", directory)
     sensitivities = sensitivities_of(model)
     ratio = range_of(model.inventory, method).lowest if method == "tqcompressor" else 1.3
     plan = plan_of(model.inventory, method, ratio, sensitivities)
@@ -106,7 +106,7 @@ def test_one_phase_is_the_compression_without_phases(made: Made) -> None:
     (only,) = phases(made.model.inventory, made.plan)
     whole = factored(made.model, made.plan, calibration(), made.sensitivities)
     for found, expected in zip(compressed(made, only, []), whole, strict=True):
-        assert same_bytes(found, expected)
+        assert same(found, expected)
 
 
 def test_parts_are_numbered_in_order_with_the_trained_ones_between(made: Made) -> None:
@@ -147,7 +147,7 @@ def test_resumed_behind_any_part_the_rest_is_the_same(made: Made) -> None:
         for start in range(phase.first, phase.trained + 1):
             rest = compressed(made, phase, made.parts, start)
             for found, expected in zip(rest, made.parts[start : phase.trained], strict=True):
-                assert same_bytes(found, expected)
+                assert same(found, expected)
 
 
 def test_the_package_is_as_large_as_planned(made: Made, tmp_path: Path) -> None:

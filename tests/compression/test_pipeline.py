@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tests.compression.steps.test_factor import calibration, open_tiny
-from tests.support.block_removal import Kept, same
+from tests.support.block_removal import Kept
+from tests.support.compression import calibration, open_initialised, same
 from tests.support.packages import write_package
 from tests.support.planning import plan_of
 from workers.compression.models.edited import EditedModel
@@ -56,7 +56,7 @@ def compressed_parts(model: StreamedModel, plan: Plan, checkpoints: Kept | None 
 def compressed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compressed:
     model_type, name = request.param
     directory = tmp_path_factory.mktemp(model_type)
-    model = open_tiny(model_type, directory)
+    model = open_initialised(model_type, directory)
     method, target, options = PLANS["width"] if name == GROUPED else PLANS[name]
     plan = plan_of(model.inventory, method, target, **({"key_value_heads": 1} if name == GROUPED else options))
     return Compressed(directory, plan, compressed_parts(model, plan))
@@ -109,7 +109,7 @@ def test_resumed_behind_any_part_the_rest_is_the_same(compressed: Compressed) ->
 
 @pytest.mark.parametrize(("method", "batch"), [("fusion", 1), ("fusegpt", 8)])
 def test_killed_within_a_distillation_it_goes_on_to_the_same_weights(method: str, batch: int, tmp_path: Path) -> None:
-    model = open_tiny("llama", tmp_path)
+    model = open_initialised("llama", tmp_path)
     plan = plan_of(model.inventory, method, 1.5, tokens=40 * batch * 32)
     whole = compressed_parts(model, plan)
     done: list[CompressedPart] = []
@@ -126,7 +126,7 @@ def test_killed_within_a_distillation_it_goes_on_to_the_same_weights(method: str
 
 
 def test_fewer_tokens_than_removed_blocks_still_distil_each(tmp_path: Path) -> None:
-    model = open_tiny("llama", tmp_path)
+    model = open_initialised("llama", tmp_path)
     steps = (Remove(count=2, criterion="macro_influence"), Refit(), Absorb(tokens=1))
     plan = Plan(method="fusion", steps=steps, parameters_before=10, parameters_after=8)
     parts = compressed_parts(model, plan)

@@ -8,7 +8,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from tests.support.models import byte_tokenizer, write_tiny_model
+from tests.support.text_models import byte_tokenizer, write_tiny_model
 from workers.compression import teacher_text
 from workers.compression.teacher_text import Openings, Row, Sampling, sample
 

@@ -1,6 +1,5 @@
 """Every architecture whose attention can be narrowed: run in memory, written, and opened by a stranger."""
 
-import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.packages import write_package
+from tests.support.models import MODELS, logits_of, open_tiny, tiny_config, token_ids
+from tests.support.packages import Outcomes, verified, write_package
 from tests.support.planning import taken
-from tests.support.tiny_models import CONFIGS, logits_of, model_of, token_ids
-from workers.compression.formats.verification import Probe, Verified, verify_all
+from workers.compression.formats.verification import Probe, Verified
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.spec.architectures import ARCHITECTURES
@@ -23,65 +22,60 @@ from workers.compression.spec.steps import Narrow
 PROMPT, NEW_TOKENS = 4, 4
 UNITS = 40
 STEP = Narrow(intermediate_size=UNITS, key_value_heads=1)
-MODELS: dict[str, dict[str, Any]] = {
-    **{name: {} for name, config in CONFIGS.items() if ARCHITECTURES[config.model_type].attention.heads},
+VARIANTS: dict[str, dict[str, Any]] = {
     "llama-ungrouped": {"num_key_value_heads": 4},
     "llama-biased": {"attention_bias": True},
 }
-"""Changes of the tiny config of that architecture, by the name of the case."""
+"""Further cases: changes of the tiny config of the architecture that the name begins with."""
+CASES = [*(name for name in MODELS if ARCHITECTURES[tiny_config(name).model_type].attention.heads), *VARIANTS]
 
 
 @dataclass(frozen=True)
-class Written:
-    """A package, the models in memory that it was made of, and what a fresh process says of it."""
+class Narrowed:
+    """A package with one key/value head and fewer hidden units, and the models in memory that it was made of."""
 
+    source: Path
     directory: Path
     parameters: int
     original: StreamedModel
     edited: EditedModel
-    verified: Verified
-
-
-def save_model(name: str, directory: Path) -> StreamedModel:
-    """Three blocks of random weights, biases among them."""
-    known = copy.deepcopy(CONFIGS[name if name in CONFIGS else name.partition("-")[0]])
-    settings = known.to_dict() | {"num_hidden_layers": 3, "layer_types": None} | MODELS[name]
-    model_of(type(known).from_dict(settings)).save_pretrained(directory)
-    return StreamedModel.open(directory)
 
 
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Written]:
-    """Every model with one key/value head and fewer hidden units; all opened in one fresh process."""
+def packages(names: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Outcomes[Narrowed]:
     root = tmp_path_factory.mktemp("heads")
-    ids = token_ids(sequences=8, length=16)
-    originals, models, counts, probes = {}, {}, {}, []
-    for name in MODELS:
-        originals[name] = save_model(name, root / name)
-        parts = list(taken(STEP, originals[name], EditedModel(originals[name]), ids))
-        models[name] = EditedModel(originals[name], parts)
+
+    def written(name: str) -> Narrowed:
+        known = name if name in MODELS else name.partition("-")[0]
+        original = open_tiny(known, root / name, num_hidden_layers=3, **VARIANTS.get(name, {}))
+        ids = token_ids(sequences=8, length=16)
+        parts = list(taken(STEP, original, EditedModel(original), ids))
         package = write_package(root / name, parts, root / f"{name}-narrowed")
-        counts[name] = package.parameters
-        probes.append(Probe(package.directory, token_ids(), logits_of(models[name])))
-    verified = verify_all(probes, timeout=120)
-    return {
-        name: Written(probe.directory, counts[name], originals[name], models[name], found)
-        for name, probe, found in zip(MODELS, probes, verified, strict=True)
-    }
+        return Narrowed(root / name, package.directory, package.parameters, original, EditedModel(original, parts))
+
+    return Outcomes(names, written)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_stranger_computes_the_logits_of_the_model_in_memory(name: str, packages: dict[str, Written]) -> None:
-    assert packages[name].verified.difference < 1e-6
+@pytest.fixture(scope="module")
+def opened(names: tuple[str, ...], packages: Outcomes[Narrowed]) -> Outcomes[Verified]:
+    def probe(name: str) -> Probe:
+        return Probe(packages[name].directory, token_ids(), logits_of(packages[name].edited))
+
+    return verified(Outcomes(names, probe))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CASES)
+def test_a_stranger_computes_the_logits_of_the_model_in_memory(name: str, opened: Outcomes[Verified]) -> None:
+    assert opened[name].difference < 1e-6
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_it_is_a_checkpoint_of_the_original_architecture_that_says_its_heads(
-    name: str, packages: dict[str, Written]
+    name: str, packages: Outcomes[Narrowed]
 ) -> None:
     before, after = (
         json.loads((directory / "config.json").read_text())
-        for directory in (packages[name].directory.with_name(name), packages[name].directory)
+        for directory in (packages[name].source, packages[name].directory)
     )
     shared_by = before["num_attention_heads"] // before["num_key_value_heads"]
     assert (after["num_attention_heads"], after["num_key_value_heads"], after["head_dim"]) == (shared_by, 1, 8)
@@ -89,39 +83,41 @@ def test_it_is_a_checkpoint_of_the_original_architecture_that_says_its_heads(
     assert "auto_map" not in after
 
 
-@pytest.mark.parametrize("name", MODELS)
-@torch.no_grad()
-def test_the_model_in_one_piece_computes_the_logits(name: str, packages: dict[str, Written]) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_the_model_in_one_piece_computes_the_logits(name: str, packages: Outcomes[Narrowed]) -> None:
     edited = packages[name].edited
-    torch.testing.assert_close(edited.whole()(token_ids()).logits, logits_of(edited), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits_of(edited.whole()), logits_of(edited), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_generation_with_a_cache_gives_what_it_gives_without(name: str, packages: dict[str, Written]) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_generation_with_a_cache_gives_what_it_gives_without(
+    name: str, packages: Outcomes[Narrowed], opened: Outcomes[Verified]
+) -> None:
     whole: Any = packages[name].edited.whole()
     length = {"min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS, "do_sample": False}
     without = whole.generate(token_ids()[:1, :PROMPT], use_cache=False, **length)
-    assert packages[name].verified.generated == tuple(without[0, PROMPT:].tolist())
+    assert opened[name].generated == tuple(without[0, PROMPT:].tolist())
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_the_package_opens_as_what_was_narrowed_in_memory(name: str, packages: dict[str, Written]) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_the_package_opens_as_what_was_narrowed_in_memory(name: str, packages: Outcomes[Narrowed]) -> None:
     assert StreamedModel.open(packages[name].directory).inventory == packages[name].edited.inventory
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_what_it_will_store_is_known_beforehand(name: str, packages: dict[str, Written]) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_what_it_will_store_is_known_beforehand(name: str, packages: Outcomes[Narrowed]) -> None:
     planned = narrowed(regrouped(packages[name].original.inventory, 1), UNITS)
     assert planned.total_parameters == packages[name].parameters
 
 
+@pytest.mark.parametrize("name", ["llama"])
 def test_blocks_that_have_not_equally_many_heads_are_no_checkpoint(
-    packages: dict[str, Written], tmp_path: Path
+    name: str, packages: Outcomes[Narrowed], tmp_path: Path
 ) -> None:
-    original = packages["llama"].original
+    original = packages[name].original
     ids = token_ids(sequences=4, length=16)
     first = next(taken(Narrow(key_value_heads=1), original, EditedModel(original), ids))
     with pytest.raises(ValueError, match="equally many attention heads"):
         EditedModel(original, [first]).whole()
     with pytest.raises(ValueError, match="equally many attention heads"):
-        write_package(packages["llama"].directory.with_name("llama"), [first], tmp_path / "package")
+        write_package(packages[name].source, [first], tmp_path / "package")

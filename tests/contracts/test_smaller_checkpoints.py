@@ -1,7 +1,6 @@
 """Every architecture with fewer blocks and narrower MLPs: run in memory, written, and opened by a stranger."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.packages import write_package
-from tests.support.tiny_models import CONFIGS, logits_of, model_of, token_ids
+from tests.support.models import MODELS, logits_of, open_tiny, tiny_config, token_ids
+from tests.support.packages import Outcomes, verified, write_package
 from workers.compression import structures
-from workers.compression.formats.verification import Probe, Verified, verify_all
+from workers.compression.formats.verification import Probe, Verified
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
@@ -28,42 +27,38 @@ PROMPT, NEW_TOKENS = 4, 4
 
 
 @dataclass(frozen=True)
-class Written:
-    """A package, the model in memory that it was made of, and what a fresh process says of it."""
+class Smaller:
+    """A package, and the models in memory that it was made of."""
 
     directory: Path
     parameters: int
+    original: StreamedModel
     edited: EditedModel
     logits: Tensor
-    verified: Verified
 
 
-def save_deep_model(name: str, directory: Path) -> StreamedModel:
+def open_deep_model(name: str, directory: Path) -> StreamedModel:
     """The tiny model with BLOCKS blocks, whose layer types no pattern describes once some are removed."""
-    settings = CONFIGS[name].to_dict() | {"num_hidden_layers": BLOCKS, "layer_types": None}
-    if name == "gpt2":
-        settings["n_layer"] = settings.pop("num_hidden_layers")
-    if name == "gemma3_text":
-        settings["layer_types"] = LAYER_TYPES
-    model_of(type(CONFIGS[name]).from_dict(settings)).save_pretrained(directory)
-    return StreamedModel.open(directory)
+    changes = {"layer_types": LAYER_TYPES} if name == "gemma3_text" else {}
+    return open_tiny(name, directory, num_hidden_layers=BLOCKS, **changes)
 
 
 def narrowed(model: StreamedModel, block: int, width: int) -> dict[str, Tensor]:
     """The tensors of the block's MLP with only the first `width` hidden units, scaled so that the edit is felt."""
     architecture = ARCHITECTURES[model.inventory.model_type]
-    prefix = f"{model.inventory.block_prefix}.{block}"
+    prefix = f"{model.inventory.block_prefix}.{block}."
     conv = architecture.layout == "conv1d"
     tensors: dict[str, Tensor] = {}
-    stored = model.read(name for name in model.tensor_names if name.startswith(f"{prefix}."))
+    with model.block(block) as whole:
+        stored = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
     for name, tensor in stored.items():
-        module, leaf = name.removeprefix(f"{prefix}.").rpartition(".")[::2]
+        module, leaf = name.rpartition(".")[::2]
         if module in architecture.mlp.entering:
             axis = int(conv and leaf == "weight")
             stacked = tensor.chunk(architecture.mlp.stacked, dim=axis)
-            tensors[name] = torch.cat([each.narrow(axis, 0, width) for each in stacked], dim=axis)
+            tensors[prefix + name] = torch.cat([each.narrow(axis, 0, width) for each in stacked], dim=axis)
         elif module == architecture.mlp.leaving:
-            tensors[name] = 1.5 * (tensor.narrow(int(not conv), 0, width) if leaf == "weight" else tensor)
+            tensors[prefix + name] = 1.5 * (tensor.narrow(int(not conv), 0, width) if leaf == "weight" else tensor)
     return tensors
 
 
@@ -88,114 +83,126 @@ def factored(model: EditedModel) -> CompressedPart:
 
 
 @pytest.fixture(scope="module")
-def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, StreamedModel]]:
+def originals(names: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Outcomes[tuple[Path, StreamedModel]]:
     root = tmp_path_factory.mktemp("originals")
-    return {name: (root / name, save_deep_model(name, root / name)) for name in CONFIGS}
+    return Outcomes(names, lambda name: (root / name, open_deep_model(name, root / name)))
 
 
-def written(root: Path, edited: Mapping[str, tuple[Path, list[CompressedPart], EditedModel]]) -> dict[str, Written]:
-    """The packages of all models, opened in one fresh process."""
-    packages = {name: write_package(source, parts, root / name) for name, (source, parts, _) in edited.items()}
-    probes = [Probe(packages[name].directory, token_ids(), logits_of(model)) for name, (*_, model) in edited.items()]
-    verified = verify_all(probes, timeout=120)
-    return {
-        name: Written(probe.directory, packages[name].parameters, edited[name][2], probe.logits, found)
-        for name, probe, found in zip(edited, probes, verified, strict=True)
-    }
+def written(source: Path, model: StreamedModel, parts: list[CompressedPart], directory: Path) -> Smaller:
+    edited, package = EditedModel(model, parts), write_package(source, parts, directory)
+    return Smaller(package.directory, package.parameters, model, edited, logits_of(edited))
+
+
+def opened_by_a_stranger(names: tuple[str, ...], packages: Outcomes[Smaller]) -> Outcomes[Verified]:
+    return verified(Outcomes(names, lambda name: Probe(packages[name].directory, token_ids(), packages[name].logits)))
 
 
 @pytest.fixture(scope="module")
 def plain(
-    originals: dict[str, tuple[Path, StreamedModel]], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Written]:
-    edited = {}
-    for name, (source, model) in originals.items():
-        parts = smaller(model)
-        edited[name] = (source, parts, EditedModel(model, parts))
-    return written(tmp_path_factory.mktemp("plain"), edited)
+    names: tuple[str, ...],
+    originals: Outcomes[tuple[Path, StreamedModel]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Outcomes[Smaller]:
+    root = tmp_path_factory.mktemp("plain")
+
+    def made(name: str) -> Smaller:
+        source, model = originals[name]
+        return written(source, model, smaller(model), root / name)
+
+    return Outcomes(names, made)
+
+
+@pytest.fixture(scope="module")
+def opened(names: tuple[str, ...], plain: Outcomes[Smaller]) -> Outcomes[Verified]:
+    return opened_by_a_stranger(names, plain)
 
 
 @pytest.fixture(scope="module")
 def hybrid(
-    originals: dict[str, tuple[Path, StreamedModel]], tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Written]:
-    edited = {}
-    for name, (source, model) in originals.items():
+    names: tuple[str, ...],
+    originals: Outcomes[tuple[Path, StreamedModel]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Outcomes[Smaller]:
+    root = tmp_path_factory.mktemp("hybrid")
+
+    def made(name: str) -> Smaller:
+        source, model = originals[name]
         parts = smaller(model)
-        parts.append(factored(EditedModel(model, parts)))
-        edited[name] = (source, parts, EditedModel(model, parts))
-    return written(tmp_path_factory.mktemp("hybrid"), edited)
+        return written(source, model, [*parts, factored(EditedModel(model, parts))], root / name)
+
+    return Outcomes(names, made)
 
 
-def config_of(package: Written) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def hybrid_opened(names: tuple[str, ...], hybrid: Outcomes[Smaller]) -> Outcomes[Verified]:
+    return opened_by_a_stranger(names, hybrid)
+
+
+def config_of(package: Smaller) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((package.directory / "config.json").read_text())
     return config
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_the_smaller_model_is_a_checkpoint_of_the_original_architecture(name: str, plain: dict[str, Written]) -> None:
+@pytest.mark.parametrize("name", MODELS)
+def test_the_smaller_model_is_a_checkpoint_of_the_original_architecture(name: str, plain: Outcomes[Smaller]) -> None:
     config = config_of(plain[name])
-    assert config["model_type"] == CONFIGS[name].model_type
+    assert config["model_type"] == plain[name].original.inventory.model_type
     assert "auto_map" not in config
     assert not list(plain[name].directory.glob("*.py"))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_stranger_computes_the_logits_of_the_model_in_memory(name: str, plain: dict[str, Written]) -> None:
-    assert plain[name].verified.difference < 1e-6
+@pytest.mark.parametrize("name", MODELS)
+def test_a_stranger_computes_the_logits_of_the_model_in_memory(name: str, opened: Outcomes[Verified]) -> None:
+    assert opened[name].difference < 1e-6
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_stranger_computes_the_logits_with_factors_as_well(name: str, hybrid: dict[str, Written]) -> None:
-    assert hybrid[name].verified.difference < 1e-5
+@pytest.mark.parametrize("name", MODELS)
+def test_a_stranger_computes_the_logits_with_factors_as_well(name: str, hybrid_opened: Outcomes[Verified]) -> None:
+    assert hybrid_opened[name].difference < 1e-5
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_generation_with_a_cache_gives_what_it_gives_without(name: str, plain: dict[str, Written]) -> None:
-    without = (
-        plain[name]
-        .edited.whole()
-        .generate(
-            token_ids()[:1, :PROMPT],
-            max_new_tokens=NEW_TOKENS,
-            min_new_tokens=NEW_TOKENS,
-            do_sample=False,
-            use_cache=False,
-        )
-    )
-    assert plain[name].verified.generated == tuple(without[0, PROMPT:].tolist())
+@pytest.mark.parametrize("name", MODELS)
+def test_generation_with_a_cache_gives_what_it_gives_without(
+    name: str, plain: Outcomes[Smaller], opened: Outcomes[Verified]
+) -> None:
+    whole: Any = plain[name].edited.whole()
+    length = {"min_new_tokens": NEW_TOKENS, "max_new_tokens": NEW_TOKENS, "do_sample": False}
+    without = whole.generate(token_ids()[:1, :PROMPT], use_cache=False, **length)
+    assert opened[name].generated == tuple(without[0, PROMPT:].tolist())
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@torch.no_grad()
+@pytest.mark.parametrize("name", MODELS)
 def test_the_model_in_one_piece_computes_the_logits(
-    name: str, plain: dict[str, Written], hybrid: dict[str, Written]
+    name: str, plain: Outcomes[Smaller], hybrid: Outcomes[Smaller]
 ) -> None:
     for package in (plain[name], hybrid[name]):
-        whole = package.edited.whole()
-        torch.testing.assert_close(whole(token_ids()).logits, package.logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(logits_of(package.edited.whole()), package.logits, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", MODELS)
 def test_the_inventory_counts_what_the_package_stores(
-    name: str, plain: dict[str, Written], hybrid: dict[str, Written]
+    name: str, plain: Outcomes[Smaller], hybrid: Outcomes[Smaller]
 ) -> None:
     for package in (plain[name], hybrid[name]):
         assert package.edited.inventory.total_parameters == package.parameters
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", MODELS)
 def test_what_it_will_store_is_known_beforehand(
-    name: str, originals: dict[str, tuple[Path, StreamedModel]], plain: dict[str, Written]
+    name: str, originals: Outcomes[tuple[Path, StreamedModel]], plain: Outcomes[Smaller]
 ) -> None:
     assert resized_parameters(originals[name][1].inventory, REMOVED, 20) == plain[name].parameters
 
 
-def test_layer_types_stay_with_their_blocks(plain: dict[str, Written]) -> None:
-    assert config_of(plain["gemma3_text"])["layer_types"] == [LAYER_TYPES[index] for index in KEPT]
+@pytest.mark.parametrize("name", ["gemma3_text"])
+def test_layer_types_stay_with_their_blocks(name: str, plain: Outcomes[Smaller]) -> None:
+    assert config_of(plain[name])["layer_types"] == [LAYER_TYPES[index] for index in KEPT]
 
 
-def test_the_number_of_hidden_units_is_written_where_the_original_left_it_out(plain: dict[str, Written]) -> None:
-    assert CONFIGS["gpt2"].n_inner is None
-    assert config_of(plain["gpt2"])["n_inner"] == 20
-    assert config_of(plain["gpt2"])["n_layer"] == len(KEPT)
+@pytest.mark.parametrize("name", ["gpt2"])
+def test_the_number_of_hidden_units_is_written_where_the_original_left_it_out(
+    name: str, plain: Outcomes[Smaller]
+) -> None:
+    assert tiny_config(name).n_inner is None
+    assert config_of(plain[name])["n_inner"] == 20
+    assert config_of(plain[name])["n_layer"] == len(KEPT)

@@ -12,8 +12,8 @@ from app.contract.recipe import Recipe
 from app.jobs.service import JobService
 from app.settings import Settings
 from app.storage.registry import open_storage
-from tests.support.models import write_tiny_model
 from tests.support.processes import processes_of, wait_until_ended, worker
+from tests.support.text_models import write_tiny_model
 from tests.support.waiting import wait_for
 
 BLOCKS = 12

@@ -17,7 +17,7 @@ from app.contract.recipe import Recipe
 from app.serve import running_service
 from app.settings import Settings
 from tests.support.hub import running_hub
-from tests.support.models import TQCOMPRESSOR_RATIOS, amplify_blocks
+from tests.support.text_models import TQCOMPRESSOR_RATIOS, amplify_blocks
 from workers.compression.spec.methods import METHODS, PlanningMethod
 
 OPEN = """

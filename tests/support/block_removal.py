@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from tests.support.models import initialised
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
@@ -32,8 +33,7 @@ SHORT = Distillation(tokens=20 * 4 * 24, batch=4, rate=1e-3, coefficient_rate=1e
 
 
 def write(model_type: str, directory: Path) -> Path:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **SIZES))
+    model = initialised(model_type, **SIZES)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2:
             nn.init.normal_(parameter, std=0.1)
@@ -58,15 +58,6 @@ def divergence(model: PreTrainedModel, directory: Path, ids: Tensor = OTHERS) ->
     return float((expected.exp() * (expected - model.eval()(ids).logits.log_softmax(-1))).sum(-1).mean())
 
 
-@torch.no_grad()
-def stream_logits(model: StreamedModel) -> Tensor:
-    hidden = model.hidden(OTHERS)
-    for index in range(model.inventory.blocks):
-        with model.block(index) as block:
-            hidden = model.run(block, index, hidden)
-    return model.logits(hidden)
-
-
 class Kept(CheckpointStore):
     """Checkpoints as copies in memory, and an end by force after some of them."""
 
@@ -84,11 +75,3 @@ class Kept(CheckpointStore):
         self.count += 1
         if self.count == self.end_after:
             raise KeyboardInterrupt
-
-
-def same(found: CompressedPart, expected: CompressedPart) -> bool:
-    return (found.name, found.removed, found.tensors.keys()) == (
-        expected.name,
-        expected.removed,
-        expected.tensors.keys(),
-    ) and all(torch.equal(found.tensors[name], expected.tensors[name]) for name in expected.tensors)

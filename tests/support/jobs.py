@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from app.contract.recipe import Recipe
-from tests.support.models import write_text, write_tiny_model
+from tests.support.text_models import write_text, write_tiny_model
 from workers.messages import Assignment, DoneReport, ProgressReport
 from workers.runner import identity, take, walk
 from workers.stages import compress, distill

@@ -1,102 +1,115 @@
-"""Tiny random models with a byte-level tokenizer, as directories that anything can open."""
+"""Tiny random models of every architecture in the registry, in memory and on disk.
 
+The config of a tiny model follows from the registry alone: transformers maps the common names of sizes to those of the
+type. A type that needs more than that has an entry in CHANGES.
+"""
+
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "a",
-    "lazy",
-    "dog",
-    "while",
-    "seven",
-    "wizards",
-    "box",
-    "and",
-    "judge",
-    "my",
-    "vow",
-    "of",
-    "sphinx",
-    "black",
-    "quartz",
-]
+from workers.compression.models.edited import EditedModel
+from workers.compression.models.streamed import StreamedModel
+from workers.compression.spec.architectures import ARCHITECTURES
 
+VOCABULARY, WIDTH, INNER, BLOCKS, POSITIONS = 96, 32, 48, 2, 64
+WINDOW = 5  # shorter than the test sequences, so that sliding attention differs from full attention
 
-TQCOMPRESSOR_RATIOS = {False: 1.09, True: 1.265}
-"""How many times smaller `tqcompressor` makes the tiny GPT-2, without and with a tied head."""
+SIZES: Mapping[str, int] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": BLOCKS,
+    "num_attention_heads": 4,
+    "max_position_embeddings": POSITIONS,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+WHERE_STATED: Mapping[str, int] = {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": WINDOW}
+"""Sizes of a type whose own default is a number."""
+
+CHANGES: Mapping[str, Mapping[str, Any]] = {
+    "opt": {"word_embed_proj_dim": WIDTH},
+    "qwen3": {"tie_word_embeddings": True},
+    "gemma3_text": {"sliding_window_pattern": 2},  # by default the first five blocks of six are alike
+}
+VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "opt-projected": ("opt", {"word_embed_proj_dim": 16, "do_layer_norm_before": False}),
+}
+"""Further models by name: the type, and what is different."""
+
+MODELS = (*ARCHITECTURES, *VARIANTS)
+"""The name of every tiny model."""
 
 
-def write_tiny_model(directory: Path, blocks: int = 3, hidden_size: int = 32) -> Path:
-    """Write a Llama: config, weights (float32, seeded) and tokenizer."""
-    tokenizer = byte_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        intermediate_size=2 * hidden_size,
-        num_hidden_layers=blocks,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-    )
-    return _write(LlamaForCausalLM, config, tokenizer, directory)
+def tiny_config(name: str, **changes: Any) -> PreTrainedConfig:
+    """Return the config of a tiny model of MODELS, with `changes`."""
+    model_type, variant = VARIANTS.get(name, (name, {}))
+    kind = CONFIG_MAPPING[model_type]
+    default = kind()
+    optional = {ARCHITECTURES[model_type].width_field: INNER, **WHERE_STATED}
+    stated = {field: size for field, size in optional.items() if getattr(default, field, None) is not None}
+    config: PreTrainedConfig = kind(**{**SIZES, **stated, **CHANGES.get(model_type, {}), **variant, **changes})
+    return config
 
 
-def write_tiny_gpt2(directory: Path, blocks: int = 2, width: int = 64) -> Path:
-    """Write a GPT-2 in the same way, wide enough for the presets to make it smaller."""
-    tokenizer = byte_tokenizer()
-    config = GPT2Config(
-        vocab_size=len(tokenizer), n_embd=width, n_layer=blocks, n_head=4, n_positions=256, tie_word_embeddings=True
-    )
-    return _write(GPT2LMHeadModel, config, tokenizer, directory)
-
-
-def _write(
-    kind: type[PreTrainedModel], config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast, directory: Path
-) -> Path:
+@torch.no_grad()
+def tiny_model(name: str, **changes: Any) -> PreTrainedModel:
+    """Return a tiny model in fp32, the same at every call, in which every parameter is felt."""
     torch.manual_seed(0)
-    kind(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
+    model = AutoModelForCausalLM.from_config(tiny_config(name, **changes)).eval()
+    for parameter in model.parameters():
+        # Initialisation leaves biases at zero and norms at one, which would hide that they were dropped.
+        parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.dim() == 1 else 0.15))
+    return model
 
 
-def amplify_blocks(directory: Path, factor: float = 20.0) -> None:
-    """Make the blocks' matrices larger, so that the output depends on them; as written, it hardly does."""
-    path = directory / "model.safetensors"
-    tensors = load_file(path)
-    amplified = {name: tensor * factor if ".layers." in name else tensor for name, tensor in tensors.items()}
-    save_file(amplified, path, metadata={"format": "pt"})
+def save_tiny_model(name: str, directory: Path, **changes: Any) -> PreTrainedModel:
+    """Write a tiny model as transformers does, and return it."""
+    model = tiny_model(name, **changes)
+    model.save_pretrained(directory)
+    return model
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: number for number, token in enumerate(["<|end|>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|end|>", eos_token="<|end|>")
+def open_tiny(name: str, directory: Path, **changes: Any) -> StreamedModel:
+    """Write a tiny model, and open it block by block."""
+    save_tiny_model(name, directory, **changes)
+    return StreamedModel.open(directory)
 
 
-def write_text(path: Path, words: int, offset: int = 0) -> Path:
-    """Plain English words in a fixed order; another offset gives another text."""
-    step = 7 + offset
-    path.write_text(" ".join(WORDS[(number * step + number // 5) % len(WORDS)] for number in range(words)))
-    return path
+def initialised(model_type: str, **sizes: Any) -> PreTrainedModel:
+    """Return a model as transformers initialises it: with small matrices, so that its logits hardly depend on them."""
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes)).eval()
+    return model
+
+
+def token_ids(sequences: int = 2, length: int = 12) -> Tensor:
+    """Return random token ids [sequences, length] without special tokens."""
+    return torch.randint(3, VOCABULARY, (sequences, length), generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def logits_of(model: StreamedModel | EditedModel | PreTrainedModel, ids: Tensor | None = None) -> Tensor:
+    """Return the logits [N, T, V] of `ids` [N, T], by default `token_ids()`; block by block where the model is."""
+    ids = token_ids() if ids is None else ids
+    if isinstance(model, PreTrainedModel):
+        logits: Tensor = model(ids).logits
+        return logits
+    hidden = model.hidden(ids)
+    for index in model.kept if isinstance(model, EditedModel) else range(model.inventory.blocks):
+        with model.block(index) as block:
+            hidden = model.run(block, index, hidden)
+    return model.logits(hidden)
+
+
+def distance(model: StreamedModel | EditedModel, other: StreamedModel | EditedModel) -> float:
+    """Return how far the logits of `other` are from the model's, relative to these."""
+    ids = token_ids(8, 32)
+    expected = logits_of(model, ids)
+    return float((logits_of(other, ids) - expected).norm() / expected.norm())

@@ -1,13 +1,136 @@
-"""Packages for tests, written in one line."""
+"""Packages of tiny models, and what a fresh process says of them."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tests.support.models import save_tiny_model
+from workers.compression import structures
 from workers.compression.formats.safetensors import Safetensors
+from workers.compression.formats.verification import Probe, Verified, verify_all
 from workers.compression.formats.writer import Written
+from workers.compression.models.streamed import StreamedModel
 from workers.compression.overlay import Overlay, Part
+from workers.compression.spec.errors import VerificationFailed
+from workers.compression.spec.inventory import Site
+
+STRUCTURES = ("low_rank", "pivoted", "kronecker", "sum")
+VERIFICATION_SECONDS = 600.0
+
+Found = TypeVar("Found")
+
+
+class Outcomes(Generic[Found]):
+    """What `make` returns for each name. Looking up a name for which it failed raises its error."""
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], Found]) -> None:
+        self.sound: dict[str, Found] = {}
+        self.failed: dict[str, Exception] = {}
+        for name in names:
+            try:
+                self.sound[name] = make(name)
+            except Exception as error:  # noqa: BLE001 - raised again by the tests of this name
+                self.failed[name] = error
+
+    def __getitem__(self, name: str) -> Found:
+        if name in self.failed:
+            raise self.failed[name]
+        return self.sound[name]
+
+
+def verified(probes: Outcomes[Probe]) -> Outcomes[Verified]:
+    """Return what a fresh process finds in each package: one process for all, further ones to tell who is at fault."""
+    found = _opened(probes.sound)
+
+    def outcome(name: str) -> Verified:
+        probes[name]
+        verdict = found[name]
+        if isinstance(verdict, VerificationFailed):
+            raise verdict
+        return verdict
+
+    return Outcomes((*probes.sound, *probes.failed), outcome)
+
+
+def _opened(probes: Mapping[str, Probe]) -> dict[str, Verified | VerificationFailed]:
+    if not probes:
+        return {}
+    try:
+        return dict(zip(probes, verify_all(list(probes.values()), timeout=VERIFICATION_SECONDS), strict=True))
+    except VerificationFailed as error:
+        if len(probes) == 1:
+            return dict.fromkeys(probes, error)
+    entries = list(probes.items())
+    middle = len(entries) // 2
+    return _opened(dict(entries[:middle])) | _opened(dict(entries[middle:]))
+
+
+@dataclass(frozen=True)
+class RandomPart:
+    """A part as the compressor yields it, with random factors."""
+
+    structures: Mapping[str, Mapping[str, Any]]
+    tensors: Mapping[str, Tensor]
+    removed: tuple[int, ...] = ()
+
+
+def structure_for(kind: str, site: Site) -> dict[str, Any]:
+    """Return a structure of the kind that fits the site."""
+    match kind:
+        case "kronecker":
+            shapes = {"out": [site.out_features // 4, 4], "in": [site.in_features // 2, 2]}
+            return {"kind": kind, "terms": 3, **shapes, "permute_in": True, "permute_out": True}
+        case "sum":
+            kinds = ("kronecker", "low_rank")
+            return {"kind": kind, "parts": [structure_for(part, site) for part in kinds]}
+        case _:
+            return {"kind": kind, "rank": 5}
+
+
+def compress_at_random(model: nn.Module, sites: Mapping[str, dict[str, Any]]) -> RandomPart:
+    """Put random structures into a model in memory, and return them as a part."""
+    torch.manual_seed(2)
+    structures.replace(model, sites)
+    tensors: dict[str, Tensor] = {}
+    for name in sites:
+        compact = model.get_submodule(name)
+        _randomise(compact)
+        tensors |= {f"{name}.{key}": tensor.clone() for key, tensor in compact.state_dict().items()}
+    return RandomPart(sites, tensors)
+
+
+def _randomise(module: nn.Module) -> None:
+    for tensor in module.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.normal_(std=0.3)
+        else:
+            tensor.copy_(torch.randperm(len(tensor)))
+
+
+def factored(name: str, source: Path) -> tuple[Overlay, PreTrainedModel]:
+    """Write the tiny model `name` to `source`; return it with random factors, of every structure in turn.
+
+    The overlay and the model in memory have the same factors in every matrix, the embedding's and the head's, too.
+    """
+    model = save_tiny_model(name, source)
+    inventory = StreamedModel.open(source).inventory
+    sites = {
+        site.name: structure_for(kind, site) for site, kind in zip(inventory.sites, cycle(STRUCTURES), strict=False)
+    }
+    sites[inventory.embedding.name] = {"kind": "pivoted", "rank": 7}
+    if inventory.head is None:
+        sites["lm_head"] = {"kind": "tied", "to": inventory.embedding.name}
+    else:
+        sites[inventory.head.name] = {"kind": "pivoted", "rank": 9}
+    return Overlay.open(source, [compress_at_random(model, sites)]), model
 
 
 def write_package(source: Path, parts: Iterable[Part], destination: Path) -> Written:
-    """The main checkpoint of the model in `source` with `parts` laid over it."""
+    """Write the main checkpoint of the model in `source` with `parts` laid over it."""
     return Safetensors().write(Overlay.open(source, parts), destination)

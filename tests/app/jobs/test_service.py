@@ -12,7 +12,7 @@ from app.errors import JobEnded, JobNotFound, MethodDoesNotFit, RatioOutOfRange,
 from app.jobs import store
 from app.jobs.service import JobService
 from tests.support.doorbell import SilentDoorbell
-from tests.support.models import TQCOMPRESSOR_RATIOS, write_tiny_model
+from tests.support.text_models import TQCOMPRESSOR_RATIOS, write_tiny_model
 
 
 def recipe(tiny: dict[str, Any], **changes: Any) -> Recipe:

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from tests.support.models import write_tiny_model
-from tests.support.tiny_models import save_tiny_model, token_ids
+from tests.support.models import save_tiny_model, token_ids
+from tests.support.text_models import write_tiny_model
 from workers.compression.evaluation import fidelity
 from workers.compression.evaluation.fidelity import compare, perplexity
 from workers.compression.models.edited import EditedModel

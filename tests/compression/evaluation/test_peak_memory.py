@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.models import write_tiny_model
+from tests.support.text_models import write_tiny_model
 from tests.support.waiting import is_running, wait_for
 from workers.compression.evaluation.peak_memory import peak_memory
 from workers.compression.evaluation.size import stored_size

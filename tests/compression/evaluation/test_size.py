@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.support.tiny_models import save_tiny_model
+from tests.support.models import save_tiny_model
 from workers.compression.evaluation.size import stored_size
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tests.support.models import write_tiny_model
-from tests.support.tiny_models import save_tiny_model
+from tests.support.models import save_tiny_model
+from tests.support.text_models import write_tiny_model
 from workers.compression.evaluation.speed import greedy_sample, speed
 from workers.compression.models.streamed import StreamedModel
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tests.support.models import byte_tokenizer
-from tests.support.tiny_models import CONFIGS, save_tiny_model, tiny_model, token_ids
+from tests.support.models import MODELS, save_tiny_model, tiny_model, token_ids
+from tests.support.text_models import byte_tokenizer
 from workers.compression.evaluation.size import stored_size
 from workers.compression.formats import Written, writer_of
 from workers.compression.formats.verification import verify
@@ -18,7 +18,7 @@ from workers.compression.overlay import Overlay
 from workers.compression.parts import CompressedPart
 from workers.compression.spec.quantisation import NotQuantisable
 
-LINEAR = [name for name in CONFIGS if name != "gpt2"]
+LINEAR = [name for name in MODELS if name != "gpt2"]
 SITE = "model.layers.1.self_attn.q_proj"
 
 

@@ -1,7 +1,6 @@
 """The dense export: an ordinary checkpoint that computes what the factored package computes."""
 
 import json
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.contracts.test_architectures import STRUCTURES, compress_at_random, structure_for
-from tests.support.tiny_models import save_tiny_model, tiny_model, token_ids
+from tests.support.models import logits_of, save_tiny_model, tiny_model, token_ids
+from tests.support.packages import factored
 from workers.compression.formats.dense import Dense
 from workers.compression.formats.safetensors import Safetensors
 from workers.compression.formats.verification import verify
@@ -23,38 +22,21 @@ from workers.compression.spec.dimensions import resized_parameters
 ARCHITECTURES = ("llama", "llama-tied", "gpt2", "gpt_neox", "gemma", "opt-projected", "phi3")
 
 
-def logits_of(directory: Path) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = StreamedModel.open(directory).whole()(token_ids()).logits
-    return logits
-
-
-def factored(name: str, source: Path) -> Overlay:
-    """A model whose every matrix has random factors, of every structure in turn."""
-    save_tiny_model(name, source)
-    inventory = StreamedModel.open(source).inventory
-    sites = {
-        site.name: structure_for(kind, site) for site, kind in zip(inventory.sites, cycle(STRUCTURES), strict=False)
-    }
-    sites[inventory.embedding.name] = {"kind": "pivoted", "rank": 7}
-    if inventory.head is None:
-        sites["lm_head"] = {"kind": "tied", "to": inventory.embedding.name}
-    else:
-        sites[inventory.head.name] = {"kind": "pivoted", "rank": 9}
-    return Overlay.open(source, [compress_at_random(tiny_model(name), sites)])
+def whole_logits(directory: Path) -> Tensor:
+    return logits_of(StreamedModel.open(directory).whole())
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_it_computes_what_the_package_computes(name: str, tmp_path: Path) -> None:
-    overlay = factored(name, tmp_path / "source")
+    overlay = factored(name, tmp_path / "source")[0]
     package = Safetensors().write(overlay, tmp_path / "package").directory
     dense = Dense().write(overlay, tmp_path / "dense").directory
-    torch.testing.assert_close(logits_of(dense), logits_of(package), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(whole_logits(dense), whole_logits(package), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
 def test_it_holds_the_tensors_and_the_config_of_the_original(name: str, tmp_path: Path) -> None:
-    dense = Dense().write(factored(name, tmp_path / "source"), tmp_path / "dense").directory
+    dense = Dense().write(factored(name, tmp_path / "source")[0], tmp_path / "dense").directory
     config, original = (json.loads((path / "config.json").read_text()) for path in (dense, tmp_path / "source"))
     assert config.pop("dense_export") is True
     assert config == original | {"tie_word_embeddings": True}
@@ -67,12 +49,12 @@ def test_it_holds_the_tensors_and_the_config_of_the_original(name: str, tmp_path
 
 
 def test_a_stranger_opens_it_without_trust_in_its_code(tmp_path: Path) -> None:
-    dense = Dense().write(factored("llama", tmp_path / "source"), tmp_path / "dense").directory
-    verify(dense, token_ids(), logits_of(dense))
+    dense = Dense().write(factored("llama", tmp_path / "source")[0], tmp_path / "dense").directory
+    verify(dense, token_ids(), whole_logits(dense))
 
 
 def test_its_weights_have_the_dtype_of_the_original(tmp_path: Path) -> None:
-    parts = factored("llama", tmp_path / "source")
+    parts = factored("llama", tmp_path / "source")[0]
     tiny_model("llama").bfloat16().save_pretrained(tmp_path / "source")
     site = "model.layers.0.self_attn.q_proj"
     factors = {f"{site}.{key}": parts.tensor(f"{site}.{key}") for key in ("first", "second")}

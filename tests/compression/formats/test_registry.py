@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from app.contract.recipe import Recipe
-from tests.support.tiny_models import save_tiny_model, token_ids
+from tests.support.models import save_tiny_model, token_ids
 from workers.compression.formats import Writer, Written, writer_of
 from workers.compression.formats.verification import Probe
 from workers.compression.models.edited import EditedModel

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.support.models import byte_tokenizer
+from tests.support.models import save_tiny_model, token_ids
 from tests.support.packages import write_package
-from tests.support.tiny_models import save_tiny_model, token_ids
+from tests.support.text_models import byte_tokenizer
 from workers.compression.evaluation.size import stored_size
 from workers.compression.formats.safetensors import Safetensors
 from workers.compression.formats.verification import verify

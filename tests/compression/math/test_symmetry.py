@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.compression.steps.test_factor import TINY, calibration, open_tiny
+from tests.support.compression import TINY, calibration, open_initialised
 from tests.support.planning import factor_plan, factored, range_of, structures_of, uniform_plan
 from workers.compression import structures
 from workers.compression.math.sensitivity import Sensitivity
@@ -25,7 +25,7 @@ def hidden_units(model: StreamedModel) -> int:
 @pytest.mark.parametrize("model_type", REORDERED)
 @torch.no_grad()
 def test_a_block_computes_the_same_with_its_hidden_units_in_another_order(model_type: str, tmp_path: Path) -> None:
-    model = open_tiny(model_type, tmp_path)
+    model = open_initialised(model_type, tmp_path)
     hidden = model.hidden(calibration())
     with model.block(0) as block:
         entering = block.get_submodule(ARCHITECTURES[model_type].mlp.entering[0])
@@ -39,7 +39,7 @@ def test_a_block_computes_the_same_with_its_hidden_units_in_another_order(model_
 
 @pytest.mark.parametrize("model_type", REORDERED)
 def test_the_matrix_that_enters_the_mlp_stores_no_order(model_type: str, tmp_path: Path) -> None:
-    inventory = open_tiny(model_type, tmp_path).inventory
+    inventory = open_initialised(model_type, tmp_path).inventory
     plan = uniform_plan(inventory, range_of(inventory, "low_rank").highest)
     folded = {name for name, form in structures_of(plan).items() if isinstance(form, Pivoted) and form.folded}
     first = ARCHITECTURES[model_type].mlp.entering[0]
@@ -51,7 +51,7 @@ def test_the_matrix_that_enters_the_mlp_stores_no_order(model_type: str, tmp_pat
 @torch.no_grad()
 def test_the_rest_of_the_mlp_follows_folded_pivots(model_type: str, others: str, tmp_path: Path) -> None:
     """At all but the full rank of random weights a wrong order would show as an error of the size of the output."""
-    model = open_tiny(model_type, tmp_path)
+    model = open_initialised(model_type, tmp_path)
     mlp = ARCHITECTURES[model_type].mlp
     sites = mlp.entering[:1] if others == "whole" else mlp.sites
     planned = {
@@ -75,7 +75,7 @@ def test_the_rest_of_the_mlp_follows_folded_pivots(model_type: str, others: str,
 @torch.no_grad()
 def test_folded_pivots_change_neither_the_model_nor_its_errors(model_type: str, tmp_path: Path) -> None:
     """A factorisation is the same wherever its pivots lie; all that is known of the hidden units must follow them."""
-    original = uneven(open_tiny(model_type, tmp_path / "even"), tmp_path / "uneven")
+    original = uneven(open_initialised(model_type, tmp_path / "even"), tmp_path / "uneven")
     mlp, inventory = ARCHITECTURES[model_type].mlp, original.inventory
     generator = torch.Generator().manual_seed(0)
     known = {

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.support.models import logits_of, open_tiny, token_ids
 from tests.support.packages import write_package
 from tests.support.planning import factored, uniform_plan
-from tests.support.tiny_models import save_tiny_model, token_ids
 from workers.compression.math.sensitivity import measure
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
@@ -41,20 +41,6 @@ class StoredTensors(Mapping[str, Tensor]):
 
 def part(tensors: Mapping[str, Tensor] | None = None, removed: tuple[int, ...] = ()) -> CompressedPart:
     return CompressedPart("part", tensors=tensors or {}, removed=removed)
-
-
-def open_tiny(name: str, directory: Path) -> StreamedModel:
-    save_tiny_model(name, directory)
-    return StreamedModel.open(directory)
-
-
-@torch.no_grad()
-def logits_of(model: StreamedModel) -> Tensor:
-    hidden = model.hidden(token_ids())
-    for index in range(model.inventory.blocks):
-        with model.block(index) as block:
-            hidden = model.run(block, index, hidden)
-    return model.logits(hidden)
 
 
 def narrowed_mlps(units: int) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tests.support.tiny_models import save_tiny_model, token_ids
+from tests.support.models import save_tiny_model, token_ids
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.spec.errors import MalformedModel, UnsupportedArchitecture
 

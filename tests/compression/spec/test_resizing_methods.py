@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.compression.steps.test_factor import TINY, open_tiny
+from tests.support.compression import TINY, open_initialised
 from tests.support.planning import plan_of, range_of
 from workers.compression.spec.dimensions import narrowed
 from workers.compression.spec.heads import regrouped
@@ -29,7 +29,9 @@ def removed_by(plan: Plan) -> int:
 @pytest.fixture(scope="module", params=TINY)
 def inventory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Inventory:
     wide = {"intermediate_size": 640, "n_inner": 640, "ffn_dim": 640}
-    return open_tiny(request.param, tmp_path_factory.mktemp(request.param), {**TINY[request.param], **wide}).inventory
+    return open_initialised(
+        request.param, tmp_path_factory.mktemp(request.param), {**TINY[request.param], **wide}
+    ).inventory
 
 
 @pytest.mark.parametrize("part", [0.05, 0.3, 0.6, 0.95])
@@ -77,7 +79,9 @@ def test_more_heads_than_the_model_has_are_refused_by_the_name_of_the_option(lla
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Inventory:
-    return open_tiny("llama", tmp_path_factory.mktemp("llama"), {**TINY["llama"], "intermediate_size": 640}).inventory
+    return open_initialised(
+        "llama", tmp_path_factory.mktemp("llama"), {**TINY["llama"], "intermediate_size": 640}
+    ).inventory
 
 
 @pytest.mark.parametrize("part", [0.0, 0.05, 0.5, 0.95, 1.0])

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.support.models import write_tiny_gpt2
 from tests.support.packages import write_package
 from tests.support.planning import factored, plan_of, range_of, structures_of
+from tests.support.text_models import write_tiny_gpt2
 from workers.compression.formats.verification import verify
 from workers.compression.math.kronecker import data_free
 from workers.compression.math.tables import fit_halved

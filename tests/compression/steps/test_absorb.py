@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.support.block_removal import IDS, SHORT, Kept, divergence, same, shortened, write
+from tests.support.block_removal import IDS, SHORT, Kept, divergence, shortened, write
+from tests.support.compression import same
 from tests.support.planning import applied
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from tests.compression.steps.test_narrow import calibration, distance, open_tiny, units_of
-from tests.support.block_removal import same
+from tests.support.compression import same
+from tests.support.models import distance, open_tiny, token_ids
 from tests.support.planning import taken
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
+from workers.compression.spec.dimensions import intermediate_size
 from workers.compression.spec.heads import HeadsDoNotFit, heads_of
 from workers.compression.spec.steps import Narrow
 from workers.compression.steps import narrow as width
@@ -53,7 +54,9 @@ def narrowed(
     original: StreamedModel, model: EditedModel, size: int | None = None, key_value_heads: int | None = 1
 ) -> list[CompressedPart]:
     """The parts of the model with fewer key/value heads and, where a size is given, hidden units."""
-    return list(taken(Narrow(intermediate_size=size, key_value_heads=key_value_heads), original, model, calibration()))
+    return list(
+        taken(Narrow(intermediate_size=size, key_value_heads=key_value_heads), original, model, token_ids(8, 32))
+    )
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -89,7 +92,7 @@ def test_hidden_units_go_in_the_same_parts(name: str, tmp_path: Path) -> None:
     parts = narrowed(model, EditedModel(model), 24)
     found = EditedModel(model, parts)
     assert [part.name for part in parts] == ["model.layers.0", "model.layers.1"]
-    assert (units_of(found), heads_of(found.inventory).key_values) == (24, 1)
+    assert (intermediate_size(found.inventory), heads_of(found.inventory).key_values) == (24, 1)
     assert list(parts[1].errors) == ["model.layers.1.self_attn.o_proj", "model.layers.1.mlp.down_proj"]
     assert all(0 < error < 1 for part in parts for error in part.errors.values())
 
@@ -108,7 +111,7 @@ def test_going_on_after_a_part_gives_the_same_bytes(tmp_path: Path) -> None:
     model = open_tiny("qwen2", tmp_path)
     whole = narrowed(model, EditedModel(model), 24)
     step = Narrow(intermediate_size=24, key_value_heads=1)
-    (rest,) = taken(step, model, EditedModel(model), calibration(), whole[:1])
+    (rest,) = taken(step, model, EditedModel(model), token_ids(8, 32), whole[:1])
     assert same(rest, whole[1])
 
 

@@ -5,13 +5,13 @@ import tempfile
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
+from tests.support.compression import TINY, UNTIED, calibration, open_initialised, same, sensitivities_of
 from tests.support.packages import write_package
 from tests.support.planning import factor_plan, factored, plan_of, range_of, structures_of, uniform_plan
 from workers.compression import structures
@@ -24,49 +24,6 @@ from workers.compression.spec.plan import Plan
 from workers.compression.spec.ranges import TOLERANCE
 from workers.compression.spec.structures import LowRank, Pivoted
 from workers.compression.steps import two_streams
-
-TINY: dict[str, dict[str, Any]] = {
-    "llama": {"num_key_value_heads": 2, "tie_word_embeddings": True},
-    "gpt2": {},
-    "opt": {"word_embed_proj_dim": 32, "ffn_dim": 96},
-    "gpt_neox": {},
-    "phi3": {"pad_token_id": 0},
-}
-UNTIED: dict[str, dict[str, Any]] = {
-    "llama": {"num_key_value_heads": 2, "vocab_size": 400},
-    "gpt_neox": {"vocab_size": 400},
-    "opt": {"word_embed_proj_dim": 32, "ffn_dim": 96, "vocab_size": 400, "tie_word_embeddings": False},
-    "phi": {"vocab_size": 24},
-}
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "vocab_size": 80,
-    "max_position_embeddings": 64,
-}
-
-
-def open_tiny(model_type: str, directory: Path, settings: dict[str, Any] | None = None) -> StreamedModel:
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **{**SIZES, **(settings or TINY[model_type])})
-    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
-    return StreamedModel.open(directory)
-
-
-def calibration(vocabulary: int = 80) -> Tensor:
-    return torch.randint(vocabulary, (6, 32), generator=torch.Generator().manual_seed(1))
-
-
-def sensitivities_of(model: StreamedModel) -> dict[str, Sensitivity]:
-    ids = calibration(model.inventory.vocab_size)
-    return {name: found for part in measure(model, ids) for name, found in part.items()}
-
-
-def same_bytes(one: CompressedPart, other: CompressedPart) -> bool:
-    same = one.name == other.name and one.errors == other.errors and one.tensors.keys() == other.tensors.keys()
-    return same and all(torch.equal(one.tensors[name], other.tensors[name]) for name in other.tensors)
 
 
 def assembled(directory: Path, parts: list[CompressedPart]) -> torch.nn.Module:
@@ -92,7 +49,7 @@ def count(model: torch.nn.Module) -> int:
 def test_the_parts_make_a_model_of_the_planned_size_near_the_original(
     model_type: str, method: str, tmp_path: Path
 ) -> None:
-    model = open_tiny(model_type, tmp_path)
+    model = open_initialised(model_type, tmp_path)
     plan = uniform_plan(model.inventory, 1.2, METHODS[method].family)
     sensitivities = {name: found for part in measure(model, calibration()) for name, found in part.items()}
     parts = list(factored(model, plan, calibration(), sensitivities))
@@ -105,8 +62,8 @@ def test_the_parts_make_a_model_of_the_planned_size_near_the_original(
     assert all(0 < error < 1 for part in parts for error in part.errors.values())
 
 
-def test_going_on_after_a_part_gives_the_same_bytes(tmp_path: Path) -> None:
-    model = open_tiny("llama", tmp_path)
+def test_going_on_after_a_part_gives_the_same(tmp_path: Path) -> None:
+    model = open_initialised("llama", tmp_path)
     planned = structures_of(uniform_plan(model.inventory, 1.3))
     plan = factor_plan(model.inventory, {**planned, model.inventory.embedding.name: Pivoted(20)})
     whole = list(factored(model, plan, calibration()))
@@ -118,7 +75,7 @@ def test_going_on_after_a_part_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_site_that_the_plan_leaves_out_stays_as_it_is(tmp_path: Path) -> None:
-    model = open_tiny("llama", tmp_path)
+    model = open_initialised("llama", tmp_path)
     name = "model.layers.1.mlp.down_proj"
     plan = factor_plan(model.inventory, {name: structures_of(uniform_plan(model.inventory, 1.2))[name]})
     parts = list(factored(model, plan, calibration()))
@@ -129,7 +86,7 @@ def test_a_site_that_the_plan_leaves_out_stays_as_it_is(tmp_path: Path) -> None:
 def untied(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Untied":
     """A model with a head of its own, compressed so far that the head has to give."""
     directory = tmp_path_factory.mktemp(request.param)
-    model = open_tiny(request.param, directory, UNTIED[request.param])
+    model = open_initialised(request.param, directory, UNTIED[request.param])
     sensitivities = sensitivities_of(model)
     highest = range_of(model.inventory, "low_rank").highest
     plan = plan_of(model.inventory, "low_rank", highest, sensitivities)
@@ -165,12 +122,12 @@ def test_going_on_after_any_part_gives_the_same_bytes_up_to_the_head(untied: Unt
     for start in range(1, len(untied.parts)):
         model = StreamedModel.open(untied.directory)
         rest = factored(model, untied.plan, untied.ids, untied.sensitivities, untied.parts[:start])
-        assert all(same_bytes(*pair) for pair in zip(rest, untied.parts[start:], strict=True))
+        assert all(same(*pair) for pair in zip(rest, untied.parts[start:], strict=True))
 
 
 @torch.no_grad()
 def test_a_head_makes_up_for_the_blocks_before_it(tmp_path: Path) -> None:
-    model = open_tiny("llama", tmp_path, UNTIED["llama"])
+    model = open_initialised("llama", tmp_path, UNTIED["llama"])
     ids = calibration(400)
     blocks = {site.name: LowRank(8) for site in model.inventory.sites}
     expected = AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits
@@ -183,7 +140,7 @@ def test_a_head_makes_up_for_the_blocks_before_it(tmp_path: Path) -> None:
 
 
 def test_a_head_that_the_plan_leaves_out_is_a_part_without_content(tmp_path: Path) -> None:
-    model = open_tiny("llama", tmp_path, UNTIED["llama"])
+    model = open_initialised("llama", tmp_path, UNTIED["llama"])
     planned = uniform_plan(model.inventory, 1.02, SVD.family)
     assert list(factored(model, planned, calibration(400)))[-1] == CompressedPart("lm_head")
 
@@ -193,7 +150,7 @@ def test_the_streams_wait_in_files_that_are_gone_in_the_end(tmp_path: Path, monk
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     monkeypatch.setattr(two_streams, "TOKENS", 64)
-    model = open_tiny("llama", tmp_path / "model")
+    model = open_initialised("llama", tmp_path / "model")
     parts = factored(model, uniform_plan(model.inventory, 1.2), calibration())
     kept = [[len(list(scratch.glob(f"*/{stream}/*"))) for stream in ("original", "compressed")] for _ in parts]
     assert kept[1:] == [[3, 3]] * (len(kept) - 1)
@@ -202,7 +159,7 @@ def test_the_streams_wait_in_files_that_are_gone_in_the_end(tmp_path: Path, monk
 
 def test_no_stream_is_whole_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(two_streams, "TOKENS", 58)
-    model = open_tiny("llama", tmp_path)
+    model = open_initialised("llama", tmp_path)
     ids = calibration()[:, :29]
     for _ in factored(model, uniform_plan(model.inventory, 1.2), ids):
         held = [each for each in gc.get_objects() if type(each) is Tensor and each.shape[1:] == (29, 32)]
@@ -210,7 +167,7 @@ def test_no_stream_is_whole_in_memory(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_tables_behind_a_projection_stay_whole(tmp_path: Path) -> None:
-    model = open_tiny("opt", tmp_path, {"word_embed_proj_dim": 16, "ffn_dim": 96})
+    model = open_initialised("opt", tmp_path, {"word_embed_proj_dim": 16, "ffn_dim": 96})
     target = range_of(model.inventory, "low_rank").highest
     plan = plan_of(model.inventory, "low_rank", target, sensitivities_of(model))
     assert model.inventory.embedding.name not in structures_of(plan)
@@ -218,7 +175,7 @@ def test_tables_behind_a_projection_stay_whole(tmp_path: Path) -> None:
 
 
 def test_a_part_that_was_taken_is_not_kept(tmp_path: Path) -> None:
-    model, ids = open_tiny("llama", tmp_path), calibration()
+    model, ids = open_initialised("llama", tmp_path), calibration()
     kept = []
     for part in factored(model, plan_of(model.inventory, "svd", 1.3), ids):
         taken = weakref.ref(part)

@@ -9,18 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.support.block_removal import (
-    IDS,
-    OTHERS,
-    SHORT,
-    Kept,
-    chosen,
-    divergence,
-    same,
-    shortened,
-    stream_logits,
-    write,
-)
+from tests.support.block_removal import IDS, OTHERS, SHORT, Kept, chosen, divergence, shortened, write
+from tests.support.compression import same
+from tests.support.models import logits_of
 from tests.support.planning import applied
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
@@ -85,7 +76,7 @@ def test_each_removal_is_chosen_in_the_model_that_the_fusion_before_has_left(dir
 @torch.no_grad()
 def test_the_fused_model_saved_and_opened_computes_what_it_computed_in_memory(model_type: str, tmp_path: Path) -> None:
     _, edited = fused(write(model_type, tmp_path / "original"), 2, 4)
-    expected = stream_logits(edited)
+    expected = logits_of(edited, OTHERS)
     edited.whole().save_pretrained(tmp_path / "fused")
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "fused").eval()
     assert torch.allclose(opened(OTHERS).logits, expected, atol=1e-5)

@@ -6,16 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.support.block_removal import (
-    IDS,
-    OTHERS,
-    SHORT,
-    chosen,
-    divergence,
-    shortened,
-    stream_logits,
-    write,
-)
+from tests.support.block_removal import IDS, OTHERS, SHORT, chosen, divergence, shortened, write
+from tests.support.models import logits_of
 from tests.support.planning import applied, taken
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
@@ -86,7 +78,7 @@ def test_each_removal_is_chosen_in_what_the_one_before_has_left(directory: Path)
 @torch.no_grad()
 def test_the_fused_model_saved_and_opened_computes_what_it_computed_in_memory(model_type: str, tmp_path: Path) -> None:
     _, edited = fused(write(model_type, tmp_path / "original"), TRAINED)
-    expected = stream_logits(edited)
+    expected = logits_of(edited, OTHERS)
     edited.whole().save_pretrained(tmp_path / "fused")
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "fused").eval()
     assert torch.allclose(opened(OTHERS).logits, expected, atol=1e-5)

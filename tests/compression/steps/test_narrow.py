@@ -6,57 +6,29 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.models import MODELS, distance, open_tiny, token_ids
 from tests.support.planning import taken
-from tests.support.tiny_models import CONFIGS, save_tiny_model
 from workers.compression.models.edited import EditedModel, put
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.spec.architectures import ARCHITECTURES
+from workers.compression.spec.dimensions import intermediate_size
 from workers.compression.spec.steps import Narrow
 from workers.compression.steps import narrow as width
 
 SOME = ("llama", "gpt2", "opt", "opt-projected", "gemma2", "phi3", "gpt_neox")
 
 
-def calibration(sequences: int = 8) -> Tensor:
-    return torch.randint(3, 96, (sequences, 32), generator=torch.Generator().manual_seed(4))
-
-
-def units_of(model: StreamedModel) -> int:
-    leaving = ARCHITECTURES[model.inventory.model_type].mlp.leaving
-    (found,) = {site.in_features for site in model.inventory.sites if site.name.endswith(f".{leaving}")}
-    return found
-
-
-def open_tiny(name: str, directory: Path) -> StreamedModel:
-    save_tiny_model(name, directory)
-    return StreamedModel.open(directory)
-
-
-@torch.no_grad()
-def logits_of(model: StreamedModel, ids: Tensor) -> Tensor:
-    hidden = model.hidden(ids)
-    for index in range(model.inventory.blocks):
-        with model.block(index) as block:
-            hidden = model.run(block, index, hidden)
-    return model.logits(hidden)
-
-
-def distance(model: StreamedModel, other: StreamedModel) -> float:
-    expected = logits_of(model, calibration())
-    return float((logits_of(other, calibration()) - expected).norm() / expected.norm())
-
-
 def narrowed(original: StreamedModel, model: EditedModel, size: int, ids: Tensor | None = None) -> list[CompressedPart]:
     """The parts of the model with that many hidden units in each MLP."""
     step = Narrow(intermediate_size=size)
-    return list(taken(step, original, model, calibration() if ids is None else ids))
+    return list(taken(step, original, model, token_ids(8, 32) if ids is None else ids))
 
 
 def first_units(model: StreamedModel, size: int) -> list[CompressedPart]:
     """Narrowing without a choice or a fit, for comparison."""
     mlp = ARCHITECTURES[model.inventory.model_type].mlp
-    units = units_of(model)
+    units = intermediate_size(model.inventory)
     parts = []
     for index in range(model.inventory.blocks):
         prefix = f"{model.inventory.block_prefix}.{index}."
@@ -99,17 +71,17 @@ def test_units_that_are_there_twice_cost_nothing(name: str, tmp_path: Path, monk
     model = open_tiny(name, tmp_path)
     twins = with_twins(model)
     assert distance(model, twins) < 1e-5
-    parts = narrowed(model, twins, units_of(model))
-    assert units_of(twins) == 2 * units_of(model)
+    parts = narrowed(model, twins, intermediate_size(model.inventory))
+    assert intermediate_size(twins.inventory) == 2 * intermediate_size(model.inventory)
     assert distance(model, EditedModel(twins, parts)) < 2e-3
 
 
 @pytest.mark.parametrize("name", SOME)
 def test_narrowing_beats_keeping_the_first_units(name: str, tmp_path: Path) -> None:
     model = open_tiny(name, tmp_path)
-    size = units_of(model) // 2
+    size = intermediate_size(model.inventory) // 2
     found = EditedModel(model, narrowed(model, EditedModel(model), size))
-    assert units_of(found) == size
+    assert intermediate_size(found.inventory) == size
     assert distance(model, found) < 0.8 * distance(model, EditedModel(model, first_units(model, size)))
 
 
@@ -135,7 +107,7 @@ def test_the_bias_keeps_the_mean_of_what_the_mlp_gives_out(tmp_path: Path, monke
                 put(block, name.removeprefix("transformer.h.0."), tensor)
             written: list[Tensor] = []
             block.mlp.register_forward_hook(lambda _, __, output, written=written: written.append(output))
-            model.run(block, 0, model.hidden(calibration()))
+            model.run(block, 0, model.hidden(token_ids(8, 32)))
         means.append(written[0].mean((0, 1)))
     torch.testing.assert_close(*means, rtol=1e-4, atol=1e-4)
 
@@ -145,7 +117,7 @@ def test_only_blocks_that_remain_are_narrowed(tmp_path: Path) -> None:
     removed = CompressedPart("depth", removed=(0,))
     parts = narrowed(model, EditedModel(model, [removed]), 24)
     assert [part.name for part in parts] == ["model.layers.1"]
-    assert units_of(EditedModel(model, [removed, *parts])) == 24
+    assert intermediate_size(EditedModel(model, [removed, *parts]).inventory) == 24
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -153,17 +125,17 @@ def test_going_on_after_a_part_gives_the_same_bytes(name: str, tmp_path: Path) -
     model = open_tiny(name, tmp_path)
     whole = narrowed(model, EditedModel(model), 24)
     step = Narrow(intermediate_size=24)
-    (rest,) = taken(step, model, EditedModel(model), calibration(), whole[:1])
+    (rest,) = taken(step, model, EditedModel(model), token_ids(8, 32), whole[:1])
     assert rest.name == whole[1].name
     assert rest.tensors.keys() == whole[1].tensors.keys()
     assert all(torch.equal(rest.tensors[name], whole[1].tensors[name]) for name in rest.tensors)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", MODELS)
 def test_every_architecture_can_be_narrowed(name: str, tmp_path: Path) -> None:
     model = open_tiny(name, tmp_path)
-    parts = narrowed(model, EditedModel(model), 16, calibration(2))
-    assert units_of(EditedModel(model, parts)) == 16
+    parts = narrowed(model, EditedModel(model), 16, token_ids(2, 32))
+    assert intermediate_size(EditedModel(model, parts).inventory) == 16
     assert all(0 < error < 1 for part in parts for error in part.errors.values())
 
 
@@ -172,11 +144,10 @@ def test_before_a_gap_a_block_is_fitted_to_what_the_original_has_behind_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(width, "COMPENSATION", 1.0)
-    save_tiny_model("llama", tmp_path)
-    original = StreamedModel.open(tmp_path)
+    original = open_tiny("llama", tmp_path)
     removed = CompressedPart("removed", removed=(1,))
     edited = EditedModel(original, [removed])
-    parts = narrowed(original, edited, units_of(original) - 1)
+    parts = narrowed(original, edited, intermediate_size(original.inventory) - 1)
     wanted = entering(original, 2)
     before, after = (
         float((entering(model, 2) - wanted).norm()) for model in (edited, EditedModel(original, [removed, *parts]))
@@ -185,7 +156,7 @@ def test_before_a_gap_a_block_is_fitted_to_what_the_original_has_behind_it(
 
 
 def entering(model: StreamedModel, index: int) -> Tensor:
-    hidden = model.hidden(calibration())
+    hidden = model.hidden(token_ids(8, 32))
     for each in range(index):
         with model.block(each) as block:
             hidden = model.run(block, each, hidden)

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from tests.support.models import write_tiny_model
-from tests.support.tiny_models import token_ids
+from tests.support.models import token_ids
+from tests.support.text_models import write_tiny_model
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.steps.influence import removals

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.compression.steps.test_factor import calibration, open_tiny
-from tests.support.block_removal import same
+from tests.support.compression import calibration, open_initialised, same
 from tests.support.planning import plan_of
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
@@ -87,7 +86,7 @@ def test_every_checkpoint_that_is_kept_is_told(root: Path) -> None:
 def test_an_attempt_that_is_killed_within_a_distillation_costs_no_byte_of_the_result(
     method: str, batch: int, root: Path, tmp_path: Path
 ) -> None:
-    model = open_tiny("llama", tmp_path / "model")
+    model = open_initialised("llama", tmp_path / "model")
     plan = plan_of(model.inventory, method, 1.5, tokens=40 * batch * 32)
     whole: list[CompressedPart] = []
     for _ in compress(model, plan, calibration(), whole):

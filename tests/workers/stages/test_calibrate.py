@@ -9,7 +9,7 @@ from torch import Tensor
 from app.contract.recipe import Recipe
 from app.sources.documents import Document, to_line
 from tests.support.jobs import context_of
-from tests.support.models import byte_tokenizer
+from tests.support.text_models import byte_tokenizer
 from workers.messages import Assignment, AttemptFailed
 from workers.stages import calibrate
 from workers.stages.context import Context

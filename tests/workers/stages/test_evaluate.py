@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.contract.recipe import Gate
 from tests.support.jobs import done, last_report
-from tests.support.models import amplify_blocks
+from tests.support.text_models import amplify_blocks
 from workers.compression.evaluation.fidelity import Fidelity
 from workers.messages import Assignment, ErrorReport
 from workers.stages import compute, evaluate

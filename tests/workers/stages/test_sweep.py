@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from app.contract.recipe import Gate
 from app.contract.report import CompressionReport, SweepReport
 from tests.support.jobs import small_job
-from tests.support.models import amplify_blocks
+from tests.support.text_models import amplify_blocks
 from workers.compression.evaluation.size import stored_size
 from workers.messages import Assignment, DoneReport, ProgressReport, ResumedReport
 from workers.runner import walk

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from app.contract.recipe import Recipe
 from tests.support.jobs import context_of
-from tests.support.models import write_text, write_tiny_model
+from tests.support.text_models import write_text, write_tiny_model
 from workers.compression.teacher_text import Sampling
 from workers.messages import Assignment, ProgressReport, ResumedReport
 from workers.stages import calibrate, teacher_text
