@@ -30,6 +30,7 @@ from app.errors import ModelpressError
 from app.lifeline import Lifeline
 from app.settings import ServerSettings, Settings
 
+PROGRAM = (sys.executable, "-m", "app.cli")
 START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.2
@@ -180,7 +181,7 @@ def start(
     name: str, settings: ServerSettings, lifeline: Lifeline, socket_fd: int | None, log_dir: Path | None
 ) -> Child:
     """Starts `modelpress NAME`, which learns its settings by environment: arguments are visible to every user."""
-    command = [sys.executable, "-m", "app.cli", name, "--lifeline", str(lifeline.reading_end)]
+    command = [*PROGRAM, name, "--lifeline", str(lifeline.reading_end)]
     descriptors = [lifeline.reading_end]
     if socket_fd is not None:
         command += ["--socket", str(socket_fd)]

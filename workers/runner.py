@@ -23,17 +23,20 @@ from workers.messages import Assignment
 from workers.stages import memory, sweep, tasks, verify, write
 from workers.stages.context import Context
 from workers.stages.failures import describe
+from workers.stages.meter import Meter
 from workers.stages.registry import STAGES
 from workers.stages.stage import Schedule, Stage
 from workers.stages.workbench import Workbench, directory_identity, fingerprint
 
 log = logging.getLogger(__name__)
 
+MEASURED = Meter()
+
 RESULT_VERSION = 7
 """Raise it when a stage's result changes its meaning: results of an older worker are then computed again."""
 
 
-def main() -> int:
+def main(meter: Meter = MEASURED) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     reports = take_standard_output()
     assignment = Assignment.model_validate_json(sys.stdin.readline())
@@ -43,7 +46,7 @@ def main() -> int:
         reports.write(message.model_dump_json() + "\n")
         reports.flush()
 
-    return 0 if walk(assignment, report) else 1
+    return 0 if walk(assignment, report, meter) else 1
 
 
 def take_standard_output() -> IO[str]:
@@ -59,12 +62,12 @@ def exit_with_supervisor() -> None:
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-def walk(assignment: Assignment, report: Callable[[BaseModel], None]) -> bool:
+def walk(assignment: Assignment, report: Callable[[BaseModel], None], meter: Meter = MEASURED) -> bool:
     """Take one attempt through every stage that is not yet finished and report its end; return whether it succeeded."""
     prepare_torch(assignment)
     schedule = Schedule.of(assignment.recipe, STAGES)
     bench = Workbench(assignment.work_dir, assignment.attempt, identity(assignment))
-    context = Context(assignment, bench, report, schedule)
+    context = Context(assignment, bench, report, schedule, meter=meter)
     try:
         write.require_libraries(assignment.recipe)
         tasks.require_library(assignment.recipe)

@@ -41,6 +41,9 @@ from workers.messages import (
 
 log = logging.getLogger(__name__)
 
+RUNNER = "workers.runner"
+"""The module that computes, in a process of its own."""
+
 POLL_SECONDS = 0.2
 CONCLUDE_LEASES = 10
 """For how many leases the end of an attempt is tried to be written while the database is away."""
@@ -187,7 +190,7 @@ class Supervisor:
             shutil.rmtree(home_of(work_dir, earlier), ignore_errors=True)
         assignment = self.assign(claim, self.fetch(claim, lease, home, deadline))
         environment = OFFLINE | (ROOMY if assignment.memory_bytes is None else SPARING)
-        with Child("workers.runner", assignment.model_dump_json(), home, environment) as child:
+        with Child(RUNNER, assignment.model_dump_json(), home, environment) as child:
             for event in self.events(child, lease, deadline):
                 match report := REPORT.validate_python(event):
                     case ProgressReport():

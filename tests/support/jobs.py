@@ -8,14 +8,18 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from app.contract.recipe import Recipe
+from tests.support.meter import RecordedMeter
 from tests.support.text_models import write_text, write_tiny_model
 from workers.messages import Assignment, DoneReport, ProgressReport
 from workers.runner import identity, take, walk
 from workers.stages import compress, distill
 from workers.stages.context import Context
+from workers.stages.meter import Meter
 from workers.stages.registry import STAGES
 from workers.stages.stage import Schedule
 from workers.stages.workbench import Workbench
+
+RECORDED = RecordedMeter()
 
 STEPS = 16
 """The optimizer steps of `distillation_job`."""
@@ -46,16 +50,16 @@ def small_job(directory: Path, *, blocks: int = 3, **sections: Any) -> Assignmen
     )
 
 
-def last_report(assignment: Assignment) -> BaseModel:
-    """Return the report that ends an attempt at the job."""
+def last_report(assignment: Assignment, meter: Meter = RECORDED) -> BaseModel:
+    """Return the report that ends an attempt at the job, by default one whose figures were recorded before."""
     reports: list[BaseModel] = []
-    walk(assignment, reports.append)
+    walk(assignment, reports.append, meter)
     return reports[-1]
 
 
-def done(assignment: Assignment) -> DoneReport:
+def done(assignment: Assignment, meter: Meter = RECORDED) -> DoneReport:
     """Return the report of an attempt that must succeed."""
-    report = last_report(assignment)
+    report = last_report(assignment, meter)
     assert isinstance(report, DoneReport), report
     return report
 

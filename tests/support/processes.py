@@ -15,6 +15,8 @@ from app.serve import environment
 from app.settings import Settings
 from tests.support.waiting import wait_for
 
+ROOT = Path(__file__).parents[2]
+
 
 def wait_until_ended(service: JobService, job_id: str) -> Job:
     def ended() -> Job | None:
@@ -26,10 +28,11 @@ def wait_until_ended(service: JobService, job_id: str) -> Job:
 
 @contextmanager
 def worker(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker process, ended by SIGTERM where the test has not ended it otherwise."""
+    """A worker process with the recorded meter, ended by SIGTERM where the test has not ended it otherwise."""
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app.cli", "worker"],
+            [sys.executable, "-m", "tests.support.recorded_cli", "worker"],
+            cwd=ROOT,
             env=environment(settings),
             stdin=subprocess.DEVNULL,
             stdout=output,

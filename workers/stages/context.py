@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic import BaseModel
 
 from workers.messages import Assignment, ProgressReport, ResumedReport
+from workers.stages.meter import Meter
 from workers.stages.workbench import Workbench
 
 PACE_NEEDS = 0.02
@@ -51,6 +52,7 @@ class Context:
     held: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     fraction_at_start: float | None = None
+    meter: Meter = field(default_factory=Meter)
 
     @property
     def ratio(self) -> float:

@@ -24,10 +24,9 @@ from app.contract.codes import FailureCode
 from app.contract.job import Comparison, Metrics, Protocol
 from app.contract.recipe import Recipe
 from workers.compression.evaluation.fidelity import Fidelity, compare, final_states
-from workers.compression.evaluation.peak_memory import peak_memory
 from workers.compression.evaluation.protocol import protocol_of
 from workers.compression.evaluation.size import stored_size
-from workers.compression.evaluation.speed import greedy_sample, speed
+from workers.compression.evaluation.speed import greedy_sample
 from workers.compression.formats import writer_of
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.spec.formats import MAIN, Format, named
@@ -188,7 +187,7 @@ def peaks_of(context: Context, directories: Sequence[Path]) -> list[int | None]:
     length = prompt_length(context)
     # On a GPU the fresh processes need what this one keeps unused.
     torch.cuda.empty_cache()
-    return peak_memory(
+    return context.meter.peak_memory(
         directories,
         trusted=directories[1:],
         prompt=length,
@@ -202,7 +201,7 @@ def peaks_of(context: Context, directories: Sequence[Path]) -> list[int | None]:
 def use_of(context: Context, whole: PreTrainedModel) -> Use:
     length = prompt_length(context)
     tokenizer = AutoTokenizer.from_pretrained(inspect.model_dir(context))
-    pace = speed(whole, prompt=length, new_tokens=min(SPEED_NEW_TOKENS, length))
+    pace = context.meter.speed(whole, prompt=length, new_tokens=min(SPEED_NEW_TOKENS, length))
     sample = greedy_sample(whole, tokenizer, PROMPT)
     return Use(pace.prefill, pace.decode, None if sample is None else sample.replace("\0", "\ufffd"))
 

@@ -30,7 +30,8 @@ def run(context: Context, directory: Path) -> None:
         probes, stored = [probe_of(context, form) for form in forms], [sizes[form.name] for form in forms]
         weights = max(size.parameters * probe.logits.itemsize for size, probe in zip(stored, probes, strict=True))
         room = memory.for_opening(context, weights)
-        verified = opener(probes, timeout=timeout_of(size.bytes for size in stored), memory=room)
+        limit = timeout_of(size.bytes for size in stored)
+        verified = context.meter.open_fresh(opener, probes, timeout=limit, memory=room)
         found |= {form.name: facts for form, facts in zip(forms, verified, strict=True)}
     main = found[MAIN]
     (directory / FILE).write_text(json.dumps({"difference": main.difference, "parameters": main.parameters}))

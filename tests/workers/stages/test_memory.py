@@ -10,10 +10,11 @@ import torch
 from tests.support.jobs import done
 from workers.messages import Assignment
 from workers.stages.memory import holds, left, left_in_container
+from workers.stages.meter import Meter
 
 
 def test_a_model_that_fits_is_timed_and_writes(assignment: Assignment) -> None:
-    metrics = done(assignment).metrics.after
+    metrics = done(assignment, Meter()).metrics.after
     assert metrics.prefill_tokens_per_second is not None
     assert metrics.decode_tokens_per_second is not None
     assert metrics.sample is not None
@@ -22,7 +23,7 @@ def test_a_model_that_fits_is_timed_and_writes(assignment: Assignment) -> None:
 
 
 def test_one_that_does_not_fit_is_compressed_measured_and_verified_but_not_timed(assignment: Assignment) -> None:
-    metrics = done(assignment.model_copy(update={"memory_bytes": 1})).metrics
+    metrics = done(assignment.model_copy(update={"memory_bytes": 1}), Meter()).metrics
     assert metrics.ratio >= 1.19
     assert metrics.after.perplexity.keys() == {"local:b.txt"}
     assert metrics.after.prefill_tokens_per_second is None

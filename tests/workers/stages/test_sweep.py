@@ -9,12 +9,12 @@ from pydantic import BaseModel
 
 from app.contract.recipe import Gate
 from app.contract.report import CompressionReport, SweepReport
-from tests.support.jobs import small_job
+from tests.support.jobs import RECORDED, done, small_job
 from tests.support.text_models import amplify_blocks
 from workers.compression.evaluation.size import stored_size
 from workers.messages import Assignment, DoneReport, ProgressReport, ResumedReport
 from workers.runner import walk
-from workers.stages import calibrate, compress, evaluate, plan
+from workers.stages import calibrate, part_files, plan
 from workers.stages.sweep import directory_name
 
 RATIOS = (1.2, 1.5)
@@ -39,14 +39,13 @@ class Walks:
         self.calls: list[str] = []
         self.reports: list[BaseModel] = []
         self.resumed: list[BaseModel] = []
-        patch.setattr(evaluate, "peaks_of", lambda _, directories: [None] * len(directories))
         self.count(patch, calibrate, "calibration_windows")
         self.count(patch, plan, "measure_sensitivities")
         job = sweep_job(directory)
         with pytest.MonkeyPatch.context() as broken:
-            broken.setattr(compress, "write_part", self.breaking(compress.write_part))
-            assert not walk(job, self.reports.append)
-        assert walk(job.model_copy(update={"attempt": 2}), self.resumed.append)
+            broken.setattr(part_files, "write_part", self.breaking(part_files.write_part))
+            assert not walk(job, self.reports.append, RECORDED)
+        assert walk(job.model_copy(update={"attempt": 2}), self.resumed.append, RECORDED)
         done = self.resumed[-1]
         assert isinstance(done, DoneReport)
         self.done = done
@@ -62,7 +61,7 @@ class Walks:
 
     def breaking(self, write: Any) -> Any:
         def written(path: Path, part: Any) -> None:
-            if "ratio-1.5" in path.parts and part.index == 2:
+            if "ratio-1.5" in path.parts and path.name == part_files.file_name(2):
                 raise Interruption
             write(path, part)
 
@@ -95,18 +94,12 @@ def test_each_ratio_is_a_checkpoint_of_its_size(walks: Walks) -> None:
     assert tuple(result.target_ratio for result in walks.done.sweep) == RATIOS
 
 
-def test_an_interrupted_ratio_has_the_weights_that_it_has_alone(
-    walks: Walks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(evaluate, "peaks_of", lambda _, directories: [None] * len(directories))
-    job, reports = small_job(tmp_path), list[BaseModel]()
+def test_an_interrupted_ratio_has_the_weights_that_it_has_alone(walks: Walks, tmp_path: Path) -> None:
+    job = small_job(tmp_path)
     amplify_blocks(job.model_path)
-    alone = job.model_copy(update={"recipe": job.recipe.at(RATIOS[1])})
-    assert walk(alone, reports.append)
-    done = reports[-1]
-    assert isinstance(done, DoneReport)
-    assert done.sweep == ()
-    weights = (done.package / "model.safetensors").read_bytes()
+    alone = done(job.model_copy(update={"recipe": job.recipe.at(RATIOS[1])}))
+    assert alone.sweep == ()
+    weights = (alone.package / "model.safetensors").read_bytes()
     assert weights == (walks.done.package / "1.5" / "model.safetensors").read_bytes()
 
 

@@ -1,0 +1,52 @@
+"""The measurements of a whole model that cost a job the most time, behind one object that a test can replace."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from workers.compression.evaluation.peak_memory import peak_memory
+from workers.compression.evaluation.speed import Speed, speed
+from workers.compression.formats.verification import Probe, Verified
+from workers.compression.formats.writer import Opener
+
+
+class Meter:
+    """Measures speed and peak memory, and has packages opened in fresh processes.
+
+    Each of these takes seconds even for a tiny model, most of them for a new process that imports torch and
+    transformers.
+    """
+
+    def speed(self, model: PreTrainedModel, *, prompt: int, new_tokens: int) -> Speed:
+        """Return the tokens per second of the model; see `speed`."""
+        return speed(model, prompt=prompt, new_tokens=new_tokens)
+
+    def peak_memory(
+        self,
+        directories: Sequence[Path],
+        *,
+        trusted: Collection[Path],
+        prompt: int,
+        new_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        timeout: float,
+    ) -> list[int | None]:
+        """Return the bytes that each model takes where it is opened and run; see `peak_memory`."""
+        return peak_memory(
+            directories,
+            trusted=trusted,
+            prompt=prompt,
+            new_tokens=new_tokens,
+            dtype=dtype,
+            device=device,
+            timeout=timeout,
+        )
+
+    def open_fresh(
+        self, opener: Opener, probes: Sequence[Probe], *, timeout: float, memory: int | None
+    ) -> list[Verified]:
+        """Return what a fresh process finds in each package; `opener` starts it. Raises VerificationFailed."""
+        return opener(probes, timeout=timeout, memory=memory)
