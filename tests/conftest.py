@@ -1,13 +1,12 @@
 """Fixtures that start real things: one PostgreSQL and one Valkey for the whole run, a clean database for each test."""
 
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from app.db import Sessions, make_engine, make_sessions, upgrade
 from app.embedded import embedded_servers
@@ -16,7 +15,8 @@ from app.settings import ServerSettings, Settings
 from app.sources.models import ModelSources
 from app.sources.text import TextSources
 from tests.support.doorbell import SilentDoorbell
-from tests.support.text_models import write_text, write_tiny_gpt2, write_tiny_model
+from tests.support.service import delete_jobs, service_settings, tiny_recipe
+from tests.support.text_models import write_tiny_gpt2, write_tiny_model
 
 # A run that was started in the background ignores Ctrl-C, and so would every process that a test sends one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -40,8 +40,7 @@ def migrated(servers: ServerSettings) -> Iterator[Engine]:
 
 @pytest.fixture
 def engine(migrated: Engine) -> Engine:
-    with migrated.begin() as connection:
-        connection.execute(text("TRUNCATE jobs CASCADE"))
+    delete_jobs(migrated)
     return migrated
 
 
@@ -53,34 +52,21 @@ def sessions(engine: Engine) -> Sessions:
 @pytest.fixture
 def model_root(tmp_path: Path) -> Path:
     root = tmp_path / "models"
-    root.mkdir()
+    root.mkdir(exist_ok=True)
     return root
 
 
 @pytest.fixture
 def data_root(tmp_path: Path) -> Path:
     root = tmp_path / "texts"
-    root.mkdir()
+    root.mkdir(exist_ok=True)
     return root
 
 
 @pytest.fixture
-def settings(servers: ServerSettings, tmp_path: Path, model_root: Path, data_root: Path) -> ServerSettings:
-    """Settings of a service with a data directory of its own, small leases and quick sweeps, and no hub."""
-    return servers.model_copy(
-        update={
-            "data_dir": tmp_path / "data",
-            "model_roots": (model_root,),
-            "data_roots": (data_root,),
-            "hub_enabled": False,
-            "queue": f"test-{tmp_path.name}",
-            "lease_seconds": 3.0,
-            "retry_delay_seconds": 0.1,
-            "ring_again_seconds": 1.0,
-            "sweep_seconds": 0.2,
-            "threads": 1,
-        }
-    )
+def settings(servers: ServerSettings, tmp_path: Path) -> ServerSettings:
+    """Settings of a service with a data directory of its own, short leases and quick sweeps, and no hub."""
+    return service_settings(servers, tmp_path)
 
 
 @pytest.fixture(scope="session")
@@ -92,16 +78,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny(tiny_model: Path, model_root: Path, data_root: Path) -> dict[str, Any]:
     """The body of a POST for the tiny model, which the service finds under its roots."""
-    shutil.copytree(tiny_model, model_root / "tiny")
-    write_text(data_root / "calibration.txt", 600)
-    write_text(data_root / "evaluation.txt", 300, offset=4)
-    return {
-        "model": "local:tiny",
-        "target_ratio": 1.3,
-        "method": "low_rank",
-        "calibration": {"datasets": ["local:calibration.txt"], "sequences": 8, "length": 64},
-        "evaluation": {"datasets": ["local:evaluation.txt"], "window": 64, "max_tokens": 512},
-    }
+    return tiny_recipe(tiny_model, model_root, data_root)
 
 
 @pytest.fixture

@@ -1,70 +1,65 @@
 """The whole road with real processes: a posted recipe becomes a checkpoint on the client's disk."""
 
 import json
-import subprocess
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 from sqlalchemy import Engine
 
+from app import serve
 from app.client import Client
-from app.contract.job import Job, State
+from app.contract.job import State
 from app.contract.recipe import Recipe
-from app.serve import running_service
-from app.settings import Settings
-from tests.support.hub import running_hub
-from tests.support.text_models import TQCOMPRESSOR_RATIOS, amplify_blocks
+from app.settings import ServerSettings
+from tests.support.service import delete_jobs, service_settings, tiny_recipe
+from tests.support.strangers import finish, open_as_a_stranger, open_elsewhere
+from tests.support.text_models import TQCOMPRESSOR_RATIOS, amplify_blocks, write_tiny_gpt2
 from workers.compression.spec.methods import METHODS, PlanningMethod
 
-OPEN = """
-import sys
-from transformers import AutoModelForCausalLM, AutoTokenizer
-model, loading = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True, output_loading_info=True)
-assert not loading["missing_keys"] and not loading["unexpected_keys"], loading
-ids = AutoTokenizer.from_pretrained(sys.argv[1])("the quick", return_tensors="pt").input_ids
-assert model.generate(ids, max_new_tokens=4, min_new_tokens=4).shape[1] == ids.shape[1] + 4
-assert "app" not in sys.modules and "workers" not in sys.modules
-print(sum(parameter.numel() for parameter in model.parameters()))
-"""
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("road")
 
 
-@pytest.fixture
-def client(settings: Settings, engine: Engine, tmp_path: Path) -> Iterator[Client]:
-    with (
-        running_service(settings.model_copy(update={"port": 0}), log_dir=tmp_path) as service,
-        Client(service.address) as client,
-    ):
-        yield client
+@pytest.fixture(scope="module")
+def settings(servers: ServerSettings, directory: Path) -> ServerSettings:
+    return service_settings(servers, directory)
 
 
-def finish(client: Client, recipe: dict[str, Any]) -> Job:
-    *_, job = client.wait(client.submit(Recipe.model_validate(recipe)).id)
-    assert job.state is State.SUCCEEDED, job.error
-    return job
+@pytest.fixture(scope="module")
+def client(settings: ServerSettings, migrated: Engine, directory: Path) -> Iterator[Client]:
+    """A client of one service for all tests, whose worker computes with the recorded meter."""
+    delete_jobs(migrated)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serve, "PROGRAM", (sys.executable, "-m", "tests.support.recorded_cli"))
+        with (
+            serve.running_service(settings.model_copy(update={"port": 0}), log_dir=directory) as service,
+            Client(service.address) as client,
+        ):
+            yield client
 
 
-def open_elsewhere(client: Client, job: Job, directory: Path) -> int:
-    """Downloads the checkpoint and opens it as a stranger; returns the distinct parameters that it has there."""
-    checkpoint = directory / "checkpoint"
-    client.download(job.id, checkpoint)
-    return open_as_a_stranger(checkpoint)
+@pytest.fixture(scope="module")
+def model_root(settings: ServerSettings) -> Path:
+    (root,) = settings.model_roots
+    return root
 
 
-def open_as_a_stranger(checkpoint: Path) -> int:
-    assert (checkpoint / "compression_report.json").is_file()
-    opened = subprocess.run(
-        [sys.executable, "-I", "-c", OPEN, str(checkpoint)],
-        cwd=checkpoint.parent,
-        env={"HF_HOME": str(checkpoint.parent / "home"), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert opened.returncode == 0, opened.stderr
-    return int(opened.stdout.split()[-1])
+@pytest.fixture(scope="module")
+def tiny(settings: ServerSettings, tiny_model: Path, model_root: Path) -> dict[str, Any]:
+    (data_root,) = settings.data_roots
+    return tiny_recipe(tiny_model, model_root, data_root)
+
+
+@pytest.fixture(scope="module")
+def tiny_gpt2(tiny: dict[str, Any], model_root: Path) -> dict[str, Any]:
+    write_tiny_gpt2(model_root / "tiny-gpt2")
+    return {**tiny, "model": "local:tiny-gpt2"}
 
 
 GENERAL = [name for name, method in METHODS.items() if isinstance(method, PlanningMethod) and name != "tqcompressor"]
@@ -97,9 +92,10 @@ def test_several_ratios_become_as_many_checkpoints_that_stock_transformers_opens
 def test_a_result_below_its_gate_fails_the_job_and_can_be_downloaded(
     client: Client, tiny: dict[str, Any], model_root: Path, tmp_path: Path
 ) -> None:
-    amplify_blocks(model_root / "tiny")
+    amplify_blocks(shutil.copytree(model_root / "tiny", model_root / "amplified"))
     evaluation = {**tiny["evaluation"], "gate": {"min_top1_agreement": 1.0}, "baseline": True}
-    *_, job = client.wait(client.submit(Recipe.model_validate({**tiny, "evaluation": evaluation})).id)
+    recipe = {**tiny, "model": "local:amplified", "evaluation": evaluation}
+    *_, job = client.wait(client.submit(Recipe.model_validate(recipe)).id)
     assert job.state is State.FAILED
     assert job.error is not None
     assert job.error.code == "quality_gate"
@@ -141,22 +137,3 @@ def test_a_published_configuration_goes_the_same_way(
     assert job.metrics is not None
     indices = 2 * (64 + 256) + 64 + 32
     assert open_elsewhere(client, job, tmp_path) == job.metrics.after.parameters - indices
-
-
-def test_a_private_model_of_the_hub_is_compressed_at_its_commit_and_the_token_is_nowhere(
-    settings: Settings, engine: Engine, tiny: dict[str, Any], tiny_model: Path, tmp_path: Path
-) -> None:
-    with running_hub() as hub:
-        files = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
-        repository = hub.add("team/tiny", files)
-        repository.private, hub.token = True, "hf_a_secret_token"
-        changes = {"port": 0, "hub_enabled": True, "hub_endpoint": hub.endpoint, "hub_token": SecretStr(hub.token)}
-        with (
-            running_service(settings.model_copy(update=changes), log_dir=tmp_path / "logs") as service,
-            Client(service.address) as client,
-        ):
-            job = finish(client, {**tiny, "model": "team/tiny"})
-    assert job.source.revision == repository.commit
-    assert hub.token not in job.model_dump_json()
-    for path in [*(tmp_path / "logs").iterdir(), *settings.data_dir.rglob("*.json")]:
-        assert hub.token not in path.read_text()

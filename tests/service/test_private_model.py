@@ -1,0 +1,32 @@
+"""The whole road with nothing replaced, for a model that the hub shows to its owner only."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+from sqlalchemy import Engine
+
+from app.client import Client
+from app.serve import running_service
+from app.settings import ServerSettings
+from tests.support.hub import running_hub
+from tests.support.strangers import finish
+
+
+def test_a_private_model_of_the_hub_is_compressed_at_its_commit_and_the_token_is_nowhere(
+    settings: ServerSettings, engine: Engine, tiny: dict[str, Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    with running_hub() as hub:
+        files = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
+        repository = hub.add("team/tiny", files)
+        repository.private, hub.token = True, "hf_a_secret_token"
+        changes = {"port": 0, "hub_enabled": True, "hub_endpoint": hub.endpoint, "hub_token": SecretStr(hub.token)}
+        with (
+            running_service(settings.model_copy(update=changes), log_dir=tmp_path / "logs") as service,
+            Client(service.address) as client,
+        ):
+            job = finish(client, {**tiny, "model": "team/tiny"})
+    assert job.source.revision == repository.commit
+    assert hub.token not in job.model_dump_json()
+    for path in [*(tmp_path / "logs").iterdir(), *settings.data_dir.rglob("*.json")]:
+        assert hub.token not in path.read_text()
