@@ -31,7 +31,7 @@ from app.lifeline import Lifeline
 from app.settings import ServerSettings, Settings
 
 PROGRAM = (sys.executable, "-m", "app.cli")
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.2
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import sysconfig
 import threading
-import time
 import tomllib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +18,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from app.settings import Settings
+from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILES = sorted(ROOT.glob("docker/*.Dockerfile"))
@@ -162,12 +162,10 @@ def test_the_check_of_the_worker_hears_the_worker_of_this_host(settings: Setting
     }
     worker = subprocess.Popen([sys.executable, "-m", "app.cli", "worker"], env={**os.environ, **environment}, cwd=ROOT)
     try:
-        deadline = time.monotonic() + 60
-        while check("check_worker.py", **environment).returncode != 0:
-            assert time.monotonic() < deadline, "the worker was never heard"
+        wait_for(lambda: check("check_worker.py", **environment).returncode == 0)
     finally:
         worker.terminate()
-        worker.wait(30)
+        worker.wait(PATIENCE_SECONDS)
 
 
 def test_the_check_of_the_worker_fails_without_a_broker() -> None:

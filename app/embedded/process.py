@@ -20,7 +20,7 @@ from pathlib import Path
 from app.embedded.errors import EmbeddedServerError
 from app.embedded.locks import open_lock, read_pid, try_lock, write_pid
 
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 STOP_SECONDS = 30.0
 POLL_SECONDS = 0.02
 

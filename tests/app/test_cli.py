@@ -12,8 +12,10 @@ import pytest
 from app.contract.job import Comparison, Problem, State, SweepResult, TaskMetric, TaskResult
 from app.contract.recipe import Recipe
 from tests.support.loopback import AFTER, BEFORE, Script, below_gate, failed, make_job, running, succeeded
+from tests.support.waiting import PATIENCE_SECONDS
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
 COMMAND = [sys.executable, "-m", "app.cli"]
 REPOSITORY = Path(__file__).parents[2]
 
@@ -29,7 +31,12 @@ def environment(script: Script) -> dict[str, str]:
 def run(environment: dict[str, str], tmp_path: Path) -> Run:
     def run(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*COMMAND, *arguments], env=environment | extra, cwd=tmp_path, capture_output=True, text=True, timeout=60
+            [*COMMAND, *arguments],
+            env=environment | extra,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
         )
 
     return run
@@ -222,7 +229,7 @@ def test_an_interrupt_leaves_the_job_to_a_service_that_was_there(
         while "compress" not in command.stdout.readline():
             assert command.poll() is None
         command.send_signal(signal.SIGINT)
-        _, told = command.communicate(timeout=30)
+        _, told = command.communicate(timeout=PATIENCE_SECONDS)
     assert command.returncode == 130
     assert "modelpress cancel job_1" in told
     assert script.asked("POST") == ["/jobs"]
@@ -280,5 +287,7 @@ def test_a_missing_extra_says_what_to_install(run: Run, tmp_path: Path) -> None:
 
 def test_the_client_imports_nothing_of_the_server(run: Run) -> None:
     probe = "import app.cli, sys; print([m for m in ('torch', 'fastapi', 'celery', 'sqlalchemy') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", probe], cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", probe], cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE_SECONDS
+    )
     assert done.stdout == "[]\n"

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,9 @@ import pytest
 
 from app.client import Client
 from app.settings import ServerSettings
+from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
 REPOSITORY = Path(__file__).parents[2]
-END_SECONDS = 30
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="watches processes the way of Linux")
 
@@ -47,7 +46,7 @@ class Process:
 
     def ends(self) -> bool:
         """Waits for the end of the process."""
-        ready, _, _ = select.select([self.handle], [], [], END_SECONDS)
+        ready, _, _ = select.select([self.handle], [], [], PATIENCE_SECONDS)
         return bool(ready)
 
 
@@ -70,7 +69,7 @@ class Served:
         return Process.find(self.process.pid)
 
     def status(self) -> int:
-        return self.process.wait(END_SECONDS)
+        return self.process.wait(PATIENCE_SECONDS)
 
     def kill(self) -> None:
         """Children first: a stopped one does not notice the end of its parent."""
@@ -81,10 +80,8 @@ class Served:
         self.process.communicate()
 
     def wait_for_complaint(self, words: str) -> None:
-        deadline = time.monotonic() + END_SECONDS
-        while words not in self.complaints:
-            assert self.process.poll() is None, self.complaints
-            assert time.monotonic() < deadline, self.complaints
+        wait_for(lambda: words in self.complaints or self.process.poll() is not None)
+        assert words in self.complaints, self.complaints
 
     @property
     def complaints(self) -> str:
@@ -131,7 +128,7 @@ def given_servers(servers: ServerSettings) -> dict[str, str]:
 def test_an_interrupt_ends_everything_it_started_and_is_a_success(serve: Serve) -> None:
     served = serve().wait_for_address()
     with Client(served.address) as client:
-        assert client.readiness() is None
+        wait_for(lambda: client.readiness() is None)
     children = served.top.children()
     assert {name for name in ("api", "worker", "postgres", "valkey") for c in children if name in c.command} == {
         "api",

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import PATIENCE_SECONDS
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("app", "workers", "migrations", "tests")
-TIMEOUT_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class House:
             env=os.environ | {"PYTHONPATH": str(self.root)},
             capture_output=True,
             text=True,
-            timeout=TIMEOUT_SECONDS,
+            timeout=PATIENCE_SECONDS,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -14,7 +14,7 @@ from app.settings import Settings
 from app.storage.registry import open_storage
 from tests.support.processes import processes_of, wait_until_ended, worker
 from tests.support.text_models import write_tiny_model
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
 BLOCKS = 12
 
@@ -124,7 +124,7 @@ def test_a_worker_that_is_told_to_end_hands_its_job_back_unharmed(
     with worker(once, log) as first:
         wait_for(lambda: finished_parts(settings, job) >= 1)
         first.terminate()
-        assert first.wait(30) == 0
+        assert first.wait(PATIENCE_SECONDS) == 0
     assert service.get(job.id).state is State.QUEUED
     assert not processes_of(settings.work_dir)
     with worker(once, log):
@@ -157,7 +157,7 @@ def test_a_running_job_is_cancelled_within_seconds_and_leaves_nothing(
     with worker(settings, log):
         wait_for(lambda: finished_parts(settings, job) >= 1)
         assert service.cancel(job.id).state is State.CANCELLING
-        wait_for(lambda: service.get(job.id).state is State.CANCELLED, patience_seconds=10)
+        wait_for(lambda: service.get(job.id).state is State.CANCELLED)
         wait_for(lambda: not (settings.work_dir / job.id).exists())
         assert not processes_of(settings.work_dir)
     assert service.artifacts(job.id) == ()

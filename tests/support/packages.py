@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tests.support.models import save_tiny_model
+from tests.support.waiting import PATIENCE_SECONDS
 from workers.compression import structures
 from workers.compression.formats.safetensors import Safetensors
 from workers.compression.formats.verification import Probe, Verified, verify_all
@@ -21,7 +22,6 @@ from workers.compression.spec.errors import VerificationFailed
 from workers.compression.spec.inventory import Site
 
 STRUCTURES = ("low_rank", "pivoted", "kronecker", "sum")
-VERIFICATION_SECONDS = 600.0
 
 Found = TypeVar("Found")
 
@@ -62,7 +62,7 @@ def _opened(probes: Mapping[str, Probe]) -> dict[str, Verified | VerificationFai
     if not probes:
         return {}
     try:
-        return dict(zip(probes, verify_all(list(probes.values()), timeout=VERIFICATION_SECONDS), strict=True))
+        return dict(zip(probes, verify_all(list(probes.values()), timeout=PATIENCE_SECONDS), strict=True))
     except VerificationFailed as error:
         if len(probes) == 1:
             return dict.fromkeys(probes, error)

@@ -13,7 +13,7 @@ from app.jobs.service import JobService
 from app.jobs.states import ENDED
 from app.serve import environment
 from app.settings import Settings
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +45,7 @@ def worker(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         if process.poll() is None:
             process.terminate()
         try:
-            process.wait(30)
+            process.wait(PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -7,11 +7,12 @@ from typing import TypeVar
 import psutil
 
 Fact = TypeVar("Fact")
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 600.0
+"""Far more than anything takes, on a machine that does other things as well: it only ends what would hang."""
 
 
 def wait_for(fact: Callable[[], Fact | None], patience_seconds: float = PATIENCE_SECONDS) -> Fact:
-    """The first true answer."""
+    """Return the first true answer. Raises AssertionError where there is none within `patience_seconds`."""
     deadline = time.monotonic() + patience_seconds
     while not (found := fact()):
         if time.monotonic() > deadline:
@@ -21,7 +22,7 @@ def wait_for(fact: Callable[[], Fact | None], patience_seconds: float = PATIENCE
 
 
 def is_running(pid: int) -> bool:
-    """One that has ended and only waits to be collected does not."""
+    """Return whether the process runs; one that has ended and only waits to be collected does not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

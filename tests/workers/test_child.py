@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.waiting import is_running, wait_for
+from tests.support.waiting import PATIENCE_SECONDS, is_running, wait_for
 from workers import child as child_module
 from workers.child import Child
 
@@ -48,14 +48,14 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def first(child: Child) -> dict[str, Any]:
-    return child.next_event(20)
+    return child.next_event(PATIENCE_SECONDS)
 
 
 def test_a_child_is_given_its_request_and_heard(tmp_path: Path) -> None:
     with start("echo", tmp_path, json.dumps({"job": 1})) as child:
         assert json.loads(first(child)["request"]) == {"job": 1}
         with pytest.raises(EOFError):
-            child.next_event(20)
+            child.next_event(PATIENCE_SECONDS)
         assert child.wait() == 0
 
 
@@ -77,7 +77,7 @@ def test_a_chatty_child_neither_blocks_nor_fills_memory(tmp_path: Path) -> None:
     with start("chatty", tmp_path) as child:
         assert first(child) == {"done": True}
         with pytest.raises(EOFError):
-            child.next_event(20)
+            child.next_event(PATIENCE_SECONDS)
         assert child.wait() == 3
         assert child.tail[-1] == "last words"
 
@@ -98,7 +98,7 @@ def test_what_a_child_started_ends_with_it(tmp_path: Path) -> None:
     with start("parent", tmp_path) as child:
         pid = first(child)["pid"]
         assert is_running(pid)
-        child.stop(grace_seconds=5)
+        child.stop(grace_seconds=PATIENCE_SECONDS)
         wait_for(lambda: not is_running(pid))
 
 

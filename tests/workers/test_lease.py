@@ -15,7 +15,7 @@ from app.jobs.store import Claim, Progress
 from tests.support.waiting import wait_for
 from workers.lease import Lease
 
-LEASE_SECONDS = 0.4
+LEASE_SECONDS = 3.0
 
 
 @pytest.fixture
@@ -45,14 +45,14 @@ def test_a_lease_outlives_its_seconds_while_it_is_kept(sessions: Sessions, claim
 def test_a_new_stage_is_reported_at_once(service: JobService, sessions: Sessions, claim: Claim) -> None:
     with Lease(sessions, claim, 3600.0) as lease:
         lease.report(Progress("compress", 0.5, "block 2 of 3"))
-        wait_for(lambda: service.get(claim.job_id).stage == "compress", patience_seconds=5)
+        wait_for(lambda: service.get(claim.job_id).stage == "compress")
     assert service.get(claim.job_id).detail == "block 2 of 3"
 
 
 def test_a_cancellation_ends_the_work(service: JobService, sessions: Sessions, claim: Claim) -> None:
     with Lease(sessions, claim, LEASE_SECONDS) as lease:
         service.cancel(claim.job_id)
-        wait_for(lambda: lease.must_stop, patience_seconds=10)
+        wait_for(lambda: lease.must_stop)
         assert lease.cancelled
 
 
@@ -60,7 +60,7 @@ def test_a_job_that_was_taken_away_ends_the_work(service: JobService, sessions: 
     with sessions.begin() as session:
         store.release(session, claim.job_id, claim.attempt)
     with Lease(sessions, claim, LEASE_SECONDS) as lease:
-        wait_for(lambda: lease.must_stop, patience_seconds=10)
+        wait_for(lambda: lease.must_stop)
         assert not lease.cancelled
     assert service.get(claim.job_id).state is State.QUEUED
 
@@ -69,5 +69,5 @@ def test_without_a_database_the_work_ends_when_the_lease_must_have_run_out(claim
     gone = make_sessions(make_engine(SecretStr("postgresql://nobody@127.0.0.1:1/nothing")))
     with Lease(gone, claim, LEASE_SECONDS) as lease:
         assert not lease.must_stop
-        wait_for(lambda: lease.must_stop, patience_seconds=20)
+        wait_for(lambda: lease.must_stop)
         assert not lease.cancelled

@@ -21,6 +21,7 @@ from app.settings import Settings
 from app.storage import Storage
 from app.storage.registry import open_storage
 from tests.support.results import COMPARISON
+from tests.support.waiting import PATIENCE_SECONDS
 from workers import child
 from workers.messages import DoneReport, ErrorReport
 from workers.supervisor import Published, Supervisor
@@ -73,7 +74,9 @@ def test_a_child_that_ends_badly_fails_the_last_attempt_with_a_code(
     name: str,
     code: str,
 ) -> None:
-    settings = settings.model_copy(update={"max_attempts": 1, "job_timeout_seconds": 3.0, "stop_grace_seconds": 0.0})
+    patience = 1.0 if name == "hangs" else PATIENCE_SECONDS
+    changes = {"max_attempts": 1, "job_timeout_seconds": patience, "stop_grace_seconds": 0.0}
+    settings = settings.model_copy(update=changes)
     service.settings = settings
     job_id = service.submit(Recipe.model_validate(tiny)).id
     children(name)

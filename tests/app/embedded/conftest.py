@@ -11,6 +11,7 @@ import pytest
 
 from app.embedded import embedded_servers
 from app.settings import Settings
+from tests.support.waiting import PATIENCE_SECONDS
 
 OWNER = """
 import sys
@@ -42,7 +43,7 @@ class Owner:
 
     def end(self) -> str:
         """Lets it end normally; what it wrote to stderr."""
-        _, stderr = self.process.communicate(timeout=60)
+        _, stderr = self.process.communicate(timeout=PATIENCE_SECONDS)
         return stderr
 
 
@@ -82,4 +83,4 @@ def start_owner() -> Iterator[Callable[..., Owner]]:
     yield start
     for process in started:
         if process.poll() is None:
-            process.communicate(timeout=60)
+            process.communicate(timeout=PATIENCE_SECONDS)

@@ -23,7 +23,7 @@ from app.embedded import DataDirectoryInUse, EmbeddedServerError, embedded_serve
 from app.embedded.private import private_directory
 from app.embedded.wheels import in_wheel
 from app.settings import Settings
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -65,7 +65,7 @@ def send(url: str, word: str) -> None:
 
 def receive(url: str) -> str:
     with Celery(broker=url).connection_for_read() as connection, connection.SimpleQueue("kept") as queue:
-        message = queue.get(timeout=10)
+        message = queue.get(timeout=PATIENCE_SECONDS)
         message.ack()
         return str(message.payload)
 
