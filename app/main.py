@@ -7,7 +7,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from app.api import artifacts, documentation, health, jobs, methods, problems, schemas
+from app.api import architectures, artifacts, documentation, health, jobs, methods, problems, schemas
 from app.api.requests import RequestFrame
 from app.db import make_engine, make_sessions
 from app.jobs.doorbell import Doorbell
@@ -34,7 +34,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.state.storage = open_storage(settings.artifacts_url)
     app.add_middleware(RequestFrame, max_body_bytes=MAX_BODY_BYTES)
     problems.install(app)
-    for resource in (jobs, artifacts, methods, schemas, health):
+    for resource in (jobs, artifacts, methods, architectures, schemas, health):
         app.include_router(resource.router)
     documentation.install(app)
     return app

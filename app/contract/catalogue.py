@@ -1,4 +1,4 @@
-"""What the service offers: its methods, as `GET /methods` lists them."""
+"""What the service offers: `GET /methods` and `GET /architectures` list it."""
 
 from typing import Any
 
@@ -38,3 +38,17 @@ class MethodList(Answer):
     """All methods, the default first."""
 
     methods: tuple[MethodInfo, ...]
+
+
+class ArchitectureInfo(Answer):
+    """An architecture whose models can be compressed."""
+
+    model_type: str = Field(description="as in the model's config.json")
+    gguf: bool = Field(description="whether a GGUF file of the architecture can be sent, too")
+    fewer_heads: bool = Field(description="whether `width` can remove key/value heads")
+
+
+class ArchitectureList(Answer):
+    """All architectures."""
+
+    architectures: tuple[ArchitectureInfo, ...]

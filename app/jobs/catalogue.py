@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from app.contract.catalogue import MethodInfo, MethodList, RatioRange
+from app.contract.catalogue import ArchitectureInfo, ArchitectureList, MethodInfo, MethodList, RatioRange
+from workers.compression.spec.architectures import ARCHITECTURES
 from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods import METHODS, Method, MethodDoesNotFit, OptionDoesNotFit
 
@@ -31,4 +32,18 @@ def method_info(method: Method[Any], inventory: Inventory | None) -> MethodInfo:
         options=method.options.model_json_schema(),
         range=reached,
         refusal=refusal,
+    )
+
+
+def architecture_list() -> ArchitectureList:
+    """Return every architecture of the registry."""
+    return ArchitectureList(
+        architectures=tuple(
+            ArchitectureInfo(
+                model_type=model_type,
+                gguf=architecture.gguf is not None,
+                fewer_heads=architecture.attention.heads is not None,
+            )
+            for model_type, architecture in ARCHITECTURES.items()
+        )
     )

@@ -20,6 +20,7 @@ def test_operations_have_readable_names(operations: dict[str, dict[str, Any]]) -
         "get_job",
         "cancel_job",
         "list_methods",
+        "list_architectures",
         "list_artifacts",
         "download_artifact",
         "download_checkpoint",

@@ -1,0 +1,12 @@
+"""The architectures as the service lists them."""
+
+from fastapi.testclient import TestClient
+
+from workers.compression.spec.architectures import ARCHITECTURES
+
+
+def test_every_registered_architecture_is_listed_with_what_can_be_sent_and_asked(client: TestClient) -> None:
+    listed = {entry.pop("model_type"): entry for entry in client.get("/architectures").json()["architectures"]}
+    assert list(listed) == list(ARCHITECTURES)
+    assert listed["qwen3"] == {"gguf": True, "fewer_heads": True}
+    assert listed["gpt2"] == {"gguf": False, "fewer_heads": False}
