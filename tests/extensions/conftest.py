@@ -1,57 +1,12 @@
-"""A copy of the house to which one thing is added, as a developer would add it."""
+"""A house of its own for each test that adds something to it."""
 
-import os
-import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.support.waiting import PATIENCE_SECONDS
-
-ROOT = Path(__file__).parents[2]
-PACKAGES = ("app", "workers", "migrations", "tests")
-
-
-@dataclass(frozen=True)
-class House:
-    """A copy of the packages, in which files and lines are added."""
-
-    root: Path
-
-    def add_file(self, name: str, text: str) -> None:
-        """Write a file that was not there."""
-        path = self.root / name
-        assert not path.exists()
-        path.write_text(text, encoding="utf-8")
-
-    def add_line(self, name: str, before: str, line: str) -> None:
-        """Insert a line before the only one that reads `before`, indented as that one is."""
-        path = self.root / name
-        lines = path.read_text(encoding="utf-8").splitlines()
-        (place,) = (number for number, text in enumerate(lines) if text.strip() == before)
-        indent = lines[place][: len(lines[place]) - len(lines[place].lstrip())]
-        path.write_text("\n".join([*lines[:place], indent + line, *lines[place:]]) + "\n", encoding="utf-8")
-
-    def run(self, *arguments: str) -> str:
-        """Return what a Python of its own prints, which imports the copy and nothing else of ours."""
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=self.root,
-            env=os.environ | {"PYTHONPATH": str(self.root)},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_SECONDS,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+from tests.support.house import House, copy_house
 
 
 @pytest.fixture
 def house(tmp_path: Path) -> House:
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copyfile(ROOT / "pyproject.toml", tmp_path / "pyproject.toml")
-    return House(tmp_path)
+    return copy_house(tmp_path)
