@@ -9,7 +9,7 @@ import pytest
 
 from app.errors import ArtifactNotFound
 from app.storage.directory import MANIFEST, DirectoryStorage, describe, write_manifest
-from tests.app.storage.conftest import CONTENTS, write_package
+from tests.support.artifacts import CONTENTS, write_files_of_package
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_moves_the_files_instead_of_copying_them(storage: DirectoryStorage, pack
 
 
 def test_copies_across_file_systems(storage: DirectoryStorage, other_file_system: Path) -> None:
-    package = write_package(other_file_system / "package")
+    package = write_files_of_package(other_file_system / "package")
 
     storage.publish("job_1", 1, package)
 

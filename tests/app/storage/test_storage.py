@@ -8,8 +8,8 @@ import pytest
 from app.errors import ArtifactNotFound, UnknownStorage
 from app.storage import InvalidNameError, Storage, check_name
 from app.storage.registry import BACKENDS, open_storage
-from tests.app.storage.conftest import CONTENTS, write_package
 from tests.app.storage.memory import MemoryStorage
+from tests.support.artifacts import CONTENTS, write_files_of_package
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -143,7 +143,7 @@ def test_discarding_leaves_nothing_and_can_be_repeated(storage: Storage, package
 
 def test_discarding_one_attempt_keeps_the_others(storage: Storage, package: Path, tmp_path: Path) -> None:
     storage.publish("job_1", 1, package)
-    storage.publish("job_1", 2, write_package(tmp_path / "second"))
+    storage.publish("job_1", 2, write_files_of_package(tmp_path / "second"))
 
     storage.discard("job_1", 1)
 
