@@ -15,9 +15,10 @@ from app.client import Client
 from app.contract.job import State
 from app.contract.recipe import Recipe, Trained
 from app.errors import Refused
-from workers.compression.spec.formats import MAIN, names
+from workers.compression.spec.formats import FORMATS, MAIN
 from workers.compression.spec.methods import METHODS
 
+OTHER_FORMATS = tuple(name for name in FORMATS if name != MAIN)
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 Url = Annotated[
@@ -88,8 +89,8 @@ def compress(
         typer.Option(
             "--format",
             metavar="FORMAT",
-            help=f"Also write the result in this format, in a directory of its name: {', '.join(names()[1:])}. May be "
-            "given more than once.",
+            help=f"Also write the result in this format ({', '.join(OTHER_FORMATS)}), in a directory of its name. May "
+            "be given more than once.",
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Two runs with one seed do the same.")] = None,

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from app.contract.method import MethodChoice
-from workers.compression.spec.formats import FORMATS, MAIN, names
+from workers.compression.spec.formats import FORMATS, MAIN
 from workers.compression.spec.methods.auto import AutoOptions
 
 Trained = Literal["all", "factors", "norms"]
@@ -70,8 +70,8 @@ def check_tasks(tasks: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def check_format(name: str) -> str:
-    if name not in names():
-        raise ValueError(f"send one of {', '.join(names())}")
+    if name not in FORMATS:
+        raise ValueError(f"send one of {', '.join(FORMATS)}")
     return name
 
 
@@ -118,7 +118,7 @@ Foreign = Annotated[Dataset, AfterValidator(check_foreign)]
 Tasks = Annotated[
     tuple[Annotated[str, AfterValidator(check_task)], ...], Field(max_length=16), AfterValidator(check_tasks)
 ]
-FormatName = Annotated[str, AfterValidator(check_format), Field(json_schema_extra={"enum": list(names())})]
+FormatName = Annotated[str, AfterValidator(check_format), Field(json_schema_extra={"enum": list(FORMATS)})]
 Formats = Annotated[tuple[FormatName, ...], Field(min_length=1), AfterValidator(check_formats)]
 Share = Annotated[int, Field(ge=1, le=1000)]
 Mixture = Annotated[tuple[Dataset, ...], Field(min_length=1, max_length=8), AfterValidator(check_mixture)]
@@ -321,7 +321,7 @@ class Recipe(Options):
         (MAIN,),
         description=f"how the result is written. {MAIN!r} is always among them and lies at the top of the package, "
         "each other in a directory of its name. "
-        + "; ".join(f"`{form.name}`: {form.title}, {form.description}" for form in FORMATS),
+        + "; ".join(f"`{form.name}`: {form.title}, {form.description}" for form in FORMATS.values()),
     )
     seed: int = Field(0, ge=0, lt=2**63)
     metadata: dict[str, str] = Field(

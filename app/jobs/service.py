@@ -39,7 +39,7 @@ from app.sources.models import ModelSources
 from app.sources.text import TextSources
 from app.storage import StoredFile
 from workers.compression.spec import methods
-from workers.compression.spec.formats import named
+from workers.compression.spec.formats import FORMATS
 from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods import Leaves, method_of
 from workers.compression.spec.ranges import Range
@@ -204,7 +204,7 @@ def check_formats(recipe: Recipe, inventory: Inventory) -> None:
     """Each format must be able to hold what the method leaves, as far as that is known now."""
     method = method_of(recipe.method)
     for index, name in enumerate(recipe.formats):
-        reason = named(name).refuses(inventory, method.leaves)
+        reason = FORMATS[name].refuses(inventory, method.leaves)
         if reason is not None:
             told = f"{name!r} is not for what the method {method.name!r} leaves of this model: {reason}"
             raise Refused(f"formats.{index}", told)

@@ -17,8 +17,8 @@ VALID: dict[str, Any] = {"model": "org/name", "target_ratio": 1.5}
 
 def test_the_schema_lists_and_describes_every_registered_format() -> None:
     field = Recipe.model_json_schema()["properties"]["formats"]
-    assert field["items"]["enum"] == [form.name for form in FORMATS]
-    assert all(form.description in field["description"] for form in FORMATS)
+    assert field["items"]["enum"] == list(FORMATS)
+    assert all(form.description in field["description"] for form in FORMATS.values())
 
 
 def test_without_a_word_the_result_is_written_once() -> None:

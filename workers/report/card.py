@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from app.contract.job import Metrics
 from app.contract.recipe import Distillation, Mixed
 from app.contract.report import CompressionReport
-from workers.compression.spec.formats import MAIN, Format, named
+from workers.compression.spec.formats import FORMATS, MAIN, Format
 from workers.report.plots import Plot, measured
 
 CARD = "README.md"
@@ -279,7 +279,7 @@ def in_steps(count: int) -> str:
 
 def other_formats(report: CompressionReport) -> Iterator[str]:
     """What the package holds besides the main checkpoint; nothing where that is all."""
-    beside = [named(name) for name in report.formats if name != MAIN]
+    beside = [FORMATS[name] for name in report.formats if name != MAIN]
     if beside:
         facts = [f"- `{form.name}/`, {form.title}: {form.description}. Opened by {listed(form)}." for form in beside]
         yield "\n".join(["## Other formats", "", *facts])

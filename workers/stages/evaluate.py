@@ -29,7 +29,7 @@ from workers.compression.evaluation.size import stored_size
 from workers.compression.evaluation.speed import greedy_sample
 from workers.compression.formats import writer_of
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.formats import MAIN, Format, named
+from workers.compression.spec.formats import FORMATS, MAIN, Format
 from workers.messages import AttemptFailed
 from workers.stages import calibrate, compute, inspect, memory, names, overlap, tasks, write
 from workers.stages.baseline import write_baseline
@@ -257,7 +257,7 @@ def probe(context: Context, form: Format) -> Path:
 
 def weight(recipe: Recipe, turn: int) -> float:
     """Return how long this stage takes; each format that rounds is measured on its own."""
-    return 0.16 + 0.1 * sum(named(name).rounds for name in recipe.formats)
+    return 0.16 + 0.1 * sum(FORMATS[name].rounds for name in recipe.formats)
 
 
 STAGE = Stage(names.EVALUATE, run, weight)

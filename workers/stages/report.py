@@ -15,7 +15,7 @@ from app.contract.report import (
 from workers.compression.overlay import Overlay
 from workers.compression.spec.config import read_config
 from workers.compression.spec.families import tables_of
-from workers.compression.spec.formats import MAIN, named
+from workers.compression.spec.formats import FORMATS, MAIN
 from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.steps import Fuse, Remove
@@ -41,7 +41,7 @@ def write_report(context: Context, package: Path) -> None:
     (package / CARD).write_text(card, encoding="utf-8")
     for name in report.formats:
         if name != MAIN:
-            (package / name / CARD).write_text(format_card(report, named(name), original), encoding="utf-8")
+            (package / name / CARD).write_text(format_card(report, FORMATS[name], original), encoding="utf-8")
 
 
 def gather(context: Context) -> CompressionReport:

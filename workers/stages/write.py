@@ -15,7 +15,7 @@ from app.contract.codes import FailureCode
 from app.contract.recipe import Recipe
 from workers.compression.formats import writer_of
 from workers.compression.overlay import Overlay
-from workers.compression.spec.formats import MAIN, Format, named
+from workers.compression.spec.formats import FORMATS, MAIN, Format
 from workers.compression.spec.methods import Leaves, method_of
 from workers.messages import AttemptFailed
 from workers.stages import compress, inspect, names
@@ -41,7 +41,7 @@ _SIZES: TypeAdapter[dict[str, Stored]] = TypeAdapter(dict[str, Stored])
 
 def require_libraries(recipe: Recipe) -> None:
     """Raise AttemptFailed, before anything was computed, where a format needs what is not installed here."""
-    for form in map(named, recipe.formats):
+    for form in (FORMATS[name] for name in recipe.formats):
         if form.library is not None and find_spec(form.library) is None:
             message = f"this worker cannot write {form.name}: install modelpress[{form.extra}] there"
             raise AttemptFailed(FailureCode.MISSING_EXTRA, message)
@@ -62,7 +62,7 @@ def run(context: Context, directory: Path) -> None:
 def suitable(recipe: Recipe, overlay: Overlay) -> tuple[Format, ...]:
     """The recipe's formats, less those that are not for what a method left that may leave either kind of matrices."""
     found, left = [], Leaves.FACTORED if overlay.is_factored else Leaves.PLAIN
-    for form in map(named, recipe.formats):
+    for form in (FORMATS[name] for name in recipe.formats):
         reason = form.refuses(overlay.inventory, left)
         if reason is not None and method_of(recipe.method).leaves is Leaves.EITHER:
             log.warning("the result is not written as %s: %s", form.name, reason)
@@ -78,7 +78,7 @@ def sizes(context: Context) -> dict[str, Stored]:
 
 def written(context: Context) -> tuple[Format, ...]:
     """The formats that were written, in the order of the recipe."""
-    return tuple(map(named, sizes(context)))
+    return tuple(FORMATS[name] for name in sizes(context))
 
 
 def directory_of(context: Context, name: str = MAIN) -> Path:

@@ -56,9 +56,9 @@ def test_a_stranger_opens_it_without_trust_in_its_code(tmp_path: Path) -> None:
 def test_its_weights_have_the_dtype_of_the_original(tmp_path: Path) -> None:
     parts = factored("llama", tmp_path / "source")[0]
     tiny_model("llama").bfloat16().save_pretrained(tmp_path / "source")
-    site = "model.layers.0.self_attn.q_proj"
+    site = parts.original.inventory.sites[0].name
     factors = {f"{site}.{key}": parts.tensor(f"{site}.{key}") for key in ("first", "second")}
-    part = CompressedPart(0, "one", {site: parts.structures[site]}, factors, {})
+    part = CompressedPart("one", {site: parts.structures[site]}, factors, {})
     dense = Dense().write(Overlay.open(tmp_path / "source", [part]), tmp_path / "dense").directory
     assert {tensor.dtype for tensor in load_file(dense / "model.safetensors").values()} == {torch.bfloat16}
 

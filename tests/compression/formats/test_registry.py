@@ -1,23 +1,20 @@
-"""Every registered format writes what it does not refuse, and refuses in words; a new one is a writer and an entry."""
+"""Every registered format writes what it does not refuse, and refuses the rest in words."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
-from app.contract.recipe import Recipe
-from tests.support.models import save_tiny_model, token_ids
-from workers.compression.formats import Writer, Written, writer_of
+from tests.support.tiny_models import save_tiny_model, token_ids
+from workers.compression.formats import Writer, writer_of
 from workers.compression.formats.verification import Probe
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.overlay import Overlay
 from workers.compression.parts import CompressedPart
-from workers.compression.spec import formats
-from workers.compression.spec.formats import FORMATS, MAIN, Format, UnknownFormat, named
+from workers.compression.spec.formats import FORMATS, MAIN, Format
 from workers.compression.spec.methods import METHODS, Leaves
 
 SITES = {"llama": "model.layers.1.mlp.up_proj", "gpt2": "transformer.h.1.mlp.c_fc"}
@@ -61,7 +58,7 @@ def test_each_writes_what_it_does_not_refuse_and_a_fresh_process_opens_it(tmp_pa
     for name in SITES:
         for leaves in (Leaves.PLAIN, Leaves.FACTORED):
             overlay = overlay_of(name, leaves, tmp_path / name / leaves / "source")
-            for form in FORMATS:
+            for form in FORMATS.values():
                 destination = tmp_path / name / leaves / form.name
                 reason = form.refuses(overlay.inventory, leaves)
                 if reason is not None:
@@ -81,11 +78,10 @@ def test_each_writes_what_it_does_not_refuse_and_a_fresh_process_opens_it(tmp_pa
     assert sum(map(len, probes.values())) >= 6
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
+@pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
 def test_each_has_a_writer_of_its_own_and_says_what_it_is(form: Format) -> None:
     assert isinstance(writer_of(form.name), Writer)
     assert form.title and form.description and form.opened_by
-    assert named(form.name) is form
     overrides = type(writer_of(form.name)).restore is not Writer.restore
     assert overrides == form.rounds
 
@@ -94,32 +90,5 @@ def test_each_has_a_writer_of_its_own_and_says_what_it_is(form: Format) -> None:
 def test_each_method_has_the_formats_that_take_what_it_leaves(method: str, tmp_path: Path) -> None:
     save_tiny_model("llama", tmp_path)
     inventory, leaves = Overlay.open(tmp_path).inventory, METHODS[method].leaves
-    taken = {form.name for form in FORMATS if form.refuses(inventory, leaves) is None}
+    taken = {form.name for form in FORMATS.values() if form.refuses(inventory, leaves) is None}
     assert taken == {MAIN, "int8", "int4"} if leaves is Leaves.PLAIN else {MAIN, "dense"}
-
-
-def test_an_unknown_name_is_refused_with_those_that_exist() -> None:
-    with pytest.raises(UnknownFormat, match="safetensors, dense"):
-        named("pickle")
-
-
-class Names(Writer):
-    """A toy: it writes the names of the tensors."""
-
-    def write(self, overlay: Overlay, destination: Path) -> Written:
-        destination.mkdir()
-        lines = [overlay.written_name(name) for name in overlay.tensor_names()]
-        (destination / "names.txt").write_text("\n".join(lines))
-        return Written(destination, overlay.inventory.total_parameters, len("\n".join(lines)))
-
-
-def test_a_new_format_is_a_writer_and_an_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = {"model": "local:m", "target_ratio": 1.3, "formats": [MAIN, "names"]}
-    with pytest.raises(ValidationError, match="send one of"):
-        Recipe.model_validate(recipe)
-    toy = Format("names", "a list", "the names of the tensors", ("anybody",), f"{__name__}:Names")
-    monkeypatch.setattr(formats, "FORMATS", (*FORMATS, toy))
-    assert Recipe.model_validate(recipe).formats == (MAIN, "names")
-    save_tiny_model("llama", tmp_path / "source")
-    writer_of("names").write(Overlay.open(tmp_path / "source"), tmp_path / "names")
-    assert "lm_head.weight" in (tmp_path / "names" / "names.txt").read_text().split()

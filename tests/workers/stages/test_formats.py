@@ -105,7 +105,7 @@ def test_a_format_that_does_not_round_has_no_figures_of_its_own(exported: Path) 
 
 
 def overlay_of(assignment: Assignment, structures: dict[str, Any]) -> Overlay:
-    return Overlay.open(assignment.model_path, [CompressedPart(0, "part", structures, {}, {})])
+    return Overlay.open(assignment.model_path, [CompressedPart("part", structures, {}, {})])
 
 
 def test_a_format_that_does_not_suit_what_auto_chose_is_left_out(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_without_its_library_a_job_fails_before_anything_is_computed(
     asked = asking(tmp_path, "width", "int8")
     error = last_report(asked)
     assert isinstance(error, ErrorReport)
-    assert (error.code, error.retryable) == ("missing_extra", False)
+    assert error.code == "missing_extra"
     assert "modelpress[quantisation]" in error.message
     assert not any(asked.work_dir.rglob("*.json"))
 

@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import cast
 
 from workers.compression.formats.writer import Writer, Written
-from workers.compression.spec.formats import named
+from workers.compression.spec.formats import FORMATS
 
 __all__ = ["Writer", "Written", "writer_of"]
 
 
 def writer_of(name: str) -> Writer:
-    """Return the writer of the format of this name. Raises UnknownFormat, ImportError where its library is missing."""
-    module, _, writer = named(name).writer.partition(":")
+    """Return the writer of a registered format. Raises ImportError where a library that it needs is missing."""
+    module, _, writer = FORMATS[name].writer.partition(":")
     return cast("Writer", getattr(import_module(module), writer)())

@@ -1,14 +1,14 @@
 """The formats that a result can be written in: what each is, what opens it, and for which models it is not. Torch-free.
 
-`FORMATS` is the only list: the recipe, the API's schema, the worker and the model card read it. Adding a format is one
-entry here, and one file beside `workers.compression.formats.dense` with the writer that the entry names. The two are
-apart because the service, which checks a recipe by what stands here, must never import torch.
+`REGISTERED` is the only list: the recipe, the API's schema, the worker and the model card read it. Adding a format is
+one entry here, and one file beside `workers.compression.formats.dense` with the writer that the entry names. The two
+are apart because the service, which checks a recipe by what stands here, must never import torch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from workers.compression.spec.errors import CompressionError
 from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods.base import Leaves
 from workers.compression.spec.quantisation import GROUP_SIZE, NotQuantisable, grids
@@ -22,12 +22,6 @@ TOLERANCE = 1e-3
 DENSE_TOLERANCE = 0.05
 """The same for a dense export: each product of factors is rounded to the dtype of the weights. A wrong matrix is off by
 the size of the logits."""
-
-
-class UnknownFormat(CompressionError):
-    """No format goes by this name; the message lists those that exist."""
-
-    code = "method_does_not_fit"
 
 
 @dataclass(frozen=True)
@@ -88,43 +82,37 @@ def _integers(name: str, title: str, description: str) -> Format:
     )
 
 
-FORMATS: tuple[Format, ...] = (
-    Format(
-        name=MAIN,
-        title="the compressed checkpoint",
-        description="the compressed model as it is, plain or factored",
-        opened_by=("transformers, with trust_remote_code=True where layers are factored",),
-        writer="workers.compression.formats.safetensors:Safetensors",
-    ),
-    Format(
-        name="dense",
-        title="dense export",
-        description="the same model with its factors multiplied out, for engines that run no code of a checkpoint. It "
-        "computes what the main checkpoint computes, up to rounding, and is **not smaller** than any model of its "
-        "shape",
-        opened_by=("whatever opens the original's architecture",),
-        writer="workers.compression.formats.dense:Dense",
-        refuses=_refuse_plain,
-        tolerance=DENSE_TOLERANCE,
-    ),
-    _integers("int8", "8-bit integers", "the matrices of the blocks rounded to 8 bits with one scale for each row"),
-    _integers(
-        "int4",
-        "4-bit integers",
-        f"the matrices of the blocks rounded to 4 bits with one scale for each {GROUP_SIZE} numbers of a row, those of "
-        "another width to 8 bits",
-    ),
+SAFETENSORS = Format(
+    name=MAIN,
+    title="the compressed checkpoint",
+    description="the compressed model as it is, plain or factored",
+    opened_by=("transformers, with trust_remote_code=True where layers are factored",),
+    writer="workers.compression.formats.safetensors:Safetensors",
+)
+DENSE = Format(
+    name="dense",
+    title="dense export",
+    description="the same model with its factors multiplied out, for engines that run no code of a checkpoint. It "
+    "computes what the main checkpoint computes, up to rounding, and is **not smaller** than any model of its shape",
+    opened_by=("whatever opens the original's architecture",),
+    writer="workers.compression.formats.dense:Dense",
+    refuses=_refuse_plain,
+    tolerance=DENSE_TOLERANCE,
+)
+INT8 = _integers("int8", "8-bit integers", "the matrices of the blocks rounded to 8 bits with one scale for each row")
+INT4 = _integers(
+    "int4",
+    "4-bit integers",
+    f"the matrices of the blocks rounded to 4 bits with one scale for each {GROUP_SIZE} numbers of a row, those of "
+    "another width to 8 bits",
 )
 
+REGISTERED: tuple[Format, ...] = (
+    SAFETENSORS,
+    DENSE,
+    INT8,
+    INT4,
+)
+"""In the order in which they are listed to people."""
 
-def names() -> tuple[str, ...]:
-    """Return what a recipe may name, in the order of the registry."""
-    return tuple(form.name for form in FORMATS)
-
-
-def named(name: str) -> Format:
-    """Return the format of this name. Raises UnknownFormat."""
-    for form in FORMATS:
-        if form.name == name:
-            return form
-    raise UnknownFormat(f"unknown format {name!r}; send some of {', '.join(names())}")
+FORMATS: Mapping[str, Format] = MappingProxyType({form.name: form for form in REGISTERED})
