@@ -26,7 +26,7 @@ ASK = """
 import json, sys
 from pathlib import Path
 from app.contract.recipe import Recipe
-from tests.support.tiny_models import save_tiny_model
+from tests.support.models import save_tiny_model
 from workers.compression.formats import writer_of
 from workers.compression.overlay import Overlay
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.tiny_models import save_tiny_model, token_ids
+from tests.support.models import save_tiny_model, token_ids
 from workers.compression.formats import Writer, writer_of
 from workers.compression.formats.verification import Probe
 from workers.compression.models.edited import EditedModel
