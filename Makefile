@@ -58,6 +58,12 @@ lint: .venv/built
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+## results: render bench/RESULTS.md and the pictures in docs/ from bench/results
+.PHONY: results
+results: .venv/built
+	@$(BIN)/python -m bench.render
+
+
 ## format: let ruff put the code in order
 .PHONY: format
 format: .venv/built
