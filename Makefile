@@ -63,7 +63,6 @@ lint: .venv/built
 results: .venv/built
 	@$(BIN)/python -m bench.render
 
-
 ## format: let ruff put the code in order
 .PHONY: format
 format: .venv/built
