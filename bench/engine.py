@@ -1,9 +1,9 @@
 """The compression library as the experiments call it: one function to compress, one to train, one to judge."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -15,14 +15,16 @@ from bench.experiment import Strict
 from bench.tqcompressor_style import tqcompressor_style
 from workers.compression.choice import trials
 from workers.compression.evaluation.fidelity import compare
-from workers.compression.math.allocation import measured_plan
-from workers.compression.math.sensitivity import Sensitivity, measure
+from workers.compression.math.sensitivity import Sensitivity, measure_all, spectra
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
-from workers.compression.spec.catalog import is_measured
-from workers.compression.spec.sizes import resized_plan
+from workers.compression.spec.inventory import Inventory
+from workers.compression.spec.methods import METHODS, Need, planner_of
+from workers.compression.spec.methods.fusion import FUSION
+from workers.compression.spec.plan import Plan
+from workers.compression.spec.steps import Remove
 from workers.compression.training.settings import Settings
 from workers.compression.training.trained import trained_part
 from workers.compression.training.training import distil
@@ -62,23 +64,24 @@ class Training(Strict):
 
 @dataclass
 class Original:
-    """A model to compress, what it is calibrated on, and what was measured on that, once for all cases.
+    """A model to compress, and what it is calibrated on: token ids [sequences, length].
 
-    `ids` are token ids [sequences, length].
+    Attributes:
+        measuring: seconds that `sensitivities` took; 0 as long as nobody has asked for them.
     """
 
     model: StreamedModel
     ids: Tensor
-    seconds: dict[str, float] = field(default_factory=dict)
-    _measured: Mapping[str, Sensitivity] | None = None
+    measuring: float = 0.0
 
+    @cached_property
     def sensitivities(self) -> Mapping[str, Sensitivity]:
-        """Return what an error at each site does to the model's output; measured at the first call, and timed."""
-        if self._measured is None:
-            with timed(self.seconds, "measure"):
-                parts = list(measure(self.model, self.ids))
-            self._measured = {name: found for part in parts for name, found in part.items()}
-        return self._measured
+        """What an error at each site does to the model's output, measured once for all cases."""
+        seconds: dict[str, float] = {}
+        with timed(seconds, "measure"):
+            found = measure_all(self.model, self.ids)
+        self.measuring = seconds["measure"]
+        return found
 
 
 @dataclass(frozen=True)
@@ -105,43 +108,56 @@ class Compressed:
         return tuple(block for part in self.parts for block in part.removed)
 
 
-def compressed(original: Original, method: str, ratio: float, options: Mapping[str, int]) -> Compressed:
+def compressed(original: Original, method: str, ratio: float, options: Mapping[str, Any]) -> Compressed:
     """Compress the original by a method of the library, by DROP or by TQCOMPRESSOR_STYLE.
 
     Args:
         original: the model and its calibration text.
         method: its name in a recipe, or one of the two above.
         ratio: stored parameters before / after.
-        options: those of the method: `key_value_heads` of width, `tokens` of fusion.
+        options: those that a recipe would give the method.
 
     Raises:
         RatioOutOfRange: the method cannot reach the ratio.
+        KeyError: there is no such method.
     """
     seconds: dict[str, float] = {}
-    chosen = None
-    if method == "auto":
-        with timed(seconds, "choose"):
-            tried = list(trials(original.model, ratio, original.ids))
-        method = chosen = min(tried, key=lambda trial: trial.perplexity).method
-    weights = original.sensitivities() if is_measured(method) else {}
-    with timed(seconds, "fit"):
-        parts = tuple(_parts(original, method, ratio, options, weights))
-    return Compressed(original, parts, original.seconds | seconds if weights else seconds, chosen)
-
-
-def _parts(
-    original: Original, method: str, ratio: float, options: Mapping[str, int], weights: Mapping[str, Sensitivity]
-) -> Iterator[CompressedPart]:
-    model, inventory = original.model, original.model.inventory
     if method == TQCOMPRESSOR_STYLE:
-        yield tqcompressor_style(model, ratio)
-    elif method == DROP:
-        plan = dataclasses.replace(resized_plan(inventory, "fusion", ratio), criterion="macro_influence")
-        yield from islice(compress(model, plan, original.ids), plan.removed)
-    else:
-        plan = measured_plan(inventory, method, ratio, weights, options.get("key_value_heads"))
-        plan = dataclasses.replace(plan, absorption_tokens=options.get("tokens", 0))
-        yield from compress(model, plan, original.ids, sensitivities=weights)
+        with timed(seconds, "fit"):
+            return Compressed(original, (tqcompressor_style(original.model, ratio),), seconds)
+    if method == DROP:
+        return _carried_out(original, dropping(original.model.inventory, ratio), {}, seconds)
+    asked = METHODS[method].options.model_validate(dict(options))
+    chosen = asked
+    if Need.TRIALS in METHODS[method].needs:
+        with timed(seconds, "choose"):
+            candidates = METHODS[method].candidates(original.model.inventory, ratio, asked)
+            tried = list(trials(original.model, candidates, ratio, original.ids))
+        chosen = min(tried, key=lambda trial: trial.perplexity).method
+    planner = planner_of(chosen)
+    measured = original.sensitivities if Need.SENSITIVITIES in planner.needs else {}
+    if measured:
+        seconds["measure"] = original.measuring
+    plan = planner.plan(original.model.inventory, ratio, chosen, spectra(measured))
+    result = _carried_out(original, plan, measured, seconds)
+    return result if chosen is asked else dataclasses.replace(result, chosen=chosen.name)
+
+
+def _carried_out(
+    original: Original, plan: Plan, sensitivities: Mapping[str, Sensitivity], seconds: dict[str, float]
+) -> Compressed:
+    parts: list[CompressedPart] = []
+    with timed(seconds, "fit"):
+        for _ in compress(original.model, plan, original.ids, parts, sensitivities=sensitivities):
+            pass
+    return Compressed(original, tuple(parts), seconds)
+
+
+def dropping(inventory: Inventory, ratio: float) -> Plan:
+    """Return the plan that removes as many blocks as `fusion` would, by macro influence, and does nothing else."""
+    fusion = FUSION.plan(inventory, ratio, FUSION.options(criterion="macro_influence"), {})
+    removals = tuple(step for step in fusion.steps if isinstance(step, Remove))
+    return fusion.model_copy(update={"method": DROP, "steps": removals})
 
 
 def trained(
@@ -162,7 +178,7 @@ def trained(
     def told(step: int, loss: float) -> None:
         if step * judged_at // steps > (step - 1) * judged_at // steps:
             print(f"    step {step} of {steps}: loss {loss:.3f}", flush=True)
-            part = trained_part(edited, dict(pupil.named_parameters()), len(student.parts))
+            part = trained_part(edited, dict(pupil.named_parameters()))
             judge(step * training.batch_size * training.length, EditedModel(edited, [part]))
 
     dtype = student.original.model.dtype

@@ -10,8 +10,9 @@ from workers.compression.math.fitting import matrix_of
 from workers.compression.math.kronecker import data_free
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.architectures import Inventory, Site
-from workers.compression.spec.plans import Kronecker, Structure, stored, to_dict
+from workers.compression.spec.families import stored_parameters
+from workers.compression.spec.inventory import Inventory, Site
+from workers.compression.spec.structures import Kronecker, Structure
 
 TILE = 4
 
@@ -30,13 +31,13 @@ def tqcompressor_style(model: StreamedModel, ratio: float) -> CompressedPart:
                 matrix = matrix_of(block.get_submodule(name.removeprefix(prefix))).double()
                 factors = data_free(forms[name], matrix)
                 tensors |= {f"{name}.{factor}": tensor.float() for factor, tensor in factors.items()}
-    return CompressedPart(0, "every matrix", {name: to_dict(form) for name, form in forms.items()}, tensors, {})
+    return CompressedPart("every matrix", {name: form.to_dict() for name, form in forms.items()}, tensors)
 
 
 def nearest(inventory: Inventory, ratio: float) -> dict[str, Structure]:
     """Return the sum of Kronecker products for each matrix, as many terms for all, that comes nearest to the ratio."""
     offers = ({site.name: tiled(site, terms) for site in inventory.sites} for terms in range(1, TILE**2))
-    return min(offers, key=lambda forms: abs(inventory.total_parameters / stored(inventory, forms) - ratio))
+    return min(offers, key=lambda forms: abs(inventory.total_parameters / stored_parameters(inventory, forms) - ratio))
 
 
 def tiled(site: Site, terms: int) -> Structure:

@@ -6,7 +6,7 @@ afterwards, and is judged on texts by its perplexity as a ratio to the original'
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -46,7 +46,7 @@ class Compression(Case):
 
     method: str = Field(description="a recipe's method, 'drop' or 'tqcompressor-style'; see bench.engine")
     ratio: float = Field(gt=1, description="stored parameters before / after")
-    options: dict[str, int] = Field(default_factory=dict, description="options of the method")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of the method")
     calibrated_on: tuple[str, ...] | None = Field(None, description="texts instead of those of the experiment")
     training: Training | None = Field(None, description="distillation afterwards")
     judged_at: int = Field(1, ge=1, description="how often the training is judged, at equal distances")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.experiment import Case, Experiment, Place, Row, Table
 from workers.compression.math.permutation import kept_energy, search
-from workers.compression.spec.plans import Kronecker
+from workers.compression.spec.structures import Kronecker
 
 
 class Search(Case):

@@ -8,7 +8,7 @@ import dataclasses
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -22,7 +22,8 @@ from bench.texts import PYTHON_DOCS, Piece, all_windows, spread
 from workers.compression import structures
 from workers.compression.evaluation.speed import Speed, speed
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.plans import to_dict, uniform_plan
+from workers.compression.spec.budgets import uniform_structures
+from workers.compression.spec.families import LowRankFamily
 
 SEQUENCES, LENGTH = 4, 256
 
@@ -32,7 +33,7 @@ class Contestant(Case):
 
     method: str
     ratio: float = Field(gt=1)
-    options: dict[str, int] = Field(default_factory=dict)
+    options: dict[str, Any] = Field(default_factory=dict)
     dtype: Literal["float32", "bfloat16"]
 
 
@@ -110,10 +111,12 @@ def smaller(case: Contestant, model: StreamedModel, ids: Tensor | None) -> PreTr
 
 
 def randomly_factored(model: StreamedModel, case: Contestant) -> PreTrainedModel:
-    """Return the model with random factors in place of every matrix of a block, at the same ratio everywhere."""
-    plan = uniform_plan(model.inventory, case.method, case.ratio)
+    """Return the model with every matrix of a block as random pivoted factors, at the same ratio everywhere."""
+    budget = round(model.inventory.total_parameters / case.ratio)
+    family = LowRankFamily(factors_embedding=False, pivoted=True)
+    forms = uniform_structures(model.inventory, family, budget)
     factored = model.whole()
-    structures.replace(factored, {name: to_dict(structure) for name, structure in plan.structures.items()})
+    structures.replace(factored, {name: form.to_dict() for name, form in forms.items()})
     for parameter in factored.parameters():
         nn.init.normal_(parameter, std=0.02)
     return factored

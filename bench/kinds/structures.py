@@ -21,7 +21,7 @@ from bench.texts import Piece, all_windows, spread
 from workers.compression.math.fitting import Moments, Problem, fit, matrix, matrix_of, problem
 from workers.compression.math.sensitivity import measure
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.plans import Kronecker, LowRank, Pivoted, Structure, parameters
+from workers.compression.spec.structures import Kronecker, LowRank, Pivoted, Structure
 
 LENGTH = 1024
 
@@ -42,7 +42,7 @@ class Candidate(Case):
                 return LowRank(int(budget / (rows + columns)))
             case "pivoted":
                 fitting = (
-                    rank for rank in range(1, min(rows, columns)) if parameters(Pivoted(rank), rows, columns) <= budget
+                    rank for rank in range(1, min(rows, columns)) if Pivoted(rank).parameters(rows, columns) <= budget
                 )
                 return Pivoted(max(fitting))
             case "kronecker":
@@ -134,7 +134,7 @@ def _fitted(case: Candidate, blocks: Sequence[Mapping[str, Problem]]) -> Errors:
         factors = fit(form, site)
         seconds.append(time.monotonic() - started)
         squares[kind].append(site.error(matrix(form, factors, site.target)))
-        stored.append(parameters(form, rows, columns) / (rows * columns))
+        stored.append(form.parameters(rows, columns) / (rows * columns))
     return Errors(
         case=case.name,
         errors={kind: math.sqrt(sum(found) / len(found)) for kind, found in squares.items()},

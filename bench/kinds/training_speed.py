@@ -117,7 +117,7 @@ def student(directory: Path, removed: int) -> PreTrainedModel:
     """Return the model in float32 without `removed` blocks of its middle."""
     model = StreamedModel.open(directory)
     first = (model.inventory.blocks - removed) // 2
-    part = CompressedPart(0, "removal", {}, {}, {}, tuple(range(first, first + removed)))
+    part = CompressedPart("removal", removed=tuple(range(first, first + removed)))
     return EditedModel(model, [part]).whole()
 
 

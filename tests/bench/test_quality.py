@@ -6,7 +6,7 @@ from bench.engine import Training
 from bench.experiment import Place
 from bench.kinds.quality import Calibration, Compression, Judged, Quality
 from bench.texts import Piece
-from tests.tiny import amplify_blocks, write_text, write_tiny_model
+from tests.support.models import amplify_blocks, write_text, write_tiny_model
 
 TEXTS = {
     "first half": Piece(source="words.txt", stop=0.5),
@@ -14,7 +14,7 @@ TEXTS = {
     "teacher:": Piece(source="teacher:"),
 }
 CASES = {
-    "low_rank": Compression(name="low_rank", method="kronecker", ratio=1.2),
+    "low_rank": Compression(name="low_rank", method="low_rank", ratio=1.2),
     "own text": Compression(name="own text", method="svd", ratio=1.2, calibrated_on=("teacher:",)),
     "drop": Compression(name="drop", method="drop", ratio=1.4),
     "tqcompressor-style": Compression(name="tqcompressor-style", method="tqcompressor-style", ratio=1.2),
