@@ -14,15 +14,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from app.contract.codes import FAILURES
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from workers.compression.spec.formats import FORMATS
 
-from app.contract.codes import FAILURES
 from app.settings import Settings
 from bench.kinds import read_experiment
 from bench.result import read_result, result_path
 from workers.compression.spec.architectures import ARCHITECTURES
-from workers.compression.spec.formats import FORMATS
 from workers.compression.spec.methods import METHODS, Leaves
 
 ROOT = Path(__file__).parent.parent
@@ -47,7 +47,9 @@ def main() -> None:
 
 def rendered(text: str) -> str:
     """Return a page with every marked part written anew. Raises KeyError for a part that PARTS does not have."""
-    return PART.sub(lambda found: f"<!-- {found['name']}:begin -->{PARTS[found['name']]()}<!-- {found['name']}:end -->", text)
+    return PART.sub(
+        lambda found: f"<!-- {found['name']}:begin -->{PARTS[found['name']]()}<!-- {found['name']}:end -->", text
+    )
 
 
 def methods() -> str:
@@ -138,7 +140,14 @@ COSTS: tuple[tuple[str, str, str | None], ...] = (
 def costs() -> str:
     """Return README's table of what compression costs, from bench/results."""
     paces = rows_of("speed")
-    header = ("method", "times smaller", "perplexity, same kind of text", "perplexity, other text", "reading", "writing")
+    header = (
+        "method",
+        "times smaller",
+        "perplexity, same kind of text",
+        "perplexity, other text",
+        "reading",
+        "writing",
+    )
     return table(header, (_cost(rows_of(name)[case], paces.get(pace or "")) for name, case, pace in COSTS))
 
 

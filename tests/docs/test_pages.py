@@ -18,7 +18,9 @@ def test_a_page_says_what_the_code_says(page):
 
 
 def test_every_part_is_used_by_a_page():
-    used = {name for page in PAGES for name in re.findall(r"<!-- ([a-z-]+):begin -->", page.read_text(encoding="utf-8"))}
+    used = {
+        name for page in PAGES for name in re.findall(r"<!-- ([a-z-]+):begin -->", page.read_text(encoding="utf-8"))
+    }
     assert used == set(PARTS)
 
 
