@@ -47,7 +47,13 @@ class OnText(Strict):
     times: float = Field(description="the result's, as a multiple of it")
     divergence: float | None = Field(None, description="KL(original ‖ result), mean in nats per token")
     agreement: float | None = Field(None, description="share of tokens for which both hold the same one most likely")
-    quantised: float | None = Field(None, description="perplexity after quantisation / before it")
+
+
+class Rounded(Strict):
+    """What a format that rounds made of the main checkpoint."""
+
+    bytes: int
+    times: dict[str, float] = Field(description="for each text its perplexity, as a multiple of the main checkpoint's")
 
 
 class Outcome(Strict):
@@ -58,7 +64,7 @@ class Outcome(Strict):
     texts: dict[str, OnText]
     parameters: tuple[int, int] | None = None
     bytes: tuple[int, int] | None = Field(None, description="of the stored tensors")
-    quantised_bytes: int | None = None
+    formats: dict[str, Rounded] = Field(default_factory=dict, description="of the recipe, those that round")
     prefill: tuple[float, float] | None = Field(None, description="tokens per second, reading")
     decode: tuple[float, float] | None = Field(None, description="tokens per second, writing")
     peak_memory: tuple[int, int] | None = Field(None, description="bytes, of a process that opens and runs it")
@@ -124,17 +130,9 @@ class Jobs(Experiment[Posted, JobRow]):
 
     def table(self, rows: Sequence[JobRow]) -> Table:
         """Return a row for each job, ratio and text."""
-        quantised = any(text.quantised for row in rows for each in row.outcomes for text in each.texts.values())
-        header = ("job", "ratio", "MB", "time", "text", "before", "times", "KL, nats", "same top token")
-        return Table(
-            (*header, *(("after quantisation", "MB") if quantised else ())),
-            tuple(
-                tuple(_cells(row, each, name, quantised=quantised))
-                for row in rows
-                for each in row.outcomes
-                for name in each.texts
-            ),
-        )
+        header = ("job", "ratio", "MB", "time", "text", "before", "times", "KL, nats", "same top token", "rounded")
+        cells = (_cells(row, each, name) for row in rows for each in row.outcomes for name in each.texts)
+        return Table(header, tuple(map(tuple, cells)))
 
 
 def followed(client: Client, case: Posted, check: Callable[[], None]) -> tuple[Job, dict[str, float]]:
@@ -153,7 +151,7 @@ def followed(client: Client, case: Posted, check: Callable[[], None]) -> tuple[J
 
 def outcome(method: str, metrics: Comparison) -> Outcome:
     """Return the figures of one checkpoint."""
-    before, after, quantised = metrics.before, metrics.after, metrics.quantised
+    before, after = metrics.before, metrics.after
     return Outcome(
         ratio=metrics.ratio,
         method=method,
@@ -163,13 +161,18 @@ def outcome(method: str, metrics: Comparison) -> Outcome:
                 times=after.perplexity[name] / before.perplexity[name],
                 divergence=after.kl_divergence[name],
                 agreement=after.top1_agreement[name],
-                quantised=quantised.perplexity[name] / after.perplexity[name] if quantised else None,
             )
             for name in before.perplexity
         },
         parameters=(before.parameters, after.parameters),
         bytes=(before.bytes, after.bytes),
-        quantised_bytes=quantised.bytes if quantised else None,
+        formats={
+            name: Rounded(
+                bytes=rounded.bytes,
+                times={text: found / after.perplexity[text] for text, found in rounded.perplexity.items()},
+            )
+            for name, rounded in metrics.formats.items()
+        },
         prefill=_pair(before.prefill_tokens_per_second, after.prefill_tokens_per_second),
         decode=_pair(before.decode_tokens_per_second, after.decode_tokens_per_second),
         peak_memory=_pair(before.peak_memory_bytes, after.peak_memory_bytes),
@@ -180,18 +183,20 @@ def _pair(before: Number | None, after: Number | None) -> tuple[Number, Number] 
     return None if before is None or after is None else (before, after)
 
 
-def _cells(row: JobRow, each: Outcome, name: str, *, quantised: bool) -> Iterator[str]:
+def _cells(row: JobRow, each: Outcome, name: str) -> Iterator[str]:
     first = name == next(iter(each.texts))
     text = each.texts[name]
+    sizes = [
+        ("", each.bytes[1] if each.bytes else None),
+        *((f"{form} ", it.bytes) for form, it in each.formats.items()),
+    ]
     yield row.case if first else ""
     yield f"{each.ratio:.3f}" if first else ""
-    yield f"{each.bytes[1] / 1e6:.0f}" if first and each.bytes else ""
+    yield ", ".join(f"{form}{size / 1e6:.0f}" for form, size in sizes if size is not None) if first else ""
     yield duration(row.seconds) if first else ""
     yield f"`{name}`"
     yield f"{text.before:.2f}"
     yield f"{text.times:.2f}"
     yield optional(text.divergence, ".3f")
     yield optional(text.agreement, ".1%")
-    if quantised:
-        yield "" if text.quantised is None else f"× {text.quantised:.3f}"
-        yield f"{each.quantised_bytes / 1e6:.0f}" if first and each.quantised_bytes else ""
+    yield ", ".join(f"{form} × {rounded.times[name]:.3f}" for form, rounded in each.formats.items())
