@@ -63,6 +63,11 @@ lint: .venv/built
 results: .venv/built
 	@$(BIN)/python -m bench.render
 
+## docs: render what README and docs/ take from the code
+.PHONY: docs
+docs: .venv/built
+	@$(BIN)/python -m docs.render
+
 ## format: let ruff put the code in order
 .PHONY: format
 format: .venv/built

@@ -14,16 +14,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from app.contract.codes import FAILURES
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from workers.compression.spec.formats import FORMATS
 
+from app.contract.codes import FAILURES
 from app.settings import Settings
 from bench.kinds import read_experiment
 from bench.result import read_result, result_path
 from workers.compression.spec.architectures import ARCHITECTURES
+from workers.compression.spec.formats import FORMATS
 from workers.compression.spec.methods import METHODS, Leaves
+from workers.stages.registry import STAGES
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -101,6 +102,11 @@ def settings() -> str:
     return table(("variable", "default", "what it is"), rows)
 
 
+def stages() -> str:
+    """Return the names of the stages in one line."""
+    return ", ".join(stage.name for stage in STAGES)
+
+
 def failures() -> str:
     """Return a table of the codes that a job can fail with."""
     return table(
@@ -136,19 +142,18 @@ COSTS: tuple[tuple[str, str, str | None], ...] = (
 )
 """Rows of README's table: an experiment, its case, and the case of the experiment 'speed' that belongs to it."""
 
+DISTILLED = "auto with distillation, State of the Union 1 : teacher 2"
+"""The last row of README's table: a case of the experiment 'jobs', its first and third text."""
+
 
 def costs() -> str:
     """Return README's table of what compression costs, from bench/results."""
     paces = rows_of("speed")
-    header = (
-        "method",
-        "times smaller",
-        "perplexity, same kind of text",
-        "perplexity, other text",
-        "reading",
-        "writing",
+    header = ("method", "times smaller", "perplexity, text as in calibration", "other text", "reading", "writing")
+    return table(
+        header,
+        [*(_cost(rows_of(name)[case], paces.get(pace or "")) for name, case, pace in COSTS), _distilled()],
     )
-    return table(header, (_cost(rows_of(name)[case], paces.get(pace or "")) for name, case, pace in COSTS))
 
 
 def _cost(row: Any, pace: Any) -> tuple[str, ...]:
@@ -158,6 +163,13 @@ def _cost(row: Any, pace: Any) -> tuple[str, ...]:
         return (name, f"{row.ratio:.2f}", same, other, "", "")
     reading, writing = pace.prefill / pace.original_prefill, pace.decode / pace.original_decode
     return (name, f"{row.ratio:.2f}", same, other, f"× {reading:.2f}", f"× {writing:.2f}")
+
+
+def _distilled() -> tuple[str, ...]:
+    row = rows_of("jobs")[DISTILLED]
+    (outcome,) = row.outcomes
+    same, _, other, *_ = (f"× {text.times:.2f}" for text in outcome.texts.values())
+    return (f"`auto`, then distilled ({row.seconds / 60:.0f} min in all)", f"{outcome.ratio:.2f}", same, other, "", "")
 
 
 def rows_of(name: str) -> dict[str, Any]:
@@ -170,8 +182,10 @@ def rows_of(name: str) -> dict[str, Any]:
 def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """Return a Markdown table between two line breaks. A `|` inside a cell is escaped."""
     titles = list(header)
-    lines = [titles, ["---"] * len(titles), *([cell.replace("|", r"\|") for cell in row] for row in rows)]
-    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    cells = (" | ".join(cell.replace("|", r"\|") for cell in row) for row in rows)
+    lines = (f"| {line} |" for line in (" | ".join(titles), *cells))
+    first, *others = lines
+    return "\n".join(["", first, f"|{'---|' * len(titles)}", *others, ""])
 
 
 PARTS: Mapping[str, Callable[[], str]] = MappingProxyType(
@@ -182,6 +196,7 @@ PARTS: Mapping[str, Callable[[], str]] = MappingProxyType(
         "gguf-architectures": gguf_architectures,
         "formats": formats,
         "settings": settings,
+        "stages": stages,
         "failures": failures,
         "costs": costs,
     }
