@@ -58,6 +58,16 @@ lint: .venv/built
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+## results: render bench/RESULTS.md and the pictures in docs/ from bench/results
+.PHONY: results
+results: .venv/built
+	@$(BIN)/python -m bench.render
+
+## docs: render what README and docs/ take from the code
+.PHONY: docs
+docs: .venv/built
+	@$(BIN)/python -m docs.render
+
 ## format: let ruff put the code in order
 .PHONY: format
 format: .venv/built

@@ -58,8 +58,8 @@ class Settings(BaseSettings):
         "file:///srv/artifacts; unset: the directory artifacts of data_dir",
     )
 
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)
+    host: str = Field("127.0.0.1", description="address on which the API listens")
+    port: int = Field(8000, ge=0, le=65535, description="port of the API; 0: any that is free")
 
     model_roots: Roots = Field((), description="directories that `local:` models may lie under")
     data_roots: Roots = Field((), description="directories that `local:` text may lie under")

@@ -18,7 +18,8 @@ from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.structures import Structure
 
 SECOND_PRODUCT = 50_000
-"""Starting a matrix product takes about as long as reading so many weights; see bench/RESULTS.md, "Speed"."""
+"""Starting a matrix product takes as long as reading about this many weights; see
+docs/decisions/003-fee-for-a-second-product.md."""
 
 SMALL_SITE = 1 / 4
 """At most this fraction of a site is asked for a second product, so that small models can be factored at all."""

@@ -28,8 +28,7 @@ from workers.compression.steps.projections import (
 from workers.compression.steps.streams import PairedStreams
 from workers.compression.steps.work import Work
 
-# Tried on SmolLM2-135M without eight blocks, on text apart from that of bench/RESULTS.md: a third of these ridges did
-# as well, twice as much a little worse.
+# A third of these ridges did as well, twice as much a little worse; see docs/decisions/004-which-blocks-go.md.
 BEFORE_A_GAP = Refit(ridge=0.3)
 ELSEWHERE = Refit(ridge=0.5, share=0.5)
 ATTENTION = Refit(ridge=0.3, share=0.5)

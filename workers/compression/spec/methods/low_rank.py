@@ -17,7 +17,7 @@ class LowRankMethod(FactoredMethod[LowRankOptions]):
     """Low rank without the redundancy of a factorisation (arXiv 2501.19090).
 
     One structure serves all matrices: where each could choose by its measured error at equal size, all chose pivoted
-    low rank (docs/decisions).
+    low rank (docs/decisions/001-pivoted-low-rank.md).
     """
 
     name: ClassVar[str] = "low_rank"

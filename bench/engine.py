@@ -1,0 +1,192 @@
+"""The compression library as the experiments call it: one function to compress, one to train, one to judge."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bench.clock import timed
+from bench.experiment import Strict
+from bench.tqcompressor_style import tqcompressor_style
+from workers.compression.choice import trials
+from workers.compression.evaluation.fidelity import compare
+from workers.compression.math.sensitivity import Sensitivity, measure_all, spectra
+from workers.compression.models.edited import EditedModel
+from workers.compression.models.streamed import StreamedModel
+from workers.compression.parts import CompressedPart
+from workers.compression.pipeline import compress
+from workers.compression.spec.inventory import Inventory
+from workers.compression.spec.methods import METHODS, Need, planner_of
+from workers.compression.spec.methods.fusion import FUSION
+from workers.compression.spec.plan import Plan
+from workers.compression.spec.steps import Remove
+from workers.compression.training.settings import Settings
+from workers.compression.training.trained import trained_part
+from workers.compression.training.training import distil
+
+DROP = "drop"
+"""Blocks removed by macro influence, the others left as they are: what depth pruning is measured against."""
+
+TQCOMPRESSOR_STYLE = "tqcompressor-style"
+"""TQCompressor's fit on every matrix of any model: Kronecker sums in the plain norm, without data."""
+
+
+class Training(Strict):
+    """Distillation of the whole compressed model, as in a recipe."""
+
+    tokens: int = Field(gt=0)
+    texts: tuple[str, ...] = Field(min_length=1, description="names of the experiment's texts, equally much of each")
+    length: int = 512
+    batch_size: int = 2
+    learning_rate: float = 7e-5
+    cross_entropy_weight: float = 0.5
+    hidden_weight: float = 0.0
+    trainable: Literal["all", "factors", "norms"] = "all"
+
+    def settings(self) -> Settings:
+        """Return the same as the library's settings. There is no checkpoint before the end."""
+        return Settings(
+            tokens=self.tokens,
+            sequences=self.batch_size,
+            micro_batch=self.batch_size,
+            rate=self.learning_rate,
+            train=self.trainable,
+            cross_entropy=self.cross_entropy_weight,
+            hidden=self.hidden_weight,
+            interval=self.tokens,
+        )
+
+
+@dataclass
+class Original:
+    """A model to compress, and what it is calibrated on: token ids [sequences, length].
+
+    Attributes:
+        measuring: seconds that `sensitivities` took; 0 as long as nobody has asked for them.
+    """
+
+    model: StreamedModel
+    ids: Tensor
+    measuring: float = 0.0
+
+    @cached_property
+    def sensitivities(self) -> Mapping[str, Sensitivity]:
+        """What an error at each site does to the model's output, measured once for all cases."""
+        seconds: dict[str, float] = {}
+        with timed(seconds, "measure"):
+            found = measure_all(self.model, self.ids)
+        self.measuring = seconds["measure"]
+        return found
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What a method made of the original: `parts` over it, `chosen` by `auto`, and how long each step took."""
+
+    original: Original
+    parts: tuple[CompressedPart, ...]
+    seconds: Mapping[str, float]
+    chosen: str | None = None
+
+    def model(self) -> EditedModel:
+        """Return the compressed model."""
+        return EditedModel(self.original.model, self.parts)
+
+    @property
+    def ratio(self) -> float:
+        """Stored parameters before / after."""
+        return self.original.model.inventory.total_parameters / self.model().inventory.total_parameters
+
+    @property
+    def removed(self) -> tuple[int, ...]:
+        """The blocks that are gone, in the order in which they went."""
+        return tuple(block for part in self.parts for block in part.removed)
+
+
+def compressed(original: Original, method: str, ratio: float, options: Mapping[str, Any]) -> Compressed:
+    """Compress the original by a method of the library, by DROP or by TQCOMPRESSOR_STYLE.
+
+    Args:
+        original: the model and its calibration text.
+        method: its name in a recipe, or one of the two above.
+        ratio: stored parameters before / after.
+        options: those that a recipe would give the method.
+
+    Raises:
+        RatioOutOfRange: the method cannot reach the ratio.
+        KeyError: there is no such method.
+    """
+    seconds: dict[str, float] = {}
+    if method == TQCOMPRESSOR_STYLE:
+        with timed(seconds, "fit"):
+            return Compressed(original, (tqcompressor_style(original.model, ratio),), seconds)
+    if method == DROP:
+        return _carried_out(original, dropping(original.model.inventory, ratio), {}, seconds)
+    asked = METHODS[method].options.model_validate(dict(options))
+    chosen = asked
+    if Need.TRIALS in METHODS[method].needs:
+        with timed(seconds, "choose"):
+            candidates = METHODS[method].candidates(original.model.inventory, ratio, asked)
+            tried = list(trials(original.model, candidates, ratio, original.ids))
+        chosen = min(tried, key=lambda trial: trial.perplexity).method
+    planner = planner_of(chosen)
+    measured = original.sensitivities if Need.SENSITIVITIES in planner.needs else {}
+    if measured:
+        seconds["measure"] = original.measuring
+    plan = planner.plan(original.model.inventory, ratio, chosen, spectra(measured))
+    result = _carried_out(original, plan, measured, seconds)
+    return result if chosen is asked else dataclasses.replace(result, chosen=chosen.name)
+
+
+def _carried_out(
+    original: Original, plan: Plan, sensitivities: Mapping[str, Sensitivity], seconds: dict[str, float]
+) -> Compressed:
+    parts: list[CompressedPart] = []
+    with timed(seconds, "fit"):
+        for _ in compress(original.model, plan, original.ids, parts, sensitivities=sensitivities):
+            pass
+    return Compressed(original, tuple(parts), seconds)
+
+
+def dropping(inventory: Inventory, ratio: float) -> Plan:
+    """Return the plan that removes as many blocks as `fusion` would, by macro influence, and does nothing else."""
+    fusion = FUSION.plan(inventory, ratio, FUSION.options(criterion="macro_influence"), {})
+    removals = tuple(step for step in fusion.steps if isinstance(step, Remove))
+    return fusion.model_copy(update={"method": DROP, "steps": removals})
+
+
+def trained(
+    student: Compressed, text: Tensor, training: Training, judged_at: int, judge: Callable[[int, EditedModel], None]
+) -> None:
+    """Distil the compressed model on windows [N, length] of text, and judge it on the way.
+
+    `judge` is called `judged_at` times with the tokens trained on so far and the model as it then is, at equal
+    distances, for the last time at the end.
+    """
+    edited = student.model()
+    teacher = student.original.model.whole()
+    pupil: Any = edited.whole()
+    pupil.float()
+    settings = training.settings()
+    steps = settings.steps(training.length)
+
+    def told(step: int, loss: float) -> None:
+        if step * judged_at // steps > (step - 1) * judged_at // steps:
+            print(f"    step {step} of {steps}: loss {loss:.3f}", flush=True)
+            part = trained_part(edited, dict(pupil.named_parameters()))
+            judge(step * training.batch_size * training.length, EditedModel(edited, [part]))
+
+    dtype = student.original.model.dtype
+    compute = None if dtype == torch.float32 else dtype
+    for _ in distil(teacher, pupil, text, settings, compute_dtype=compute, told=told):
+        pass
+
+
+def perplexities(model: StreamedModel, texts: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the model's perplexity on each text, windows [N, length]."""
+    return {name: compare(model, (), windows)[0].perplexity for name, windows in texts.items()}

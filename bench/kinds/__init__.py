@@ -1,0 +1,38 @@
+"""Every kind of experiment, one file each. A new kind is a file here and a line in KINDS."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from bench.experiment import Experiment, read_document
+from bench.kinds.jobs import Jobs
+from bench.kinds.memory import Memory
+from bench.kinds.quality import Quality
+from bench.kinds.searches import Searches
+from bench.kinds.speed import SpeedRace
+from bench.kinds.structures import Structures
+from bench.kinds.training_speed import TrainingSpeed
+
+KINDS: Mapping[str, type[Experiment[Any, Any]]] = MappingProxyType(
+    {
+        "quality": Quality,
+        "jobs": Jobs,
+        "speed": SpeedRace,
+        "training_speed": TrainingSpeed,
+        "memory": Memory,
+        "structures": Structures,
+        "searches": Searches,
+    }
+)
+
+
+def read_experiment(path: Path) -> Experiment[Any, Any]:
+    """Return the experiment that a file states.
+
+    Raises:
+        KeyError: the file names no kind, or one that does not exist.
+        pydantic.ValidationError: a field is missing, unknown or wrong.
+    """
+    document = read_document(path)
+    return KINDS[document["kind"]].model_validate(document)

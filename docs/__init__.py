@@ -1,0 +1,1 @@
+"""Documentation; `docs.render` fills in what follows from the code."""
