@@ -25,9 +25,10 @@ from workers.compression.spec.methods import METHODS, Need, planner_of
 from workers.compression.spec.methods.fusion import FUSION
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.steps import Remove
-from workers.compression.training.settings import Settings
+from workers.compression.training.distillation import distil
+from workers.compression.training.loop import Observer
+from workers.compression.training.settings import DistillationSettings
 from workers.compression.training.trained import trained_part
-from workers.compression.training.training import distil
 
 DROP = "drop"
 """Blocks removed by macro influence, the others left as they are: what depth pruning is measured against."""
@@ -48,16 +49,16 @@ class Training(Strict):
     hidden_weight: float = 0.0
     trainable: Literal["all", "factors", "norms"] = "all"
 
-    def settings(self) -> Settings:
+    def settings(self) -> DistillationSettings:
         """Return the same as the library's settings. There is no checkpoint before the end."""
-        return Settings(
+        return DistillationSettings(
             tokens=self.tokens,
-            sequences=self.batch_size,
-            micro_batch=self.batch_size,
-            rate=self.learning_rate,
-            train=self.trainable,
-            cross_entropy=self.cross_entropy_weight,
-            hidden=self.hidden_weight,
+            batch_size=self.batch_size,
+            micro_batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            trainable=self.trainable,
+            cross_entropy_weight=self.cross_entropy_weight,
+            hidden_weight=self.hidden_weight,
             interval=self.tokens,
         )
 
@@ -175,16 +176,15 @@ def trained(
     settings = training.settings()
     steps = settings.steps(training.length)
 
-    def told(step: int, loss: float) -> None:
-        if step * judged_at // steps > (step - 1) * judged_at // steps:
-            print(f"    step {step} of {steps}: loss {loss:.3f}", flush=True)
-            part = trained_part(edited, dict(pupil.named_parameters()))
-            judge(step * training.batch_size * training.length, EditedModel(edited, [part]))
+    class Judge(Observer):
+        def on_step(self, step: int, loss: float, restarts: int) -> None:
+            if step * judged_at // steps > (step - 1) * judged_at // steps:
+                print(f"    step {step} of {steps}: loss {loss:.3f}", flush=True)
+                part = trained_part(edited, dict(pupil.named_parameters()))
+                judge(step * training.batch_size * training.length, EditedModel(edited, [part]))
 
     dtype = student.original.model.dtype
-    compute = None if dtype == torch.float32 else dtype
-    for _ in distil(teacher, pupil, text, settings, compute_dtype=compute, told=told):
-        pass
+    distil(teacher, pupil, text, settings, compute_dtype=None if dtype == torch.float32 else dtype, observer=Judge())
 
 
 def perplexities(model: StreamedModel, texts: Mapping[str, Tensor]) -> dict[str, float]:

@@ -91,7 +91,7 @@ def formats() -> str:
     """Return a table of the output formats."""
     return table(
         ("format", "what it holds", "opened by"),
-        ((f"`{form.name}`", form.description, "; ".join(form.opened_by)) for form in FORMATS),
+        ((f"`{form.name}`", form.description, "; ".join(form.opened_by)) for form in FORMATS.values()),
     )
 
 

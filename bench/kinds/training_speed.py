@@ -21,8 +21,10 @@ from bench.texts import Piece, all_windows
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.training.settings import Settings
-from workers.compression.training.training import distil
+from workers.compression.training.checkpoint import TrainingCheckpoint
+from workers.compression.training.distillation import distil
+from workers.compression.training.loop import Observer
+from workers.compression.training.settings import DistillationSettings
 
 
 class Loop(Case):
@@ -36,12 +38,12 @@ class Loop(Case):
     turns: int = Field(5, ge=2, description="the first one warms up and does not count")
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
-    def settings(self) -> Settings:
+    def settings(self) -> DistillationSettings:
         """Return the library's settings for all turns together."""
-        return Settings(
+        return DistillationSettings(
             tokens=self.turns * self.steps * self.batch_size * self.length,
-            sequences=self.batch_size,
-            micro_batch=self.micro_batch_size,
+            batch_size=self.batch_size,
+            micro_batch_size=self.micro_batch_size,
             interval=self.steps,
         )
 
@@ -93,9 +95,9 @@ def _race(case: Loop, directory: Path, windows: Tensor) -> Throughput:
     compute = None if case.dtype == "float32" else getattr(torch, case.dtype)
     teacher = StreamedModel.open(directory, dtype=compute or torch.float32).whole()
     settings = case.settings()
-    bare = bare_loop(teacher, student(directory, case.removed), windows, settings, compute)
-    ours = distil(teacher, student(directory, case.removed), windows, settings, compute_dtype=compute)
-    turns = [(_seconds(ours), _seconds(bare)) for _ in range(case.turns)][1:]
+    race = Turns(bare_loop(teacher, student(directory, case.removed), windows, settings, compute))
+    distil(teacher, student(directory, case.removed), windows, settings, compute_dtype=compute, observer=race)
+    turns = race.turns[1:]
     tokens = len(turns) * case.steps * case.batch_size * case.length
     quotients = [theirs / our for our, theirs in turns]
     return Throughput(
@@ -107,10 +109,22 @@ def _race(case: Loop, directory: Path, windows: Tensor) -> Throughput:
     )
 
 
-def _seconds(loop: Iterator[object]) -> float:
-    started = time.perf_counter()
-    next(loop)
-    return time.perf_counter() - started
+class Turns(Observer):
+    """Seconds of each turn of ours and of the bare loop, which takes its own whenever ours has saved a checkpoint."""
+
+    def __init__(self, bare: Iterator[None]) -> None:
+        self.turns: list[tuple[float, float]] = []
+        self._bare = bare
+        self._started = time.perf_counter()
+
+    def save(self, checkpoint: TrainingCheckpoint) -> TrainingCheckpoint:
+        """Note how long the turn took, and let the bare loop take one."""
+        ended = time.perf_counter()
+        next(self._bare)
+        restarted = time.perf_counter()
+        self.turns.append((ended - self._started, restarted - ended))
+        self._started = restarted
+        return checkpoint
 
 
 def student(directory: Path, removed: int) -> PreTrainedModel:
@@ -122,23 +136,27 @@ def student(directory: Path, removed: int) -> PreTrainedModel:
 
 
 def bare_loop(
-    teacher: PreTrainedModel, student: PreTrainedModel, text: Tensor, settings: Settings, compute: torch.dtype | None
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    text: Tensor,
+    settings: DistillationSettings,
+    compute: torch.dtype | None,
 ) -> Iterator[None]:
     """Train on windows [N, T] as one writes it by hand; yield after every `settings.interval` steps."""
     student.requires_grad_(True)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=settings.rate, betas=settings.betas, fused=True)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=settings.learning_rate, betas=settings.betas, fused=True)
     for step in range(settings.steps(text.shape[1])):
         optimizer.zero_grad()
-        chosen = torch.arange(step * settings.sequences, (step + 1) * settings.sequences) % len(text)
-        for ids in torch.split(text[chosen], settings.micro_batch):
+        chosen = torch.arange(step * settings.batch_size, (step + 1) * settings.batch_size) % len(text)
+        for ids in torch.split(text[chosen], settings.micro_batch_size):
             with torch.no_grad():
                 wanted = teacher(ids, use_cache=False).logits.float().log_softmax(-1)
             with torch.autocast("cpu", compute, enabled=compute is not None):
                 logits = student(ids, use_cache=False).logits
             found = logits.float().log_softmax(-1)
             lost = functional.kl_div(found, wanted, reduction="sum", log_target=True)
-            torch.autograd.backward(lost / (settings.sequences * text.shape[1]))
-        nn.utils.clip_grad_norm_(student.parameters(), settings.clip)
+            torch.autograd.backward(lost / (settings.batch_size * text.shape[1]))
+        nn.utils.clip_grad_norm_(student.parameters(), settings.max_gradient_norm)
         optimizer.step()
         if (step + 1) % settings.interval == 0:
             yield
