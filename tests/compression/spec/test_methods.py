@@ -89,3 +89,11 @@ def test_a_method_that_only_chooses_has_no_plan() -> None:
     assert planner_of(SvdOptions()) is SVD
     with pytest.raises(TypeError, match="ask one of its candidates"):
         planner_of(METHODS["auto"].options())
+
+
+def test_no_ratio_of_the_range_lies_between_what_blocks_and_what_hidden_units_reach() -> None:
+    inventory = llama_like(blocks=9, width=64, hidden=48, vocabulary=200)
+    feasible = range_of(inventory, "fusion")
+    for number in range(201):
+        target = feasible.lowest + number / 200 * (feasible.highest - feasible.lowest)
+        assert plan_of(inventory, "fusion", target).ratio == pytest.approx(target, rel=0.03)

@@ -35,23 +35,36 @@ class DepthMethod(PlanningMethod[Options]):
 
     def plan(self, inventory: Inventory, ratio: float, options: Options, measured: Spectra) -> Plan:
         self.range(inventory, options).require(ratio, self.name)
-        before, whole = inventory.total_parameters, intermediate_size(inventory)
         removed = range(_blocks_to_remove(inventory, ratio))
         steps = self.removal(len(removed), options) if removed else ()
-        after = resized_parameters(inventory, removed, whole)
-        if not removed or abs(after - before / ratio) > TOLERANCE * before / ratio:
+        after = resized_parameters(inventory, removed, intermediate_size(inventory))
+        if not removed or not _is_met(inventory, ratio, after):
             size = intermediate_size_for(inventory, ratio, removed)
             after = resized_parameters(inventory, removed, size)
             steps = (*steps, Narrow(intermediate_size=size))
+        before = inventory.total_parameters
         return Plan(method=self.name, steps=steps, parameters_before=before, parameters_after=after)
 
 
 def _blocks_to_remove(inventory: Inventory, ratio: float) -> int:
-    """Return the most blocks whose removal leaves no less than the target asks for, within the tolerance."""
-    budget = inventory.total_parameters / ratio * (1 - TOLERANCE)
+    """Return the most blocks whose removal meets the target, or leaves what narrower MLPs can give up to meet it."""
     whole = intermediate_size(inventory)
-    counts = range(_most_blocks(inventory), -1, -1)
-    return next(count for count in counts if resized_parameters(inventory, range(count), whole) >= budget)
+    counts = range(_most_blocks(inventory), 0, -1)
+    return next(
+        (
+            count
+            for count in counts
+            if _is_met(inventory, ratio, resized_parameters(inventory, range(count), whole))
+            or ratio in width_range(inventory, range(count))
+        ),
+        0,
+    )
+
+
+def _is_met(inventory: Inventory, ratio: float, after: int) -> bool:
+    """Return whether a model that stores `after` numbers meets the target within the tolerance."""
+    wanted = inventory.total_parameters / ratio
+    return abs(after - wanted) <= TOLERANCE * wanted
 
 
 def _most_blocks(inventory: Inventory) -> int:
