@@ -20,16 +20,12 @@ FORMS: dict[str, tuple[int, int, dict[str, Any]]] = {
     "nearly full rank": (24, 24, {"kind": "pivoted", "rank": 23}),
     "kronecker, right first": (24, 40, {**KRONECKER, "out": [4, 6], "in": [20, 2]}),
     "kronecker, left first": (24, 40, {**KRONECKER, "out": [3, 8], "in": [4, 10]}),
-    "sum": (
-        24,
-        40,
-        {"kind": "sum", "parts": [{"kind": "low_rank", "rank": 2}, {**KRONECKER, "out": [4, 6], "in": [20, 2]}]},
-    ),
 }
 EMBEDDINGS: list[dict[str, Any]] = [
     {"kind": "low_rank", "rank": 5},
     {"kind": "pivoted", "rank": 5},
     {"kind": "halved", "times": 2},
+    {"kind": "kronecker", "terms": 2, "out": [30, 1], "in": [4, 3], "permute_in": True},
 ]
 
 

@@ -21,7 +21,7 @@ from workers.compression.overlay import Overlay, Part
 from workers.compression.spec.errors import VerificationFailed
 from workers.compression.spec.inventory import Site
 
-STRUCTURES = ("low_rank", "pivoted", "kronecker", "sum")
+STRUCTURES = ("low_rank", "pivoted", "kronecker")
 
 Found = TypeVar("Found")
 
@@ -86,9 +86,6 @@ def structure_for(kind: str, site: Site) -> dict[str, Any]:
         case "kronecker":
             shapes = {"out": [site.out_features // 4, 4], "in": [site.in_features // 2, 2]}
             return {"kind": kind, "terms": 3, **shapes, "permute_in": True, "permute_out": True}
-        case "sum":
-            kinds = ("kronecker", "low_rank")
-            return {"kind": kind, "parts": [structure_for(part, site) for part in kinds]}
         case _:
             return {"kind": kind, "rank": 5}
 

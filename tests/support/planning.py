@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from workers.compression.math.sensitivity import Sensitivity, spectra
+from workers.compression.math.sensitivity import Sensitivity, site_errors
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
@@ -33,7 +33,7 @@ def plan_of(
 ) -> Plan:
     """Return the plan of a method with these options."""
     chosen = METHODS[method].options(**options)
-    return planner_of(chosen).plan(inventory, ratio, chosen, spectra(measured or {}))
+    return planner_of(chosen).plan(inventory, ratio, chosen, site_errors(measured or {}))
 
 
 def uniform_plan(inventory: Inventory, ratio: float, family: Family = LOW_RANK.family) -> Plan:

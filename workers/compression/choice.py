@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from workers.compression.evaluation.fidelity import perplexity
-from workers.compression.math.sensitivity import measure_all, spectra
+from workers.compression.math.sensitivity import measure_all, site_errors
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import PartStore
@@ -81,8 +81,10 @@ def _compressed(
     model: StreamedModel, options: MethodOptions, ratio: float, ids: Tensor, parts: PartStore, seed: int
 ) -> PartStore:
     method = planner_of(options)
-    measured = measure_all(model, ids, seed=seed) if Need.SENSITIVITIES in method.needs else {}
-    plan = method.plan(model.inventory, ratio, options, spectra(measured))
+    measured = (
+        measure_all(model, ids, seed=seed, tiled=method.tiled(options)) if Need.SENSITIVITIES in method.needs else {}
+    )
+    plan = method.plan(model.inventory, ratio, options, site_errors(measured))
     for _ in compress(model, plan, ids, parts, sensitivities=measured, seed=seed):
         pass
     return parts

@@ -41,7 +41,7 @@ class CompactLinear(nn.Module):
 
 
 class DenseLinear(CompactLinear):
-    """A plain matrix, as one part of a sum."""
+    """A plain matrix, for a head that stores its own beside a factored embedding."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool, **factory: Any) -> None:
         super().__init__(in_features, out_features, bias, **factory)
@@ -141,13 +141,17 @@ class KroneckerLinear(CompactLinear):
     def product(self, inputs: Tensor) -> Tensor:
         if self._cheaper_dense(inputs.numel() // self.in_features):
             return functional.linear(inputs, self.dense())
+        (terms, m1, n1), (_, m2, n2) = self.left.shape, self.right.shape
         ordered = inputs if self.order_in is None else inputs[..., self.order_in]
-        tiles = ordered.reshape(*ordered.shape[:-1], self.left.shape[2], self.right.shape[2])
+        tiles = ordered.reshape(-1, n1, n2)
+        # Forms in which the larger factor is multiplied as it lies in memory, without a copy.
         if self.right_first:
-            outputs = torch.einsum("kab,...bkd->...ad", self.left, torch.einsum("kdc,...bc->...bkd", self.right, tiles))
+            inner = torch.einsum("kdc,tbc->kbtd", self.right, tiles).reshape(terms, n1, -1)
+            outputs = torch.bmm(self.left, inner).sum(0).view(m1, -1, m2).transpose(0, 1)
         else:
-            outputs = torch.einsum("kdc,...akc->...ad", self.right, torch.einsum("kab,...bc->...akc", self.left, tiles))
-        outputs = outputs.flatten(-2)
+            inner = (self.left.flatten(0, 1) @ tiles).view(-1, terms, m1, n2)
+            outputs = torch.einsum("kdc,tkac->tad", self.right, inner)
+        outputs = outputs.reshape(*inputs.shape[:-1], self.out_features)
         return outputs if self.order_out is None else outputs[..., self.order_out]
 
     def dense(self) -> Tensor:
@@ -163,26 +167,6 @@ class KroneckerLinear(CompactLinear):
         forming = self.left.shape[0] * self.in_features * self.out_features
         dense = forming + tokens * self.in_features * self.out_features
         return bool(tokens * self.multiplications > dense)
-
-
-class SumLinear(CompactLinear):
-    """Layers on the same input whose outputs are added."""
-
-    def __init__(
-        self, parts: list[CompactLinear], in_features: int, out_features: int, bias: bool, **factory: Any
-    ) -> None:
-        super().__init__(in_features, out_features, bias, **factory)
-        self.parts = nn.ModuleList(parts)
-
-    def product(self, inputs: Tensor) -> Tensor:
-        first, *others = self.parts
-        outputs: Tensor = first(inputs)
-        for part in others:
-            outputs = outputs + part(inputs)
-        return outputs
-
-    def dense(self) -> Tensor:
-        return sum((cast("CompactLinear", part).dense() for part in self.parts), torch.tensor(0.0))
 
 
 class CompactEmbedding(nn.Module):
@@ -261,10 +245,51 @@ class HalvedEmbedding(nn.Module):
         return codes
 
 
+class KroneckerEmbedding(nn.Module):
+    """A table of tokens × dim as the Kronecker sum Σ_k A_k ⊗ b_k, whose b_k of 1 × n2 all tokens share.
+
+    `codes` [tokens, terms · n1] holds for each token its rows of all A_k, `right` [terms, n2] the b_k, and `order`
+    [dim], where the form asks for it, says where each feature stands in the sum. `scale` is that of `CompactEmbedding`.
+    """
+
+    order: Tensor | None
+
+    def __init__(self, form: Mapping[str, Any], tokens: int, dim: int, scale: float = 1.0, **factory: Any) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim, self.scale = tokens, dim, scale
+        (n1, n2), terms = form["in"], form["terms"]
+        self.codes = _parameter(tokens, terms * n1, **factory)
+        self.right = _parameter(terms, n2, **factory)
+        self.register_buffer("order", _identity_order(dim, factory) if form.get("permute_in") else None)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        features = self._features(functional.embedding(ids, self.codes))
+        return features if self.scale == 1.0 else features * self.scale
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., dim] to [..., tokens], as an output head with the same table."""
+        ordered = hidden
+        if self.order is not None:
+            ordered = torch.empty_like(hidden).index_copy(-1, self.order.long(), hidden)
+        groups = ordered.reshape(*hidden.shape[:-1], -1, self.right.shape[1])
+        return functional.linear((self.right @ groups.transpose(-1, -2)).flatten(-2), self.codes)
+
+    def dense(self) -> Tensor:
+        return self._features(self.codes)
+
+    def _features(self, codes: Tensor) -> Tensor:
+        groups = codes.reshape(*codes.shape[:-1], self.right.shape[0], -1).transpose(-1, -2)
+        features: Tensor = (groups @ self.right).flatten(-2)
+        return features if self.order is None else features[..., self.order]
+
+
+FactoredEmbedding = CompactEmbedding | HalvedEmbedding | KroneckerEmbedding
+
+
 class TiedHead(nn.Module):
     """An output head that reads the factored table of the embedding and stores nothing of its own."""
 
-    def __init__(self, embedding: CompactEmbedding | HalvedEmbedding) -> None:
+    def __init__(self, embedding: FactoredEmbedding) -> None:
         super().__init__()
         # In a tuple, so that the table is registered, saved and counted once.
         self._embedding = (embedding,)
@@ -286,19 +311,18 @@ def build(form: Mapping[str, Any], in_features: int, out_features: int, bias: bo
             return PivotedLinear(in_features, out_features, form, bias, **factory)
         case "kronecker":
             return KroneckerLinear(in_features, out_features, form, bias, **factory)
-        case "sum":
-            parts = [build(part, in_features, out_features, False, **factory) for part in form["parts"]]
-            return SumLinear(parts, in_features, out_features, bias, **factory)
         case unknown:
             raise ValueError(f"unknown structure {unknown!r}")
 
 
 def build_embedding(
     form: Mapping[str, Any], tokens: int, dim: int, scale: float = 1.0, **factory: Any
-) -> CompactEmbedding | HalvedEmbedding:
+) -> FactoredEmbedding:
     """An empty factored embedding. Raises ValueError for a kind that embeddings do not have."""
     if form["kind"] == "halved":
         return HalvedEmbedding(form, tokens, dim, scale, **factory)
+    if form["kind"] == "kronecker":
+        return KroneckerEmbedding(form, tokens, dim, scale, **factory)
     if form["kind"] not in ("low_rank", "pivoted"):
         raise ValueError(f"an embedding cannot be {form['kind']!r}")
     return CompactEmbedding(form, tokens, dim, scale, **factory)
@@ -317,7 +341,7 @@ def replace(model: nn.Module, structures: Mapping[str, Mapping[str, Any]]) -> No
 
 def _compact(model: nn.Module, module: nn.Module, form: Mapping[str, Any]) -> nn.Module:
     if form["kind"] == "tied":
-        return TiedHead(cast("CompactEmbedding", model.get_submodule(form["to"])))
+        return TiedHead(cast("FactoredEmbedding", model.get_submodule(form["to"])))
     weight = cast("Tensor", module.weight)
     factory: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
     if isinstance(module, nn.Embedding):

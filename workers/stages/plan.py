@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from app.contract.codes import FailureCode
 from app.contract.recipe import Recipe
 from workers.compression.choice import Trial, trials
-from workers.compression.math.sensitivity import Sensitivity, from_tensors, measure, spectra, to_tensors
+from workers.compression.math.sensitivity import Sensitivity, from_tensors, measure, site_errors, to_tensors
+from workers.compression.spec.families import KroneckerFamily
 from workers.compression.spec.methods import METHODS, MethodOptions, Need, method_of, planner_of
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.steps import factor_labels
@@ -44,7 +45,7 @@ def run(context: Context, directory: Path) -> None:
         tried = try_methods(context, candidates, directory / TRIALS)
         options = best_of(context, tried)
     method = planner_of(options)
-    measured = spectra(measured_once(context)) if Need.SENSITIVITIES in method.needs else {}
+    measured = site_errors(measured_once(context, method.tiled(options))) if Need.SENSITIVITIES in method.needs else {}
     plan = method.plan(inventory, context.ratio, options, measured)
     (directory / PLAN).write_text(plan.model_dump_json(indent=1))
     (directory / CHOICE).write_text(json.dumps({trial.method.name: trial.perplexity for trial in tried}, indent=1))
@@ -93,21 +94,24 @@ def trials_of(context: Context) -> dict[str, float]:
     return found
 
 
-def measured_once(context: Context) -> dict[str, Sensitivity]:
+def measured_once(context: Context, tiled: KroneckerFamily | None) -> dict[str, Sensitivity]:
     """What any attempt has measured for any ratio, or else what is measured now."""
     directory = context.shared.finished(SENSITIVITIES)
     if directory is None:
-        save_file(to_tensors(measure_sensitivities(context)), context.shared.begin(SENSITIVITIES) / SENSITIVITIES_FILE)
+        save_file(
+            to_tensors(measure_sensitivities(context, tiled)), context.shared.begin(SENSITIVITIES) / SENSITIVITIES_FILE
+        )
         directory = context.shared.finish(SENSITIVITIES)
     return from_tensors(load_file(directory / SENSITIVITIES_FILE))
 
 
-def measure_sensitivities(context: Context) -> dict[str, Sensitivity]:
+def measure_sensitivities(context: Context, tiled: KroneckerFamily | None) -> dict[str, Sensitivity]:
     model = compute.open_model(context, inspect.model_dir(context))
     parts = len(factor_labels(model.inventory))
     found: dict[str, Sensitivity] = {}
     context.progress(0.0, "measuring what the output feels")
-    for done, part in enumerate(measure(model, calibrate.calibration(context), seed=context.assignment.recipe.seed), 1):
+    ids, seed = calibrate.calibration(context), context.assignment.recipe.seed
+    for done, part in enumerate(measure(model, ids, seed=seed, tiled=tiled), 1):
         found |= part
         context.progress(done / parts, "measuring what the output feels")
     return found
@@ -120,8 +124,10 @@ def plan_of(context: Context) -> Plan:
 
 def sensitivities_of(context: Context) -> dict[str, Sensitivity]:
     """Return what the plan was made from; nothing for a method that does not ask."""
-    needs = METHODS[plan_of(context).method].needs
-    return measured_once(context) if Need.SENSITIVITIES in needs else {}
+    asked, planned = context.assignment.recipe.method, plan_of(context).method
+    options = asked if asked.name == planned else METHODS[planned].options()
+    method = planner_of(options)
+    return measured_once(context, method.tiled(options)) if Need.SENSITIVITIES in method.needs else {}
 
 
 def weight(recipe: Recipe, turn: int) -> float:

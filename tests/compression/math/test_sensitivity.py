@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.support.planning import plan_of, range_of, structures_of
-from workers.compression.math.sensitivity import Sensitivity, from_tensors, measure, smoothed, to_tensors
+from workers.compression.math.sensitivity import Sensitivity, from_tensors, measure, measure_all, smoothed, to_tensors
 from workers.compression.math.tables import table_gram
 from workers.compression.models.streamed import StreamedModel
+from workers.compression.spec.families import KroneckerFamily, tables_of
 from workers.compression.spec.ranges import TOLERANCE
 
 CONFIG = LlamaConfig(
@@ -147,6 +148,22 @@ def test_sensitivities_survive_the_way_through_a_file(sensitivities: dict[str, S
     for name, sensitivity in sensitivities.items():
         assert torch.equal(again[name].spectrum, sensitivity.spectrum)
         assert (again[name].inputs is None) == (sensitivity.inputs is None)
+
+
+def test_errors_of_tiles_are_measured_on_demand_and_survive_a_file(directory: Path, untied: Path) -> None:
+    for path in (directory, untied):
+        model = StreamedModel.open(path)
+        family = KroneckerFamily()
+        measured = measure_all(model, IDS, tiled=family)
+        for site in (*model.inventory.sites, *tables_of(model.inventory)):
+            found = measured[site.name]
+            assert set(found.tiles) == {str(tile) for tile in family.tiles(site)}
+            for errors in found.tiles.values():
+                # Leaving out all of the matrix costs the same in whichever way it is reckoned.
+                assert float(errors[0]) == pytest.approx(float(found.spectrum.sum()), rel=1e-6)
+                assert (errors.diff() <= 0).all()
+        again = from_tensors(to_tensors(measured))
+        assert torch.equal(again[DOWN].tiles["4x4"], measured[DOWN].tiles["4x4"])
 
 
 @pytest.mark.parametrize("part", [0.05, 0.3, 0.8])

@@ -15,14 +15,15 @@ from tests.support.compression import TINY, UNTIED, calibration, open_initialise
 from tests.support.packages import write_package
 from tests.support.planning import factor_plan, factored, plan_of, range_of, structures_of, uniform_plan
 from workers.compression import structures
-from workers.compression.math.sensitivity import Sensitivity, measure
+from workers.compression.math.sensitivity import Sensitivity, measure, measure_all
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
+from workers.compression.spec.families import KroneckerFamily
 from workers.compression.spec.methods import METHODS
 from workers.compression.spec.methods.svd import SVD
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.ranges import TOLERANCE
-from workers.compression.spec.structures import LowRank, Pivoted
+from workers.compression.spec.structures import Kronecker, LowRank, Pivoted
 from workers.compression.steps import two_streams
 
 
@@ -60,6 +61,41 @@ def test_the_parts_make_a_model_of_the_planned_size_near_the_original(
     expected = original(calibration()).logits
     assert (compressed(calibration()).logits - expected).norm() < 0.5 * expected.norm()
     assert all(0 < error < 1 for part in parts for error in part.errors.values())
+
+
+@pytest.mark.parametrize("permutations", ["searched", "none"])
+@pytest.mark.parametrize("model_type", TINY)
+@torch.no_grad()
+def test_kronecker_sums_make_a_model_of_the_planned_size_near_the_original(
+    model_type: str, permutations: str, tmp_path: Path
+) -> None:
+    model = open_initialised(model_type, tmp_path)
+    measured = measure_all(model, calibration(), tiled=KroneckerFamily(permuted=permutations == "searched"))
+    plan = plan_of(model.inventory, "kronecker", 1.2, measured, permutations=permutations)
+    parts = list(factored(model, plan, calibration(), measured))
+    compressed = assembled(tmp_path, parts)
+    assert count(compressed) == plan.parameters_after
+    assert any(isinstance(structure, Kronecker) for structure in structures_of(plan).values())
+    original = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    expected = original(calibration()).logits
+    assert (compressed(calibration()).logits - expected).norm() < 0.8 * expected.norm()
+    again = list(factored(StreamedModel.open(tmp_path), plan, calibration(), measured, finished=parts[:2]))
+    assert all(same(one, other) for one, other in zip(again, parts[2:], strict=True))
+
+
+def test_hidden_units_follow_the_order_of_a_folded_sum(tmp_path: Path) -> None:
+    model = open_initialised("llama", tmp_path)
+    gate, down = (f"model.layers.1.mlp.{kind}_proj" for kind in ("gate", "down"))
+    # All terms hold every matrix exactly, in whichever order.
+    exact = Kronecker(16, (24, 4), (8, 4), permute_in=True, folded=True)
+    parts = list(factored(model, factor_plan(model.inventory, {gate: exact}), calibration()))
+    assert f"{down}.weight" in parts[2].tensors
+    assert not torch.equal(parts[2].tensors[f"{down}.weight"], model.read([f"{down}.weight"])[f"{down}.weight"])
+    original = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            assembled(tmp_path, parts)(calibration()).logits, original(calibration()).logits, atol=1e-4, rtol=1e-3
+        )
 
 
 def test_going_on_after_a_part_gives_the_same(tmp_path: Path) -> None:

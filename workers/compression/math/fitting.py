@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from workers.compression.math.kronecker import weighted_fit
+from workers.compression.math.kronecker import WeightedTarget, weighted_fit
 from workers.compression.spec.structures import Dense, Kronecker, LowRank, Pivoted, Structure
 from workers.compression.structures import build
 
@@ -110,6 +110,10 @@ class Problem:
         """The same fit with its outputs in `order` [out], which lists their present places."""
         return Problem(self.target[order], self.inputs, None if self.outputs is None else self.outputs[order])
 
+    def weighted(self) -> WeightedTarget:
+        """Return what a Kronecker sum is fitted to."""
+        return WeightedTarget(self.target, self.inputs @ self.inputs.T, self.outputs)
+
     def gram(self) -> Tensor:
         """The smaller one of G Gᵀ and Gᵀ G, with G = K T L, of which only a slice is formed at a time."""
         out_features, in_features = self.target.shape
@@ -193,10 +197,10 @@ def _moved(weight: Tensor, crossed: Tensor, root: Tensor, ridge: float, compensa
     return crossed
 
 
-def fit(structure: Structure, site: Problem, start: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The factors of the structure that fit best, float64, by the names of `structures`.
+def fit(structure: Structure, site: Problem) -> dict[str, Tensor]:
+    """Return the factors of the structure that fit best, float64, by the names of `structures`.
 
-    An alternating fit goes on from the factors in `start`, where they are given, and never becomes worse than they are.
+    Of a folded structure, `order` [out] is no factor: it lists the outputs in the order in which the factors give them.
     Raises ValueError for structures that are no matrix's own.
     """
     match structure:
@@ -208,7 +212,7 @@ def fit(structure: Structure, site: Problem, start: Mapping[str, Tensor] | None 
         case Pivoted(rank, folded):
             return pivoted(*low_rank(site, rank), folded=folded)
         case Kronecker():
-            return weighted_fit(structure, site.target, site.inputs @ site.inputs.T, site.outputs, start)
+            return weighted_fit(structure, site.weighted())
         case _:
             raise ValueError(f"there is no fit for {structure}")
 

@@ -1,14 +1,18 @@
 """The search for the row and column orders in which a matrix is most nearly a sum of Kronecker products.
 
 With the tiles of W flattened into the rows of R, a sum of r terms keeps the energy of the r leading eigenvectors V of
-RᵀR (Van Loan and Pitsianis). For a fixed V the energy is a sum over groups of columns that share a tile, so one product
-of two matrices tells what every swap of two columns would gain. Swaps that touch different groups do not disturb each
-other and are made together; rows take turns with columns, and V follows.
+RᵀR (Van Loan and Pitsianis, 1993). For a fixed V the energy is a sum over groups of columns that share a tile, so one
+product of two matrices tells what every swap of two columns would gain. Swaps that touch different groups do not
+disturb each other and are made together; rows take turns with columns, and V follows.
 
-The start groups columns by the correlation that a shared factor leaves between them, and orders each group by norm.
+The search starts from the best of several orders: the matrix's own; groups of columns that resemble each other, as a
+shared factor leaves them, each ordered by norm (`grouped`); or strata, in which every tile holds one column of each
+range of norms (`stratified`). Strata suit a matrix whose rows and columns weigh unequally: what weighs little then
+stands in the same place of every tile, where the terms that are left out would have held it.
 """
 
 import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +39,10 @@ NEIGHBOURS = 4
 """How many candidates per place in a group the start considers for each column."""
 
 
+Arrangement = Callable[[Tensor, int], Tensor]
+"""From a matrix and a size to an order of its columns, in which groups of that size stand together."""
+
+
 @dataclass(frozen=True)
 class Permutation:
     """`rows` [out] and `columns` [in] list W's rows and columns in the order of the Kronecker sum; `energy` is the
@@ -45,17 +53,22 @@ class Permutation:
     energy: float
 
 
-def search(weight: Tensor, structure: Kronecker) -> Permutation:
-    """The orders found for W [out, in] and tiles of the structure; a side that may not be permuted keeps its order."""
+def search(weight: Tensor, structure: Kronecker, arrangements: Sequence[Arrangement] | None = None) -> Permutation:
+    """Return the orders found for W [out, in] and tiles of the structure, which keep the most energy of W.
+
+    A side that may not be permuted keeps its order. `arrangements` propose the orders to start from, beside the
+    matrix's own; None stands for `grouped` alone.
+    """
     matrix = weight.detach().float()
     total = matrix.square().sum().item()
     (_, m2), (_, n2), terms = structure.out_shape, structure.in_shape, structure.terms
-    rows = grouped(matrix.T, m2) if structure.permute_out else torch.arange(matrix.shape[0])
-    columns = grouped(matrix, n2) if structure.permute_in else torch.arange(matrix.shape[1])
-    unmoved = torch.arange(matrix.shape[0]), torch.arange(matrix.shape[1])
-    plain = Permutation(*unmoved, kept_energy(matrix, m2, n2, terms) / total)
-    found = Permutation(rows, columns, kept_energy(matrix[rows][:, columns], m2, n2, terms) / total)
-    return _climbed(matrix, structure, max(plain, found, key=lambda each: each.energy), total)
+    own_rows, own_columns = torch.arange(matrix.shape[0]), torch.arange(matrix.shape[1])
+    starts = [Permutation(own_rows, own_columns, kept_energy(matrix, m2, n2, terms) / total)]
+    for arrange in (grouped,) if arrangements is None else arrangements:
+        rows = arrange(matrix.T, m2) if structure.permute_out else own_rows
+        columns = arrange(matrix, n2) if structure.permute_in else own_columns
+        starts.append(Permutation(rows, columns, kept_energy(matrix[rows][:, columns], m2, n2, terms) / total))
+    return _climbed(matrix, structure, max(starts, key=lambda each: each.energy), total)
 
 
 def kept_energy(matrix: Tensor, tile_rows: int, tile_columns: int, terms: int) -> float:
@@ -64,7 +77,8 @@ def kept_energy(matrix: Tensor, tile_rows: int, tile_columns: int, terms: int) -
 
 
 def grouped(matrix: Tensor, size: int) -> Tensor:
-    """An order of the columns in which those that resemble each other most stand together in groups of `size`."""
+    """Return an order of the columns in which those that resemble each other most stand together in groups of
+    `size`."""
     columns = matrix.shape[1]
     if size == 1 or size == columns:
         return torch.arange(columns)
@@ -73,6 +87,15 @@ def grouped(matrix: Tensor, size: int) -> Tensor:
     closeness, candidates = resemblance.topk(min(NEIGHBOURS * size, columns - 1), dim=1)
     groups = _merged(closeness, candidates, size)
     return torch.cat([group[norms[group].argsort(descending=True)] for group in groups])
+
+
+def stratified(matrix: Tensor, size: int) -> Tensor:
+    """Return an order of the columns in groups of `size`, each of which holds one column of every range of norms.
+
+    The columns of the greatest norms stand first in their groups, those of the least norms last.
+    """
+    by_norm = matrix.square().sum(0).argsort(descending=True, stable=True)
+    return by_norm.view(size, -1).T.flatten()
 
 
 def _merged(closeness: Tensor, candidates: Tensor, size: int) -> Tensor:

@@ -8,10 +8,11 @@ what is read and not what is expected. Only the diagonal of KᵀK is kept: it is
 Promise: one block's weights are in memory at a time; the inputs of the blocks wait in a temporary directory.
 """
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -21,8 +22,11 @@ from torch import Tensor, nn
 
 from workers.compression.drawing import drawn
 from workers.compression.math.fitting import Moments, matrix_of, problem, spectrum
-from workers.compression.math.tables import table_spectrum
+from workers.compression.math.kronecker import WeightedTarget, errors_by_terms
+from workers.compression.math.tables import table_spectrum, table_target
+from workers.compression.spec.families import KroneckerFamily
 from workers.compression.spec.inventory import Inventory, Site
+from workers.compression.spec.methods.base import SiteErrors
 
 TOKENS = 8192
 """How much of the calibration text is used at most: a pass with gradients costs three without."""
@@ -41,19 +45,28 @@ all tokens alike."""
 MOST_FREQUENT = 300
 """The number, and after the law of Zipf the frequency, from which tokens grow rarer: before it are single bytes."""
 
+TILED = "tile "
+"""Comes before the tile in the name of a tensor that holds its errors."""
+
 SHRINKAGE = 0.02
 """Part of the mean gradient that is added everywhere: an output that was silent by chance still counts."""
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Of one site: `spectrum` [min(out, in)], the divergence in nats per token that leaving out each singular value
-    costs, descending; `outputs` [out], the diagonal of K; `inputs` [in, in] the second moment that replaces a
-    measured one, for the embedding only."""
+    """What an error at one site costs. Divergences are in nats per token.
+
+    Attributes:
+        spectrum: [min(out, in)], the divergence that leaving out each singular value costs, descending.
+        outputs: [out], the diagonal of K.
+        inputs: [in, in], the second moment that replaces a measured one, for the embedding only.
+        tiles: by the tile as '4x16', the divergence that a Kronecker sum of 0, 1, 2, … terms costs.
+    """
 
     spectrum: Tensor
     outputs: Tensor
     inputs: Tensor | None = None
+    tiles: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class DifferentiableModel(Protocol):
@@ -82,11 +95,14 @@ class DifferentiableModel(Protocol):
 
 
 @torch.enable_grad()
-def measure(model: DifferentiableModel, ids: Tensor, *, seed: int = 0) -> Iterator[dict[str, Sensitivity]]:
+def measure(
+    model: DifferentiableModel, ids: Tensor, *, seed: int = 0, tiled: KroneckerFamily | None = None
+) -> Iterator[dict[str, Sensitivity]]:
     """Yields the sensitivities of each part by site name: the head where it has a matrix of its own, the blocks from
     last to first, then the embedding, if it is as wide as the blocks.
 
-    `ids` are calibration tokens [sequences, length], of which up to TOKENS are used, evenly spread.
+    `ids` are calibration tokens [sequences, length], of which up to TOKENS are used, evenly spread. `tiled` are the
+    Kronecker sums whose errors are measured, too.
     """
     count = max(1, min(len(ids), TOKENS // ids.shape[1]))
     chosen = ids[torch.linspace(0, len(ids) - 1, count).long()]
@@ -94,22 +110,27 @@ def measure(model: DifferentiableModel, ids: Tensor, *, seed: int = 0) -> Iterat
         hidden = _forward(model, chosen, Path(scratch))
         gradients, head = _at_the_head(model, hidden, seed)
         if model.inventory.head is not None:
-            yield {model.inventory.head.name: _of_head(model, model.inventory.head, head)}
+            yield {model.inventory.head.name: _of_head(model, model.inventory.head, head, tiled)}
         for index in reversed(range(model.inventory.blocks)):
-            gradients, found = _through_block(model, index, Path(scratch) / str(index), gradients)
+            gradients, found = _through_block(model, index, Path(scratch) / str(index), gradients, tiled)
             yield found
         if model.inventory.embedding.in_features == model.inventory.hidden_size:
-            yield {model.inventory.embedding.name: _of_embedding(model, chosen, gradients, head)}
+            yield {model.inventory.embedding.name: _of_embedding(model, chosen, gradients, head, tiled)}
 
 
-def measure_all(model: DifferentiableModel, ids: Tensor, *, seed: int = 0) -> dict[str, Sensitivity]:
+def measure_all(
+    model: DifferentiableModel, ids: Tensor, *, seed: int = 0, tiled: KroneckerFamily | None = None
+) -> dict[str, Sensitivity]:
     """Return the sensitivities of all sites, by name; see `measure`."""
-    return {name: found for part in measure(model, ids, seed=seed) for name, found in part.items()}
+    return {name: found for part in measure(model, ids, seed=seed, tiled=tiled) for name, found in part.items()}
 
 
-def spectra(sensitivities: Mapping[str, Sensitivity]) -> dict[str, list[float]]:
-    """Return what a method plans by: the divergence, in nats, that leaving out each singular value of a site costs."""
-    return {name: found.spectrum.tolist() for name, found in sensitivities.items()}
+def site_errors(sensitivities: Mapping[str, Sensitivity]) -> dict[str, SiteErrors]:
+    """Return what a method plans by, by the name of the site."""
+    return {
+        name: SiteErrors(found.spectrum.tolist(), {tile: errors.tolist() for tile, errors in found.tiles.items()})
+        for name, found in sensitivities.items()
+    }
 
 
 @torch.no_grad()
@@ -156,7 +177,7 @@ def _at_the_head(model: DifferentiableModel, hidden: Tensor, seed: int) -> tuple
 
 
 def _through_block(
-    model: DifferentiableModel, index: int, entering: Path, leaving: Tensor
+    model: DifferentiableModel, index: int, entering: Path, leaving: Tensor, tiled: KroneckerFamily | None
 ) -> tuple[Tensor, dict[str, Sensitivity]]:
     """From the gradients at a block's output to those at its input, and the sensitivities of its sites on the way.
 
@@ -174,7 +195,9 @@ def _through_block(
             gradient.copy_(before)
         del inputs, before
         sites.stop()
-        return leaving, {prefix + name: sites.sensitivity(name) for name in names}
+        return leaving, {
+            site.name: sites.sensitivity(name, site, tiled) for name, site in zip(names, ordered, strict=True)
+        }
 
 
 class _SiteMoments:
@@ -193,14 +216,15 @@ class _SiteMoments:
             hook.remove()
         self._last = None, ""
 
-    def sensitivity(self, name: str) -> Sensitivity:
+    def sensitivity(self, name: str, described: Site, tiled: KroneckerFamily | None) -> Sensitivity:
         """Of one site; to be asked once, since its moments are then given up."""
         moments = self.inputs.pop(name)
         squared = (self.gradients[name] / moments.tokens).double().cpu()
         outputs = (squared + SHRINKAGE * squared.mean()).sqrt()
         spend = all(moments is not other for other in self.inputs.values())
         site = problem(matrix_of(self.modules[name]), moments, outputs=outputs, spend=spend)
-        return Sensitivity(spectrum(site) / 2, outputs)
+        tiles = _errors_of_tiles(described, site.weighted(), tiled) if tiled else {}
+        return Sensitivity(spectrum(site) / 2, outputs, tiles=tiles)
 
     def _passed(self, name: str, module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
         inputs = arguments[0].detach()
@@ -218,7 +242,28 @@ class _SiteMoments:
         self.gradients[name] = self.gradients[name] + gradient.float().flatten(0, -2).square().sum(0)
 
 
-def _of_embedding(model: DifferentiableModel, ids: Tensor, gradients: Tensor, head: _HeadMoments) -> Sensitivity:
+def _errors_of_tiles(site: Site, target: WeightedTarget, family: KroneckerFamily) -> dict[str, Tensor]:
+    """The divergence that sums of the family cost at the site, by tile, from 0 terms on."""
+    return {
+        str(tile): errors_by_terms(
+            dataclasses.replace(
+                family.sum(site, tile, family.most_terms(tile)),
+                out_shape=(len(target.matrix) // tile.height, tile.height),
+            ),
+            target,
+        )
+        / 2
+        for tile in family.tiles(site)
+    }
+
+
+def _of_embedding(
+    model: DifferentiableModel,
+    ids: Tensor,
+    gradients: Tensor,
+    head: _HeadMoments,
+    tiled: KroneckerFamily | None,
+) -> Sensitivity:
     """Of the embedding's table, read once as the input's and, where tied, once more as the head's.
 
     An error δ of the row of token v costs ½ p_v δ M δᵀ with p its frequency. M is the second moment of the gradients
@@ -236,10 +281,11 @@ def _of_embedding(model: DifferentiableModel, ids: Tensor, gradients: Tensor, he
         moments.inputs += head.inputs.inputs
     table = model.read([f"{site.name}.weight"])[f"{site.name}.weight"].cpu()
     curvature = moments.inputs / moments.tokens
-    return Sensitivity(table_spectrum(table, outputs, curvature) / 2, outputs, curvature)
+    tiles = _errors_of_tiles(site, table_target(table, outputs, curvature), tiled) if tiled else {}
+    return Sensitivity(table_spectrum(table, outputs, curvature) / 2, outputs, curvature, tiles)
 
 
-def _of_head(model: DifferentiableModel, site: Site, head: _HeadMoments) -> Sensitivity:
+def _of_head(model: DifferentiableModel, site: Site, head: _HeadMoments, tiled: KroneckerFamily | None) -> Sensitivity:
     """Of an output head with a matrix of its own.
 
     An error of the logits costs, to second order, half their variance under the predictions p; of that form's matrix,
@@ -247,7 +293,9 @@ def _of_head(model: DifferentiableModel, site: Site, head: _HeadMoments) -> Sens
     """
     outputs = smoothed(head.variances / head.inputs.tokens).sqrt()
     table = model.read([f"{site.name}.weight"])[f"{site.name}.weight"].cpu()
-    return Sensitivity(table_spectrum(table, outputs, head.inputs.inputs / head.inputs.tokens) / 2, outputs)
+    second = head.inputs.inputs / head.inputs.tokens
+    tiles = _errors_of_tiles(site, table_target(table, outputs, second), tiled) if tiled else {}
+    return Sensitivity(table_spectrum(table, outputs, second) / 2, outputs, tiles=tiles)
 
 
 def smoothed(weights: Tensor) -> Tensor:
@@ -259,18 +307,26 @@ def smoothed(weights: Tensor) -> Tensor:
 
 def to_tensors(sensitivities: Mapping[str, Sensitivity]) -> dict[str, Tensor]:
     """A flat form that safetensors can hold."""
-    return {
-        f"{name}:{field}": tensor.contiguous()
-        for name, sensitivity in sensitivities.items()
-        for field, tensor in vars(sensitivity).items()
-        if tensor is not None
-    }
+    tensors: dict[str, Tensor] = {}
+    for name, found in sensitivities.items():
+        tensors |= {f"{name}:spectrum": found.spectrum, f"{name}:outputs": found.outputs}
+        tensors |= {} if found.inputs is None else {f"{name}:inputs": found.inputs}
+        tensors |= {f"{name}:{TILED}{tile}": errors for tile, errors in found.tiles.items()}
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Sensitivity]:
     """The inverse of `to_tensors`."""
-    names = dict.fromkeys(key.rpartition(":")[0] for key in tensors)
+    fields: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, kind = key.rpartition(":")
+        fields.setdefault(name, {})[kind] = tensor
     return {
-        name: Sensitivity(tensors[f"{name}:spectrum"], tensors[f"{name}:outputs"], tensors.get(f"{name}:inputs"))
-        for name in names
+        name: Sensitivity(
+            each["spectrum"],
+            each["outputs"],
+            each.get("inputs"),
+            {kind.removeprefix(TILED): tensor for kind, tensor in each.items() if kind.startswith(TILED)},
+        )
+        for name, each in fields.items()
     }

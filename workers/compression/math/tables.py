@@ -4,15 +4,21 @@ A table may be the largest matrix of a model. Its Gram matrix is gathered in sli
 float64.
 """
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
 from workers.compression.math.fitting import Problem, damped, dominant_rows, fit, leading
+from workers.compression.math.kronecker import WeightedTarget, weighted_fit
 from workers.compression.math.permutation import search
 from workers.compression.spec.structures import Halved, Kronecker, LowRank, Pivoted
 
 TABLE_ROWS = 1024
 """Rows of a table that are weighed at a time."""
+
+ROUNDING = 1e-9
+"""Ridge on a Gram matrix, as part of its mean diagonal, that keeps it positive definite."""
 
 
 def fit_table(structure: LowRank | Pivoted, table: Tensor, outputs: Tensor, moments: Tensor) -> dict[str, Tensor]:
@@ -57,6 +63,49 @@ def _table_factors(
         return _times(table, weighted @ basis), features, None
     pivots, others, mixing = dominant_rows(features.T)
     return _times(table, weighted @ basis @ features[:, pivots]), mixing.T, torch.cat((pivots, others))
+
+
+def fit_kronecker_table(
+    structure: Kronecker, table: Tensor, outputs: Tensor, moments: Tensor, moved: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Return the factors of a `structures.KroneckerEmbedding` for a table [tokens, dim].
+
+    Weights are those of `fit_table`; the target is the table times `moved` [dim, dim] where that is given. The right
+    factors depend on the table by its weighted Gram matrix alone, so they are fitted to a root of that; the best codes
+    for these follow in closed form.
+    """
+    (n1, n2), terms = structure.in_shape, structure.terms
+    second = damped(moments)[0]
+    small = dataclasses.replace(structure, out_shape=(table.shape[1], 1))
+    found = weighted_fit(small, table_target(table, outputs, moments, moved))
+    # Rows of what maps codes to features, in the order of the sum: e_j ⊗ b_k.
+    features = torch.stack([torch.kron(torch.eye(n1).to(second), row) for row in found["right"]]).flatten(0, 1)
+    order = found["order_in"].long().argsort() if structure.permute_in else torch.arange(n1 * n2)
+    features = features[:, order]
+    weighed = second @ features.T
+    coder = torch.linalg.solve(features @ weighed, weighed, left=False)
+    codes = _times(table, coder if moved is None else moved @ coder)
+    factors = {"codes": codes, "right": found["right"].view(terms, n2)}
+    return factors | ({"order": order.int()} if structure.permute_in else {})
+
+
+def fit_kronecker_head(
+    structure: Kronecker, table: Tensor, outputs: Tensor, moments: Tensor, moved: Tensor
+) -> dict[str, Tensor]:
+    """Return the factors of a `structures.KroneckerLinear` for an output head [tokens, dim]; see `fit_head`."""
+    found = fit_kronecker_table(structure, table, outputs, moments, moved)
+    left = found["codes"].view(len(table), structure.terms, -1).transpose(0, 1)
+    order = {"order_in": found["order"].argsort().int()} if structure.permute_in else {}
+    return {"left": left, "right": found["right"].unsqueeze(1), **order}
+
+
+def table_target(table: Tensor, outputs: Tensor, moments: Tensor, moved: Tensor | None = None) -> WeightedTarget:
+    """Return a target [dim, dim] that a Kronecker sum with tiles of one row fits as it fits the table."""
+    gram = table_gram(table, outputs)
+    if moved is not None:
+        gram = moved.T @ gram @ moved
+    root = torch.linalg.cholesky(damped(gram, ROUNDING)[0])
+    return WeightedTarget(root.T, damped(moments)[0])
 
 
 def _times(table: Tensor, matrix: Tensor) -> Tensor:
@@ -106,7 +155,7 @@ def fit_halved(structure: Halved, table: Tensor) -> dict[str, Tensor]:
     gram = table_gram(table, torch.ones(len(table)))
     for step in range(structure.times):
         width = len(gram)
-        root = torch.linalg.cholesky(damped(gram, 1e-9)[0])
+        root = torch.linalg.cholesky(damped(gram, ROUNDING)[0])
         order = search(root.T, Kronecker(1, (width, 1), (width // 2, 2), permute_in=True)).columns
         gram = gram[order][:, order]
         pair = leading(gram.view(width // 2, 2, width // 2, 2).diagonal(dim1=0, dim2=2).sum(-1), 1).flatten()

@@ -72,8 +72,12 @@ def rank_curve(family: Family, site: Site, spectrum: Sequence[float]) -> Curve:
         Point(family.structure(site, rank), family.stored(site, rank), left_out[rank])
         for rank in offered_ranks(family, site)
     ]
-    fee = 0.0 if site.block is None else min(SECOND_PRODUCT, SMALL_SITE * whole)
-    return Curve((*points, Point(None, whole, 0.0)), fee)
+    return Curve((*points, Point(None, whole, 0.0)), second_product_fee(site))
+
+
+def second_product_fee(site: Site) -> float:
+    """Return what a second product costs at the site, in stored numbers; a table's factors are read where it was."""
+    return 0.0 if site.block is None else min(SECOND_PRODUCT, SMALL_SITE * site.out_features * site.in_features)
 
 
 def offered_ranks(family: Family, site: Site) -> list[int]:

@@ -6,10 +6,11 @@ A size is a rank, or whatever else orders the structures of a family from the sm
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.ranges import Range
-from workers.compression.spec.structures import LowRank, Pivoted, Structure
+from workers.compression.spec.structures import Kronecker, LowRank, Pivoted, Structure
 
 RANK_FLOOR = 1 / 12
 """No site falls below this fraction of its full rank: what is left of it would no longer carry the signal."""
@@ -93,6 +94,87 @@ class LowRankFamily(Family):
 
     def largest_inexact(self, site: Site) -> int:
         return min(site.out_features, site.in_features) - 1
+
+
+@dataclass(frozen=True, order=True)
+class Tile:
+    """What the entries of a left Kronecker factor are multiplied with: a right factor of `height` × `width`."""
+
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.height}x{self.width}"
+
+    @property
+    def entries(self) -> int:
+        return self.height * self.width
+
+
+TILES = (Tile(4, 4), Tile(4, 16))
+"""The tiles that matrices may take. At half the numbers, on matrices of a real model, 4 × 16 lowers the error of 4 × 4 by
+5 to 15 %, and larger tiles lower it no further, while they take more products to compute. The wider of two tiles of
+equal size is fitted faster."""
+
+TABLE_TILES = (Tile(1, 16), Tile(1, 64))
+"""The tiles that tables of tokens may take: the rows of tokens have nothing in common that a tile could share."""
+
+LARGEST_SHARE = 3 / 4
+"""No sum has more terms than this fraction of what represents every matrix: it would hardly be smaller."""
+
+
+@dataclass(frozen=True)
+class KroneckerFamily(Family):
+    """Kronecker sums of any tile that fits. The size of a structure is its place among all of them, in the order of
+    stored numbers. `permuted`: rows and columns are put in the order that suits the sum."""
+
+    permuted: bool = True
+    factors_embedding: bool = True
+
+    def structure(self, site: Site, size: int) -> Kronecker:
+        return self.sums(site)[size - 1]
+
+    def smallest(self, site: Site) -> int:
+        return 1
+
+    def largest_inexact(self, site: Site) -> int:
+        return len(self.sums(site))
+
+    def tiles(self, site: Site) -> tuple[Tile, ...]:
+        """Return the tiles that divide the site and are smaller than the left factor."""
+        rows, columns = site.out_features, site.in_features
+        offered = TABLE_TILES if site.block is None else TILES
+        return tuple(
+            tile
+            for tile in offered
+            if rows % tile.height == 0 and columns % tile.width == 0 and tile.entries**2 <= rows * columns
+        )
+
+    def sums(self, site: Site) -> tuple[Kronecker, ...]:
+        """Return the sums that the site may take, the one that stores least first."""
+        return _sums(self, site)
+
+    def sum(self, site: Site, tile: Tile, terms: int) -> Kronecker:
+        """Return the sum of so many terms with these tiles."""
+        shapes = (site.out_features // tile.height, tile.height), (site.in_features // tile.width, tile.width)
+        folded = self.permuted and site.free_outputs
+        permute_out = self.permuted and tile.height > 1 and not folded
+        return Kronecker(terms, *shapes, self.permuted, permute_out, folded)
+
+    def most_terms(self, tile: Tile) -> int:
+        """Return the greatest number of terms that are offered."""
+        return int(LARGEST_SHARE * tile.entries)
+
+
+@cache
+def _sums(family: KroneckerFamily, site: Site) -> tuple[Kronecker, ...]:
+    floor = TABLE_RANK_FLOOR if site.block is None else RANK_FLOOR
+    sums = (
+        family.sum(site, tile, terms)
+        for tile in family.tiles(site)
+        for terms in range(max(1, round(floor * tile.entries)), family.most_terms(tile) + 1)
+    )
+    return tuple(sorted(sums, key=lambda each: each.parameters(site.out_features, site.in_features)))
 
 
 def tables_of(inventory: Inventory) -> tuple[Site, ...]:

@@ -104,7 +104,8 @@ class Pivoted(Structure):
 class Kronecker(Structure):
     """W = P_outᵀ (Σ_k A_k ⊗ B_k) P_in with A_k of m1 × n1 and B_k of m2 × n2, where out = m1·m2 and in = n1·n2.
 
-    `out_shape` is (m1, m2) and `in_shape` is (n1, n2). A permutation that is not stored is the identity.
+    `out_shape` is (m1, m2) and `in_shape` is (n1, n2). A permutation that is not stored is the identity, but for
+    `folded` outputs: these stand in the order of the sum, which the modules that read them follow.
     """
 
     kind: ClassVar[str] = "kronecker"
@@ -114,23 +115,25 @@ class Kronecker(Structure):
     in_shape: tuple[int, int]
     permute_in: bool = False
     permute_out: bool = False
+    folded: bool = False
 
     def parameters(self, out_features: int, in_features: int) -> int:
         (m1, m2), (n1, n2) = self.out_shape, self.in_shape
-        fits = m1 * m2 == out_features and n1 * n2 == in_features
+        fits = m1 * m2 == out_features and n1 * n2 == in_features and not (self.folded and self.permute_out)
         self._require(fits and 1 <= self.terms <= min(m1 * n1, m2 * n2), out_features, in_features)
         indices = self.permute_in * in_features + self.permute_out * out_features
         return self.terms * (m1 * n1 + m2 * n2) + indices
 
     def _fields(self) -> dict[str, Any]:
         shapes = {"out": list(self.out_shape), "in": list(self.in_shape)}
-        return {"terms": self.terms, **shapes, "permute_in": self.permute_in, "permute_out": self.permute_out}
+        orders = {"permute_in": self.permute_in, "permute_out": self.permute_out, "folded": self.folded}
+        return {"terms": self.terms, **shapes, **orders}
 
     @classmethod
     def read(cls, form: Mapping[str, Any]) -> Self:
         (m1, m2), (n1, n2) = form["out"], form["in"]
-        permuted = bool(form.get("permute_in", False)), bool(form.get("permute_out", False))
-        return cls(int(form["terms"]), (int(m1), int(m2)), (int(n1), int(n2)), *permuted)
+        orders = (bool(form.get(name, False)) for name in ("permute_in", "permute_out", "folded"))
+        return cls(int(form["terms"]), (int(m1), int(m2)), (int(n1), int(n2)), *orders)
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,20 @@ from workers.compression.math.fitting import Problem, fit, matrix_of, problem
 from workers.compression.math.kronecker import data_free
 from workers.compression.math.sensitivity import Sensitivity
 from workers.compression.math.symmetry import reorder_hidden_units
-from workers.compression.math.tables import fit_halved, fit_head, fit_table, table_error
+from workers.compression.math.tables import (
+    fit_halved,
+    fit_head,
+    fit_kronecker_head,
+    fit_kronecker_table,
+    fit_table,
+    table_error,
+)
 from workers.compression.parts import CompressedPart
 from workers.compression.spec.architectures import ARCHITECTURES
 from workers.compression.spec.architectures.architecture import Mlp
 from workers.compression.spec.inventory import Site
 from workers.compression.spec.steps import Factor, factor_labels
-from workers.compression.spec.structures import Dense, Halved, LowRank, Pivoted, Structure
+from workers.compression.spec.structures import Dense, Halved, Kronecker, LowRank, Pivoted, Structure
 from workers.compression.steps.two_streams import BlockwiseModel, StoredMoments, StoredStates, TwoStreams, embedded
 from workers.compression.steps.work import Work
 from workers.compression.structures import CompactLinear
@@ -164,7 +171,7 @@ def _compress_site(
 
 
 def _is_folded(structure: Structure) -> bool:
-    return isinstance(structure, Pivoted) and structure.folded
+    return isinstance(structure, Pivoted | Kronecker) and structure.folded
 
 
 def _reorder(block: nn.Module, mlp: Mlp, order: Tensor, moments: StoredMoments, weights: dict[str, Tensor]) -> None:
@@ -213,12 +220,14 @@ def _compress_embedding(
     structure = step.structures.get(name)
     if structure is None:
         return CompressedPart(name)
-    if not isinstance(structure, LowRank | Pivoted | Halved):
-        raise ValueError(f"{name} cannot be {structure}: an embedding is low rank, pivoted, halved or whole")
+    if not isinstance(structure, LowRank | Pivoted | Kronecker | Halved):
+        raise ValueError(f"{name} cannot be {structure}: an embedding is low rank, pivoted, Kronecker, halved or whole")
     table = model.read([f"{name}.weight"])[f"{name}.weight"].cpu()
     weights, curvature = _table_weights(table, sensitivities.get(name))
     if isinstance(structure, Halved):
         factors = fit_halved(structure, table.float())
+    elif isinstance(structure, Kronecker):
+        factors = fit_kronecker_table(structure, table, weights, curvature)
     else:
         factors = fit_table(structure, table, weights, curvature)
     form = structure.to_dict()
@@ -248,8 +257,8 @@ def _compress_head(
     structure = step.structures.get(site.name)
     if structure is None:
         return CompressedPart(site.name)
-    if not isinstance(structure, LowRank | Pivoted):
-        raise ValueError(f"{site.name} cannot be {structure}: an output head is low rank, pivoted or whole")
+    if not isinstance(structure, LowRank | Pivoted | Kronecker):
+        raise ValueError(f"{site.name} cannot be {structure}: an output head is low rank, pivoted, Kronecker or whole")
     stored = streams.model.read(f"{site.name}.{key}" for key in ("weight", "bias")[: 1 + site.bias])
     table = stored[f"{site.name}.weight"].cpu()
     bias = {"bias": stored[f"{site.name}.bias"]} if site.bias else {}
@@ -259,7 +268,11 @@ def _compress_head(
     moved = problem(torch.eye(site.in_features), moments, compensation=step.compensation).target
     form = structure.to_dict()
     compact = structures.build(form, site.in_features, site.out_features, site.bias, dtype=table.dtype)
-    _load(compact, fit_head(structure, table, weights, second, moved) | bias)
+    if isinstance(structure, Kronecker):
+        factors = fit_kronecker_head(structure, table, weights, second, moved)
+    else:
+        factors = fit_head(structure, table, weights, second, moved)
+    _load(compact, factors | bias)
     error = math.sqrt(table_error(table, compact.dense(), weights, second, moved))
     tensors = {f"{site.name}.{key}": tensor for key, tensor in compact.state_dict().items()}
     return CompressedPart(site.name, {site.name: form}, tensors, {site.name: error})

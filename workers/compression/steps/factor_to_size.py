@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from workers.compression.math.sensitivity import measure_all, spectra
+from workers.compression.math.sensitivity import measure_all, site_errors
 from workers.compression.parts import CompressedPart
 from workers.compression.spec.methods import METHODS, planner_of
 from workers.compression.spec.steps import Factor, FactorToSize
@@ -16,7 +16,7 @@ def run(step: FactorToSize, work: Work, finished: Sequence[CompressedPart]) -> I
     measured = measure_all(model, work.ids, seed=work.seed)
     options = METHODS[step.method].options()
     ratio = model.inventory.total_parameters / step.parameters
-    plan = planner_of(options).plan(model.inventory, ratio, options, spectra(measured))
+    plan = planner_of(options).plan(model.inventory, ratio, options, site_errors(measured))
     planned = plan.step(Factor)
     if planned is None:
         raise ValueError(f"the method {step.method} factors nothing")

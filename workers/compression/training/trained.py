@@ -52,4 +52,4 @@ def trained_part(edited: EditedModel, trained: Mapping[str, Tensor]) -> Compress
 def _is_factored(module: nn.Module) -> bool:
     if isinstance(module, structures.DenseLinear):
         return False
-    return isinstance(module, structures.CompactLinear | structures.CompactEmbedding | structures.HalvedEmbedding)
+    return isinstance(module, structures.CompactLinear | structures.FactoredEmbedding)

@@ -5,10 +5,19 @@ from types import MappingProxyType
 from typing import Any
 
 from workers.compression.spec.methods.auto import AUTO
-from workers.compression.spec.methods.base import Leaves, Method, MethodOptions, Need, PlanningMethod, Spectra
+from workers.compression.spec.methods.base import (
+    Leaves,
+    Measured,
+    Method,
+    MethodOptions,
+    Need,
+    PlanningMethod,
+    SiteErrors,
+)
 from workers.compression.spec.methods.errors import MethodDoesNotFit, OptionDoesNotFit
 from workers.compression.spec.methods.fusegpt import FUSEGPT
 from workers.compression.spec.methods.fusion import FUSION
+from workers.compression.spec.methods.kronecker import KRONECKER
 from workers.compression.spec.methods.low_rank import LOW_RANK
 from workers.compression.spec.methods.svd import SVD
 from workers.compression.spec.methods.tqcompressor import TQCOMPRESSOR
@@ -21,6 +30,7 @@ REGISTERED: tuple[Method[Any], ...] = (
     WIDTH_LOW_RANK,
     WIDTH,
     FUSION,
+    KRONECKER,
     SVD,
     FUSEGPT,
     TQCOMPRESSOR,
@@ -46,13 +56,14 @@ def planner_of(options: MethodOptions) -> PlanningMethod[Any]:
 __all__ = [
     "METHODS",
     "Leaves",
+    "Measured",
     "Method",
     "MethodDoesNotFit",
     "MethodOptions",
     "Need",
     "OptionDoesNotFit",
     "PlanningMethod",
-    "Spectra",
+    "SiteErrors",
     "method_of",
     "planner_of",
 ]

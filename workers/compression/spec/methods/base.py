@@ -8,18 +8,33 @@ Free of torch: the service asks all of it when a job is posted, so that a refusa
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from workers.compression.spec.families import KroneckerFamily
 from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.ranges import Range
 
-Spectra = Mapping[str, Sequence[float]]
-"""What an error costs, by the name of the site: the divergence of the model, in nats per token, that leaving out each
-singular value of the site causes, descending. See `workers.compression.math.sensitivity`."""
+
+@dataclass(frozen=True)
+class SiteErrors:
+    """What an error at a site costs, in nats per token of the model's divergence.
+
+    `spectrum`: leaving out each singular value, descending. `tiles`, by the tile as '4x16': what a Kronecker sum of 0,
+    1, 2, … terms with this tile costs; nothing for methods that do not ask for it. See
+    `workers.compression.math.sensitivity`.
+    """
+
+    spectrum: Sequence[float]
+    tiles: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+Measured = Mapping[str, SiteErrors]
+"""What an error costs, by the name of the site."""
 
 
 class MethodOptions(BaseModel):
@@ -85,11 +100,15 @@ class Method(ABC, Generic[Options]):
 class PlanningMethod(Method[Options]):
     """A method that plans by itself."""
 
+    def tiled(self, options: Options) -> KroneckerFamily | None:
+        """Return the Kronecker sums whose errors are to be measured for `plan`; None where it asks for none."""
+        return None
+
     def candidates(self, inventory: Inventory, ratio: float, options: Options) -> tuple[MethodOptions, ...]:
         return (options,)
 
     @abstractmethod
-    def plan(self, inventory: Inventory, ratio: float, options: Options, measured: Spectra) -> Plan:
+    def plan(self, inventory: Inventory, ratio: float, options: Options, measured: Measured) -> Plan:
         """Return the steps that make the model `ratio` times smaller, within TOLERANCE.
 
         `measured` is needed by methods that need sensitivities. Raises RatioOutOfRange, and what `range` raises.

@@ -10,7 +10,7 @@ from workers.compression.spec.dimensions import (
     width_range,
 )
 from workers.compression.spec.inventory import Inventory
-from workers.compression.spec.methods.base import Leaves, Options, PlanningMethod, Spectra
+from workers.compression.spec.methods.base import Leaves, Measured, Options, PlanningMethod
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.ranges import TOLERANCE, Range
 from workers.compression.spec.steps import Narrow, Step
@@ -33,7 +33,7 @@ class DepthMethod(PlanningMethod[Options]):
         gone = range(_most_blocks(inventory))
         return Range(width_range(inventory).lowest, width_range(inventory, gone).highest)
 
-    def plan(self, inventory: Inventory, ratio: float, options: Options, measured: Spectra) -> Plan:
+    def plan(self, inventory: Inventory, ratio: float, options: Options, measured: Measured) -> Plan:
         self.range(inventory, options).require(ratio, self.name)
         removed = range(_blocks_to_remove(inventory, ratio))
         steps = self.removal(len(removed), options) if removed else ()

@@ -2,10 +2,10 @@
 
 from typing import ClassVar
 
-from workers.compression.spec.budgets import allocate, rank_curve, uniform_structures
+from workers.compression.spec.budgets import Curve, allocate, rank_curve, uniform_structures
 from workers.compression.spec.families import Family, stored_parameters
 from workers.compression.spec.inventory import Inventory
-from workers.compression.spec.methods.base import Leaves, Need, Options, PlanningMethod, Spectra
+from workers.compression.spec.methods.base import Leaves, Measured, Need, Options, PlanningMethod
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.ranges import Range
 from workers.compression.spec.steps import Factor
@@ -20,13 +20,17 @@ class FactoredMethod(PlanningMethod[Options]):
     family: ClassVar[Family]
     compensation: ClassVar[float] = 0.5
 
-    def range(self, inventory: Inventory, options: Options) -> Range:
-        return self.family.range(inventory)
+    def family_of(self, options: Options) -> Family:
+        """Return the structures that matrices may take under these options."""
+        return self.family
 
-    def plan(self, inventory: Inventory, ratio: float, options: Options, measured: Spectra) -> Plan:
+    def range(self, inventory: Inventory, options: Options) -> Range:
+        return self.family_of(options).range(inventory)
+
+    def plan(self, inventory: Inventory, ratio: float, options: Options, measured: Measured) -> Plan:
         self.range(inventory, options).require(ratio, self.name)
         before = inventory.total_parameters
-        structures = self.structures(inventory, round(before / ratio), measured)
+        structures = self.structures(inventory, round(before / ratio), options, measured)
         step = Factor(structures=structures, compensation=self.compensation)
         return Plan(
             method=self.name,
@@ -35,11 +39,17 @@ class FactoredMethod(PlanningMethod[Options]):
             parameters_after=stored_parameters(inventory, structures),
         )
 
-    def structures(self, inventory: Inventory, budget: int, measured: Spectra) -> dict[str, Structure]:
+    def structures(
+        self, inventory: Inventory, budget: int, options: Options, measured: Measured
+    ) -> dict[str, Structure]:
         """Return the structure of each site, by name, such that the whole model stores `budget` numbers."""
+        family = self.family_of(options)
         if Need.SENSITIVITIES not in self.needs:
-            return uniform_structures(inventory, self.family, budget)
-        sites = {site.name: site for site in self.family.sites(inventory)}
-        curves = {name: rank_curve(self.family, site, measured[name]) for name, site in sites.items()}
-        fixed = inventory.total_parameters - sum(site.out_features * site.in_features for site in sites.values())
-        return allocate(curves, budget - fixed)
+            return uniform_structures(inventory, family, budget)
+        taken = sum(site.out_features * site.in_features for site in family.sites(inventory))
+        return allocate(self.curves(inventory, options, measured), budget - inventory.total_parameters + taken)
+
+    def curves(self, inventory: Inventory, options: Options, measured: Measured) -> dict[str, Curve]:
+        """Return what each site offers, by name."""
+        family = self.family_of(options)
+        return {site.name: rank_curve(family, site, measured[site.name].spectrum) for site in family.sites(inventory)}

@@ -17,7 +17,7 @@ from pydantic import Field
 from workers.compression.spec.architectures import ARCHITECTURES
 from workers.compression.spec.families import stored_parameters
 from workers.compression.spec.inventory import Inventory, Site
-from workers.compression.spec.methods.base import Leaves, MethodOptions, Need, PlanningMethod, Spectra
+from workers.compression.spec.methods.base import Leaves, Measured, MethodOptions, Need, PlanningMethod
 from workers.compression.spec.methods.errors import MethodDoesNotFit, OptionDoesNotFit
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.ranges import Range, RatioOutOfRange
@@ -58,7 +58,7 @@ class TqCompressorMethod(PlanningMethod[TqCompressorOptions]):
     def range(self, inventory: Inventory, options: TqCompressorOptions) -> Range:
         return Range.around(self._plan(inventory, options).ratio)
 
-    def plan(self, inventory: Inventory, ratio: float, options: TqCompressorOptions, measured: Spectra) -> Plan:
+    def plan(self, inventory: Inventory, ratio: float, options: TqCompressorOptions, measured: Measured) -> Plan:
         plan = self._plan(inventory, options)
         if ratio not in Range.around(plan.ratio):
             raise RatioOutOfRange(

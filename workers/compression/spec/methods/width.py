@@ -11,7 +11,7 @@ from workers.compression.spec.dimensions import (
 )
 from workers.compression.spec.heads import HeadsDoNotFit, regrouped
 from workers.compression.spec.inventory import Inventory
-from workers.compression.spec.methods.base import Leaves, MethodOptions, PlanningMethod, Spectra
+from workers.compression.spec.methods.base import Leaves, Measured, MethodOptions, PlanningMethod
 from workers.compression.spec.methods.errors import OptionDoesNotFit
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.ranges import TOLERANCE, Range
@@ -48,7 +48,7 @@ class WidthMethod(PlanningMethod[WidthOptions]):
         width = width_range(narrower)
         return width if options.key_value_heads is None else Range(reached, reached * width.highest)
 
-    def plan(self, inventory: Inventory, ratio: float, options: WidthOptions, measured: Spectra) -> Plan:
+    def plan(self, inventory: Inventory, ratio: float, options: WidthOptions, measured: Measured) -> Plan:
         self.range(inventory, options).require(ratio, self.name)
         narrower = _with_heads(inventory, options)
         before, after = inventory.total_parameters, narrower.total_parameters

@@ -10,7 +10,7 @@ from workers.compression.spec.dimensions import (
     width_range,
 )
 from workers.compression.spec.inventory import Inventory
-from workers.compression.spec.methods.base import Leaves, MethodOptions, PlanningMethod, Spectra
+from workers.compression.spec.methods.base import Leaves, Measured, MethodOptions, PlanningMethod
 from workers.compression.spec.methods.low_rank import LOW_RANK, LowRankOptions
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.ranges import TOLERANCE, Range
@@ -44,7 +44,7 @@ class WidthLowRankMethod(PlanningMethod[WidthLowRankOptions]):
         lowest = max(width.lowest, factored.lowest * (1 + TOLERANCE)) ** 2
         return Range(lowest, min(width.highest, factored.highest) ** 2)
 
-    def plan(self, inventory: Inventory, ratio: float, options: WidthLowRankOptions, measured: Spectra) -> Plan:
+    def plan(self, inventory: Inventory, ratio: float, options: WidthLowRankOptions, measured: Measured) -> Plan:
         self.range(inventory, options).require(ratio, self.name)
         before = inventory.total_parameters
         after = round(before / ratio)
