@@ -1,7 +1,7 @@
-"""One of the processes that train together: torchrun starts them, for `workers.stages.ranks`, which waits for them.
+"""One rank of a training in several processes: torchrun starts it for `workers.stages.ranks`, which waits for all.
 
-It is given the name of a file with a RankRequest and reports in JSON lines, as the computing child does: the first
-process what there is to report, the others only how they fail. It ends when its standard input does.
+Its argument is a file with a RankRequest. It reports in JSON lines, as the computing child does: rank 0 everything, the
+others only a failure. It ends when its standard input closes.
 """
 
 import logging
@@ -16,7 +16,7 @@ from torch import distributed
 
 from app.contract.recipe import Distillation
 from app.lifeline import end_with_parent
-from workers.compression.training.parallel import DataParallel, PeerLost, Ranks
+from workers.compression.training.parallel import DataParallel, ParallelStrategy, PeerLost
 from workers.runner import prepare_torch, take_standard_output
 from workers.stages import compress, names, training
 from workers.stages.context import Context
@@ -29,13 +29,14 @@ from workers.stages.workbench import Workbench
 log = logging.getLogger(__name__)
 
 BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
+"""Backend of torch.distributed for each kind of device."""
 
 PATIENCE = timedelta(hours=2)
-"""How long a process waits for the others: while one of them writes all that is trained. A dead one is noticed at once,
-by torchrun."""
+"""How long a rank waits for the others, such as for rank 0 to write a checkpoint; a dead rank is noticed at once."""
 
 
 def main() -> int:
+    """Train as requested, and return the exit status: 0, or 1 after a failure."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     reports = take_standard_output()
     end_with_parent(sys.stdin.fileno(), grace_seconds=0)
@@ -48,8 +49,8 @@ def main() -> int:
     try:
         train(request, report)
     except PeerLost:
-        # The one that is gone has said why, or was killed; if none is gone, only this tells what failed.
-        log.warning("another process seems to be gone", exc_info=True)
+        # The rank that is gone has reported why, or was killed. If none is gone, this is the only trace of the failure.
+        log.warning("another rank seems to be gone", exc_info=True)
         return 1
     except Exception as error:
         log.exception("the training failed")
@@ -59,7 +60,7 @@ def main() -> int:
 
 
 def train(request: RankRequest, report: Callable[[BaseModel], None]) -> None:
-    """Take part in the training that is asked for, to its end."""
+    """Join the process group, train the requested phase, and leave the group when all ranks are done."""
     device = request.assignment.device
     distributed.init_process_group(BACKENDS[device], timeout=PATIENCE)
     rank = distributed.get_rank()
@@ -75,17 +76,17 @@ def train(request: RankRequest, report: Callable[[BaseModel], None]) -> None:
         Schedule.of(assignment.recipe, STAGES),
     ).at(request.turn)
     context.results, context.stage = dict(request.results), names.DISTILL
-    ranks = ranks_of(training.asked(context))
-    training.train_phase(context, compress.schedule(context)[request.phase], ranks)
-    ranks.wait()
+    parallel = strategy_of(training.requested(context))
+    training.train_phase(context, compress.schedule(context)[request.phase], parallel)
+    parallel.wait()
     distributed.destroy_process_group()
 
 
-def ranks_of(distillation: Distillation) -> Ranks:
-    """How the recipe has the processes of torch.distributed's default group share the work."""
+def strategy_of(distillation: Distillation) -> ParallelStrategy:
+    """Return how the processes of torch.distributed's default group are to share the work."""
     if not distillation.sharded:
         return DataParallel()
-    # It leans on parts of torch that may change their place, which those who do not shard need not suffer from.
+    # Imported only here: it needs a private module of torch, which may move.
     from workers.compression.training.sharded import Sharded
 
     return Sharded()

@@ -13,7 +13,7 @@ from app.cli.tables import job_details, job_table
 from app.cli.terminal import STDOUT, paragraph
 from app.client import Client
 from app.contract.job import State
-from app.contract.recipe import Recipe, Trained
+from app.contract.recipe import Recipe, Trainable
 from app.errors import Refused
 from workers.compression.spec.formats import FORMATS, MAIN
 from workers.compression.spec.methods import METHODS
@@ -63,9 +63,9 @@ def compress(
         list[str] | None,
         typer.Option(metavar="DATASET", help="Train the result on this text; may be given more than once."),
     ] = None,
-    distill_tokens: Annotated[int | None, typer.Option(help="Train the result on so many tokens.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of that training, at its highest.")] = None,
-    train: Annotated[Trained | None, typer.Option(help="What of the result is trained.")] = None,
+    distill_tokens: Annotated[int | None, typer.Option(help="Tokens to train the result on.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate of that training.")] = None,
+    trainable: Annotated[Trainable | None, typer.Option(help="Which parameters of the result are trained.")] = None,
     evaluation: Annotated[
         list[str] | None, typer.Option(metavar="DATASET", help="Text to measure on; may be given more than once.")
     ] = None,
@@ -110,7 +110,9 @@ def compress(
             target_ratio=ratio if len(ratio) > 1 else ratio[0],
             method=method_fields(method, method_option or ()),
             calibration=given(datasets=calibration, sequences=sequences, length=length),
-            distillation=given(datasets=distill, tokens=distill_tokens, learning_rate=learning_rate, train=train),
+            distillation=given(
+                datasets=distill, tokens=distill_tokens, learning_rate=learning_rate, trainable=trainable
+            ),
             evaluation=given(
                 datasets=evaluation,
                 window=window,

@@ -23,7 +23,7 @@ from app.contract.method import MethodChoice
 from workers.compression.spec.formats import FORMATS, MAIN
 from workers.compression.spec.methods.auto import AutoOptions
 
-Trained = Literal["all", "factors", "norms"]
+Trainable = Literal["all", "factors", "norms"]
 
 HUB_MODEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", re.ASCII)
 LOCAL_NAME = re.compile(r"local:[^/].*")
@@ -168,78 +168,115 @@ class Calibration(Mixed):
 
 
 class Distillation(Mixed):
-    """Training of the compressed model to predict what the original predicts.
+    """Training of the compressed model, the student, to predict what the original, its teacher, predicts.
 
-    The loss is the divergence from the original's distributions, with a weight of 1, plus what has a weight here. The
-    original, the compressed model in float32 and six times what is trained, likewise in float32, must fit into the
-    worker's memory side by side; otherwise the job ends with `out_of_memory`. Of several GPUs each needs as much, or,
-    where the training is `sharded`, its share of what lies in the blocks; what surrounds these, and both models while
-    they are opened, it needs whole. The first process then keeps three times what is trained in the host's memory.
+    The loss, in nats per token, is the KL divergence of the student's next-token distributions from the teacher's, plus
+    the further losses that are given a weight here. Teacher, student (float32) and six times the trained parameters
+    (float32) must fit into the worker's memory together; otherwise the job ends with `out_of_memory`. With several GPUs
+    each needs that much. If the training is `sharded`, each needs only its share of the blocks, but all of the
+    embedding and the head, and room for both models while they are opened; the first process then also needs host
+    memory for three times the trained parameters.
     """
 
-    tokens: int = Field(262_144, ge=16, le=1_000_000_000, description="tokens to train on; short text is passed again")
+    tokens: int = Field(
+        262_144, ge=16, le=1_000_000_000, description="tokens to train on in all; text that is shorter is repeated"
+    )
     length: int = Field(512, ge=16, le=32768, description="tokens per sequence")
-    sequences: int = Field(4, ge=1, le=4096, description="sequences per step of the optimiser")
-    micro_batch: int = Field(2, ge=1, le=4096, description="sequences at a time; fewer need less memory")
-    checkpointing: bool = Field(False, description="compute activations twice, which needs less memory and more time")
-    learning_rate: float = Field(1e-4, gt=0, le=0.1, description="at its highest, after the warm-up")
-    warm_up: float = Field(0.05, ge=0, le=1, description="part of the steps in which the learning rate rises")
-    temperature: float = Field(1.0, ge=0.1, le=20, description="of both distributions that are compared")
-    cross_entropy: float = Field(0.0, ge=0, le=100, description="weight of predicting the text itself")
-    hidden: float = Field(0.0, ge=0, le=100, description="weight of the normalised error of the last hidden states")
-    train: Trained = Field("all", description="what is trained: every weight, the factors, or norms and biases")
-    cached_logits: int = Field(
+    batch_size: int = Field(4, ge=1, le=4096, description="sequences per optimizer step")
+    micro_batch_size: int = Field(
+        2,
+        ge=1,
+        le=4096,
+        description="sequences per forward and backward pass, whose gradients are summed over the batch; fewer need "
+        "less memory",
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass, which needs less memory and more time"
+    )
+    learning_rate: float = Field(
+        1e-4,
+        gt=0,
+        le=0.1,
+        description="AdamW's rate at the end of the warm-up; from there it falls to 0 as a cosine",
+    )
+    warmup_ratio: float = Field(
+        0.05, ge=0, le=1, description="share of the optimizer steps in which the learning rate rises"
+    )
+    temperature: float = Field(
+        1.0,
+        ge=0.1,
+        le=20,
+        description="divides the logits of teacher and student before they are compared; the divergence is multiplied "
+        "by its square",
+    )
+    cross_entropy_weight: float = Field(
+        0.0, ge=0, le=100, description="weight of the student's cross entropy on the text itself"
+    )
+    hidden_weight: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="weight of the relative squared error of the student's last hidden states from the teacher's",
+    )
+    trainable: Trainable = Field(
+        "all", description="which parameters are trained: all, those of factored matrices, or norms and biases"
+    )
+    teacher_top_k: int = Field(
         0,
         ge=0,
         le=4096,
-        description="so many of the original's largest logits of each token are kept on disk, 8 bytes each, where text "
-        "is passed again, and the others compared as one; 0: the original is asked again",
+        description="cache this many of the teacher's largest logits per token on disk (8 bytes each) and reuse them "
+        "when text is repeated; the probability of all other tokens is compared as one sum. 0 caches nothing",
     )
     sharded: bool = Field(
         False,
-        description="divide the blocks of both models, their gradients and their optimiser state among the GPUs, which "
-        "needs less memory of each and more traffic between them; as many take part as divide `sequences` evenly, and "
-        "with one it is of no effect",
+        description="shard the blocks of both models, their gradients and their optimizer state over the GPUs (FSDP), "
+        "which needs less memory on each and more communication. The largest number of GPUs that divides `batch_size` "
+        "is used; with one GPU this has no effect",
     )
-    steps: int = Field(
+    phases: int = Field(
         1,
         ge=1,
         le=1024,
-        description="more than 1, for methods that do nothing but factor: the matrices are compressed in so many "
-        "groups, from the embedding and the first block to the last, and behind each the whole model is trained on an "
-        "equal part of the tokens",
+        description="compress the matrices in this many groups, from the embedding and the first blocks to the last, "
+        "and train the whole model after each group on an equal share of the tokens; above 1 only for methods that do "
+        "nothing but factor matrices",
     )
 
     @model_validator(mode="after")
-    def check_cache(self) -> Self:
-        if self.cached_logits and self.hidden:
-            raise ValueError("hidden states are not kept; send cached_logits or hidden, not both")
-        if self.cached_logits and self.sharded:
+    def check_teacher_cache(self) -> Self:
+        if self.teacher_top_k and self.hidden_weight:
+            raise ValueError("hidden states are not cached; send teacher_top_k or hidden_weight, not both")
+        if self.teacher_top_k and self.sharded:
             raise ValueError(
-                "GPUs ask a sharded original together or not at all; send cached_logits or sharded, not both"
+                "a sharded teacher is computed by all GPUs at once, so its logits cannot be cached; "
+                "send teacher_top_k or sharded, not both"
             )
         return self
 
     @model_validator(mode="after")
-    def check_step(self) -> Self:
-        step = self.sequences * self.length
-        if self.tokens < step:
-            raise ValueError(f"tokens ({self.tokens}) is less than one step ({step}); lower sequences or length")
+    def check_tokens(self) -> Self:
+        batch = self.batch_size * self.length
+        if self.tokens < batch:
+            raise ValueError(
+                f"tokens ({self.tokens}) is less than one batch, batch_size times length ({batch}); "
+                "raise tokens, or lower batch_size or length"
+            )
         for dataset, windows in self.divided(self.windows).items():
             if windows == 0:
                 raise ValueError(
-                    f"tokens ({self.tokens}) leave no sequence of {self.length} for {dataset}; raise tokens"
+                    f"tokens ({self.tokens}) leaves no sequence of {self.length} for {dataset}; raise tokens"
                 )
-        if self.tokens < step * self.steps:
+        if self.tokens < batch * self.phases:
             raise ValueError(
-                f"tokens ({self.tokens}) leave less than one step of the optimiser ({step}) to each of {self.steps} "
-                "steps; lower steps, sequences or length"
+                f"tokens ({self.tokens}) leaves less than one batch, batch_size times length ({batch}), to each of "
+                f"{self.phases} phases; raise tokens, or lower phases, batch_size or length"
             )
         return self
 
     @property
     def windows(self) -> int:
-        """Sequences that hold the tokens."""
+        """Number of sequences that hold the tokens, rounded up."""
         return math.ceil(self.tokens / self.length)
 
 

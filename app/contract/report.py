@@ -52,31 +52,33 @@ class RemovedBlock(Section):
 
 
 class CurvePoint(Section):
-    """The mean loss of the steps since the point before."""
+    """A point of the loss curve: the mean loss of the steps since the point before."""
 
-    step: int
-    tokens: int = Field(description="trained on so far")
+    step: int = Field(description="optimizer steps so far, all phases together")
+    tokens: int = Field(description="tokens trained on so far")
     loss: float
 
 
-class DistillationStep(Section):
-    """A group of matrices that was compressed, and the training of the whole model behind it."""
+class DistillationPhase(Section):
+    """One phase: a group of matrices was compressed, then the whole model trained."""
 
-    compressed: tuple[str, ...] = Field(description="embedding, blocks and head by their names in the original")
-    tokens: int
-    restarts: int
-    loss: float = Field(description="at the end of the training")
+    compressed: tuple[str, ...] = Field(
+        description="what was compressed in this phase: embedding, blocks and head by their names in the original"
+    )
+    tokens: int = Field(description="tokens that the phase trained on")
+    restarts: int = Field(description="how often the phase's training diverged and continued at half the learning rate")
+    loss: float = Field(description="loss at the end of the phase")
 
 
 class DistillationReport(Section):
-    """How the training went."""
+    """How the distillation went."""
 
-    tokens: int = Field(description="trained on in all")
+    tokens: int = Field(description="tokens trained on in all")
     restarts: int = Field(
-        0, description="times that it diverged and went on from before that at half the learning rate"
+        0, description="how often training diverged, went back to a checkpoint and continued at half the learning rate"
     )
-    points: tuple[CurvePoint, ...]
-    steps: tuple[DistillationStep, ...] = Field((), description="in their order; one where the recipe asks for one")
+    points: tuple[CurvePoint, ...] = Field(description="the loss curve")
+    phases: tuple[DistillationPhase, ...] = Field((), description="the phases in their order, at least one")
 
 
 class TeacherText(Section):

@@ -77,7 +77,7 @@ class JobService:
         check_lengths(recipe, model.config)
         check_ratio(recipe, model.inventory)
         check_trained(recipe)
-        check_steps(recipe, model.inventory)
+        check_phases(recipe, model.inventory)
         check_baseline(recipe, model.inventory)
         check_formats(recipe, model.inventory)
         source = Source(
@@ -184,20 +184,22 @@ def check_ratio(recipe: Recipe, inventory: Inventory) -> None:
 
 
 def check_trained(recipe: Recipe) -> None:
-    """Factors can be trained only where the method is sure to leave some."""
+    """Refuse to train factors alone unless the method is sure to leave some."""
     distillation, method = recipe.distillation, method_of(recipe.method)
-    if distillation is not None and distillation.train == "factors" and method.leaves is not Leaves.FACTORED:
-        raise Refused("distillation.train", f"the method {method.name!r} need not leave factors; send 'all' or 'norms'")
+    if distillation is not None and distillation.trainable == "factors" and method.leaves is not Leaves.FACTORED:
+        message = f"the method {method.name!r} need not leave factors; send 'all' or 'norms'"
+        raise Refused("distillation.trainable", message)
 
 
-def check_steps(recipe: Recipe, inventory: Inventory) -> None:
-    """Training can come between the groups of matrices of a method that factors one after another, and of no other."""
-    steps, method = 1 if recipe.distillation is None else recipe.distillation.steps, method_of(recipe.method)
-    if steps > 1 and not method.phased:
+def check_phases(recipe: Recipe, inventory: Inventory) -> None:
+    """Refuse several phases for a method that does more than factor matrices, or more phases than blocks."""
+    phases, method = 1 if recipe.distillation is None else recipe.distillation.phases, method_of(recipe.method)
+    if phases > 1 and not method.phased:
         message = f"the method {method.name!r} does more than factor one matrix after another; send 1 or leave it out"
-        raise Refused("distillation.steps", message)
-    if steps > inventory.blocks:
-        raise Refused("distillation.steps", f"the model has {inventory.blocks} blocks; send at most {inventory.blocks}")
+        raise Refused("distillation.phases", message)
+    if phases > inventory.blocks:
+        message = f"the model has {inventory.blocks} blocks; send at most {inventory.blocks}"
+        raise Refused("distillation.phases", message)
 
 
 def check_formats(recipe: Recipe, inventory: Inventory) -> None:

@@ -103,13 +103,13 @@ def test_options_of_tasks_reach_the_recipe(run: Run, script: Script) -> None:
 
 
 def test_options_of_training_reach_the_recipe(run: Run, script: Script) -> None:
-    wanted = "--distill local:a --distill local:b --distill-tokens 4096 --learning-rate 1e-3 --train norms"
+    wanted = "--distill local:a --distill local:b --distill-tokens 4096 --learning-rate 1e-3 --trainable norms"
     run("compress", "local:tiny", "--ratio", "1.3", "--out", "out", *wanted.split())
     assert script.posted[0]["distillation"] == {
         "datasets": ["local:a", "local:b"],
         "tokens": 4096,
         "learning_rate": 1e-3,
-        "train": "norms",
+        "trainable": "norms",
     }
 
 

@@ -84,7 +84,7 @@ def test_a_job_that_is_killed_three_times_while_it_trains_gives_the_same_bytes_a
     service: JobService, settings: Settings, tiny: dict[str, Any], log: Path
 ) -> None:
     service.settings = patient = settings.model_copy(update={"max_attempts": 4})
-    distillation = {"datasets": ["local:calibration.txt"], "tokens": 120 * 128, "length": 64, "sequences": 2}
+    distillation = {"datasets": ["local:calibration.txt"], "tokens": 120 * 128, "length": 64, "batch_size": 2}
     recipe = Recipe.model_validate({**tiny, "distillation": distillation})
     disturbed = service.submit(recipe)
     with worker(patient, log):

@@ -1,7 +1,6 @@
 """Tiny random models that lose blocks, and how far what is left of them is from the original."""
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,8 +12,10 @@ from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.steps.influence import BlockScores
-from workers.compression.steps.local_distillation import Checkpoint, Distillation
+from workers.compression.steps.local_distillation import LocalDistillationSettings
 from workers.compression.steps.work import CheckpointStore
+from workers.compression.training.checkpoint import TrainingCheckpoint
+from workers.compression.training.loop import Observer
 
 BLOCKS = 6
 SIZES = {
@@ -29,7 +30,7 @@ SIZES = {
 }
 IDS = torch.randint(80, (12, 24), generator=torch.Generator().manual_seed(1))
 OTHERS = torch.randint(80, (6, 24), generator=torch.Generator().manual_seed(2))
-SHORT = Distillation(tokens=20 * 4 * 24, batch=4, rate=1e-3, coefficient_rate=1e-2)
+SHORT = LocalDistillationSettings(tokens=20 * 4 * 24, batch_size=4, learning_rate=1e-3, coefficient_learning_rate=1e-2)
 
 
 def write(model_type: str, directory: Path) -> Path:
@@ -59,19 +60,30 @@ def divergence(model: PreTrainedModel, directory: Path, ids: Tensor = OTHERS) ->
 
 
 class Kept(CheckpointStore):
-    """Checkpoints as copies in memory, and an end by force after some of them."""
+    """Checkpoints in memory, and an end by force after some of them."""
 
     def __init__(self, end_after: int | None = None) -> None:
-        self.checkpoints: dict[str, Checkpoint] = {}
+        self.checkpoints: dict[str, TrainingCheckpoint] = {}
         self.count = 0
         self.end_after = end_after
 
-    def latest(self, part: str) -> Checkpoint | None:
-        return self.checkpoints.get(part)
+    def observer(self, part: str) -> Observer:
+        return KeptPart(self, part)
 
-    def keep(self, part: str, checkpoint: Checkpoint) -> None:
-        tensors: Mapping[str, Tensor] = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
-        self.checkpoints[part] = dataclasses.replace(checkpoint, tensors=tensors)
-        self.count += 1
-        if self.count == self.end_after:
+
+class KeptPart(Observer):
+    """Keeps the checkpoints within one part."""
+
+    def __init__(self, kept: Kept, part: str) -> None:
+        self.kept = kept
+        self.part = part
+
+    def latest(self) -> TrainingCheckpoint | None:
+        return self.kept.checkpoints.get(self.part)
+
+    def save(self, checkpoint: TrainingCheckpoint) -> TrainingCheckpoint:
+        self.kept.checkpoints[self.part] = checkpoint
+        self.kept.count += 1
+        if self.kept.count == self.kept.end_after:
             raise KeyboardInterrupt
+        return checkpoint

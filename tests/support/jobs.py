@@ -70,8 +70,8 @@ def distillation_job(directory: Path) -> Assignment:
         "datasets": ["local:a.txt"],
         "tokens": STEPS * 32,
         "length": 16,
-        "sequences": 2,
-        "micro_batch": 1,
+        "batch_size": 2,
+        "micro_batch_size": 1,
     }
     return small_job(directory, blocks=2, target_ratio=1.3, method="width", distillation=distillation)
 

@@ -1,6 +1,7 @@
-"""A tiny teacher and students of every kind that compression leaves."""
+"""A tiny teacher, students of every kind that compression leaves, and an observer that remembers their training."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,10 @@ from tests.support.models import save_tiny_model
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
+from workers.compression.training.checkpoint import TrainingCheckpoint
+from workers.compression.training.distillation import distil
+from workers.compression.training.loop import Observer
+from workers.compression.training.settings import DistillationSettings
 
 UP, DOWN = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"
 TABLE = "model.embed_tokens"
@@ -72,6 +77,40 @@ def edited(model: StreamedModel, kind: str) -> EditedModel:
 
 def student_of(directory: Path, kind: str = "without_first_block") -> PreTrainedModel:
     return edited(opened(directory), kind).whole()
+
+
+class Recorder(Observer):
+    """Remembers the checkpoints and the steps of a run, which may resume from an earlier checkpoint."""
+
+    def __init__(self, resumed: TrainingCheckpoint | None = None) -> None:
+        self.resumed = resumed
+        self.checkpoints: list[TrainingCheckpoint] = []
+        self.steps: list[tuple[int, float]] = []
+
+    def latest(self) -> TrainingCheckpoint | None:
+        return self.resumed
+
+    def save(self, checkpoint: TrainingCheckpoint) -> TrainingCheckpoint:
+        self.checkpoints.append(checkpoint)
+        return checkpoint
+
+    def on_step(self, step: int, loss: float, restarts: int) -> None:
+        self.steps.append((step, loss))
+
+
+def checkpoints_of(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    windows: Tensor,
+    settings: DistillationSettings,
+    *,
+    resumed: TrainingCheckpoint | None = None,
+    **options: Any,
+) -> list[TrainingCheckpoint]:
+    """Every checkpoint of a distillation."""
+    recorder = Recorder(resumed)
+    distil(teacher, student, windows, settings, observer=recorder, **options)
+    return recorder.checkpoints
 
 
 def windows_of_text(windows: int, length: int) -> Tensor:

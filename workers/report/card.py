@@ -254,8 +254,8 @@ def how_it_was_made(report: CompressionReport) -> str:
         facts.append(
             f"Distillation from the original: {report.distillation.tokens:,} tokens of "
             f"{mixed(recipe.distillation)}, learning rate {recipe.distillation.learning_rate:g}, trained: "
-            f"{recipe.distillation.train}{in_steps(len(report.distillation.steps))}; the loss is the divergence from "
-            f"the original's predictions{softened(recipe.distillation)}{further_losses(recipe.distillation)}."
+            f"{recipe.distillation.trainable}{in_phases(len(report.distillation.phases))}; the loss is the divergence "
+            f"from the original's predictions{softened(recipe.distillation)}{further_losses(recipe.distillation)}."
         )
     facts.append("What became of each matrix stands in `compression_report.json`.")
     return "## How it was made\n\n" + "\n".join(f"- {fact}" for fact in facts)
@@ -267,14 +267,14 @@ def softened(distillation: Distillation) -> str:
 
 def further_losses(distillation: Distillation) -> str:
     weights = {
-        "the cross entropy of the text": distillation.cross_entropy,
-        "the normalised error of the last hidden states": distillation.hidden,
+        "the cross entropy of the text": distillation.cross_entropy_weight,
+        "the normalised error of the last hidden states": distillation.hidden_weight,
     }
     return "".join(f", plus {weight:g} times {name}" for name, weight in weights.items() if weight)
 
 
-def in_steps(count: int) -> str:
-    return f"; in {count} steps, each behind the compression of some of the matrices" if count > 1 else ""
+def in_phases(count: int) -> str:
+    return f"; in {count} phases, each after the compression of some of the matrices" if count > 1 else ""
 
 
 def other_formats(report: CompressionReport) -> Iterator[str]:

@@ -8,13 +8,13 @@ from pathlib import Path
 from app.contract.recipe import Recipe
 from workers.compression.phases import Phase, phases
 from workers.compression.pipeline import compress
-from workers.compression.steps.local_distillation import Checkpoint
+from workers.compression.training.checkpoint import TrainingCheckpoint
 from workers.stages import calibrate, compute, inspect, names
-from workers.stages.absorption_files import CheckpointFiles
 from workers.stages.context import Context
 from workers.stages.part_files import PartFiles, StagePlace
 from workers.stages.plan import plan_of, sensitivities_of
 from workers.stages.stage import Stage
+from workers.stages.training_files import AbsorptionCheckpoints
 
 NAME = names.COMPRESS
 
@@ -28,11 +28,11 @@ def run(context: Context, directory: Path) -> None:
         context.resumed(block=label.block)
         context.progress(len(parts) / len(labels), f"going on from {label.text}")
 
-    def tell(checkpoint: Checkpoint) -> None:
-        place = labels[len(parts)].text
-        context.progress(len(parts) / len(labels), f"{place}, step {checkpoint.step} of its distillation")
+    def report(checkpoint: TrainingCheckpoint) -> None:
+        place = f"{labels[len(parts)].text}, step {checkpoint.step} of {checkpoint.steps} of its distillation"
+        context.progress(len(parts) / len(labels), place)
 
-    checkpoints = CheckpointFiles(context.bench, NAME, directory, tell)
+    checkpoints = AbsorptionCheckpoints(context.bench, NAME, report)
     for done in compress(
         model,
         first.plan,
@@ -49,7 +49,7 @@ def run(context: Context, directory: Path) -> None:
 def schedule(context: Context) -> tuple[Phase, ...]:
     """Return the phases of the recipe: one where it asks for no distillation, which then has no training."""
     distillation = context.assignment.recipe.distillation
-    count = 1 if distillation is None else distillation.steps
+    count = 1 if distillation is None else distillation.phases
     return context.hold("phases", lambda: phases(inspect.model_inventory(context), plan_of(context), count))
 
 
@@ -77,7 +77,7 @@ WEIGHT = 0.43
 
 def weight(recipe: Recipe, turn: int) -> float:
     """Return how long this stage takes; all groups of matrices but the first are compressed between trainings."""
-    return WEIGHT if recipe.distillation is None else WEIGHT / recipe.distillation.steps
+    return WEIGHT if recipe.distillation is None else WEIGHT / recipe.distillation.phases
 
 
 STAGE = Stage(names.COMPRESS, run, weight)

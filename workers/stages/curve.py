@@ -1,4 +1,4 @@
-"""How a training went, as it is kept beside what it left and as the report shows it."""
+"""The loss curve of a distillation: kept beside the part that it left, and shown in the report."""
 
 import json
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from workers.compression.training.training import Checkpoint
+from workers.compression.training.checkpoint import TrainingCheckpoint
 
 POINTS = 500
-"""A curve has at most so many, all trainings of a job together."""
+"""A curve has at most this many points, all phases of a job together."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """The mean loss of the steps since the point before."""
+    """`loss` is the mean over the steps since the point before; `step` and `tokens` are those done so far."""
 
     step: int
     tokens: int
@@ -24,15 +24,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """A training of so many tokens. It diverged `restarts` times, and went on at half the learning rate each time."""
+    """How one training run went: tokens trained on, restarts after a divergence, and the loss in points."""
 
     tokens: int
     restarts: int
     points: tuple[Point, ...]
 
 
-def curve_of(checkpoint: Checkpoint, most: int = POINTS) -> Curve:
-    """At most so many points, evenly spread, the last of which is the end."""
+def curve_of(checkpoint: TrainingCheckpoint, most: int = POINTS) -> Curve:
+    """Return the curve of a run in at most `most` points, evenly spread; the last is the run's last step."""
     losses, count = checkpoint.losses, min(len(checkpoint.losses), most)
     ends = [len(losses) * (number + 1) // count for number in range(count)]
     tokens = checkpoint.tokens // max(1, checkpoint.step)
@@ -43,7 +43,7 @@ def curve_of(checkpoint: Checkpoint, most: int = POINTS) -> Curve:
 
 
 def joined(curves: Sequence[Curve]) -> Curve:
-    """Trainings one after another as a single one."""
+    """Return one curve of several runs one after another; steps and tokens are counted on."""
     points: list[Point] = []
     for curve in curves:
         step, tokens = (points[-1].step, points[-1].tokens) if points else (0, 0)
@@ -52,9 +52,11 @@ def joined(curves: Sequence[Curve]) -> Curve:
 
 
 def write_curve(path: Path, curve: Curve) -> None:
+    """Write a curve as JSON."""
     path.write_text(json.dumps(asdict(curve), indent=1))
 
 
 def read_curve(path: Path) -> Curve:
-    found: dict[str, Any] = json.loads(path.read_text())
-    return Curve(found["tokens"], found["restarts"], tuple(Point(**point) for point in found["points"]))
+    """Return the curve that `write_curve` wrote."""
+    content: dict[str, Any] = json.loads(path.read_text())
+    return Curve(content["tokens"], content["restarts"], tuple(Point(**point) for point in content["points"]))

@@ -1,8 +1,8 @@
-"""Train the compressed model to predict what the original predicts. What was trained becomes one more part.
+"""Train the compressed model to predict what the original predicts. The trained weights become one more part.
 
-Where the recipe asks for several steps, the first group of matrices was compressed before; here follow a training, the
-next group, the next training. Each part and each training is durable by itself. Several processes train together
-where there are several GPUs.
+Where the recipe asks for several phases, the stage before this has compressed the first group of matrices. Here follow
+its training, the next group, that group's training, and so on. Each part and each training is durable by itself. With
+several GPUs, several processes train together.
 """
 
 import logging
@@ -29,6 +29,7 @@ NAME = names.DISTILL
 
 
 def run(context: Context, directory: Path) -> None:
+    """Finish every phase: compress its parts, unless the stage before has, and train."""
     for phase in compress.schedule(context):
         if is_trained(context, phase):
             continue
@@ -38,21 +39,24 @@ def run(context: Context, directory: Path) -> None:
 
 
 def processes(context: Context) -> int:
-    """How many train together: each computes at least one of the sequences of a step."""
+    """Return how many processes train together.
+
+    Each computes at least one sequence of a batch; in a sharded training all compute equally many.
+    """
     distillation = context.assignment.recipe.distillation
     if distillation is None:
         return 1
-    several = min(compute.processes(context), distillation.sequences)
+    several = min(compute.processes(context), distillation.batch_size)
     if distillation.sharded:
-        # Those that gather weights together compute equally often.
-        even = max(number for number in range(1, several + 1) if distillation.sequences % number == 0)
+        even = max(number for number in range(1, several + 1) if distillation.batch_size % number == 0)
         if even < several:
-            log.warning("%d of %d processes train, since each is to have as many sequences", even, several)
+            log.warning("%d of %d processes train: batch_size must be a multiple of their number", even, several)
         return even
     return several
 
 
 def train(context: Context, phase: Phase) -> None:
+    """Train a phase, in several processes where there are several GPUs."""
     several = processes(context)
     if several > 1:
         train_in_processes(context, phase, several)
@@ -66,7 +70,7 @@ def is_trained(context: Context, phase: Phase) -> bool:
 
 
 def compress_more(context: Context, directory: Path, phase: Phase) -> None:
-    """Make the phase's parts, behind those that are finished."""
+    """Compress the phase's parts behind those that are finished, each durable once it is written."""
     parts = PartFiles(context.bench, [StagePlace(NAME, range(phase.first, phase.trained))], directory)
     labels, count = phase.plan.labels(inspect.model_inventory(context)), len(compress.schedule(context))
     if len(parts) == len(labels):
@@ -83,11 +87,11 @@ def compress_more(context: Context, directory: Path, phase: Phase) -> None:
     ):
         place = labels[min(done, len(labels) - 1)].text
         fraction = training.progress_of(phase, count, compressed=done / len(labels))
-        context.progress(fraction, f"{training.in_phase(phase, count)}{place}")
+        context.progress(fraction, f"{training.phase_prefix(phase, count)}{place}")
 
 
 def curves(context: Context) -> tuple[Curve, ...]:
-    """Return how each training went; nothing where the recipe asks for none."""
+    """Return the loss curve of each phase; none where the recipe asks for no distillation."""
     if names.DISTILL not in context.results:
         return ()
     files = map(training.curve_name, compress.schedule(context))

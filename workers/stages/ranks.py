@@ -1,7 +1,7 @@
 """A training divided among several processes of this machine, started by torchrun.
 
-Each is `workers.rank`, on a GPU of its own where there are GPUs. The first of them reports, keeps the training and
-leaves what comes of it, all of it where a single process would.
+Each process is `workers.rank`, on a GPU of its own where there are GPUs. Rank 0 reports, keeps checkpoints and leaves
+the result, all of it where a single process would.
 
 Promise: none of them outlives this process, however that ends.
 """
@@ -32,25 +32,28 @@ LOST = ErrorReport(
     message="one of the processes that train together was killed, as the kernel does when memory runs out",
     stage=names.DISTILL,
 )
-"""The failure when the processes end and none of them says why."""
+"""The failure of a training whose processes ended without any of them reporting why."""
 
 
 class RankRequest(Message):
-    """What each of the processes is told: where the job stands, and which phase of it to train."""
+    """The input of each rank: where the job stands, and which phase of it to train."""
 
-    assignment: Assignment = Field(description="with the kind of device alone, and the threads of one process")
-    fingerprint: str
-    turn: int
-    results: dict[str, Path]
-    phase: int
+    assignment: Assignment = Field(
+        description="the job's; `device` is 'cuda' or 'cpu' without an index, `threads` are those of one rank"
+    )
+    fingerprint: str = Field(description="hash of everything that the job's results depend on")
+    turn: int = Field(description="index of the ratio at work in the recipe's list")
+    results: dict[str, Path] = Field(description="directory of each finished stage's result")
+    phase: int = Field(description="number of the phase to train, from 0")
 
 
 def train_in_processes(context: Context, phase: Phase, processes: int) -> None:
-    """Has a phase trained by so many processes; their reports become this one's.
+    """Train a phase in several processes, and pass their reports on as this process's own.
 
-    Raises AttemptFailed where one of them fails.
+    Raises:
+        AttemptFailed: when one of them fails.
     """
-    # They need what this process keeps of the GPU unused.
+    # The ranks need the GPU memory that this process has cached.
     torch.cuda.empty_cache()
     with tempfile.TemporaryDirectory(prefix="ranks-") as scratch:
         request = Path(scratch) / "request.json"
@@ -59,6 +62,7 @@ def train_in_processes(context: Context, phase: Phase, processes: int) -> None:
 
 
 def request_for(context: Context, phase: Phase, processes: int) -> RankRequest:
+    """Return the request that every one of `processes` ranks gets."""
     threads = max(1, torch.get_num_threads() // processes)
     changes = {"device": compute.device(context).type, "threads": threads}
     return RankRequest(
@@ -71,15 +75,21 @@ def request_for(context: Context, phase: Phase, processes: int) -> RankRequest:
 
 
 def torchrun(processes: int, scratch: Path, module: str, *arguments: str) -> list[str]:
-    """The command that runs a module in so many processes. Without an address it would ask for this host's by name."""
+    """Return the command that runs a module in `processes` processes, with `scratch` for torchrun's logs."""
+    # Without an address torchrun would look this host up by its name.
     options = ["--standalone", f"--nproc-per-node={processes}", f"--local-addr={HERE}", f"--log-dir={scratch}"]
     return [sys.executable, "-m", "torch.distributed.run", *options, "--module", module, *arguments]
 
 
 def follow(context: Context, command: Sequence[str]) -> None:
-    """Pass on what the processes of a command report until all have ended. Raises AttemptFailed where one fails."""
+    """Run a command and pass on what its processes report, until all have ended.
+
+    Raises:
+        AttemptFailed: with the first failure that one of them reported, or LOST, when the command fails.
+    """
     failure: ErrorReport | None = None
-    # Their standard input is a lifeline. torchrun gives each a session of its own, so no signal to ours reaches them.
+    # The ranks end when their standard input closes: torchrun puts each into a session of its own, so that no signal
+    # to this process's group reaches them.
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, errors="replace", env=environment()
     ) as process:
@@ -87,10 +97,10 @@ def follow(context: Context, command: Sequence[str]) -> None:
             try:
                 report = REPORT.validate_json(line)
             except ValueError:
-                log.warning("a rank said what is no report: %s", line[:200].rstrip())
+                log.warning("a rank wrote a line that is not a report: %s", line[:200].rstrip())
                 continue
             if isinstance(report, ErrorReport):
-                # Those that follow are of the others, which miss the one that failed.
+                # Later failures are of ranks that miss the one that failed.
                 failure = failure or report
             else:
                 context.report(report)
@@ -99,5 +109,5 @@ def follow(context: Context, command: Sequence[str]) -> None:
 
 
 def environment() -> Mapping[str, str]:
-    """This process's, with the modules that it can import."""
+    """Return this process's environment with its import path, so that the ranks import the same modules."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

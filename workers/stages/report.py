@@ -6,8 +6,8 @@ from pathlib import Path
 
 from app.contract.report import (
     CompressionReport,
+    DistillationPhase,
     DistillationReport,
-    DistillationStep,
     RemovedBlock,
     SiteReport,
     TeacherText,
@@ -108,15 +108,15 @@ def distillation(context: Context) -> DistillationReport | None:
     curves = distill.curves(context)
     if not curves:
         return None
-    return DistillationReport.model_validate(asdict(joined(curves)) | {"steps": tuple(steps(context))})
+    return DistillationReport.model_validate(asdict(joined(curves)) | {"phases": tuple(phases(context))})
 
 
-def steps(context: Context) -> Iterator[DistillationStep]:
-    """What was compressed before each training, and how that went."""
+def phases(context: Context) -> Iterator[DistillationPhase]:
+    """Yield, for each phase, the names of the parts compressed in it and how its training went."""
     parts = compress.finished_parts(context)
     for phase, curve in zip(compress.schedule(context), distill.curves(context), strict=True):
         made = (parts[number] for number in range(phase.first, phase.trained))
-        yield DistillationStep(
+        yield DistillationPhase(
             compressed=tuple(part.name for part in made if part.structures),
             tokens=curve.tokens,
             restarts=curve.restarts,

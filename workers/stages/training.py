@@ -1,10 +1,9 @@
-"""One training of the compressed model as far as it is made, with what it left as one more part.
+"""One distillation of the compressed model as far as it is made, and the part that it leaves.
 
-The training is kept every so many steps: a new attempt goes on behind the last step that was kept, and ends with the
-weights that an undisturbed one ends with.
+Checkpoints are durable: a new attempt resumes from the last one and ends with the weights of an undisturbed attempt.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -14,163 +13,158 @@ from app.contract.recipe import Distillation
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.phases import Phase
-from workers.compression.training.parallel import Alone, Ranks
-from workers.compression.training.settings import Settings
+from workers.compression.training.checkpoint import TrainingCheckpoint
+from workers.compression.training.distillation import distil
+from workers.compression.training.loop import Observer
+from workers.compression.training.parallel import ParallelStrategy, SingleProcess
+from workers.compression.training.settings import DistillationSettings
 from workers.compression.training.trained import trained_part
-from workers.compression.training.training import Checkpoint, distil
 from workers.stages import calibrate, compress, compute, inspect, names
 from workers.stages.context import Context
 from workers.stages.curve import POINTS, curve_of, write_curve
 from workers.stages.part_files import file_name, write_part
-from workers.stages.training_files import read_checkpoint, write_checkpoint
+from workers.stages.training_files import CheckpointFiles
 
 TRAINING = "training"
-"""Under this name trainings are kept, beside the results of the stages; the last state of one is no part of them."""
+"""Name of the result whose directory holds checkpoints; it lies beside the results of the stages."""
 
 TEACHER = "teacher"
-"""A directory of this name and that of the inputs lies beside those of the attempts: it keeps what the teacher said."""
+"""Beginning of the name of the directory of cached teacher logits, which every attempt at the same inputs shares."""
 
 COMPRESSING = 0.1
-"""Part of a phase that making its parts takes, before its training; only the progress bar leans on it."""
+"""Estimated share of a phase's time that compressing its parts takes; only the progress bar depends on it."""
 
-KEPT_TIMES, LONGEST_INTERVAL = 10, 50
-"""A training is kept so many times, and after so many steps at the latest."""
+CHECKPOINTS, LONGEST_INTERVAL = 10, 50
+"""Checkpoints per run, and the most steps between two of them."""
 
 
-def train_phase(context: Context, phase: Phase, ranks: Ranks | None = None) -> None:
-    """Trains what the parts so far make of the original; leaves the curve and the part `phase.trained`.
+def train_phase(context: Context, phase: Phase, parallel: ParallelStrategy | None = None) -> None:
+    """Train the model that all parts so far make; leave the loss curve and the part number `phase.trained`.
 
-    Where the training is divided among `ranks`, all of them call this, and the one that leads makes it durable.
+    With `parallel`, each of several processes calls this, and the leading one makes the result durable.
     """
-    ranks = ranks or Alone()
-    distillation = asked(context)
+    parallel = parallel or SingleProcess()
     original = StreamedModel.open(inspect.model_dir(context), device=compute.device(context), dtype=torch.float32)
     edited = EditedModel(original, compress.parts_before(context, phase.trained))
-    student = edited.whole()
-    trained = train(context, student, distillation, phase, ranks)
-    if not ranks.leads:
+    checkpoint = train(context, edited.whole(), phase, parallel)
+    if not parallel.leads:
         return
-    part = trained_part(edited, trained.trained)
+    part = trained_part(edited, checkpoint.trained)
     directory = context.bench.begin(names.DISTILL)
-    # The part comes last, since it says that the phase is done.
+    # The part comes last, since it marks the phase as done.
     curve = directory / curve_name(phase)
-    write_curve(curve, curve_of(trained, max(1, POINTS // len(compress.schedule(context)))))
+    write_curve(curve, curve_of(checkpoint, max(1, POINTS // len(compress.schedule(context)))))
     context.bench.finish_part(curve)
     path = directory / file_name(phase.trained)
     write_part(path, part)
     context.bench.finish_part(path)
+    checkpoint_files(context, phase).clear()
 
 
-def train(
-    context: Context, student: PreTrainedModel, distillation: Distillation, phase: Phase, ranks: Ranks
-) -> Checkpoint:
-    """Trains the student in place, from where an earlier attempt was, and gives the last state of the training."""
-    count = len(compress.schedule(context))
+def train(context: Context, student: PreTrainedModel, phase: Phase, parallel: ParallelStrategy) -> TrainingCheckpoint:
+    """Train the student in place, resuming from an earlier attempt, and return the checkpoint after the last step."""
+    distillation, phases = requested(context), len(compress.schedule(context))
+    settings = replace(settings_of(distillation, phases), seed=context.assignment.recipe.seed)
     teacher = compute.open_model(context, inspect.model_dir(context)).whole()
-    settings, step_tokens = settings_of(distillation, count), distillation.sequences * distillation.length
-    steps = settings.steps(distillation.length)
-    before = phase.number * steps
-    kept = last_kept(context, before)
-    if kept is not None:
-        context.resumed()
-
-    def tell(step: int, loss: float) -> None:
-        tokens = min(step * step_tokens, settings.tokens)
-        place = place_of(tokens, settings.tokens, loss, kept.restarts if kept else 0)
-        context.progress(progress_of(phase, count, trained=step / steps), in_phase(phase, count) + place)
-
-    for checkpoint in distil(
+    return distil(
         teacher,
         student,
-        windows_of(calibrate.distillation(context), phase, count),
+        windows_of(calibrate.distillation(context), phase, phases),
         settings,
-        seed=context.assignment.recipe.seed,
-        resumed=kept,
         compute_dtype=None if teacher.dtype == torch.float32 else teacher.dtype,
-        cache=context.assignment.work_dir / f"{TEACHER}-{context.bench.fingerprint}",
-        ranks=ranks,
-        keep=lambda checkpoint: keep(context, checkpoint, before, ranks),
-        told=tell,
-    ):
-        kept = checkpoint
-    if kept is None:
-        raise ValueError("a training of no steps")
-    return kept
+        teacher_cache=context.assignment.work_dir / f"{TEACHER}-{context.bench.fingerprint}",
+        parallel=parallel,
+        observer=PhaseObserver(context, phase, settings, parallel),
+    )
 
 
-def asked(context: Context) -> Distillation:
+class PhaseObserver(Observer):
+    """Makes the checkpoints of one phase's training durable, and reports its progress to the job."""
+
+    def __init__(
+        self, context: Context, phase: Phase, settings: DistillationSettings, parallel: ParallelStrategy
+    ) -> None:
+        self._context, self._phase, self._settings, self._parallel = context, phase, settings, parallel
+        self._files = checkpoint_files(context, phase)
+        self._phases = len(compress.schedule(context))
+        self._length = requested(context).length
+
+    def latest(self) -> TrainingCheckpoint | None:
+        checkpoint = self._files.latest()
+        if checkpoint is not None:
+            self._context.resumed()
+        return checkpoint
+
+    def save(self, checkpoint: TrainingCheckpoint) -> TrainingCheckpoint:
+        if self._parallel.leads:
+            self._files.save(checkpoint)
+        self._parallel.wait()
+        # Every process reads the leader's file if it has to go back to this checkpoint.
+        return self._files.read(checkpoint.step)
+
+    def on_step(self, step: int, loss: float, restarts: int) -> None:
+        settings = self._settings
+        tokens = min(step * settings.batch_size * self._length, settings.tokens)
+        fraction = progress_of(self._phase, self._phases, trained=step / settings.steps(self._length))
+        detail = training_detail(tokens, settings.tokens, loss, restarts)
+        self._context.progress(fraction, f"{phase_prefix(self._phase, self._phases)}{detail}")
+
+
+def checkpoint_files(context: Context, phase: Phase) -> CheckpointFiles:
+    """Return where the checkpoints of a phase's training are kept."""
+    return CheckpointFiles(context.bench, TRAINING, f"phase-{phase.number:04d}")
+
+
+def requested(context: Context) -> Distillation:
+    """Return the distillation that the recipe asks for.
+
+    Raises:
+        ValueError: when it asks for none.
+    """
     distillation = context.assignment.recipe.distillation
     if distillation is None:
         raise ValueError("the recipe asks for no distillation")
     return distillation
 
 
-def settings_of(distillation: Distillation, phases: int = 1) -> Settings:
-    """Those of each training, where the tokens of the recipe are for so many."""
-    settings = Settings(
-        tokens=distillation.tokens // phases,
-        sequences=distillation.sequences,
-        micro_batch=distillation.micro_batch,
-        rate=distillation.learning_rate,
-        warm_up=distillation.warm_up,
-        temperature=distillation.temperature,
-        cross_entropy=distillation.cross_entropy,
-        hidden=distillation.hidden,
-        train=distillation.train,
-        checkpointing=distillation.checkpointing,
-        cached_logits=distillation.cached_logits,
-    )
-    often = settings.steps(distillation.length) // KEPT_TIMES
+def settings_of(distillation: Distillation, phases: int = 1) -> DistillationSettings:
+    """Return the training settings of one phase; the recipe's token budget is divided evenly over `phases`.
+
+    Every field that recipe and settings have in common is taken over by its name.
+    """
+    shared = {field.name for field in fields(DistillationSettings)} & type(distillation).model_fields.keys()
+    settings = DistillationSettings(**distillation.model_dump(include=shared))
+    settings = replace(settings, tokens=distillation.tokens // phases)
+    often = settings.steps(distillation.length) // CHECKPOINTS
     return replace(settings, interval=min(max(1, often), LONGEST_INTERVAL))
 
 
 def windows_of(windows: Tensor, phase: Phase, phases: int) -> Tensor:
-    """The phase's share of windows [N, T], so that no text comes again while other text was not seen yet."""
+    """Return the phase's share of windows [N, T]: no text is repeated while a phase has not seen other text yet."""
     return windows[phase.number % len(windows) :: phases]
 
 
 def progress_of(phase: Phase, phases: int, *, compressed: float = 1.0, trained: float = 0.0) -> float:
-    """How much of all phases is done; the parts of the first are those of another stage."""
+    """Return the share of all phases that is done, given those of this phase's parts and of its training.
+
+    The parts of the first phase belong to another stage and do not count.
+    """
     compressing = COMPRESSING if phase.number else 0.0
     return (phase.number + compressing * compressed + (1 - compressing) * trained) / phases
 
 
-def in_phase(phase: Phase, phases: int) -> str:
-    """What stands before the rest where there are several, for people."""
-    return f"step {phase.number + 1} of {phases}, " if phases > 1 else ""
+def phase_prefix(phase: Phase, phases: int) -> str:
+    """Return the beginning of a progress message that names the phase; empty where there is only one."""
+    return f"phase {phase.number + 1} of {phases}, " if phases > 1 else ""
 
 
-def place_of(tokens: int, of: int, loss: float, restarts: int) -> str:
-    """How far a training is, for people."""
+def training_detail(tokens: int, of: int, loss: float, restarts: int) -> str:
+    """Return the progress message of a training: tokens done, tokens in all, the last loss and any restarts."""
     times = "once" if restarts == 1 else f"{restarts} times"
-    diverged = f"; diverged {times} and went on at a lower learning rate" if restarts else ""
+    diverged = f"; diverged {times} and continued at a lower learning rate" if restarts else ""
     return f"distilling: {tokens:,} of {of:,} tokens, loss {loss:.3g}{diverged}"
 
 
-def keep(context: Context, checkpoint: Checkpoint, before: int, ranks: Ranks) -> Checkpoint:
-    """Make a training durable, drop the earlier states of it, and give it back as it is read from its file.
-
-    `before`: the steps of trainings before this one; a state is named for the number of all steps so far.
-    """
-    path = context.bench.begin(TRAINING) / f"{before + checkpoint.step:08d}.safetensors"
-    if ranks.leads:
-        write_checkpoint(path, checkpoint)
-        context.bench.finish_part(path)
-        for earlier in context.bench.parts(TRAINING):
-            if earlier < path.name:
-                context.bench.discard_part(TRAINING, earlier)
-    ranks.wait()
-    return read_checkpoint(path)
-
-
-def last_kept(context: Context, before: int) -> Checkpoint | None:
-    """The last state of the training that has so many steps of others before it."""
-    for name in reversed(context.bench.parts(TRAINING)):
-        path = context.bench.finished_part(TRAINING, name)
-        if path is not None and int(path.stem) > before:
-            return read_checkpoint(path)
-    return None
-
-
 def curve_name(phase: Phase) -> str:
+    """Return the name of the file with the loss curve of a phase."""
     return f"curve-{phase.number}.json"

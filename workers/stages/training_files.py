@@ -1,24 +1,118 @@
-"""The file that a training is kept in while it is under way. Its tensors are read when they are asked for."""
+"""The files in which training runs are kept while they are under way: those of distillation and of absorption."""
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from workers.compression.training.training import Checkpoint
+from workers.compression.steps.work import CheckpointStore
+from workers.compression.training.checkpoint import TrainingCheckpoint
+from workers.compression.training.loop import Observer
 from workers.stages.part_files import StoredTensors
+from workers.stages.workbench import Workbench
 
 NUMBERS = ("step", "steps", "tokens", "losses", "restarts")
+"""Fields of a checkpoint that are stored as JSON in the file's metadata."""
+
+ABSORPTION = "absorption"
+"""Beginning of the names of all files that `AbsorptionCheckpoints` keeps."""
+
+OnSave = Callable[[TrainingCheckpoint], None]
+"""Takes a checkpoint that was saved."""
 
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+class CheckpointFiles(Observer):
+    """Keeps the latest checkpoint of one run as a durable part of a stage's result.
+
+    An older checkpoint is removed once a newer one is recorded; one that is damaged or not recorded does not count.
+    """
+
+    def __init__(self, bench: Workbench, result: str, run: str) -> None:
+        """
+        Args:
+            result: name of the result whose directory holds the files.
+            run: beginning of the files' names, which tells the run from others in the directory.
+        """
+        self._bench = bench
+        self._result = result
+        self._prefix = f"{run}-"
+
+    def latest(self) -> TrainingCheckpoint | None:
+        """Return the newest intact checkpoint that any attempt has saved; its tensors are read on demand."""
+        for file in reversed(self._files()):
+            path = self._bench.finished_part(self._result, file)
+            if path is not None:
+                return read_checkpoint(path)
+        return None
+
+    def save(self, checkpoint: TrainingCheckpoint) -> TrainingCheckpoint:
+        """Write a checkpoint, remove older ones, and return it with tensors that are read on demand."""
+        path = self._path(checkpoint.step)
+        write_checkpoint(path, checkpoint)
+        self._bench.finish_part(path)
+        self._discard(file for file in self._files() if file < path.name)
+        return read_checkpoint(path)
+
+    def read(self, step: int) -> TrainingCheckpoint:
+        """Return the checkpoint that this attempt has saved after a step; its tensors are read on demand."""
+        return read_checkpoint(self._path(step))
+
+    def clear(self) -> None:
+        """Remove the run's checkpoints: what it was for is finished."""
+        self._discard(self._files())
+
+    def _path(self, step: int) -> Path:
+        return self._bench.begin(self._result) / f"{self._prefix}{step:09d}.safetensors"
+
+    def _files(self) -> list[str]:
+        """Return the names of the recorded files, those of earlier steps first."""
+        return [file for file in self._bench.parts(self._result) if file.startswith(self._prefix)]
+
+    def _discard(self, files: Iterable[str]) -> None:
+        for file in files:
+            self._bench.discard_part(self._result, file)
+
+
+class AbsorptionCheckpoints(CheckpointStore):
+    """Keeps the checkpoints of the distillations within the parts of a stage's result, and reports each."""
+
+    def __init__(self, bench: Workbench, result: str, on_save: OnSave) -> None:
+        self._bench = bench
+        self._result = result
+        self._on_save = on_save
+
+    def observer(self, part: str) -> CheckpointFiles:
+        return _ReportedFiles(self._bench, self._result, f"{ABSORPTION}-{part}", self._on_save)
+
+    def clear(self) -> None:
+        """Remove all checkpoints: the part that was distilled is finished."""
+        CheckpointFiles(self._bench, self._result, ABSORPTION).clear()
+
+
+class _ReportedFiles(CheckpointFiles):
+    """Checkpoint files that call `on_save` with each checkpoint."""
+
+    def __init__(self, bench: Workbench, result: str, run: str, on_save: OnSave) -> None:
+        super().__init__(bench, result, run)
+        self._on_save = on_save
+
+    def save(self, checkpoint: TrainingCheckpoint) -> TrainingCheckpoint:
+        saved = super().save(checkpoint)
+        self._on_save(saved)
+        return saved
+
+
+def write_checkpoint(path: Path, checkpoint: TrainingCheckpoint) -> None:
+    """Write a checkpoint as one safetensors file with its numbers in the metadata."""
     numbers = {field: getattr(checkpoint, field) for field in NUMBERS}
     save_file(dict(checkpoint.tensors), path, metadata={"training": json.dumps(numbers)})
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path) -> TrainingCheckpoint:
+    """Return a checkpoint whose tensors are read from the file when they are needed."""
     with safe_open(path, framework="pt") as file:
         numbers = json.loads(file.metadata()["training"])
     numbers["losses"] = tuple(numbers["losses"])
-    return Checkpoint(**numbers, tensors=StoredTensors(path))
+    return TrainingCheckpoint(**numbers, tensors=StoredTensors(path))

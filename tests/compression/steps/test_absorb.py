@@ -15,10 +15,10 @@ from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.steps.absorb import Absorption, absorb_each, survivors_around
-from workers.compression.steps.grafting import Ranks
+from workers.compression.steps.grafting import GraftRanks
 from workers.compression.steps.work import Work
 
-SETTINGS = Absorption(SHORT, survivors=3, ranks=Ranks(4, 4))
+SETTINGS = Absorption(SHORT, survivors=3, ranks=GraftRanks(4, 4))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_every_tensor_of_the_survivors_is_distilled(directory: Path) -> None:
 
 
 def test_killed_within_the_second_distillation_it_goes_on_to_the_same_weights(directory: Path) -> None:
-    settings = dataclasses.replace(SETTINGS, interval=6)
+    settings = dataclasses.replace(SETTINGS, distillation=dataclasses.replace(SHORT, interval=6))
     original, done, store = StreamedModel.open(directory), [], Kept(end_after=6)
     whole = list(absorb(original, shortened(original, 1, 3), settings))
     with pytest.raises(KeyboardInterrupt):

@@ -18,11 +18,11 @@ from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.steps.absorb import Absorption
 from workers.compression.steps.fuse import EPOCHS, fuse_each, fusegpt
-from workers.compression.steps.grafting import Ranks
+from workers.compression.steps.grafting import GraftRanks
 from workers.compression.steps.influence import BlockScores, removals
 from workers.compression.steps.work import Work
 
-SETTINGS = Absorption(dataclasses.replace(SHORT, loss="batch_divergence"), survivors=3, ranks=Ranks(4, 4))
+SETTINGS = Absorption(dataclasses.replace(SHORT, loss="batch_divergence"), survivors=3, ranks=GraftRanks(4, 4))
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +47,10 @@ def fuse(
 def test_it_has_its_published_hyper_parameters() -> None:
     found = fusegpt(tokens=123)
     settings = found.distillation
-    assert (found.survivors, found.ranks, EPOCHS, settings.tokens) == (7, Ranks(128, 128), 20, 123)
-    assert (settings.coefficient_rate, settings.rate, settings.betas) == (1e-3, 9.65e-6, (0.9, 0.95))
-    assert (settings.epsilon, settings.weight_decay, settings.warm_up) == (1e-8, 0.0, 0.0)
-    assert (settings.batch, settings.loss, settings.clip) == (8, "batch_divergence", math.inf)
+    assert (found.survivors, found.ranks, EPOCHS, settings.tokens) == (7, GraftRanks(128, 128), 20, 123)
+    assert (settings.coefficient_learning_rate, settings.learning_rate, settings.betas) == (1e-3, 9.65e-6, (0.9, 0.95))
+    assert (settings.epsilon, settings.weight_decay, settings.warmup_ratio) == (1e-8, 0.0, 0.0)
+    assert (settings.batch_size, settings.loss, settings.max_gradient_norm) == (8, "batch_divergence", math.inf)
     assert not settings.float32
 
 
@@ -83,7 +83,8 @@ def test_the_fused_model_saved_and_opened_computes_what_it_computed_in_memory(mo
 
 
 def test_killed_within_the_second_distillation_it_goes_on_to_the_same_weights(directory: Path) -> None:
-    settings = dataclasses.replace(SETTINGS, interval=6)
+    distillation = dataclasses.replace(SETTINGS.distillation, interval=6)
+    settings = dataclasses.replace(SETTINGS, distillation=distillation)
     original, done, store = StreamedModel.open(directory), [], Kept(end_after=6)
     whole = list(fuse(EditedModel(original), chosen(3, 1), settings))
     with pytest.raises(KeyboardInterrupt):

@@ -14,12 +14,12 @@ from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.spec.steps import Refit
 from workers.compression.steps.absorb import Absorption, absorb_each
-from workers.compression.steps.grafting import Ranks
+from workers.compression.steps.grafting import GraftRanks
 from workers.compression.steps.influence import removals
 from workers.compression.steps.remove import removal_parts
 from workers.compression.steps.work import Work
 
-TRAINED = Absorption(SHORT, survivors=3, ranks=Ranks(4, 4))
+TRAINED = Absorption(SHORT, survivors=3, ranks=GraftRanks(4, 4))
 REMOVED = (3, 1)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.steps.grafting import Ranks, folded, graft, trained
+from workers.compression.steps.grafting import GraftRanks, folded, graft, trained
 
 SIZES = {
     "hidden_size": 32,
@@ -19,7 +19,7 @@ SIZES = {
     "vocab_size": 80,
     "max_position_embeddings": 64,
 }
-RANKS = Ranks(coefficients=3, correction=5)
+RANKS = GraftRanks(coefficients=3, correction=5)
 BIASED = ["gpt2", "qwen2", "opt"]
 
 

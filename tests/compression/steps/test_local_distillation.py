@@ -2,21 +2,23 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from tests.support.students import Recorder
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.steps.grafting import Ranks, folded, graft
+from workers.compression.steps.grafting import GraftRanks, folded, graft
 from workers.compression.steps.local_distillation import (
-    Checkpoint,
-    Distillation,
+    LocalDistillationSettings,
     batch_divergence,
-    distil,
+    distil_blocks,
     relative_error,
 )
+from workers.compression.training.loop import Diverged
 
 CONFIG = LlamaConfig(
     hidden_size=16,
@@ -26,7 +28,9 @@ CONFIG = LlamaConfig(
     num_key_value_heads=2,
     vocab_size=50,
 )
-SETTINGS = Distillation(tokens=12 * 4 * 8, batch=4, rate=3e-3, coefficient_rate=3e-3)
+SETTINGS = LocalDistillationSettings(
+    tokens=12 * 4 * 8, batch_size=4, learning_rate=3e-3, coefficient_learning_rate=3e-3, interval=5
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,7 @@ def grafted(model: StreamedModel) -> dict[int, nn.Module]:
     for index in (1, 3):
         with model.block(index) as receiver, model.block(2) as donor:
             blocks[index] = _held(receiver)
-            graft(blocks[index], donor, Ranks(2, 2), seed=index)
+            graft(blocks[index], donor, GraftRanks(2, 2), seed=index)
     return blocks
 
 
@@ -88,23 +92,22 @@ def test_the_group_learns_to_do_without_the_block_between(model: StreamedModel) 
     for index in (1, 2, 3):
         with model.block(index) as block:
             targets = model.run(block, index, targets)
-    settings = Distillation(tokens=40 * 4 * 8, batch=4, rate=1e-2, coefficient_rate=1e-2)
-    losses = [each.loss for each in distil(model, grafted(model), inputs, targets, settings, interval=1)]
+    settings = replace(SETTINGS, tokens=40 * 4 * 8, learning_rate=1e-2, coefficient_learning_rate=1e-2)
+    losses = distil_blocks(model, grafted(model), inputs, targets, settings).losses
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
 def test_there_is_a_checkpoint_every_interval_and_after_the_last_step(model: StreamedModel) -> None:
-    found = [each.step for each in distil(model, grafted(model), stream(1), stream(2), SETTINGS, interval=5)]
-    assert found == [5, 10, 12]
+    recorder = Recorder()
+    distil_blocks(model, grafted(model), stream(1), stream(2), SETTINGS, recorder)
+    assert [checkpoint.step for checkpoint in recorder.checkpoints] == [5, 10, 12]
 
 
 @pytest.mark.parametrize("stopped", [1, 6, 11])
 def test_a_resumed_distillation_ends_with_the_same_weights(stopped: int, model: StreamedModel) -> None:
-    whole, broken, again = grafted(model), grafted(model), grafted(model)
-    list(distil(model, whole, stream(1), stream(2), SETTINGS))
-    checkpoint = next(distil(model, broken, stream(1), stream(2), SETTINGS, interval=stopped))
-    copied = Checkpoint(checkpoint.step, checkpoint.loss, {k: v.clone() for k, v in checkpoint.tensors.items()})
-    list(distil(model, again, stream(1), stream(2), SETTINGS, resumed=copied))
+    whole, again, recorder = grafted(model), grafted(model), Recorder()
+    distil_blocks(model, whole, stream(1), stream(2), replace(SETTINGS, interval=stopped), recorder)
+    distil_blocks(model, again, stream(1), stream(2), SETTINGS, Recorder(recorder.checkpoints[0]))
     for index, block in whole.items():
         expected = folded(block)
         assert all(torch.equal(tensor, expected[name]) for name, tensor in folded(again[index]).items())
@@ -112,21 +115,30 @@ def test_a_resumed_distillation_ends_with_the_same_weights(stopped: int, model: 
 
 def test_a_finished_distillation_is_restored_without_a_step(model: StreamedModel) -> None:
     whole, again = grafted(model), grafted(model)
-    *_, last = distil(model, whole, stream(1), stream(2), SETTINGS)
-    assert list(distil(model, again, stream(1), stream(2), SETTINGS, resumed=last)) == []
+    recorder = Recorder(distil_blocks(model, whole, stream(1), stream(2), SETTINGS))
+    distil_blocks(model, again, stream(1), stream(2), SETTINGS, recorder)
+    assert recorder.steps == []
     assert torch.equal(folded(again[1])["mlp.up_proj.weight"], folded(whole[1])["mlp.up_proj.weight"])
 
 
 def test_tokens_are_what_is_spent() -> None:
-    assert Distillation(tokens=1000, batch=4).steps(length=50) == 5
-    assert Distillation(tokens=1001, batch=4).steps(length=50) == 6
+    assert LocalDistillationSettings(tokens=1000, batch_size=4).steps(length=50) == 5
+    assert LocalDistillationSettings(tokens=1001, batch_size=4).steps(length=50) == 6
 
 
 def test_coefficients_and_the_rest_learn_at_their_own_rates(model: StreamedModel) -> None:
     blocks = grafted(model)
-    settings = Distillation(tokens=32, batch=4, rate=0.0, coefficient_rate=1e-2, clip=math.inf, warm_up=0.0)
+    settings = replace(SETTINGS, tokens=32, learning_rate=0.0, warmup_ratio=0.0)
     before = {name: each.detach().clone() for name, each in blocks[1].named_parameters()}
-    list(distil(model, blocks, stream(1), stream(2), settings))
+    distil_blocks(model, blocks, stream(1), stream(2), settings)
     moved = {name for name, each in blocks[1].named_parameters() if not torch.equal(each, before[name])}
     assert moved
     assert all(".coefficient" in name for name in moved)
+
+
+def test_a_loss_that_rises_is_no_divergence_but_one_that_is_no_number_is(model: StreamedModel) -> None:
+    risen = distil_blocks(model, grafted(model), stream(1), stream(2), replace(SETTINGS, learning_rate=1.0))
+    assert max(risen.losses) > 3 * min(risen.losses)
+    assert risen.restarts == 0
+    with pytest.raises(Diverged):
+        distil_blocks(model, grafted(model), stream(1), torch.full_like(stream(2), math.nan), SETTINGS)

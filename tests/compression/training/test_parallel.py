@@ -10,23 +10,23 @@ from transformers import PreTrainedModel
 
 from tests.support.ports import free_port
 from tests.support.students import edited, opened
-from workers.compression.training.parallel import DataParallel, PeerLost, Ranks, together
-from workers.compression.training.settings import Settings
-from workers.compression.training.training import Checkpoint, distil
+from workers.compression.training.checkpoint import TrainingCheckpoint
+from workers.compression.training.distillation import distil
+from workers.compression.training.parallel import DataParallel, ParallelStrategy, PeerLost, losing_peers
+from workers.compression.training.settings import DistillationSettings
 
 LENGTH = 12
-SETTINGS = Settings(tokens=6 * 5 * LENGTH, sequences=5, micro_batch=2, rate=3e-3, interval=3)
+SETTINGS = DistillationSettings(tokens=6 * 5 * LENGTH, batch_size=5, micro_batch_size=2, learning_rate=3e-3, interval=3)
 
 
 def text() -> Tensor:
     return torch.randint(3, 96, (10, LENGTH), generator=torch.Generator().manual_seed(3))
 
 
-def trained(source: Path, ranks: Ranks | None = None) -> tuple[PreTrainedModel, Checkpoint]:
+def trained(source: Path, parallel: ParallelStrategy | None = None) -> tuple[PreTrainedModel, TrainingCheckpoint]:
     original = opened(source)
     student = edited(original, "without_first_block").whole()
-    *_, last = distil(original.whole(), student, text(), SETTINGS, ranks=ranks)
-    return student, last
+    return student, distil(original.whole(), student, text(), SETTINGS, parallel=parallel)
 
 
 def one_of_two(rank: int, source: Path, port: int) -> None:
@@ -79,10 +79,10 @@ def test_the_loss_of_a_process_is_told_from_other_failures(tmp_path: Path) -> No
 
 def test_a_step_smaller_than_the_processes_are_many_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "get_world_size", lambda: 4)
-    with pytest.raises(ValueError, match="3 windows cannot be divided among 4"):
+    with pytest.raises(ValueError, match="3 sequences cannot be divided among 4"):
         DataParallel().share(torch.arange(3))
 
 
 def test_memory_that_runs_out_together_is_no_lost_process() -> None:
-    with pytest.raises(torch.OutOfMemoryError), together():
+    with pytest.raises(torch.OutOfMemoryError), losing_peers():
         raise torch.OutOfMemoryError

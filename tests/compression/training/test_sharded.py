@@ -1,7 +1,6 @@
 """Processes that hold a share of the models each end where one ends that holds them whole."""
 
 import os
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,47 +11,51 @@ from torch import Tensor, distributed, multiprocessing
 from transformers import PreTrainedModel
 
 from tests.support.ports import free_port
-from tests.support.students import edited, opened, windows_of_text
+from tests.support.students import Recorder, edited, opened, windows_of_text
 from workers.compression.training import split
-from workers.compression.training.parallel import PeerLost, Ranks
-from workers.compression.training.settings import Settings
+from workers.compression.training.checkpoint import TrainingCheckpoint
+from workers.compression.training.distillation import distil
+from workers.compression.training.loop import Observer
+from workers.compression.training.parallel import ParallelStrategy, PeerLost
+from workers.compression.training.settings import DistillationSettings
 from workers.compression.training.sharded import Sharded
-from workers.compression.training.training import Checkpoint, distil
 
 LENGTH = 12
-SETTINGS = Settings(tokens=6 * 4 * LENGTH, sequences=4, micro_batch=1, rate=3e-3, interval=3)
+SETTINGS = DistillationSettings(tokens=6 * 4 * LENGTH, batch_size=4, micro_batch_size=1, learning_rate=3e-3, interval=3)
 
 
 class Training(NamedTuple):
     """A student's kind, and what differs from `SETTINGS`."""
 
     student: str
-    settings: Settings
+    settings: DistillationSettings
     compute_dtype: torch.dtype | None = None
 
 
 TRAININGS = {
     "all": Training("untied", SETTINGS),
-    "factors": Training("factored", replace(SETTINGS, train="factors", checkpointing=True)),
-    "norms": Training("untied", replace(SETTINGS, train="norms", hidden=0.5)),
-    "bfloat16": Training("untied", replace(SETTINGS, checkpointing=True), torch.bfloat16),
+    "factors": Training("factored", replace(SETTINGS, trainable="factors", gradient_checkpointing=True)),
+    "norms": Training("untied", replace(SETTINGS, trainable="norms", hidden_weight=0.5)),
+    "bfloat16": Training("untied", replace(SETTINGS, gradient_checkpointing=True), torch.bfloat16),
 }
 
 
 class Counting(Sharded):
-    """Notes how many elements it holds of how many: of the blocks' matrices, and of what a checkpoint has of these."""
+    """Notes how many elements it holds of how many: of the blocks' matrices, and of these in a checkpoint."""
 
     def divide(self, teacher: PreTrainedModel, student: PreTrainedModel, *others: Any) -> None:
         super().divide(teacher, student, *others)
         matrices = {"teacher": matrices_of(teacher), "student": matrices_of(student)}
-        self.held_of = {name: [(self.held(each).numel(), each.numel()) for each in matrices[name]] for name in matrices}
+        self.held_of = {
+            name: [(self.local(each).numel(), each.numel()) for each in matrices[name]] for name in matrices
+        }
         self.held_of["state"] = []
         self.trained = set(matrices["student"])
 
-    def gathered(self, held: Tensor, parameter: Tensor) -> Tensor | None:
+    def gathered(self, local: Tensor, parameter: Tensor) -> Tensor | None:
         if parameter in self.trained:
-            self.held_of["state"].append((held.numel(), parameter.numel()))
-        return super().gathered(held, parameter)
+            self.held_of["state"].append((local.numel(), parameter.numel()))
+        return super().gathered(local, parameter)
 
 
 def matrices_of(model: PreTrainedModel) -> list[Tensor]:
@@ -62,40 +65,50 @@ def matrices_of(model: PreTrainedModel) -> list[Tensor]:
 def checkpoints(
     source: Path,
     training: Training,
-    ranks: Ranks | None = None,
-    resumed: Checkpoint | None = None,
-    told: Callable[[int, float], None] | None = None,
-) -> Iterator[Checkpoint]:
+    parallel: ParallelStrategy | None = None,
+    resumed: TrainingCheckpoint | None = None,
+) -> list[TrainingCheckpoint]:
+    recorder = Recorder(resumed)
+    run(source, training, parallel, recorder)
+    return recorder.checkpoints
+
+
+def run(source: Path, training: Training, parallel: ParallelStrategy | None, observer: Observer) -> None:
     original = opened(source)
-    return distil(
+    distil(
         original.whole(),
         edited(original, training.student).whole(),
         windows_of_text(10, LENGTH),
         training.settings,
         compute_dtype=training.compute_dtype,
-        ranks=ranks,
-        resumed=resumed,
-        told=told,
+        parallel=parallel,
+        observer=observer,
     )
 
 
-def one_of_two(rank: int, port: int, source: Path, half: Checkpoint) -> None:
+class Leaving(Observer):
+    """Ends its process, without a word, after the first step."""
+
+    def __init__(self, rank: int) -> None:
+        self.leaves = rank == 1
+
+    def on_step(self, step: int, loss: float, restarts: int) -> None:
+        if self.leaves:
+            os._exit(0)
+
+
+def one_of_two(rank: int, port: int, source: Path, half: TrainingCheckpoint) -> None:
     """Leaves the checkpoints of each training and the last of those gone on with; then one process leaves the other."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.init_process_group("gloo", rank=rank, world_size=2)
     counting = Counting()
-    found = {name: list(checkpoints(source, each, counting)) for name, each in TRAININGS.items()}
-    again = {name: list(checkpoints(source, TRAININGS[name], counting, found[name][0]))[-1] for name in TRAININGS}
+    found = {name: checkpoints(source, each, counting) for name, each in TRAININGS.items()}
+    again = {name: checkpoints(source, TRAININGS[name], counting, found[name][0])[-1] for name in TRAININGS}
     *_, onwards = checkpoints(source, TRAININGS["all"], counting, half)
     torch.save((found, again, onwards, counting.held_of), source.parent / f"{rank}.pt")
-
-    def leave(step: int, loss: float) -> None:
-        if rank == 1:
-            os._exit(0)
-
     with pytest.raises(PeerLost):
-        list(checkpoints(source, TRAININGS["all"], counting, told=leave))
+        run(source, TRAININGS["all"], counting, Leaving(rank))
     (source.parent / "noticed").touch()
 
 
@@ -104,7 +117,7 @@ def one_of_three(rank: int, port: int, source: Path, training: Training) -> None
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.init_process_group("gloo", rank=rank, world_size=3)
-    found = list(checkpoints(source, training, Sharded()))
+    found = checkpoints(source, training, Sharded())
     *_, again = checkpoints(source, training, Sharded(), found[0])
     if rank == 0:
         torch.save((found[-1], again), source.parent / "three.pt")
@@ -113,15 +126,15 @@ def one_of_three(rank: int, port: int, source: Path, training: Training) -> None
 class Written(NamedTuple):
     """By one of two processes: checkpoints, the last of those gone on with, and what was held of how much."""
 
-    found: dict[str, list[Checkpoint]]
-    again: dict[str, Checkpoint]
-    onwards: Checkpoint
+    found: dict[str, list[TrainingCheckpoint]]
+    again: dict[str, TrainingCheckpoint]
+    onwards: TrainingCheckpoint
     held_of: dict[str, list[tuple[int, int]]]
 
 
 class Left(NamedTuple):
     source: Path
-    alone: dict[str, list[Checkpoint]]
+    alone: dict[str, list[TrainingCheckpoint]]
     leading: Written
     other: Written
 
@@ -131,13 +144,13 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Left:
     """What two processes wrote, and one."""
     source = tmp_path_factory.mktemp("sharded") / "source"
     opened(source)
-    alone = {name: list(checkpoints(source, each)) for name, each in TRAININGS.items()}
+    alone = {name: checkpoints(source, each) for name, each in TRAININGS.items()}
     multiprocessing.spawn(one_of_two, (free_port(), source, alone["all"][0]), nprocs=2)
     leading, other = (Written(*torch.load(source.parent / f"{rank}.pt", weights_only=False)) for rank in (0, 1))
     return Left(source, alone, leading, other)
 
 
-def assert_close(found: Checkpoint, expected: Checkpoint) -> None:
+def assert_close(found: TrainingCheckpoint, expected: TrainingCheckpoint) -> None:
     assert found.losses == pytest.approx(expected.losses, rel=1e-4)
     torch.testing.assert_close(dict(found.tensors), dict(expected.tensors), rtol=1e-3, atol=1e-4)
 
@@ -190,7 +203,7 @@ def test_the_loss_of_a_process_is_told_from_other_failures(left: Left) -> None:
 
 def test_three_processes_whose_shares_of_a_matrix_are_uneven_end_with_the_weights_of_one(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    training = Training("untied", replace(SETTINGS, tokens=4 * 3 * LENGTH, sequences=3, interval=2))
+    training = Training("untied", replace(SETTINGS, tokens=4 * 3 * LENGTH, batch_size=3, interval=2))
     assert any(len(matrix) % 3 for matrix in matrices_of(opened(source).whole()))
     *_, alone = checkpoints(source, training)
     multiprocessing.spawn(one_of_three, (free_port(), source, training), nprocs=3)
@@ -201,11 +214,11 @@ def test_three_processes_whose_shares_of_a_matrix_are_uneven_end_with_the_weight
 
 def test_unequal_shares_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
-    with pytest.raises(ValueError, match="5 windows cannot be divided evenly among 2"):
+    with pytest.raises(ValueError, match="5 sequences cannot be divided evenly among 2"):
         Sharded().share(torch.arange(5))
 
 
 def test_a_teacher_that_some_would_not_ask_is_refused(tmp_path: Path) -> None:
-    training = Training("untied", replace(SETTINGS, cached_logits=8))
-    with pytest.raises(ValueError, match="ask a sharded teacher at once"):
-        next(checkpoints(tmp_path / "source", training, Sharded()))
+    training = Training("untied", replace(SETTINGS, teacher_top_k=8))
+    with pytest.raises(ValueError, match="cannot be cached"):
+        checkpoints(tmp_path / "source", training, Sharded())

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tests.support.students import student_of, windows_of_text
+from tests.support.students import Recorder, checkpoints_of, student_of, windows_of_text
+from workers.compression.training.distillation import distil
 from workers.compression.training.losses import top_logits
-from workers.compression.training.settings import Settings
+from workers.compression.training.settings import DistillationSettings
 from workers.compression.training.teacher_cache import TeacherCache
-from workers.compression.training.training import distil
 
 WINDOWS, LENGTH = 6, 12
-SETTINGS = Settings(tokens=3 * WINDOWS * LENGTH, sequences=4, rate=3e-3, interval=2, cached_logits=8)
+SETTINGS = DistillationSettings(
+    tokens=3 * WINDOWS * LENGTH, batch_size=4, learning_rate=3e-3, interval=2, teacher_top_k=8
+)
 
 
 def text() -> Tensor:
@@ -39,23 +41,24 @@ def same_weights(one: PreTrainedModel, other: PreTrainedModel) -> bool:
 
 def test_the_teacher_reads_every_window_once(teacher: PreTrainedModel, source: Path, tmp_path: Path) -> None:
     with asked(teacher) as windows:
-        list(distil(teacher, student_of(source), text(), SETTINGS, cache=tmp_path))
+        distil(teacher, student_of(source), text(), SETTINGS, teacher_cache=tmp_path)
     assert sorted(each.tolist() for each in windows) == sorted(text().tolist())
 
 
-@pytest.mark.parametrize("change", [{"tokens": WINDOWS * LENGTH}, {"cached_logits": 0}, {"hidden": 1.0}])
+@pytest.mark.parametrize("change", [{"tokens": WINDOWS * LENGTH}, {"teacher_top_k": 0}, {"hidden_weight": 1.0}])
 def test_nothing_is_kept_where_it_would_not_be_read(
     teacher: PreTrainedModel, source: Path, tmp_path: Path, change: dict[str, float]
 ) -> None:
-    list(distil(teacher, student_of(source), text(), replace(SETTINGS, **change), cache=tmp_path))
+    distil(teacher, student_of(source), text(), replace(SETTINGS, **change), teacher_cache=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_with_every_logit_kept_the_training_is_the_exact_one(
     teacher: PreTrainedModel, source: Path, tmp_path: Path
 ) -> None:
-    *_, exact = distil(teacher, student_of(source), text(), SETTINGS)
-    *_, cached = distil(teacher, student_of(source), text(), replace(SETTINGS, cached_logits=96), cache=tmp_path)
+    exact = distil(teacher, student_of(source), text(), SETTINGS)
+    everything = replace(SETTINGS, teacher_top_k=96)
+    cached = distil(teacher, student_of(source), text(), everything, teacher_cache=tmp_path)
     assert cached.losses == pytest.approx(exact.losses, rel=1e-4)
 
 
@@ -64,9 +67,9 @@ def test_a_resumed_training_ends_with_the_same_weights_with_and_without_its_cach
     teacher: PreTrainedModel, source: Path, tmp_path: Path, lost: bool
 ) -> None:
     whole, again = student_of(source), student_of(source)
-    first, *_ = distil(teacher, whole, text(), SETTINGS, cache=tmp_path / "cache")
+    first, *_ = checkpoints_of(teacher, whole, text(), SETTINGS, teacher_cache=tmp_path / "cache")
     again_at = tmp_path / ("another" if lost else "cache")
-    list(distil(teacher, again, text(), SETTINGS, cache=again_at, resumed=first))
+    distil(teacher, again, text(), SETTINGS, teacher_cache=again_at, observer=Recorder(first))
     assert same_weights(whole, again)
 
 

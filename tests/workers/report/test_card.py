@@ -199,7 +199,7 @@ def test_the_shares_of_a_mixture_are_named() -> None:
 
 def test_it_names_every_part_of_the_loss() -> None:
     plain = factored_report(distillation=distillation_report())
-    trained = Distillation(temperature=2, cross_entropy=0.5, hidden=2)
+    trained = Distillation(temperature=2, cross_entropy_weight=0.5, hidden_weight=2)
     mixed = plain.model_copy(update={"recipe": plain.recipe.model_copy(update={"distillation": trained})})
     ending = "the loss is the divergence from the original's predictions"
     assert f"{ending}.\n" in model_card(plain, {}, [], own_code=True)

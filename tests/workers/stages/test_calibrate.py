@@ -67,7 +67,7 @@ def job(tmp_path: Path) -> Job:
 
 
 def distillation(*names: str, tokens: int) -> dict[str, Any]:
-    return {"datasets": [f"local:{name}.jsonl" for name in names], "tokens": tokens, "length": 16, "sequences": 1}
+    return {"datasets": [f"local:{name}.jsonl" for name in names], "tokens": tokens, "length": 16, "batch_size": 1}
 
 
 def test_documents_follow_each_other_with_an_end_between_them(job: Job) -> None:

@@ -64,7 +64,7 @@ def test_the_more_text_the_original_writes_the_longer_it_takes() -> None:
 
 
 def test_what_is_compressed_between_trainings_is_part_of_the_distillation() -> None:
-    once, twice = (shares_of(recipe(method="low_rank", distillation={"steps": steps})) for steps in (1, 2))
+    once, twice = (shares_of(recipe(method="low_rank", distillation={"phases": phases})) for phases in (1, 2))
     assert twice["compress"] == pytest.approx(once["compress"] / 2)
     assert sum(twice.values()) == pytest.approx(sum(once.values()))
 

@@ -1,6 +1,5 @@
 """The stage that trains: what it leaves, what it says, and where it goes on."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 
 from app.contract.recipe import Distillation
 from tests.support.jobs import STEPS, Attempt, Stopped, context_of, distillation_job, kept_checkpoints
-from workers.compression.training.training import Checkpoint
+from workers.compression.training.checkpoint import TrainingCheckpoint
 from workers.messages import Assignment, ResumedReport
 from workers.stages import compress, distill, training
 from workers.stages.curve import POINTS, Point, curve_of, joined
@@ -54,7 +53,7 @@ def test_the_loss_of_every_step_is_in_the_curve(undisturbed: Attempt) -> None:
 def test_only_the_newest_state_of_the_training_is_kept(assignment: Assignment) -> None:
     with pytest.raises(Stopped):
         Attempt(assignment, stop_behind=11)
-    assert kept_checkpoints(assignment) == ["00000010.safetensors"]
+    assert kept_checkpoints(assignment) == ["phase-0000-000000010.safetensors"]
 
 
 def test_a_training_that_was_stopped_goes_on_to_the_same_weights(assignment: Assignment, undisturbed: Attempt) -> None:
@@ -81,21 +80,23 @@ def test_a_recipe_without_distillation_has_no_curve(assignment: Assignment) -> N
 
 
 def test_a_divergence_that_was_mended_is_told() -> None:
-    assert training.place_of(2048, 4096, 1.5, 0) == "distilling: 2,048 of 4,096 tokens, loss 1.5"
-    assert training.place_of(2048, 4096, 1.5, 1).endswith("; diverged once and went on at a lower learning rate")
-    assert "diverged 2 times" in training.place_of(2048, 4096, 1.5, 2)
+    assert training.training_detail(2048, 4096, 1.5, 0) == "distilling: 2,048 of 4,096 tokens, loss 1.5"
+    once = training.training_detail(2048, 4096, 1.5, 1)
+    assert once.endswith("; diverged once and continued at a lower learning rate")
+    assert "diverged 2 times" in training.training_detail(2048, 4096, 1.5, 2)
 
 
 def test_a_long_curve_is_thinned_to_means_that_leave_out_no_step() -> None:
     losses = tuple(float(step) for step in range(10_001))
-    curve = curve_of(Checkpoint(10_001, 10_001, 20_002, losses, 3, {}))
+    curve = curve_of(TrainingCheckpoint(10_001, 10_001, 20_002, losses, 3, {}))
     assert (len(curve.points), curve.restarts) == (POINTS, 3)
     assert curve.points[0] == Point(20, 40, 9.5)
     assert (curve.points[-1].step, curve.points[-1].tokens) == (10_001, 20_002)
 
 
 def test_trainings_one_after_another_are_shown_as_one() -> None:
-    curves = [curve_of(Checkpoint(2, 2, 32, losses, restarts, {})) for losses, restarts in (((4, 3), 1), ((2, 1), 0))]
+    runs = (((4, 3), 1), ((2, 1), 0))
+    curves = [curve_of(TrainingCheckpoint(2, 2, 32, losses, restarts, {})) for losses, restarts in runs]
     curve = joined(curves)
     assert (curve.tokens, curve.restarts) == (64, 1)
     assert [(point.step, point.tokens, point.loss) for point in curve.points] == [
@@ -105,13 +106,24 @@ def test_trainings_one_after_another_are_shown_as_one() -> None:
 
 @pytest.mark.parametrize(("tokens", "interval"), [(1024, 1), (262_144, 12), (1_000_000_000, 50)])
 def test_a_training_is_kept_ten_times_or_every_fifty_steps(tokens: int, interval: int) -> None:
-    distillation = Distillation(tokens=tokens, length=256, sequences=8 if tokens > 1024 else 1)
+    distillation = Distillation(tokens=tokens, length=256, batch_size=8 if tokens > 1024 else 1)
     assert training.settings_of(distillation).interval == interval
 
 
-def test_the_wishes_of_the_recipe_reach_the_training() -> None:
-    wished = {"learning_rate": 1e-3, "warm_up": 0.1, "temperature": 2.0, "cross_entropy": 0.5, "hidden": 0.25}
-    settings = training.settings_of(Distillation.model_validate({**wished, "train": "norms", "checkpointing": True}))
-    found = json.loads(json.dumps(vars(settings)))
-    assert found.pop("rate") == wished.pop("learning_rate")
-    assert found.items() >= {**wished, "train": "norms", "checkpointing": True}.items()
+def test_every_option_of_training_reaches_it_by_its_name() -> None:
+    options: dict[str, object] = {
+        "learning_rate": 1e-3,
+        "warmup_ratio": 0.1,
+        "temperature": 2.0,
+        "cross_entropy_weight": 0.5,
+        "hidden_weight": 0.25,
+        "trainable": "norms",
+        "batch_size": 3,
+        "micro_batch_size": 1,
+        "gradient_checkpointing": True,
+    }
+    settings = training.settings_of(Distillation.model_validate(options))
+    assert vars(settings).items() >= options.items()
+    assert training.settings_of(Distillation(teacher_top_k=8)).teacher_top_k == 8
+    others = {"datasets", "shares", "tokens", "length", "sharded", "phases", "teacher_top_k"}
+    assert Distillation.model_fields.keys() == options.keys() | others

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 
 from app.contract.codes import FailureCode
 from workers.compression.spec.errors import MalformedModel, VerificationFailed
-from workers.compression.training.training import Diverged
+from workers.compression.training.loop import Diverged
 from workers.messages import AttemptFailed
 from workers.stages.failures import describe
 

@@ -17,10 +17,10 @@ from tests.support.jobs import STEPS, Attempt, Stopped, distillation_job, kept_c
 from tests.support.processes import processes_of
 from tests.support.waiting import wait_for
 from workers.child import Child
-from workers.compression.training.parallel import DataParallel, Ranks
+from workers.compression.training.parallel import DataParallel, ParallelStrategy
 from workers.compression.training.sharded import Sharded
 from workers.messages import Assignment, AttemptFailed, ErrorReport, ProgressReport, ResumedReport
-from workers.rank import ranks_of
+from workers.rank import strategy_of
 from workers.stages import compress, compute, distill
 from workers.stages.context import Context
 from workers.stages.failures import describe
@@ -85,8 +85,8 @@ def test_two_with_a_share_of_the_models_each_do_so_though_stopped_between(
 
 
 @pytest.mark.parametrize(("asked", "kind"), [(True, Sharded), (False, DataParallel)])
-def test_they_divide_the_models_where_the_recipe_says_so(asked: bool, kind: type[Ranks]) -> None:
-    assert type(ranks_of(Distillation(sharded=asked))) is kind
+def test_they_divide_the_models_where_the_recipe_says_so(asked: bool, kind: type[ParallelStrategy]) -> None:
+    assert type(strategy_of(Distillation(sharded=asked))) is kind
 
 
 def test_every_step_is_told_once(shared: Attempt) -> None:
@@ -178,15 +178,15 @@ def test_there_is_one_for_each_gpu_unless_told_otherwise(
 
 
 @pytest.mark.parametrize(
-    ("processes", "sequences", "expected"), [(2, 5, 1), (3, 4, 2), (4, 4, 4), (5, 6, 3), (8, 6, 6)]
+    ("processes", "batch_size", "expected"), [(2, 5, 1), (3, 4, 2), (4, 4, 4), (5, 6, 3), (8, 6, 6)]
 )
-def test_so_many_hold_shares_as_divide_the_sequences_evenly(
-    assignment: Assignment, processes: int, sequences: int, expected: int
+def test_so_many_hold_shares_as_divide_a_batch_evenly(
+    assignment: Assignment, processes: int, batch_size: int, expected: int
 ) -> None:
-    many = sharded(assignment, sequences=sequences).model_copy(update={"processes": processes})
+    many = sharded(assignment, batch_size=batch_size).model_copy(update={"processes": processes})
     assert distill.processes(cast("Context", SimpleNamespace(assignment=many))) == expected
 
 
-def test_there_are_no_more_than_a_step_has_sequences(assignment: Assignment) -> None:
+def test_there_are_no_more_than_a_batch_has_sequences(assignment: Assignment) -> None:
     many = assignment.model_copy(update={"processes": 8})
     assert distill.processes(cast("Context", SimpleNamespace(assignment=many))) == 2

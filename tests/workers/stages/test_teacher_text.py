@@ -123,7 +123,7 @@ def test_an_interrupted_job_goes_on_behind_the_last_batch_with_the_same_text(
 
 
 def test_calibration_and_distillation_read_one_text(job: Job) -> None:
-    distillation = {"datasets": ["teacher:"], "tokens": 192, "length": 32, "sequences": 1}
+    distillation = {"datasets": ["teacher:"], "tokens": 192, "length": 32, "batch_size": 1}
     context = job.run(distillation=distillation)
     text = torch.cat([load_file(path)["tokens"].flatten() for path in batches(context)])
     assert len(text) == 192, "written once"

@@ -1,8 +1,9 @@
-"""FuseGPT as it was published (arXiv 2411.14507), to be compared with: one block after another is chosen, taken up by
-its group, and removed before the next one is chosen.
+"""FuseGPT as published (arXiv 2411.14507), for comparison.
 
-Its teacher is the model as it was before the removal, so that errors add up unseen, and its loss is blind to what the
-sequences of a batch share; `fusion` differs in both.
+One block after another is chosen, taken up by its group, and removed before the next one is chosen.
+
+Its teacher is the model as it was before the removal, so errors accumulate unseen, and its loss does not see a shift
+that all sequences of a batch share; `fusion` differs in both.
 
 Promise: killed and resumed, also within a distillation, it gives the same parts.
 """
@@ -18,33 +19,33 @@ from workers.compression.steps.absorb import (
     following,
     survivors_around,
 )
-from workers.compression.steps.grafting import Ranks
+from workers.compression.steps.grafting import GraftRanks
 from workers.compression.steps.influence import BlockScores, next_removals
-from workers.compression.steps.local_distillation import Distillation
+from workers.compression.steps.local_distillation import LocalDistillationSettings
 from workers.compression.steps.streams import Stream
 from workers.compression.steps.work import Work
 
 EPOCHS = 20
-"""Passes over the text for each removed block: as published, over 1024 sequences of 2048 tokens."""
+"""Passes over the calibration text for each removed block; the paper takes 1024 sequences of 2048 tokens."""
 
 
 def fusegpt(tokens: int) -> Absorption:
-    """The published hyper-parameters, in the model's own dtype, with so many tokens of distillation for each block."""
+    """Return the published hyper-parameters; each removed block is distilled on `tokens`, in the model's own dtype."""
     return Absorption(
-        Distillation(
+        LocalDistillationSettings(
             tokens=tokens,
-            batch=8,
-            rate=9.65e-6,
-            coefficient_rate=1e-3,
+            batch_size=8,
+            learning_rate=9.65e-6,
+            coefficient_learning_rate=1e-3,
             betas=(0.9, 0.95),
             epsilon=1e-8,
-            warm_up=0.0,
-            clip=math.inf,
+            warmup_ratio=0.0,
+            max_gradient_norm=math.inf,
             loss="batch_divergence",
             float32=False,
         ),
         survivors=7,
-        ranks=Ranks(coefficients=128, correction=128),
+        ranks=GraftRanks(coefficients=128, correction=128),
     )
 
 
@@ -66,7 +67,7 @@ def fuse_each(
         targets = stream.entering(following(model, max(group[-1], block), block))
         name = f"{model.inventory.block_prefix}.{block}"
         with model.block(block) as donor:
-            found = absorb(model, group, donor, entering, targets, settings, name, work.checkpoints)
+            found = absorb(model, group, donor, entering, targets, settings, work.observer(name))
         yield CompressedPart(
             name, tensors=found.tensors, errors={name: found.error}, removed=(block,), scores=scores.values
         )

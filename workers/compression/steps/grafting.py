@@ -1,14 +1,14 @@
-"""A removed block's weights within its neighbours: trainable while they are distilled, plain weights afterwards.
+"""A removed block's weights within its neighbours: trainable during their distillation, plain weights afterwards.
 
 A receiver's matrix W_j takes up the matrix W_f of the same name in the donor, as FuseGPT does (arXiv 2411.14507):
 
     W_j + B A + (C D) ⊙ W_f,     B [out, r], A [r, in], C [out, s], D [s, in]
 
-with B and C zero at the start, so that nothing changes at first. A bias becomes b_j + c ⊙ b_f with b_j and c trained,
-and whatever else a receiver holds, such as its norms, is trained as it is. What is trained is held in float32, and
-rounded to the receiver's dtype where that is used.
+with B and C zero at the start, so that nothing changes at first. A bias becomes b_j + c ⊙ b_f with b_j and c trained;
+a receiver's other vectors, such as the weights of its norms, are trained directly. The sum is rounded to the
+receiver's dtype where it is used.
 
-Promise: what `folded` gives are plain tensors of the receiver's names, shapes and dtypes, which compute the same.
+Promise: `folded` returns plain tensors of the receiver's names, shapes and dtypes, which compute the same.
 """
 
 import math
@@ -21,19 +21,26 @@ from torch.nn.utils import parametrize
 
 
 @dataclass(frozen=True)
-class Ranks:
-    """Of the donor's coefficients, C D, and of the receiver's correction, B A; 0 leaves either out."""
+class GraftRanks:
+    """Ranks of the low-rank products of a graft; 0 leaves a product out.
+
+    Attributes:
+        coefficients: rank s of C D, which multiplies the donor's matrix element by element.
+        correction: rank r of B A, which is added to the receiver's own matrix.
+    """
 
     coefficients: int
     correction: int
 
 
 def graft(
-    receiver: nn.Module, donor: nn.Module, ranks: Ranks, *, dtype: torch.dtype = torch.float32, seed: int
+    receiver: nn.Module, donor: nn.Module, ranks: GraftRanks, *, dtype: torch.dtype = torch.float32, seed: int
 ) -> None:
-    """Makes the receiver, a block, trainable together with what it takes up of the donor, a block of the same shapes.
+    """Make a block trainable, in place, together with what it takes up of the donor, a block of the same shapes.
 
-    `dtype` is that of everything trained.
+    Args:
+        dtype: dtype of everything trained.
+        seed: decides the initial values of A and D.
     """
     generator = torch.Generator().manual_seed(seed)
     given = {name: parameter.detach() for name, parameter in donor.named_parameters()}
@@ -49,13 +56,18 @@ def graft(
 
 
 def trained(receiver: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """What is trained, by name; a name with `.coefficient` in it is of what multiplies the donor's weights."""
-    return ((name, each) for name, each in receiver.named_parameters() if each.requires_grad)
+    """Yield the trained parameters of a grafted block with their names."""
+    return ((name, parameter) for name, parameter in receiver.named_parameters() if parameter.requires_grad)
+
+
+def is_coefficient(name: str) -> bool:
+    """Whether the trained parameter of this name multiplies the donor's weights."""
+    return ".coefficient" in name
 
 
 @torch.no_grad()
 def folded(receiver: nn.Module) -> dict[str, Tensor]:
-    """The receiver's tensors with everything taken up, by their names in the block."""
+    """Return the tensors of a grafted block with everything it took up, by their names in the block."""
     return {
         f"{name}.{leaf}" if name else leaf: getattr(module, leaf).detach().clone()
         for name, module in receiver.named_modules()
@@ -67,7 +79,7 @@ def folded(receiver: nn.Module) -> dict[str, Tensor]:
 class _GraftedMatrix(nn.Module):
     """W_j + B A + (C D) ⊙ W_f, whichever way round the matrices are stored."""
 
-    def __init__(self, donor: Tensor, ranks: Ranks, dtype: torch.dtype, generator: torch.Generator) -> None:
+    def __init__(self, donor: Tensor, ranks: GraftRanks, dtype: torch.dtype, generator: torch.Generator) -> None:
         super().__init__()
         self.donor = donor
         rows, columns = donor.shape
@@ -83,7 +95,7 @@ class _GraftedMatrix(nn.Module):
 
 
 class _GraftedVector(nn.Module):
-    """A trained copy of a vector, and c ⊙ b_f where it is the bias of a matrix."""
+    """A trained copy of a vector, plus c ⊙ b_f where it is the bias of a matrix."""
 
     def __init__(self, donor: Tensor | None, own: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
@@ -109,6 +121,6 @@ def _zeros(rows: int, rank: int, dtype: torch.dtype, device: torch.device) -> nn
 def _uniform(
     rank: int, columns: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator
 ) -> nn.Parameter:
-    """Between ± 1/√columns, as Kaiming's rule with a = √5 has it."""
+    """Return [rank, columns] drawn evenly from ± 1/√columns: Kaiming's uniform initialisation with a = √5."""
     drawn = torch.rand(rank, columns, generator=generator)
     return nn.Parameter(((2 * drawn - 1) / math.sqrt(columns)).to(device, dtype))

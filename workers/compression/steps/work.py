@@ -10,17 +10,14 @@ from workers.compression.math.sensitivity import Sensitivity
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.steps.local_distillation import Checkpoint
+from workers.compression.training.loop import Observer
 
 
 class CheckpointStore(Protocol):
     """Keeps how far the distillation within a part is. A part is known by its name."""
 
-    def latest(self, part: str) -> Checkpoint | None:
-        """Return the last checkpoint that was kept for the part, if any."""
-
-    def keep(self, part: str, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint down; its tensors change afterwards."""
+    def observer(self, part: str) -> Observer:
+        """Return the observer of the distillation within a part, which keeps that part's checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,10 @@ class Work:
     sensitivities: Mapping[str, Sensitivity]
     checkpoints: CheckpointStore | None = None
     seed: int = 0
+
+    def observer(self, part: str) -> Observer | None:
+        """Return the observer of the distillation within a part; None where no checkpoints are kept."""
+        return None if self.checkpoints is None else self.checkpoints.observer(part)
 
 
 @dataclass(frozen=True)

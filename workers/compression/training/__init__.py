@@ -1,1 +1,1 @@
-"""Training the whole compressed model until its next-token distributions are again those of the original."""
+"""Training: one loop, and with it the distillation of a whole compressed model from its original."""

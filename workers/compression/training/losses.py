@@ -1,8 +1,8 @@
-"""What a student's logits cost and their gradient, in closed form, so that few things as large as the logits are held.
+"""Loss functions of a student's logits and their gradients, in closed form so that few tensors of that size exist.
 
-Distributions are softmax(logits / temperature); the divergences are temperature² · KL(teacher ‖ student), which keeps
-the size of the gradients (Hinton et al., arXiv 1503.02531). Every function takes logits [n, V] of any floating dtype,
-computes in float32 and gives the sum over tokens, in nats, with its gradient [n, V].
+Distributions are softmax(logits / temperature); divergences are temperature² · KL(teacher ‖ student), which keeps the
+size of the gradients (Hinton et al., arXiv 1503.02531). Functions of logits take [n, V] in any floating dtype, compute
+in float32, and return the loss in nats, summed over the n tokens, with its gradient [n, V].
 """
 
 from collections.abc import Sequence
@@ -15,17 +15,22 @@ from torch import Tensor
 _TINY = torch.finfo(torch.float32).tiny
 
 
-class Cost(NamedTuple):
-    """A loss, summed over tokens, and its gradient with respect to the logits [n, V]."""
+class Loss(NamedTuple):
+    """A loss in nats, summed over tokens, and its gradient [n, V] with respect to the logits."""
 
-    loss: Tensor
+    value: Tensor
     gradient: Tensor
 
 
 @dataclass(frozen=True)
 class TopLogits:
-    """The likeliest tokens of n distributions: the logarithms of their probabilities, [n, k] float32 descending, which
-    ones they are, [n, k], and the logarithm of what all others have together, [n]: -inf where there are no others."""
+    """The k likeliest tokens of each of n distributions.
+
+    Attributes:
+        values: log-probabilities [n, k] in float32, descending.
+        places: the tokens' ids [n, k].
+        tail: logarithm [n] of the probability of all other tokens together; -inf where there are none.
+    """
 
     values: Tensor
     places: Tensor
@@ -33,7 +38,7 @@ class TopLogits:
 
     @classmethod
     def joined(cls, parts: Sequence["TopLogits"]) -> "TopLogits":
-        """All parts' tokens one after another."""
+        """Concatenate the distributions of all parts."""
         values, places, tails = zip(*((part.values, part.places, part.tail) for part in parts), strict=True)
         return cls(torch.cat(values), torch.cat(places), torch.cat(tails))
 
@@ -41,41 +46,41 @@ class TopLogits:
         return TopLogits(self.values[tokens], self.places[tokens], self.tail[tokens])
 
 
-def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Cost:
-    """Of the teacher's logits [n, V] and the student's."""
+def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Loss:
+    """Return temperature² · KL(teacher ‖ student) of logits [n, V] each."""
     ours, theirs = _Softmax.of(student, temperature), _Softmax.of(teacher, temperature)
     apart = theirs.exponents.sub_(ours.exponents).mul_(theirs.probabilities).sum(-1)
-    loss = (apart - theirs.normaliser + ours.normaliser).sum() * temperature**2
-    return Cost(loss, ours.probabilities.sub_(theirs.probabilities).mul_(temperature))
+    value = (apart - theirs.normaliser + ours.normaliser).sum() * temperature**2
+    return Loss(value, ours.probabilities.sub_(theirs.probabilities).mul_(temperature))
 
 
-def top_divergence(student: Tensor, teacher: TopLogits, temperature: float) -> Cost:
-    """The same with all tokens but the teacher's likeliest in one bucket, whose probabilities are summed.
+def top_divergence(student: Tensor, teacher: TopLogits, temperature: float) -> Loss:
+    """Return `divergence` with all tokens but the teacher's likeliest merged into one bucket of summed probability.
 
-    Where the bucket is empty this is `divergence` itself; it is never more than that.
+    The result is never above `divergence`, and equals it where the bucket is empty.
     """
     ours = _Softmax.of(student, temperature)
     kept = ours.exponents.gather(-1, teacher.places) - ours.normaliser[:, None]
     rest = ours.probabilities.scatter(-1, teacher.places, 0).sum(-1).clamp_min(_TINY)
     shared, tail = teacher.values.exp(), teacher.tail.exp()
     of_tail = torch.where(tail > 0, tail * (teacher.tail - rest.log()), 0)
-    loss = (((teacher.values - kept) * shared).sum(-1) + of_tail).sum() * temperature**2
+    value = (((teacher.values - kept) * shared).sum(-1) + of_tail).sum() * temperature**2
     gradient = ours.probabilities.mul_((1 - tail / rest)[:, None])
     gradient.scatter_(-1, teacher.places, kept.exp_().sub_(shared))
-    return Cost(loss, gradient.mul_(temperature))
+    return Loss(value, gradient.mul_(temperature))
 
 
-def cross_entropy(student: Tensor, labels: Tensor) -> Cost:
-    """Of the tokens that do follow, `labels` [n]; a token without a successor is labelled -1 and costs nothing."""
+def cross_entropy(student: Tensor, labels: Tensor) -> Loss:
+    """Return the cross entropy of the next tokens `labels` [n]; a token with label -1 has none and costs nothing."""
     ours = _Softmax.of(student, 1.0)
     known, places = labels >= 0, labels.clamp_min(0)[:, None]
-    loss = ((ours.normaliser - ours.exponents.gather(-1, places).squeeze(-1)) * known).sum()
+    value = ((ours.normaliser - ours.exponents.gather(-1, places).squeeze(-1)) * known).sum()
     gradient = ours.probabilities.scatter_add_(-1, places, -torch.ones_like(places, dtype=torch.float32))
-    return Cost(loss, gradient.mul_(known[:, None]))
+    return Loss(value, gradient.mul_(known[:, None]))
 
 
 def top_logits(teacher: Tensor, k: int, temperature: float) -> TopLogits:
-    """What `top_divergence` needs of the teacher's logits [n, V]; with k ≥ V that is everything."""
+    """Return what `top_divergence` needs of the teacher's logits [n, V]; with k ≥ V that is everything."""
     theirs = _Softmax.of(teacher, temperature)
     largest, places = theirs.exponents.topk(min(k, teacher.shape[-1]), dim=-1)
     tail = theirs.probabilities.scatter_(-1, places, 0).sum(-1).log()
@@ -83,10 +88,10 @@ def top_logits(teacher: Tensor, k: int, temperature: float) -> TopLogits:
 
 
 def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """The squared error of each state over its squared norm, summed over tokens; both [..., E]. Gradients pass."""
+    """Return |student - teacher|² / |teacher|² of each state, [...] float32; both [..., E]. Differentiable."""
     wanted = teacher.float()
-    lost = (student.float() - wanted).square().sum(-1)
-    return (lost / wanted.square().sum(-1).clamp_min(_TINY)).sum()
+    squared = (student.float() - wanted).square().sum(-1)
+    return squared / wanted.square().sum(-1).clamp_min(_TINY)
 
 
 class _Softmax(NamedTuple):

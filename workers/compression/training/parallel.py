@@ -1,11 +1,10 @@
-"""One training in several processes, each of which computes its share of every step.
+"""How several processes share the work of one training run.
 
     torch.distributed.init_process_group()            # as torchrun starts it
-    for checkpoint in distil(..., ranks=DataParallel()):
-        ...                                           # the same in every process: one of them writes it down
+    distil(..., parallel=DataParallel())              # the same call in every process; rank 0 keeps checkpoints
 
-Each holds teacher, student and optimizer whole. `sharded` divides these too.
-Promise: within the precision of a sum taken in another order, all end with the weights of a single process.
+With `DataParallel` each process holds teacher, student and optimizer whole. `sharded` divides these too.
+Promise: all processes end with the weights of a single one, within the precision of a sum taken in another order.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,124 +15,148 @@ import torch
 from torch import Tensor, distributed, nn
 from transformers import PreTrainedModel
 
-from workers.compression.training.settings import Settings
+from workers.compression.training.settings import DistillationSettings
 
 
 class PeerLost(RuntimeError):
-    """Another of the processes is gone."""
+    """Another process of the group is gone."""
 
 
-class Ranks(Protocol):
-    """What training needs of the processes that it is divided among.
+class ParallelStrategy(Protocol):
+    """How training is divided among processes.
 
-    A parameter of the student, its gradient and its moments are divided alike: a process holds all of them or a share.
+    A process holds a parameter of the student whole or a shard of it; its gradient and AdamW's state are divided the
+    same way. The calls that communicate are collective: every process of the group makes them in the same order.
     """
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes down what all of them have."""
+        """Whether this process, rank 0, keeps the checkpoints."""
 
     def divide(
-        self, teacher: PreTrainedModel, student: PreTrainedModel, settings: Settings, compute_dtype: torch.dtype | None
+        self,
+        teacher: PreTrainedModel,
+        student: PreTrainedModel,
+        settings: DistillationSettings,
+        compute_dtype: torch.dtype | None,
     ) -> None:
-        """Leaves of both models, in place, what this process is to hold.
+        """Reduce both models, in place, to what this process holds.
 
-        Raises ValueError for settings that cannot be met so.
+        Raises:
+            ValueError: when the models cannot be divided under these settings.
         """
 
-    def share(self, chosen: Tensor) -> Tensor:
-        """Those of a step's windows that are this process's."""
+    def share(self, batch: Tensor) -> Tensor:
+        """Return this process's part [n] of the sequence indices `batch` [batch_size].
 
-    def held(self, tensor: Tensor) -> Tensor:
-        """What this process holds of a parameter or a gradient, in the memory of that."""
+        Raises:
+            ValueError: when the batch cannot be divided among the processes.
+        """
+
+    def local(self, tensor: Tensor) -> Tensor:
+        """Return what this process holds of a parameter or gradient, sharing its memory."""
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Puts the sum over all processes in the place of tensors that are not summed yet. Raises PeerLost."""
+        """Replace, in place, each tensor that differs between the processes by its sum over them. Raises PeerLost."""
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
-        """That of all summed gradients together, the same in all processes. Raises PeerLost."""
+        """Return the L2 norm, a scalar, of all summed gradients together. Raises PeerLost."""
 
-    def gathered(self, held: Tensor, parameter: Tensor) -> Tensor | None:
-        """A copy of the whole of what is held as the parameter is; None where the leading process alone has it.
+    def gathered(self, local: Tensor, parameter: Tensor) -> Tensor | None:
+        """Return a whole copy of a tensor that is divided as the parameter is; None where only the leader has it.
 
-        Raises PeerLost.
+        Raises:
+            PeerLost: when another of the processes is gone.
         """
 
-    def scattered(self, tensors: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:
-        """A copy of one of the leading process's tensors, or the share of it to be held. Raises PeerLost."""
+    def scattered(self, tensors: Mapping[str, Tensor], key: str, parameter: Tensor) -> Tensor:
+        """Return a copy of what this process is to hold of the leader's `tensors[key]`, divided as the parameter is.
+
+        Raises:
+            PeerLost: when another of the processes is gone.
+        """
 
     def wait(self) -> None:
-        """Until all processes have come so far. Raises PeerLost."""
+        """Block until all processes have made this call. Raises PeerLost."""
 
 
-class _Whole:
-    """A process that holds all there is of both models."""
+class _WholeModels:
+    """The part of a strategy that is the same wherever a process holds both models whole."""
 
     def divide(
-        self, teacher: PreTrainedModel, student: PreTrainedModel, settings: Settings, compute_dtype: torch.dtype | None
+        self,
+        teacher: PreTrainedModel,
+        student: PreTrainedModel,
+        settings: DistillationSettings,
+        compute_dtype: torch.dtype | None,
     ) -> None:
-        """Both stay whole."""
+        """Leave both models whole."""
 
-    def held(self, tensor: Tensor) -> Tensor:
+    def local(self, tensor: Tensor) -> Tensor:
         return tensor
 
     def norm(self, gradients: Sequence[Tensor]) -> Tensor:
         return nn.utils.get_total_norm(gradients)
 
-    def gathered(self, held: Tensor, parameter: Tensor) -> Tensor | None:
-        return held.detach().clone()
+    def gathered(self, local: Tensor, parameter: Tensor) -> Tensor | None:
+        return local.detach().clone()
 
-    def scattered(self, tensors: Mapping[str, Tensor], name: str, parameter: Tensor) -> Tensor:
-        return tensors[name].to(parameter.device, copy=True)
+    def scattered(self, tensors: Mapping[str, Tensor], key: str, parameter: Tensor) -> Tensor:
+        return tensors[key].to(parameter.device, copy=True)
 
 
-class Alone(_Whole):
-    """A single process."""
+class SingleProcess(_WholeModels):
+    """One process that does all the work."""
 
     leads = True
 
-    def share(self, chosen: Tensor) -> Tensor:
-        return chosen
+    def share(self, batch: Tensor) -> Tensor:
+        """Return the whole batch."""
+        return batch
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        """Nothing is to be added."""
+        """Do nothing: there is nothing to add."""
 
     def wait(self) -> None:
-        """Nobody is to be waited for."""
+        """Do nothing: there is no other process."""
 
 
-class Group:
-    """The processes of torch.distributed's default group, whatever each of them holds of the models."""
+class ProcessGroup:
+    """The part of a strategy that is common to the processes of torch.distributed's default group."""
 
     @property
     def leads(self) -> bool:
         return distributed.get_rank() == 0
 
-    def share(self, chosen: Tensor) -> Tensor:
-        """Raises ValueError where a step has fewer windows than there are processes."""
+    def share(self, batch: Tensor) -> Tensor:
+        """Return every n-th index of the batch, where n processes take part.
+
+        Raises:
+            ValueError: when the batch has fewer sequences than there are processes.
+        """
         processes = distributed.get_world_size()
-        if len(chosen) < processes:
-            raise ValueError(f"a step of {len(chosen)} windows cannot be divided among {processes} processes")
-        return chosen[distributed.get_rank() :: processes]
+        if len(batch) < processes:
+            raise ValueError(f"a batch of {len(batch)} sequences cannot be divided among {processes} processes")
+        return batch[distributed.get_rank() :: processes]
 
     def add(self, tensors: Sequence[Tensor]) -> None:
-        with together():
+        with losing_peers():
             handles = [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]
             for handle in handles:
                 handle.wait()
 
     def wait(self) -> None:
-        with together():
+        with losing_peers():
             distributed.barrier()
 
 
-class DataParallel(Group, _Whole):
-    """Processes with the whole teacher and student in the memory of each."""
+class DataParallel(ProcessGroup, _WholeModels):
+    """Each process holds both models whole and computes its share of every batch."""
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """What fails here, but for want of memory, fails because another process is gone: PeerLost is raised."""
+def losing_peers() -> Iterator[None]:
+    """Raise PeerLost for a RuntimeError of the collective calls inside, unless memory ran out here."""
     try:
         yield
     except torch.OutOfMemoryError:

@@ -1,54 +1,69 @@
-"""How a student is distilled: how long, how fast, towards what, and which of its tensors move."""
+"""Settings of a training run, and of the distillation of a whole model."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 Trainable = Literal["all", "factors", "norms"]
-"""`factors` are the tensors of compact layers, `norms` the weights of norms and every bias."""
+"""Which parameters are trained: every one, the tensors of factored layers, or the weights of norms and every bias."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Training over so many `tokens` in all, `sequences` windows a step, of which `micro_batch` pass at a time.
+class TrainingSettings:
+    """Settings that every use of the training loop has.
 
-    The loss is `temperature`² times the divergence KL(teacher ‖ student) of the distributions at that temperature, in
-    nats per token, plus `cross_entropy` times that of the text itself, plus `hidden` times the squared error of what
-    enters the output head over the teacher's squared norm.
-
-    AdamW's learning rate rises to `rate` over the part `warm_up` of the steps and falls to 0 as a cosine;
-    `weight_decay` spares norms and biases. Gradients are clipped to the norm `clip`. A checkpoint follows every
-    `interval` steps. With `checkpointing` the blocks' activations are computed a second time instead of being kept.
-
-    `cached_logits` is how many of the teacher's largest logits of each token are kept in a file once the windows are
-    passed over more than once; the others are then compared as one bucket. 0 keeps none, and so does `hidden`, which
-    asks for more than logits.
+    Attributes:
+        tokens: training budget; text is repeated once it is used up.
+        batch_size: sequences per optimizer step.
+        learning_rate: AdamW's highest rate, reached at the end of the warm-up.
+        warmup_ratio: share of the steps, 0 to 1, in which the rate rises linearly; it then falls to 0 as a cosine.
+        betas: AdamW's decay rates of the first and the second moment of the gradient.
+        epsilon: AdamW's term in the denominator.
+        weight_decay: AdamW's decoupled weight decay.
+        max_gradient_norm: L2 norm to which the gradients of a step are clipped.
+        divergence_ratio: a run has diverged once its smoothed loss is this many times its lowest; with infinity only
+            a loss or gradient that is not finite counts.
+        interval: steps between two checkpoints.
+        seed: decides the order of the sequences.
     """
 
     tokens: int
-    sequences: int = 4
-    micro_batch: int = 2
-    rate: float = 1e-4
-    warm_up: float = 0.05
+    batch_size: int = 4
+    learning_rate: float = 1e-4
+    warmup_ratio: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = 1e-8
     weight_decay: float = 0.0
-    clip: float = 1.0
-    temperature: float = 1.0
-    cross_entropy: float = 0.0
-    hidden: float = 0.0
-    train: Trainable = "all"
-    checkpointing: bool = False
+    max_gradient_norm: float = 1.0
+    divergence_ratio: float = 3.0
     interval: int = 25
-    cached_logits: int = 0
+    seed: int = 0
 
     def steps(self, length: int) -> int:
-        """The number of steps for windows of this length."""
-        return math.ceil(self.tokens / (self.sequences * length))
+        """Return the number of optimizer steps for sequences of `length` tokens, rounded up."""
+        return math.ceil(self.tokens / (self.batch_size * length))
 
-    def rate_at(self, step: int, steps: int) -> float:
-        """The learning rate of a step, counted from 0: a rise, then a cosine to 0."""
-        rising = self.warm_up * steps
-        if step + 1 <= rising:
-            return self.rate * (step + 1) / rising
-        return self.rate * (1 + math.cos(math.pi * max(0.0, step - rising) / max(1.0, steps - rising))) / 2
+
+@dataclass(frozen=True)
+class DistillationSettings(TrainingSettings):
+    """How a student is trained to predict what its teacher predicts.
+
+    The loss, in nats per token, is `temperature`² · KL(teacher ‖ student) of the softmax distributions at that
+    temperature (Hinton et al., arXiv 1503.02531), plus `cross_entropy_weight` times the cross entropy of the text,
+    plus `hidden_weight` times the mean relative squared error of the states that enter the output head.
+
+    Attributes:
+        micro_batch_size: sequences per forward and backward pass; gradients add up over the batch.
+        gradient_checkpointing: recompute the activations of each block in the backward pass instead of storing them.
+        trainable: which parameters are trained.
+        teacher_top_k: number of the teacher's largest logits of each token to cache, once text is repeated; the
+            remaining probability is compared as one bucket. 0 caches nothing, nor does a `hidden_weight` above 0.
+    """
+
+    micro_batch_size: int = 2
+    gradient_checkpointing: bool = False
+    temperature: float = 1.0
+    cross_entropy_weight: float = 0.0
+    hidden_weight: float = 0.0
+    trainable: Trainable = "all"
+    teacher_top_k: int = 0

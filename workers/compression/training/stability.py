@@ -1,38 +1,44 @@
-"""Telling a training that has diverged from one that is merely noisy."""
+"""Telling a training run that has diverged from one that is merely noisy."""
 
 import math
 from collections.abc import Iterable
 
 _SMOOTHING = 0.9
-_UNSETTLED, _DIVERGED = 1.5, 3.0
-"""Multiples of the best loss."""
+"""Weight of the past in the exponential moving average of the loss."""
 
 _FLOOR = 0.05
-"""Nats below which the best loss does not count as lower: near zero every loss is a multiple of it."""
+"""A lowest loss below this counts as this: near zero, noise is a large multiple of any loss."""
 
 
-class Watch:
-    """Follows the losses of a training, in nats, step by step, beginning with those of the steps that are done."""
+class DivergenceMonitor:
+    """Follows the smoothed loss of a run, beginning with the losses of the steps that are done.
 
-    def __init__(self, losses: Iterable[float] = ()) -> None:
+    The run has diverged once the smoothed loss is more than `ratio` times its lowest value.
+    """
+
+    def __init__(self, losses: Iterable[float] = (), *, ratio: float = 3.0) -> None:
+        self._ratio = ratio
         self._smoothed = math.nan
-        self._best = math.inf
+        self._lowest = math.inf
         for loss in losses:
             self.diverged(loss)
 
     def diverged(self, loss: float) -> bool:
-        """Whether this next loss is no number, or the smoothed loss has risen to a multiple of its best."""
+        """Take in the loss of the next step, and return whether the run has diverged or the loss is not finite."""
         if not math.isfinite(loss):
             return True
         last = loss if math.isnan(self._smoothed) else self._smoothed
         self._smoothed = _SMOOTHING * last + (1 - _SMOOTHING) * loss
-        self._best = min(self._best, self._smoothed)
-        return self._risen() > _DIVERGED
+        self._lowest = min(self._lowest, self._smoothed)
+        return self._risen() > self._ratio
 
     @property
     def settled(self) -> bool:
-        """Whether the smoothed loss is near its best, so that what was reached is worth going back to."""
-        return self._risen() <= _UNSETTLED
+        """Whether the smoothed loss is at most half as high as one that counts as diverged.
+
+        Only a checkpoint of a settled run is worth going back to.
+        """
+        return self._risen() <= self._ratio / 2
 
     def _risen(self) -> float:
-        return self._smoothed / max(self._best, _FLOOR)
+        return self._smoothed / max(self._lowest, _FLOOR)

@@ -1,4 +1,4 @@
-"""What the teacher says of windows: its logits, or from a cache on disk the largest of them."""
+"""The teacher's predictions for windows of tokens: its logits, or the largest of them from a cache on disk."""
 
 from typing import Protocol
 
@@ -12,34 +12,34 @@ from workers.compression.training.teacher_cache import TeacherCache
 
 
 class Targets(Protocol):
-    """What a student is compared with, token by token of the windows in order."""
+    """The predictions that a student is compared with, indexed by token over all windows."""
 
     def __getitem__(self, tokens: slice, /) -> Tensor | TopLogits:
-        """The teacher's logits [n, V], or the largest of them."""
+        """Return the teacher's logits [n, V] of these tokens, or the largest of them."""
 
 
 class Teacher:
-    """A model that says all, and makes nothing durable."""
+    """A teacher that computes everything it is asked for and caches nothing."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
 
     def targets(self, ids: Tensor) -> Targets:
-        """What it says of windows [N, T]."""
+        """Return the targets for windows [N, T]."""
         return LiveTargets(self._model, self.states(ids))
 
     @torch.no_grad()
     def states(self, ids: Tensor) -> Tensor:
-        """What enters its output head for windows [N, T], [N · T, E]."""
+        """Return the states [N · T, E] that enter the teacher's output head for windows [N, T]."""
         with torch.autocast(ids.device.type, enabled=False):
             return split.states(self._model, ids).flatten(0, 1)
 
 
 class CachedTeacher(Teacher):
-    """A model that is asked once for each window.
+    """A teacher that computes each window once and caches its largest logits on disk.
 
-    It is asked for one window at a time: what it says then does not depend on the windows beside it, so that a training
-    that was resumed with an empty cache hears the same.
+    It computes one window at a time: the result does not depend on the windows beside it, so a run that is resumed
+    with an empty cache sees the same targets.
     """
 
     def __init__(self, model: PreTrainedModel, cache: TeacherCache) -> None:
@@ -50,17 +50,17 @@ class CachedTeacher(Teacher):
         return TopLogits.joined([self._window(window) for window in ids])
 
     def _window(self, window: Tensor) -> TopLogits:
-        found = self._cache.read(window)
-        if found is None:
+        top = self._cache.read(window)
+        if top is None:
             targets = LiveTargets(self._model, self.states(window[None]))
             rows = split.slices(len(window), self._model.config.vocab_size)
-            found = TopLogits.joined([self._cache.top(targets[each]) for each in rows])
-            self._cache.write(window, found)
-        return found
+            top = TopLogits.joined([self._cache.top(targets[tokens]) for tokens in rows])
+            self._cache.write(window, top)
+        return top
 
 
 class LiveTargets:
-    """The teacher's logits, made from what enters its head when they are asked for."""
+    """The teacher's logits, computed from the states [n, E] that enter its head when they are indexed."""
 
     def __init__(self, model: PreTrainedModel, states: Tensor) -> None:
         self._model, self.states = model, states

@@ -1,4 +1,4 @@
-"""The largest logits of the teacher on disk, a file for each window, for data that is passed over more than once.
+"""The teacher's largest logits on disk, one file per window, for text that is trained on more than once.
 
 Promise: a file is there complete or not at all; one that was cut short counts as missing.
 """
@@ -18,18 +18,21 @@ from workers.compression.training.losses import TopLogits, top_logits
 
 @dataclass(frozen=True)
 class TeacherCache:
-    """A directory for one teacher; files are named for the window's tokens, `k` and `temperature`."""
+    """The `k` largest logits of one teacher, softened by `temperature`, in the files of a directory.
+
+    A file is named by a hash of the window's token ids, `k` and `temperature`.
+    """
 
     directory: Path
     k: int
     temperature: float
 
     def top(self, logits: Tensor) -> TopLogits:
-        """What it keeps of logits [n, V]."""
+        """Return what the cache keeps of logits [n, V]."""
         return top_logits(logits, self.k, self.temperature)
 
     def read(self, window: Tensor) -> TopLogits | None:
-        """What was written for these token ids [T], on their device."""
+        """Return what was written for token ids [T], on their device; None if there is nothing intact."""
         try:
             found = load_file(self._path(window), device=str(window.device))
         except (FileNotFoundError, SafetensorError):
@@ -37,6 +40,7 @@ class TeacherCache:
         return TopLogits(found["values"], found["places"].long(), found["tail"])
 
     def write(self, window: Tensor, top: TopLogits) -> None:
+        """Keep the logits of token ids [T]."""
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self._path(window)
         # Several processes may write the same window; each renames a file of its own.
@@ -45,5 +49,5 @@ class TeacherCache:
         partial.replace(path)
 
     def _path(self, window: Tensor) -> Path:
-        said = f"{self.k} {self.temperature} ".encode() + window.to("cpu", torch.int64).numpy().tobytes()
-        return self.directory / f"{hashlib.sha256(said).hexdigest()[:32]}.safetensors"
+        content = f"{self.k} {self.temperature} ".encode() + window.to("cpu", torch.int64).numpy().tobytes()
+        return self.directory / f"{hashlib.sha256(content).hexdigest()[:32]}.safetensors"

@@ -1,4 +1,4 @@
-"""Which tensors of a student are trained, and what the training made of them as a part of the compressed model."""
+"""Which parameters of a student are trained, and the trained tensors as a part of the compressed model."""
 
 from collections.abc import Mapping
 
@@ -13,28 +13,33 @@ from workers.compression.spec.dimensions import original_name
 from workers.compression.training.settings import Trainable
 
 NAME = "distillation"
+"""Name of the part that a distillation leaves."""
 
 
-def trainable(student: PreTrainedModel, train: Trainable) -> Mapping[str, nn.Parameter]:
-    """The parameters to train, by name, a shared one once. Raises ValueError where there are none of that kind."""
+def trainable_parameters(student: PreTrainedModel, trainable: Trainable) -> Mapping[str, nn.Parameter]:
+    """Return the parameters to train by name, a shared one once.
+
+    Raises:
+        ValueError: when the student has no parameters of that kind.
+    """
     everything = dict(student.named_parameters())
-    match train:
+    match trainable:
         case "all":
             chosen = everything
         case "norms":
-            chosen = {name: each for name, each in everything.items() if each.ndim == 1}
+            chosen = {name: parameter for name, parameter in everything.items() if parameter.ndim == 1}
         case "factors":
             layers = tuple(f"{name}." for name, module in student.named_modules() if _is_factored(module))
-            chosen = {name: each for name, each in everything.items() if name.startswith(layers)}
+            chosen = {name: parameter for name, parameter in everything.items() if name.startswith(layers)}
     if not chosen:
-        raise ValueError(f"the model has no {train} to train")
+        raise ValueError(f"the model has no {trainable} to train")
     return chosen
 
 
 def trained_part(edited: EditedModel, trained: Mapping[str, Tensor]) -> CompressedPart:
-    """What a training left of a student that was `edited.whole()`, as one more part, named as in the original.
+    """Return the trained tensors of the student `edited.whole()` as one more part, named as in the original.
 
-    The tensors are those of `trained`, not copies.
+    The part holds the tensors of `trained` themselves, not copies.
     """
     prefix, architecture = edited.inventory.block_prefix, ARCHITECTURES[edited.inventory.model_type]
     tensors = {

@@ -1,7 +1,6 @@
 """Training a student: what a step does, going on after an interruption, and going back after a divergence."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -13,14 +12,18 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from tests.support.students import student_of, windows_of_text
+from tests.support.students import Recorder, checkpoints_of, student_of, windows_of_text
 from workers.compression.training import split
-from workers.compression.training.settings import Settings
-from workers.compression.training.stability import Watch
-from workers.compression.training.training import OVERDUE, RESTARTS, Checkpoint, Diverged, distil
+from workers.compression.training.checkpoint import TrainingCheckpoint
+from workers.compression.training.distillation import distil
+from workers.compression.training.loop import OVERDUE, RESTARTS, Diverged, Observer
+from workers.compression.training.settings import DistillationSettings
+from workers.compression.training.stability import DivergenceMonitor
 
 LENGTH = 12
-SETTINGS = Settings(tokens=11 * 4 * LENGTH, sequences=4, micro_batch=2, rate=3e-3, interval=3)
+SETTINGS = DistillationSettings(
+    tokens=11 * 4 * LENGTH, batch_size=4, micro_batch_size=2, learning_rate=3e-3, interval=3
+)
 
 
 def text(windows: int = 10) -> Tensor:
@@ -35,13 +38,14 @@ def assert_same(found: PreTrainedModel, expected: PreTrainedModel) -> None:
     assert all(torch.equal(each, weights(expected)[name]) for name, each in weights(found).items())
 
 
-def one_step(teacher: PreTrainedModel, student: PreTrainedModel, settings: Settings, **options: torch.dtype) -> float:
-    (checkpoint,) = distil(teacher, student, text(4), settings, **options)
-    return checkpoint.losses[0]
+def one_step(teacher: PreTrainedModel, student: PreTrainedModel, settings: DistillationSettings) -> float:
+    return distil(teacher, student, text(4), settings).losses[0]
 
 
 def test_a_step_is_the_naive_loop_s(teacher: PreTrainedModel, source: Path) -> None:
-    settings = Settings(tokens=4 * LENGTH, sequences=4, micro_batch=2, rate=1e-2, warm_up=0.0, clip=0.1)
+    settings = DistillationSettings(
+        tokens=4 * LENGTH, micro_batch_size=2, learning_rate=1e-2, warmup_ratio=0.0, max_gradient_norm=0.1
+    )
     ours, naive = student_of(source), student_of(source).requires_grad_(True)
     loss = one_step(teacher, ours, settings)
     logits, wanted = naive(text(4)).logits.flatten(0, 1), teacher(text(4)).logits.flatten(0, 1)
@@ -55,14 +59,14 @@ def test_a_step_is_the_naive_loop_s(teacher: PreTrainedModel, source: Path) -> N
 
 
 def test_the_text_itself_and_the_last_states_count_as_much_as_asked(teacher: PreTrainedModel, source: Path) -> None:
-    settings = Settings(tokens=4 * LENGTH, sequences=4, temperature=2.0)
+    settings = DistillationSettings(tokens=4 * LENGTH, batch_size=4, temperature=2.0)
     student, ids = student_of(source), text(4)
     logits = student(ids).logits
     of_text = functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     found, wanted = split.states(student, ids), split.states(teacher, ids)
     error = ((found - wanted).square().sum(-1) / wanted.square().sum(-1)).mean()
     plain = one_step(teacher, student_of(source), settings)
-    both = one_step(teacher, student_of(source), replace(settings, cross_entropy=0.5, hidden=3.0))
+    both = one_step(teacher, student_of(source), replace(settings, cross_entropy_weight=0.5, hidden_weight=3.0))
     assert both == pytest.approx(plain + 0.5 * of_text.item() + 3 * error.item(), rel=1e-5)
 
 
@@ -74,7 +78,7 @@ def test_the_last_states_alone_can_be_followed(teacher: PreTrainedModel, source:
         return ((split.states(student, ids) - wanted).square().sum() / wanted.square().sum()).item()
 
     before = error()
-    list(distil(teacher, student, ids, replace(SETTINGS, hidden=100.0)))
+    distil(teacher, student, ids, replace(SETTINGS, hidden_weight=100.0))
     assert error() < 0.8 * before
 
 
@@ -82,10 +86,10 @@ def test_logits_made_in_slices_are_the_same_training(
     teacher: PreTrainedModel, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, sliced = student_of(source), student_of(source)
-    list(distil(teacher, whole, text(), SETTINGS))
+    distil(teacher, whole, text(), SETTINGS)
     monkeypatch.setattr(split, "LOGITS", 5 * 96)
-    monkeypatch.setattr("workers.compression.training.objective.WARM", 2 * 96)
-    list(distil(teacher, sliced, text(), SETTINGS))
+    monkeypatch.setattr("workers.compression.training.objective.CPU_LOGITS", 2 * 96)
+    distil(teacher, sliced, text(), SETTINGS)
     for name, each in weights(sliced).items():
         torch.testing.assert_close(each, weights(whole)[name], rtol=1e-3, atol=1e-4)
 
@@ -96,8 +100,8 @@ def test_activations_that_are_not_kept_change_nothing(
     teacher: PreTrainedModel, source: Path, kind: str, compute: torch.dtype | None
 ) -> None:
     kept, again = student_of(source, kind), student_of(source, kind)
-    list(distil(teacher, kept, text(), SETTINGS, compute_dtype=compute))
-    list(distil(teacher, again, text(), replace(SETTINGS, checkpointing=True), compute_dtype=compute))
+    distil(teacher, kept, text(), SETTINGS, compute_dtype=compute)
+    distil(teacher, again, text(), replace(SETTINGS, gradient_checkpointing=True), compute_dtype=compute)
     assert_same(again, kept)
 
 
@@ -113,28 +117,28 @@ def test_activations_of_blocks_are_made_a_second_time(source: Path) -> None:
 
 def test_in_bfloat16_the_weights_stay_float32_and_learn_the_same(teacher: PreTrainedModel, source: Path) -> None:
     single, half = student_of(source), student_of(source)
-    *_, expected = distil(teacher, single, text(), SETTINGS)
-    *_, found = distil(teacher, half, text(), SETTINGS, compute_dtype=torch.bfloat16)
+    expected = distil(teacher, single, text(), SETTINGS)
+    found = distil(teacher, half, text(), SETTINGS, compute_dtype=torch.bfloat16)
     assert {each.dtype for each in half.parameters()} == {torch.float32}
     assert found.losses != expected.losses
     assert found.losses == pytest.approx(expected.losses, rel=0.05)
 
 
 def test_micro_batches_add_up_to_the_step(teacher: PreTrainedModel, source: Path) -> None:
-    settings = Settings(tokens=4 * LENGTH, sequences=4, rate=1e-2, warm_up=0.0)
-    losses = [one_step(teacher, student_of(source), replace(settings, micro_batch=size)) for size in (1, 3, 4)]
+    settings = DistillationSettings(tokens=4 * LENGTH, batch_size=4, learning_rate=1e-2, warmup_ratio=0.0)
+    losses = [one_step(teacher, student_of(source), replace(settings, micro_batch_size=size)) for size in (1, 3, 4)]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
 
 def test_the_student_learns(teacher: PreTrainedModel, source: Path) -> None:
-    *_, last = distil(teacher, student_of(source), text(), replace(SETTINGS, tokens=60 * 4 * LENGTH))
+    last = distil(teacher, student_of(source), text(), replace(SETTINGS, tokens=60 * 4 * LENGTH))
     assert sum(last.losses[-5:]) < 0.7 * sum(last.losses[:5])
 
 
 def test_every_window_is_seen_once_before_any_is_seen_again(teacher: PreTrainedModel, source: Path) -> None:
     student, seen = student_of(source), []
     student.model.embed_tokens.register_forward_hook(lambda module, ids, output: seen.extend(ids[0].tolist()))
-    list(distil(teacher, student, text(10), replace(SETTINGS, tokens=5 * 4 * LENGTH)))
+    distil(teacher, student, text(10), replace(SETTINGS, tokens=5 * 4 * LENGTH))
     first, second = seen[:10], seen[10:20]
     assert sorted(first) == sorted(second) == sorted(text(10).tolist())
     assert first != second
@@ -142,46 +146,56 @@ def test_every_window_is_seen_once_before_any_is_seen_again(teacher: PreTrainedM
 
 def test_another_seed_is_another_order(teacher: PreTrainedModel, source: Path) -> None:
     settings = replace(SETTINGS, tokens=4 * LENGTH)
-    losses = [next(distil(teacher, student_of(source), text(), settings, seed=seed)).losses for seed in (0, 0, 1)]
+    losses = [distil(teacher, student_of(source), text(), replace(settings, seed=seed)).losses for seed in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
 
 
 def test_the_largest_seed_of_a_recipe_is_one(teacher: PreTrainedModel, source: Path) -> None:
-    settings = replace(SETTINGS, tokens=4 * LENGTH)
-    assert next(distil(teacher, student_of(source), text(), settings, seed=2**63 - 1)).step == 1
+    settings = replace(SETTINGS, tokens=4 * LENGTH, seed=2**63 - 1)
+    assert distil(teacher, student_of(source), text(), settings).step == 1
 
 
 def test_there_is_a_checkpoint_every_interval_and_after_the_last_step(teacher: PreTrainedModel, source: Path) -> None:
-    found = list(distil(teacher, student_of(source), text(), SETTINGS))
+    found = checkpoints_of(teacher, student_of(source), text(), SETTINGS)
     assert [(each.step, each.steps, each.tokens) for each in found] == [
         (step, 11, step * 4 * LENGTH) for step in (3, 6, 9, 11)
     ]
     assert [len(each.losses) for each in found] == [3, 6, 9, 11]
 
 
+class Copying(Recorder):
+    """Also remembers copies of the tensors of each checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.copies: list[dict[str, Tensor]] = []
+
+    def save(self, checkpoint: TrainingCheckpoint) -> TrainingCheckpoint:
+        self.copies.append({name: tensor.clone() for name, tensor in checkpoint.tensors.items()})
+        return super().save(checkpoint)
+
+
 def test_a_checkpoint_stays_what_it_was(teacher: PreTrainedModel, source: Path) -> None:
-    training = distil(teacher, student_of(source), text(), SETTINGS)
-    first = next(training)
-    before = {name: tensor.clone() for name, tensor in first.tensors.items()}
-    next(training)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in first.tensors.items())
+    observer = Copying()
+    distil(teacher, student_of(source), text(), SETTINGS, observer=observer)
+    for checkpoint, copies in zip(observer.checkpoints, observer.copies, strict=True):
+        assert all(torch.equal(tensor, copies[name]) for name, tensor in checkpoint.tensors.items())
 
 
-def test_what_was_put_away_is_gone_on_with(teacher: PreTrainedModel, source: Path) -> None:
-    away: list[Checkpoint] = []
+def test_a_run_continues_with_what_the_observer_returns_for_a_checkpoint(
+    teacher: PreTrainedModel, source: Path
+) -> None:
+    class Emptying(Observer):
+        def save(self, checkpoint: TrainingCheckpoint) -> TrainingCheckpoint:
+            return replace(checkpoint, tensors={})
 
-    def keep(checkpoint: Checkpoint) -> Checkpoint:
-        away.append(replace(checkpoint, tensors={}))
-        return away[-1]
-
-    assert list(distil(teacher, student_of(source), text(), SETTINGS, keep=keep)) == away
+    assert distil(teacher, student_of(source), text(), SETTINGS, observer=Emptying()).tensors == {}
 
 
-def test_each_step_is_told(teacher: PreTrainedModel, source: Path) -> None:
-    told: list[tuple[int, float]] = []
-    training = distil(teacher, student_of(source), text(), SETTINGS, told=lambda step, loss: told.append((step, loss)))
-    *_, last = training
-    assert told == list(enumerate(last.losses, 1))
+def test_the_observer_hears_of_each_step(teacher: PreTrainedModel, source: Path) -> None:
+    recorder = Recorder()
+    last = distil(teacher, student_of(source), text(), SETTINGS, observer=recorder)
+    assert recorder.steps == list(enumerate(last.losses, 1))
 
 
 @pytest.mark.parametrize("compute", [None, torch.bfloat16])
@@ -190,35 +204,26 @@ def test_a_resumed_training_ends_with_the_same_weights(
     teacher: PreTrainedModel, source: Path, kind: str, compute: torch.dtype | None
 ) -> None:
     whole = student_of(source, kind)
-    checkpoints = list(distil(teacher, whole, text(), SETTINGS, compute_dtype=compute))
+    checkpoints = checkpoints_of(teacher, whole, text(), SETTINGS, compute_dtype=compute)
     for checkpoint in checkpoints:
         again = student_of(source, kind)
-        list(distil(teacher, again, text(), SETTINGS, compute_dtype=compute, resumed=checkpoint))
+        distil(teacher, again, text(), SETTINGS, compute_dtype=compute, observer=Recorder(checkpoint))
         assert_same(again, whole)
 
 
 def test_a_trained_student_keeps_no_gradients(teacher: PreTrainedModel, source: Path) -> None:
     student = student_of(source)
-    list(distil(teacher, student, text(), SETTINGS))
+    distil(teacher, student, text(), SETTINGS)
     assert not any(each.requires_grad or each.grad is not None for each in student.parameters())
 
 
 def test_tokens_are_what_is_spent() -> None:
-    assert Settings(tokens=1000, sequences=4).steps(length=50) == 5
-    assert Settings(tokens=1001, sequences=4).steps(length=50) == 6
-
-
-def test_the_rate_rises_and_falls_to_nothing() -> None:
-    settings = Settings(tokens=1, rate=1.0, warm_up=0.1)
-    rates = [settings.rate_at(step, 100) for step in range(100)]
-    assert rates[:10] == pytest.approx([step / 10 for step in range(1, 11)])
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[55] == pytest.approx(0.5)
-    assert rates[-1] < 1e-3
+    assert DistillationSettings(tokens=1000, batch_size=4).steps(length=50) == 5
+    assert DistillationSettings(tokens=1001, batch_size=4).steps(length=50) == 6
 
 
 def test_weight_decay_spares_norms(teacher: PreTrainedModel, source: Path) -> None:
-    settings = Settings(tokens=4 * LENGTH, sequences=4, rate=1e-4, warm_up=0.0)
+    settings = DistillationSettings(tokens=4 * LENGTH, batch_size=4, learning_rate=1e-4, warmup_ratio=0.0)
     left, decayed = student_of(source), student_of(source)
     one_step(teacher, left, settings)
     one_step(teacher, decayed, replace(settings, weight_decay=10.0))
@@ -227,15 +232,15 @@ def test_weight_decay_spares_norms(teacher: PreTrainedModel, source: Path) -> No
 
 
 def restarting(
-    teacher: PreTrainedModel, student: PreTrainedModel, resumed: Checkpoint | None = None
-) -> Iterator[Checkpoint]:
+    teacher: PreTrainedModel, student: PreTrainedModel, resumed: TrainingCheckpoint | None = None
+) -> list[TrainingCheckpoint]:
     """At a rate at which the loss explodes and at half of which it falls."""
-    settings = replace(SETTINGS, rate=0.8, warm_up=0.0, interval=2, tokens=24 * 4 * LENGTH)
-    return distil(teacher, student, text(), settings, resumed=resumed)
+    settings = replace(SETTINGS, learning_rate=0.8, warmup_ratio=0.0, interval=2, tokens=24 * 4 * LENGTH)
+    return checkpoints_of(teacher, student, text(), settings, resumed=resumed)
 
 
 def test_a_training_that_diverges_goes_back_and_on_at_a_lower_rate(teacher: PreTrainedModel, source: Path) -> None:
-    checkpoints = list(restarting(teacher, student_of(source)))
+    checkpoints = restarting(teacher, student_of(source))
     assert checkpoints[-1].step == len(checkpoints[-1].losses) == 24
     assert 0 < checkpoints[-1].restarts <= RESTARTS
     assert all(math.isfinite(loss) for loss in checkpoints[-1].losses)
@@ -249,7 +254,7 @@ def test_a_checkpoint_waits_while_the_loss_is_high_but_not_for_ever(teacher: Pre
 
 def test_resumed_behind_a_restart_it_ends_with_the_same_weights(teacher: PreTrainedModel, source: Path) -> None:
     whole = student_of(source)
-    checkpoints = list(restarting(teacher, whole))
+    checkpoints = restarting(teacher, whole)
     for checkpoint in checkpoints:
         again = student_of(source)
         *_, last = [checkpoint, *restarting(teacher, again, checkpoint)]
@@ -263,24 +268,30 @@ def test_it_is_given_up_where_no_rate_helps(teacher: PreTrainedModel, source: Pa
     with torch.no_grad():
         student.model.norm.weight[0] = math.nan
     with pytest.raises(Diverged, match="diverged 5 times near step 0 of 11"):
-        list(distil(teacher, student, text(), SETTINGS))
+        distil(teacher, student, text(), SETTINGS)
 
 
 def test_noise_is_no_divergence() -> None:
     noise = torch.Generator().manual_seed(0)
     losses = (1 + torch.rand(500, generator=noise)).tolist()
-    watch = Watch()
-    assert not any(watch.diverged(loss) for loss in [3.0, 2.5, *losses, 9.0, *losses])
+    monitor = DivergenceMonitor()
+    assert not any(monitor.diverged(loss) for loss in [3.0, 2.5, *losses, 9.0, *losses])
 
 
 def test_a_loss_that_stays_high_is_a_divergence() -> None:
-    watch = Watch([1.0] * 50)
-    assert any(watch.diverged(6.0) for _ in range(20))
+    monitor = DivergenceMonitor([1.0] * 50)
+    assert any(monitor.diverged(6.0) for _ in range(20))
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_is_a_divergence_at_once(loss: float) -> None:
-    assert Watch([1.0]).diverged(loss)
+    assert DivergenceMonitor([1.0], ratio=math.inf).diverged(loss)
+
+
+def test_with_an_infinite_ratio_no_finite_loss_is_a_divergence() -> None:
+    monitor = DivergenceMonitor([1.0] * 50, ratio=math.inf)
+    assert not any(monitor.diverged(1e6) for _ in range(20))
+    assert monitor.settled
 
 
 class Asked(dict[str, Tensor]):
@@ -300,5 +311,5 @@ class Asked(dict[str, Tensor]):
 
 def test_what_is_trained_is_read_without_the_moments() -> None:
     tensors = Asked("trained:a.b", "exp_avg:a.b", "exp_avg_sq:a.b", "trained:c")
-    assert list(Checkpoint(1, 2, 3, (), 0, tensors).trained) == ["a.b", "c"]
+    assert list(TrainingCheckpoint(1, 2, 3, (), 0, tensors).trained) == ["a.b", "c"]
     assert tensors.names == ["trained:a.b", "trained:c"]

@@ -13,9 +13,9 @@ from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress as compression
 from workers.compression.spec.ranges import TOLERANCE
-from workers.compression.training.settings import Settings
+from workers.compression.training.distillation import distil
+from workers.compression.training.settings import DistillationSettings
 from workers.compression.training.trained import trained_part
-from workers.compression.training.training import distil
 from workers.messages import Assignment, ResumedReport
 from workers.stages import calibrate, compress, compute, distill
 from workers.stages.plan import sensitivities_of
@@ -31,8 +31,8 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Assignment:
         "datasets": ["local:a.txt"],
         "tokens": STEPS * SEQUENCES * LENGTH,
         "length": LENGTH,
-        "sequences": SEQUENCES,
-        "steps": 2,
+        "batch_size": SEQUENCES,
+        "phases": 2,
     }
     return small_job(tmp_path_factory.mktemp("job"), blocks=3, target_ratio=RATIO, distillation=distillation)
 
@@ -67,10 +67,10 @@ def test_it_is_as_if_done_by_hand(undisturbed: Attempt) -> None:
         parts += made
         edited = EditedModel(StreamedModel.open(context.assignment.model_path, dtype=torch.float32), parts)
         student, teacher = edited.whole(), original.whole()
-        settings = Settings(tokens=STEPS // 2 * SEQUENCES * LENGTH, sequences=SEQUENCES)
+        settings = DistillationSettings(tokens=STEPS // 2 * SEQUENCES * LENGTH, batch_size=SEQUENCES)
         half = text[phase.number :: 2]
         own = None if teacher.dtype == torch.float32 else teacher.dtype
-        *_, last = distil(teacher, student, half, settings, compute_dtype=own)
+        last = distil(teacher, student, half, settings, compute_dtype=own)
         parts.append(trained_part(edited, last.trained))
     found = list(compress.finished_parts(context))
     assert [part.structures for part in found] == [part.structures for part in parts]
@@ -84,11 +84,11 @@ def test_a_training_stands_behind_each_group(undisturbed: Attempt) -> None:
     assert (names[0], names[-1]) == ("model.embed_tokens", "distillation")
 
 
-def test_the_progress_says_in_which_step_it_is_and_never_falls(undisturbed: Attempt) -> None:
+def test_the_progress_says_in_which_phase_it_is_and_never_falls(undisturbed: Attempt) -> None:
     details = undisturbed.details()
-    assert details[0].startswith("step 1 of 2, distilling: 32 of 128 tokens, loss ")
-    assert any(detail.startswith("step 2 of 2, block ") for detail in details)
-    assert details[-1].startswith("step 2 of 2, distilling: 128 of 128 tokens, loss ")
+    assert details[0].startswith("phase 1 of 2, distilling: 32 of 128 tokens, loss ")
+    assert any(detail.startswith("phase 2 of 2, block ") for detail in details)
+    assert details[-1].startswith("phase 2 of 2, distilling: 128 of 128 tokens, loss ")
     fractions = [getattr(report, "fraction", 0.0) for report in undisturbed.reports]
     assert fractions == sorted(fractions)
 
@@ -112,26 +112,26 @@ def all_tensors(attempt: Attempt) -> list[dict[str, Tensor]]:
     return [dict(part.tensors) for part in compress.finished_parts(attempt.context)]
 
 
-def test_the_state_of_an_earlier_training_is_not_taken_for_that_of_a_later_one(assignment: Assignment) -> None:
+def test_a_finished_training_leaves_no_checkpoint_and_the_next_begins_anew(assignment: Assignment) -> None:
     with pytest.raises(Stopped):
         Attempt(assignment, stop_behind=STEPS // 2 + 1)
-    assert kept_checkpoints(assignment) == [f"{STEPS // 2:08d}.safetensors"]
+    assert kept_checkpoints(assignment) == []
     trained = [detail for detail in Attempt(assignment, 2).details() if "distilling" in detail]
-    assert trained[0].startswith("step 2 of 2, distilling: 32 of")
+    assert trained[0].startswith("phase 2 of 2, distilling: 32 of")
 
 
 def test_the_result_is_as_small_as_asked_for(report: CompressionReport) -> None:
     assert report.achieved_ratio == pytest.approx(RATIO, rel=2 * TOLERANCE)
 
 
-def test_the_report_lists_the_steps(report: CompressionReport) -> None:
+def test_the_report_lists_the_phases(report: CompressionReport) -> None:
     assert report.distillation is not None
-    steps = report.distillation.steps
-    assert [step.tokens for step in steps] == [128, 128]
+    phases = report.distillation.phases
+    assert [phase.tokens for phase in phases] == [128, 128]
     changed = dict.fromkeys(site.block for site in report.sites if site.structure is not None)
-    listed = [name for step in steps for name in step.compressed]
+    listed = [name for phase in phases for name in phase.compressed]
     assert listed == [f"model.layers.{block}" for block in changed]
-    assert all(step.compressed for step in steps)
+    assert all(phase.compressed for phase in phases)
 
 
 def test_the_curve_goes_on_over_all_trainings(report: CompressionReport) -> None:
@@ -139,14 +139,14 @@ def test_the_curve_goes_on_over_all_trainings(report: CompressionReport) -> None
     points = report.distillation.points
     assert [point.step for point in points] == list(range(1, STEPS + 1))
     assert points[-1].tokens == report.distillation.tokens == STEPS * SEQUENCES * LENGTH
-    assert report.distillation.steps[0].loss == points[STEPS // 2 - 1].loss
-    assert report.distillation.steps[1].loss == points[-1].loss
+    assert report.distillation.phases[0].loss == points[STEPS // 2 - 1].loss
+    assert report.distillation.phases[1].loss == points[-1].loss
 
 
-def test_a_plan_of_fewer_groups_has_fewer_steps(assignment: Assignment) -> None:
+def test_a_plan_of_fewer_groups_has_fewer_phases(assignment: Assignment) -> None:
     distillation = assignment.recipe.distillation
     assert distillation is not None
-    eight = distillation.model_copy(update={"steps": STEPS})
+    eight = distillation.model_copy(update={"phases": STEPS})
     recipe = assignment.recipe.model_copy(update={"distillation": eight})
     attempt = Attempt(assignment.model_copy(update={"recipe": recipe}))
     curves = distill.curves(attempt.context)

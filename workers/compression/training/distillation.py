@@ -1,0 +1,101 @@
+"""Distilling a student from its teacher over packed windows of text.
+
+    checkpoint = distil(teacher, student, windows, DistillationSettings(tokens=262_144), observer=observer)
+
+Promise: that of `loop`; a resumed distillation ends with the weights of one that was not interrupted.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from workers.compression.training.batches import ContinuousBatches
+from workers.compression.training.checkpoint import TrainingCheckpoint
+from workers.compression.training.loop import Observer, ParameterGroup, TrainingTask, train
+from workers.compression.training.objective import DistillationObjective
+from workers.compression.training.parallel import ParallelStrategy, SingleProcess
+from workers.compression.training.schedule import WarmupCosine
+from workers.compression.training.settings import DistillationSettings
+from workers.compression.training.teacher import CachedTeacher, Teacher
+from workers.compression.training.teacher_cache import TeacherCache
+from workers.compression.training.trained import trainable_parameters
+
+
+def distil(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    windows: Tensor,
+    settings: DistillationSettings,
+    *,
+    compute_dtype: torch.dtype | None = None,
+    teacher_cache: Path | None = None,
+    parallel: ParallelStrategy | None = None,
+    observer: Observer | None = None,
+) -> TrainingCheckpoint:
+    """Train the student in place to predict what the teacher predicts, and return the checkpoint after the last step.
+
+    Args:
+        windows: token ids [N, T], packed; every epoch takes them in another order.
+        student: in float32.
+        compute_dtype: dtype of the student's matrix products (autocast); None: float32. The teacher computes in its
+            own dtype.
+        teacher_cache: directory for this teacher's largest logits, see `DistillationSettings.teacher_top_k`.
+        parallel: how several processes share the work; each calls this with the same arguments.
+        observer: where checkpoints are kept and progress is reported.
+
+    Raises:
+        Diverged: when the loss explodes even at lower learning rates.
+        PeerLost: when another of the processes is gone.
+        ValueError: when the student has no parameters of the kind `settings.trainable`, or the processes cannot share
+            the work of these settings.
+    """
+    parallel, device = parallel or SingleProcess(), student.device
+    parallel.divide(teacher, student, settings, compute_dtype)
+    parameters = trainable_parameters(student, settings.trainable)
+    student.requires_grad_(False)
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    answering = _teacher(teacher, windows, settings, teacher_cache)
+    objective = DistillationObjective(answering, student, settings, windows.shape[1])
+
+    def backward(chosen: Tensor) -> Tensor:
+        loss = torch.zeros((), device=device)
+        # One autocast context per step: weights are cast once, not anew for each micro-batch.
+        with _autocast(device, compute_dtype):
+            for ids in torch.split(windows[chosen], settings.micro_batch_size):
+                loss += objective.backward(ids.to(device))
+        return loss
+
+    # Weight decay spares norms and biases.
+    matrices = tuple(name for name, parameter in parameters.items() if parameter.ndim > 1)
+    vectors = tuple(name for name, parameter in parameters.items() if parameter.ndim < 2)
+    task = TrainingTask(
+        parameters,
+        groups=(
+            ParameterGroup(matrices, settings.learning_rate, settings.weight_decay),
+            ParameterGroup(vectors, settings.learning_rate),
+        ),
+        batches=ContinuousBatches(len(windows), settings.batch_size, settings.seed),
+        length=windows.shape[1],
+        backward=backward,
+        schedule=WarmupCosine(settings.warmup_ratio),
+    )
+    last = train(task, settings, observer, parallel)
+    student.zero_grad()
+    student.requires_grad_(False)
+    return last
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def _teacher(model: PreTrainedModel, windows: Tensor, settings: DistillationSettings, cache: Path | None) -> Teacher:
+    """Return a teacher that caches its logits if text is repeated and the loss needs nothing else of it."""
+    repeated = settings.tokens > windows.numel()
+    if cache is None or not settings.teacher_top_k or settings.hidden_weight or not repeated:
+        return Teacher(model)
+    return CachedTeacher(model, TeacherCache(cache, settings.teacher_top_k, settings.temperature))
