@@ -42,15 +42,17 @@ from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
 from workers.compression.spec.heads import feasible_key_value_heads
-from workers.compression.training.settings import Settings
-from workers.compression.training.training import distil
+from workers.compression.training.checkpoint import TrainingCheckpoint
+from workers.compression.training.distillation import distil
+from workers.compression.training.loop import Observer
+from workers.compression.training.settings import DistillationSettings
 
 LOGITS = "+logits"
 GROUPS = "+groups"
 LOCAL = ("fusion", "fusegpt")
 COMPRESSED = ("drop", "width", f"width{GROUPS}", "hybrid", "kronecker", "fusion")
 ROWS = (*COMPRESSED, "fusegpt", *(name + LOGITS for name in COMPRESSED), "auto", f"auto{LOGITS}")
-LEARNING = Settings(tokens=0, sequences=2, rate=7e-5)
+LEARNING = DistillationSettings(tokens=0, batch_size=2, learning_rate=7e-5)
 HARMED = 3e-4
 """The learning rate for what lost blocks and was not refitted: it has more to learn, and less to lose."""
 
@@ -100,6 +102,14 @@ class Results:
 HEAD = "| method | tokens | ratio | in | out | gap in | gap out | s |\n|---|---|---|---|---|---|---|---|"
 
 
+class Printer(Observer):
+    """Prints the loss at each checkpoint."""
+
+    def save(self, checkpoint: TrainingCheckpoint) -> TrainingCheckpoint:
+        print(f"step {checkpoint.step} of {checkpoint.steps}: loss {checkpoint.losses[-1]:.3f}", flush=True)
+        return checkpoint
+
+
 @dataclass(frozen=True)
 class Bench:
     """One model and its texts, as token ids [sequences, length]; `text` is all that may be trained on."""
@@ -119,7 +129,7 @@ class Bench:
         edited = EditedModel(self.original, parts)
         whole = edited.whole()
         if name.endswith(LOGITS):
-            whole = self.trained(whole, tokens, HARMED if name == f"drop{LOGITS}" else LEARNING.rate)
+            whole = self.trained(whole, tokens, HARMED if name == f"drop{LOGITS}" else LEARNING.learning_rate)
         seconds = time.monotonic() - started
         whole.eval()
         return Row(
@@ -178,16 +188,19 @@ class Bench:
             tried[trial.method], started = trial.perplexity, time.monotonic()
         return min(tried, key=tried.__getitem__)
 
-    def trained(self, student: Any, tokens: int, rate: float) -> Any:
-        settings = dataclasses.replace(LEARNING, tokens=tokens, rate=rate)
+    def trained(self, student: Any, tokens: int, learning_rate: float) -> Any:
+        settings = dataclasses.replace(LEARNING, tokens=tokens, learning_rate=learning_rate)
         length = min(TRAINED_LENGTH, self.text.shape[1])
         windows_of_text = self.text[:, : self.text.shape[1] // length * length].reshape(-1, length)
         student = student.float()
-        for checkpoint in distil(
-            self.original.whole(), student, windows_of_text, settings, compute_dtype=self.original.dtype
-        ):
-            loss = checkpoint.losses[-1]
-            print(f"step {checkpoint.step} of {checkpoint.steps}: loss {loss:.3f}", flush=True)
+        distil(
+            self.original.whole(),
+            student,
+            windows_of_text,
+            settings,
+            compute_dtype=self.original.dtype,
+            observer=Printer(),
+        )
         return student.to(self.original.dtype)
 
 

@@ -1,7 +1,7 @@
 """What heals a compressed model: the text, the learning rate, the loss, and what is trained.
 
     python -m bench.heal run MODEL_DIRECTORY PACKAGE --name "rate 1e-4" --train wiki.txt speeches.txt
-        --teacher written.safetensors --judge held-out.txt other.txt --rows heal.jsonl --rate 1e-4
+        --teacher written.safetensors --judge held-out.txt other.txt --rows heal.jsonl --learning-rate 1e-4
     python -m bench.heal draw heal.jsonl
 
 PACKAGE is what a job without distillation has left of the model. `run` trains it on equal parts of the texts, judges it
@@ -28,8 +28,9 @@ from bench.quality import perplexity, spread, windows
 from bench.teacher_text import documentation
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.teacher_text import sample
-from workers.compression.training.settings import Settings
-from workers.compression.training.training import distil
+from workers.compression.training.distillation import distil
+from workers.compression.training.loop import Observer
+from workers.compression.training.settings import DistillationSettings
 
 PICTURE = Path("docs/distillation.svg")
 LENGTH, JUDGED_LENGTH = 512, 1024
@@ -68,28 +69,28 @@ def healed(options: argparse.Namespace) -> Row:
     student = StreamedModel.open(options.package, dtype=torch.float32).whole()
     before = perplexities(teacher, judged)
     tokens, found = [0], [perplexities(student, judged)]
-    settings = Settings(
+    settings = DistillationSettings(
         tokens=options.tokens,
-        sequences=2,
-        micro_batch=2,
-        rate=options.rate,
-        train=options.what,
+        batch_size=2,
+        micro_batch_size=2,
+        learning_rate=options.learning_rate,
+        trainable=options.trainable,
         temperature=options.temperature,
-        cross_entropy=options.cross_entropy,
-        hidden=options.hidden,
+        cross_entropy_weight=options.cross_entropy_weight,
+        hidden_weight=options.hidden_weight,
         interval=options.tokens,
     )
     steps = settings.steps(LENGTH)
 
-    def judge(step: int, loss: float) -> None:
-        if step * POINTS // steps > (step - 1) * POINTS // steps:
-            tokens.append(step * settings.sequences * LENGTH)
-            found.append(perplexities(student, judged))
-            print(f"{tokens[-1]:,} tokens, loss {loss:.3f}, {found[-1]}", flush=True)
+    class Judge(Observer):
+        def on_step(self, step: int, loss: float, restarts: int) -> None:
+            if step * POINTS // steps > (step - 1) * POINTS // steps:
+                tokens.append(step * settings.batch_size * LENGTH)
+                found.append(perplexities(student, judged))
+                print(f"{tokens[-1]:,} tokens, loss {loss:.3f}, {found[-1]}", flush=True)
 
     text = mixture(options, tokenizer, teacher)
-    for _ in distil(teacher, student, text, settings, compute_dtype=torch.bfloat16, told=judge):
-        pass
+    distil(teacher, student, text, settings, compute_dtype=torch.bfloat16, observer=Judge())
     ratios = {name: tuple(each[name] / before[name] for each in found) for name in judged}
     return Row(options.name, tuple(tokens), ratios)
 
@@ -154,11 +155,11 @@ def arguments() -> argparse.Namespace:
     run.add_argument("--rows", type=Path, required=True)
     run.add_argument("--tokens", type=int, default=65_536)
     run.add_argument("--windows", type=int, default=8, help="of each text to judge by")
-    run.add_argument("--rate", type=float, default=7e-5)
+    run.add_argument("--learning-rate", type=float, default=7e-5)
     run.add_argument("--temperature", type=float, default=1.0)
-    run.add_argument("--cross-entropy", type=float, default=0.5)
-    run.add_argument("--hidden", type=float, default=0.0)
-    run.add_argument("--what", choices=("all", "factors", "norms"), default="all", help="is trained")
+    run.add_argument("--cross-entropy-weight", type=float, default=0.5)
+    run.add_argument("--hidden-weight", type=float, default=0.0)
+    run.add_argument("--trainable", choices=("all", "factors", "norms"), default="all", help="is trained")
     options = parser.parse_args()
     if options.command == "run" and not options.train and options.teacher is None:
         parser.error("say what to train on: --train, --teacher or both")
