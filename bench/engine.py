@@ -2,8 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -15,11 +14,12 @@ from bench.experiment import Strict
 from bench.tqcompressor_style import tqcompressor_style
 from workers.compression.choice import trials
 from workers.compression.evaluation.fidelity import compare
-from workers.compression.math.sensitivity import Sensitivity, measure_all, spectra
+from workers.compression.math.sensitivity import Sensitivity, measure_all, site_errors
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
+from workers.compression.spec.families import KroneckerFamily
 from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods import METHODS, Need, planner_of
 from workers.compression.spec.methods.fusion import FUSION
@@ -74,15 +74,19 @@ class Original:
     model: StreamedModel
     ids: Tensor
     measuring: float = 0.0
+    _measured: dict[KroneckerFamily | None, Mapping[str, Sensitivity]] = field(default_factory=dict)
 
-    @cached_property
-    def sensitivities(self) -> Mapping[str, Sensitivity]:
-        """What an error at each site does to the model's output, measured once for all cases."""
-        seconds: dict[str, float] = {}
-        with timed(seconds, "measure"):
-            found = measure_all(self.model, self.ids)
-        self.measuring = seconds["measure"]
-        return found
+    def sensitivities(self, tiled: KroneckerFamily | None) -> Mapping[str, Sensitivity]:
+        """Return what an error at each site does to the model's output, measured once for all cases that ask alike.
+
+        `tiled` are the Kronecker sums whose errors are measured, too.
+        """
+        if tiled not in self._measured:
+            seconds: dict[str, float] = {}
+            with timed(seconds, "measure"):
+                self._measured[tiled] = measure_all(self.model, self.ids, tiled=tiled)
+            self.measuring = seconds["measure"]
+        return self._measured[tiled]
 
 
 @dataclass(frozen=True)
@@ -136,10 +140,10 @@ def compressed(original: Original, method: str, ratio: float, options: Mapping[s
             tried = list(trials(original.model, candidates, ratio, original.ids))
         chosen = min(tried, key=lambda trial: trial.perplexity).method
     planner = planner_of(chosen)
-    measured = original.sensitivities if Need.SENSITIVITIES in planner.needs else {}
+    measured = original.sensitivities(planner.tiled(chosen)) if Need.SENSITIVITIES in planner.needs else {}
     if measured:
         seconds["measure"] = original.measuring
-    plan = planner.plan(original.model.inventory, ratio, chosen, spectra(measured))
+    plan = planner.plan(original.model.inventory, ratio, chosen, site_errors(measured))
     result = _carried_out(original, plan, measured, seconds)
     return result if chosen is asked else dataclasses.replace(result, chosen=chosen.name)
 

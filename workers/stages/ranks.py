@@ -36,7 +36,7 @@ LOST = ErrorReport(
 
 
 class RankRequest(Message):
-    """What each rank is given: where the job stands, and which phase of it to train."""
+    """The input of each rank: where the job stands, and which phase of it to train."""
 
     assignment: Assignment = Field(
         description="the job's; `device` is 'cuda' or 'cpu' without an index, `threads` are those of one rank"
@@ -48,7 +48,7 @@ class RankRequest(Message):
 
 
 def train_in_processes(context: Context, phase: Phase, processes: int) -> None:
-    """Train a phase in so many processes, and pass their reports on as this process's own.
+    """Train a phase in several processes, and pass their reports on as this process's own.
 
     Raises:
         AttemptFailed: when one of them fails.
@@ -75,7 +75,7 @@ def request_for(context: Context, phase: Phase, processes: int) -> RankRequest:
 
 
 def torchrun(processes: int, scratch: Path, module: str, *arguments: str) -> list[str]:
-    """Return the command that runs a module in so many processes, with `scratch` for torchrun's logs."""
+    """Return the command that runs a module in `processes` processes, with `scratch` for torchrun's logs."""
     # Without an address torchrun would look this host up by its name.
     options = ["--standalone", f"--nproc-per-node={processes}", f"--local-addr={HERE}", f"--log-dir={scratch}"]
     return [sys.executable, "-m", "torch.distributed.run", *options, "--module", module, *arguments]

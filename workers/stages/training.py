@@ -35,7 +35,7 @@ COMPRESSING = 0.1
 """Estimated share of a phase's time that compressing its parts takes; only the progress bar depends on it."""
 
 CHECKPOINTS, LONGEST_INTERVAL = 10, 50
-"""A run is kept this many times, and at least once in so many steps."""
+"""Checkpoints per run, and the most steps between two of them."""
 
 
 def train_phase(context: Context, phase: Phase, parallel: ParallelStrategy | None = None) -> None:

@@ -112,8 +112,8 @@ class Tile:
 
 
 TILES = (Tile(4, 4), Tile(4, 16))
-"""The tiles that matrices may take. At half the numbers, on matrices of a real model, 4 × 16 lowers the error of 4 × 4 by
-5 to 15 %, and larger tiles lower it no further, while they take more products to compute. The wider of two tiles of
+"""The tiles that matrices may take. At half the numbers, on matrices of a real model, 4 × 16 lowers the error of 4 × 4
+by 5 to 15 %, and larger tiles lower it no further, while they take more products to compute. The wider of two tiles of
 equal size is fitted faster."""
 
 TABLE_TILES = (Tile(1, 16), Tile(1, 64))

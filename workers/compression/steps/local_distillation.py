@@ -25,7 +25,7 @@ from workers.compression.training.settings import TrainingSettings
 
 
 class RunnableModel(Protocol):
-    """What this module needs of a model; `models.EditedModel` is one."""
+    """The part of a model that this module calls; `models.EditedModel` has it."""
 
     device: torch.device
     dtype: torch.dtype

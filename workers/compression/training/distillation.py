@@ -43,7 +43,7 @@ def distil(
         compute_dtype: dtype of the student's matrix products (autocast); None: float32. The teacher computes in its
             own dtype.
         teacher_cache: directory for this teacher's largest logits, see `DistillationSettings.teacher_top_k`.
-        parallel: how several processes, each of which calls this with the same arguments, share the work.
+        parallel: how several processes share the work; each calls this with the same arguments.
         observer: where checkpoints are kept and progress is reported.
 
     Raises:

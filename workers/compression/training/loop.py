@@ -49,7 +49,7 @@ class ParameterGroup:
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """What one use of the loop trains, on which batches, and towards which loss.
+    """One use of the loop: the parameters to train, the batches, and the loss.
 
     Attributes:
         parameters: the trained parameters by name.
@@ -83,7 +83,7 @@ class Observer:
         return checkpoint
 
     def on_step(self, step: int, loss: float, restarts: int) -> None:
-        """Take note that `step` steps are done, the last at this loss, after so many `restarts`."""
+        """Take note that `step` steps are done, the last with this loss, after `restarts` divergences."""
 
 
 @torch.enable_grad()

@@ -23,7 +23,7 @@ class PeerLost(RuntimeError):
 
 
 class ParallelStrategy(Protocol):
-    """What training asks of the processes among which it is divided.
+    """How training is divided among processes.
 
     A process holds a parameter of the student whole or a shard of it; its gradient and AdamW's state are divided the
     same way. The calls that communicate are collective: every process of the group makes them in the same order.

@@ -10,7 +10,7 @@ Trainable = Literal["all", "factors", "norms"]
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """What every use of the training loop can set.
+    """Settings that every use of the training loop has.
 
     Attributes:
         tokens: training budget; text is repeated once it is used up.

@@ -1,4 +1,4 @@
-"""What the teacher predicts for windows of tokens: its logits, or the largest of them from a cache on disk."""
+"""The teacher's predictions for windows of tokens: its logits, or the largest of them from a cache on disk."""
 
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from workers.compression.training.teacher_cache import TeacherCache
 
 
 class Targets(Protocol):
-    """What a student is compared with, indexed by token; the tokens of all windows follow one another."""
+    """The predictions that a student is compared with, indexed by token over all windows."""
 
     def __getitem__(self, tokens: slice, /) -> Tensor | TopLogits:
         """Return the teacher's logits [n, V] of these tokens, or the largest of them."""
