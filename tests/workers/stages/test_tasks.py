@@ -10,6 +10,7 @@ import pytest
 from app.contract.job import Metrics, TaskMetric, TaskResult
 from tests.support.jobs import done, last_report
 from tests.support.lm_tasks import NAME, write_task
+from workers.compression.spec.methods.width import WidthOptions
 from workers.messages import Assignment, ErrorReport
 from workers.stages import evaluate, memory, tasks
 
@@ -63,7 +64,7 @@ def test_without_tasks_no_library_is_needed(assignment: Assignment, monkeypatch:
 def test_original_result_and_rounded_result_are_asked_and_the_report_says_what_they_came_to(
     assignment: Assignment, asked: list[tuple[str, str]]
 ) -> None:
-    finished = done(naming(assignment, "a", "b", method="width", formats=("safetensors", "int8")))
+    finished = done(naming(assignment, "a", "b", method=WidthOptions(), formats=("safetensors", "int8")))
     assert asked == [(name, of) for of in ("model", "safetensors", "int8") for name in ("a", "b")]
     metrics = finished.metrics
     for model in (metrics.before, metrics.after, metrics.formats["int8"]):
