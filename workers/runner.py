@@ -67,7 +67,7 @@ def walk(assignment: Assignment, report: Callable[[BaseModel], None], meter: Met
     prepare_torch(assignment)
     schedule = Schedule.of(assignment.recipe, STAGES)
     bench = Workbench(assignment.work_dir, assignment.attempt, identity(assignment))
-    context = Context(assignment, bench, report, schedule, meter=meter)
+    context = Context(assignment, bench, report, schedule, stage=schedule.stages[0].name, meter=meter)
     try:
         write.require_libraries(assignment.recipe)
         tasks.require_library(assignment.recipe)
