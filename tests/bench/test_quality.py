@@ -6,7 +6,7 @@ from bench.engine import Training
 from bench.experiment import Place
 from bench.kinds.quality import Calibration, Compression, Judged, Quality
 from bench.texts import Piece
-from tests.support.models import amplify_blocks, write_text, write_tiny_model
+from tests.support.text_models import amplify_blocks, write_text, write_tiny_model
 
 TEXTS = {
     "first half": Piece(source="words.txt", stop=0.5),
