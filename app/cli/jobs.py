@@ -8,17 +8,15 @@ import typer
 from app.cli.compress import compress_here, compress_there
 from app.cli.follow import download as fetch
 from app.cli.follow import print_comparison
-from app.cli.recipes import LocalModel, local_model, make_recipe, method_fields
+from app.cli.options import RECIPE_OPTIONS, recipe_fields, take_options
+from app.cli.recipes import LocalModel, local_model, make_recipe
 from app.cli.tables import job_details, job_table
 from app.cli.terminal import STDOUT, paragraph
 from app.client import Client
 from app.contract.job import State
-from app.contract.recipe import Recipe, Trainable
+from app.contract.recipe import Recipe
 from app.errors import Refused
-from workers.compression.spec.formats import FORMATS, MAIN
-from workers.compression.spec.methods import METHODS
 
-OTHER_FORMATS = tuple(name for name in FORMATS if name != MAIN)
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 Url = Annotated[
@@ -46,55 +44,8 @@ def compress(
         ),
     ],
     out: Out,
-    method: Annotated[
-        str | None, typer.Option(help=f"How the model is made smaller: {', '.join(METHODS)}.", show_default="auto")
-    ] = None,
-    method_option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="An option of the method, such as key_value_heads=2."),
-    ] = None,
-    calibration: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DATASET", help="Text to fit the result to; may be given more than once."),
-    ] = None,
-    sequences: Annotated[int | None, typer.Option(help="Number of calibration sequences.")] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens per calibration sequence.")] = None,
-    distill: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DATASET", help="Train the result on this text; may be given more than once."),
-    ] = None,
-    distill_tokens: Annotated[int | None, typer.Option(help="Tokens to train the result on.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate of that training.")] = None,
-    trainable: Annotated[Trainable | None, typer.Option(help="Which parameters of the result are trained.")] = None,
-    evaluation: Annotated[
-        list[str] | None, typer.Option(metavar="DATASET", help="Text to measure on; may be given more than once.")
-    ] = None,
-    window: Annotated[int | None, typer.Option(help="Tokens per window that is measured on.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Tokens to measure on, at most, of each dataset.")] = None,
-    max_perplexity_ratio: Annotated[
-        float | None, typer.Option(help="Fail where the perplexity is more times the original's.")
-    ] = None,
-    min_top1_agreement: Annotated[
-        float | None, typer.Option(help="Fail where the most likely token is the original's less often; 0 to 1.")
-    ] = None,
-    baseline: Annotated[
-        bool, typer.Option("--baseline", help="Also measure the original with blocks dropped to the same size.")
-    ] = False,
-    task: Annotated[
-        list[str] | None, typer.Option(help="Also ask both models this task of lm-eval; may be given more than once.")
-    ] = None,
-    task_limit: Annotated[int | None, typer.Option(help="At most so many examples of each task.")] = None,
-    also: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--format",
-            metavar="FORMAT",
-            help=f"Also write the result in this format ({', '.join(OTHER_FORMATS)}), in a directory of its name. May "
-            "be given more than once.",
-        ),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Two runs with one seed do the same.")] = None,
     url: Url = None,
+    **options: Any,
 ) -> None:
     """Compress a model and download the result.
 
@@ -104,29 +55,11 @@ def compress(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Refused("--out", f"{out} exists and is not empty; name another directory")
     path = local_model(model)
-    recipe = make_recipe(
-        given(
-            model=path.reference if path else model,
-            target_ratio=ratio if len(ratio) > 1 else ratio[0],
-            method=method_fields(method, method_option or ()),
-            calibration=given(datasets=calibration, sequences=sequences, length=length),
-            distillation=given(
-                datasets=distill, tokens=distill_tokens, learning_rate=learning_rate, trainable=trainable
-            ),
-            evaluation=given(
-                datasets=evaluation,
-                window=window,
-                max_tokens=max_tokens,
-                gate=given(max_perplexity_ratio=max_perplexity_ratio, min_top1_agreement=min_top1_agreement),
-                baseline=baseline or None,
-                tasks=task,
-                task_limit=task_limit,
-            ),
-            formats=None if also is None else [MAIN, *also],
-            seed=seed,
-        )
-    )
-    compress_somewhere(recipe, out, path, url)
+    fields = {"model": path.reference if path else model, "target_ratio": ratio if len(ratio) > 1 else ratio[0]}
+    compress_somewhere(make_recipe(fields | recipe_fields(options)), out, path, url)
+
+
+take_options(compress, RECIPE_OPTIONS)
 
 
 def compress_somewhere(recipe: Recipe, out: Path, path: LocalModel | None, url: str | None) -> None:
@@ -188,8 +121,3 @@ def connect(url: str | None) -> Client:
 def running_service_address() -> str | None:
     with Client(DEFAULT_URL) as client:
         return DEFAULT_URL if client.is_alive() else None
-
-
-def given(**fields: Any) -> dict[str, Any]:
-    """The fields that were given; the service knows the defaults of all others."""
-    return {name: value for name, value in fields.items() if value not in (None, {}, [])}

@@ -1,6 +1,5 @@
 """From the words of a command to a recipe."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from pydantic import ValidationError
 from app.contract.method import field_path
 from app.contract.recipe import HUB_MODEL, Recipe
 from app.errors import Refused
-from workers.compression.spec.methods.auto import AutoOptions
 
 
 @dataclass(frozen=True)
@@ -41,22 +39,6 @@ def local_model(model: str) -> LocalModel | None:
     if not path.exists():
         raise Refused("model", f"there is no {path}; send a path that exists, 'org/name[@revision]' or 'local:NAME'")
     return LocalModel(path)
-
-
-def method_fields(name: str | None, options: Sequence[str]) -> dict[str, Any] | str | None:
-    """Return the recipe's method from its name and options such as 'key_value_heads=2'; None where neither is given.
-
-    Raises Refused for an option without a value.
-    """
-    if not options:
-        return name
-    fields: dict[str, Any] = {"name": name or AutoOptions().name}
-    for option in options:
-        key, separator, value = option.partition("=")
-        if not separator:
-            raise Refused("--method-option", f"{option!r} has no value; send NAME=VALUE, such as key_value_heads=2")
-        fields[key] = value
-    return fields
 
 
 def make_recipe(fields: dict[str, Any]) -> Recipe:

@@ -11,7 +11,7 @@ import httpx2
 from app.client.errors import DigestMismatch, ServiceUnreachable, UnexpectedAnswer
 from app.client.transport import BUSY, Patience, refusal, unreachable
 from app.contract.job import Artifact
-from app.files import file_sha256, sync
+from workers.compression.spec.files import file_sha256, sync
 
 ByteReport = Callable[[str, int], None]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from app.errors import DownloadCorrupted, HubUnavailable
-from app.files import file_sha256, sync
 from app.sources.checkpoint import companion_files, read_checkpoint, weight_files
 from app.sources.hub import Hub, RemoteFile, Repository
+from workers.compression.spec.files import file_sha256, sync
 
 PROGRESS_SECONDS = 0.5
 

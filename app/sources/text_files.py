@@ -13,7 +13,6 @@ import pyarrow
 import pyarrow.parquet
 
 from app.errors import UnknownDataset
-from app.files import sync
 from app.sources import python_docs
 from app.sources.documents import (
     JSON_LINES,
@@ -27,6 +26,7 @@ from app.sources.documents import (
 from app.sources.download import Downloads, folder_name
 from app.sources.hub import NotOnHub
 from app.sources.text import HUB, ResolvedText, TextSources, hub_parts
+from workers.compression.spec.files import sync
 
 READ_CHARACTERS = 2**20
 FIELD = "dataset"

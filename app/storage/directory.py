@@ -14,8 +14,8 @@ from typing import BinaryIO, Self
 from urllib.parse import unquote, urlsplit
 
 from app.errors import ArtifactNotFound
-from app.files import file_sha256, sync
 from app.storage import InvalidNameError, StoredFile, check_name, media_type
+from workers.compression.spec.files import file_sha256, sync
 
 MANIFEST = ".manifest.json"
 CHUNK_BYTES = 1 << 20

@@ -8,8 +8,8 @@ import torch
 
 from app.contract.recipe import Recipe
 from app.contract.report import Environment, OriginalRecord, Reproducibility, TextRecord
-from workers.compression.files import file_sha256
 from workers.compression.formats.files import companions
+from workers.compression.spec.files import file_sha256
 from workers.compression.spec.headers import INDEX_FILE, stored_tensors
 from workers.stages import compute, distill, tasks
 from workers.stages.context import Context

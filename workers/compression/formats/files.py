@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workers.compression.files import file_sha256, sync
 from workers.compression.overlay import DTYPES
 from workers.compression.spec.architectures import architecture_of
+from workers.compression.spec.files import file_sha256, sync
 from workers.compression.spec.headers import INDEX_FILE, WEIGHTS_FILE
 
 SHARD_BYTES = 5_000_000_000
