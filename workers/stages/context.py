@@ -26,9 +26,6 @@ class Shares(Protocol):
     def once(self) -> frozenset[str]:
         """Return the names of the stages that run once, whatever the number of ratios."""
 
-    def share(self, name: str, turn: int = 0) -> float:
-        """Return the fraction of the job that a stage takes for the ratio number `turn`."""
-
     def before(self, turn: int, finished: Collection[str]) -> float:
         """Return the fraction of the job that is done once the stages `finished` of the ratio number `turn` are."""
 
@@ -86,7 +83,9 @@ class Context:
         start, stop = self.span
         fraction = start + (stop - start) * fraction
         before = self.shares.before(self.turn, self.results)
-        whole = min(before + self.shares.share(self.stage, self.turn) * fraction, 1.0)
+        after = self.shares.before(self.turn, {*self.results, self.stage})
+        # At its end exactly `after`: the sum of `before` and a product can be rounded past where the next stage begins.
+        whole = min((1 - fraction) * before + fraction * after, 1.0)
         if self.assignment.recipe.is_sweep and self.stage not in self.shares.once:
             detail = f"ratio {self.ratio:g}" + (f", {detail}" if detail else "")
         if self.fraction_at_start is None:

@@ -14,8 +14,8 @@ from app.contract.job import Job
 from app.db import Sessions
 from app.settings import Settings
 from app.storage.registry import BACKENDS
-from tests.app.storage.memory import MemoryStorage
 from tests.support.api import Finished, api, finish
+from tests.support.memory_storage import MemoryStorage
 
 NAME = "model.safetensors"
 

@@ -8,8 +8,8 @@ import pytest
 from app.errors import ArtifactNotFound, UnknownStorage
 from app.storage import InvalidNameError, Storage, check_name
 from app.storage.registry import BACKENDS, open_storage
-from tests.app.storage.memory import MemoryStorage
 from tests.support.artifacts import CONTENTS, write_files_of_package
+from tests.support.memory_storage import MemoryStorage
 
 
 @pytest.fixture(params=["file", "memory"])
