@@ -60,7 +60,8 @@ def test_the_predicted_errors_are_near_to_those_of_the_fits_from_above(permuted:
     predicted = errors_by_terms(structure, target)
     for terms in (2, 6, 12):
         found = error_of(replace(structure, terms=terms), target)
-        assert 0.6 * predicted[terms] < found <= predicted[terms]
+        # A search may end at orders that are a little worse than the strata it began with.
+        assert 0.6 * predicted[terms] < found <= (1.05 if permuted else 1.0) * predicted[terms]
 
 
 def test_where_the_weights_are_a_product_the_first_fit_is_the_best_one() -> None:

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from workers.compression.math.permutation import search, stratified
+from workers.compression.math.permutation import grouped, search, stratified
 from workers.compression.spec.structures import Kronecker, Structure
 
 ALTERNATIONS = 4
@@ -102,10 +102,10 @@ class WeightedTarget:
 def weighted_fit(structure: Kronecker, target: WeightedTarget) -> dict[str, Tensor]:
     """Return the factors that fit best in the norm of the target, by the names of `structures.KroneckerLinear`.
 
-    The orders come from a search on K W D (`WeightedTarget.scaled`) that starts from strata. The fit alternates between
-    solving for A and for B, and no round raises the error. It goes on from the better of two after their first round:
-    the optimum for separable weights, and that of the plain norm. Of a folded structure, `order` [out] is no factor: it
-    lists the outputs in the order in which the factors give them.
+    The orders come from a search on K W D (`WeightedTarget.scaled`) that starts from strata or groups. The fit
+    alternates between solving for A and for B, and no round raises the error. It goes on from the better of two after
+    their first round: the optimum for separable weights, and that of the plain norm. Of a folded structure, `order`
+    [out] is no factor: it lists the outputs in the order in which the factors give them.
     """
     rows, columns = best_orders(structure, target)
     placed = target.reordered(rows, columns)
@@ -123,7 +123,7 @@ def best_orders(structure: Kronecker, target: WeightedTarget) -> tuple[Tensor, T
     searched = replace(structure, permute_out=structure.permute_out or structure.folded)
     if not (searched.permute_in or searched.permute_out):
         return torch.arange(len(target.matrix)), torch.arange(target.matrix.shape[1])
-    found = search(target.scaled(), searched, (stratified,))
+    found = search(target.scaled(), searched, (stratified, grouped))
     return found.rows, found.columns
 
 
