@@ -114,6 +114,13 @@ class IncompleteSettings(ModelpressError):
     title = "The settings are incomplete"
 
 
+class ForeignDataDirectory(ModelpressError):
+    """The files in the data directory or the storage belong to another database."""
+
+    code = "foreign_data_directory"
+    title = "The data directory belongs to another database"
+
+
 class NotMigrated(ModelpressError):
     """The database lacks migrations that this version needs. `modelpress migrate` applies them."""
 

@@ -24,11 +24,13 @@ from pydantic import SecretStr
 from sqlalchemy.exc import ArgumentError, OperationalError
 
 from app.client import Client
-from app.db import make_engine, upgrade
+from app.db import make_engine, make_sessions, upgrade
 from app.embedded import EmbeddedServerError, embedded_servers
 from app.errors import ModelpressError
+from app.jobs.installation import claim_files
 from app.lifeline import Lifeline
 from app.settings import ServerSettings, Settings
+from app.storage.registry import open_storage
 
 PROGRAM = (sys.executable, "-m", "app.cli")
 START_SECONDS = 180.0
@@ -110,6 +112,7 @@ def running_service(settings: Settings, *, log_dir: Path | None = None) -> Itera
         stack.enter_context(interruptible(service))
         complete = stack.enter_context(servers(settings))
         migrate(complete.database_url)
+        claim(complete)
         lifeline = Lifeline()
         stack.callback(lifeline.close)
         for name, socket_fd in (("api", listener.fileno()), ("worker", None)):
@@ -236,5 +239,14 @@ def migrate(database_url: SecretStr) -> None:
         upgrade(engine)
     except OperationalError as error:
         raise ServiceFailed(f"The database at MODELPRESS_DATABASE_URL does not answer: {error.orig}") from error
+    finally:
+        engine.dispose()
+
+
+def claim(settings: ServerSettings) -> None:
+    """Mark the data directory as that of the database. Raises ForeignDataDirectory where it is that of another one."""
+    engine = make_engine(settings.database_url)
+    try:
+        claim_files(settings, make_sessions(engine), open_storage(settings.artifacts_url))
     finally:
         engine.dispose()

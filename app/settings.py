@@ -83,6 +83,12 @@ class Settings(BaseSettings):
     stop_grace_seconds: float = Field(5.0, ge=0, description="from SIGTERM to SIGKILL for a computing child")
     job_timeout_seconds: float = Field(24 * 3600.0, gt=0, description="an attempt that computes for longer is failed")
     keep_work_seconds: float = Field(24 * 3600.0, ge=0, description="age at which work files of ended jobs are deleted")
+    keep_unknown_seconds: float = Field(
+        7 * 24 * 3600.0,
+        ge=0,
+        description="how long files of jobs that the database does not know stay where they are; then they are moved "
+        "to a quarantine, and never deleted",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int | None = Field(None, ge=1, description="CPU threads of the computing child; unset: all cores")
     processes: int | None = Field(
@@ -107,6 +113,11 @@ class Settings(BaseSettings):
     def work_dir(self) -> Path:
         """Durable results of the stages of running jobs."""
         return self.data_dir / "work"
+
+    @property
+    def quarantine_dir(self) -> Path:
+        """Work files of jobs that the database does not know."""
+        return self.data_dir / "quarantine"
 
     @property
     def sources_dir(self) -> Path:

@@ -72,6 +72,17 @@ class Storage(Protocol):
         """Delete everything that the attempt has published or begun to publish. Idempotent."""
         ...
 
+    def set_aside(self, job_id: str, attempt: int) -> None:
+        """Keep the attempt's files out of sight, where only an operator finds them. Idempotent.
+
+        The attempt is no longer among `attempts()`, and its files can no longer be opened here.
+        """
+        ...
+
+    def owner(self, identity: str) -> str:
+        """Return the identity of the database whose files these are; storage without one takes this `identity`."""
+        ...
+
 
 class InvalidNameError(ValueError):
     """A name that no published file may have."""

@@ -14,10 +14,12 @@ from typing import BinaryIO, Self
 from urllib.parse import unquote, urlsplit
 
 from app.errors import ArtifactNotFound
-from app.files import file_sha256, sync
+from app.files import file_sha256, mark, sync
 from app.storage import InvalidNameError, StoredFile, check_name, media_type
 
 MANIFEST = ".manifest.json"
+OWNER = ".database"
+ASIDE = ".quarantine"
 CHUNK_BYTES = 1 << 20
 
 
@@ -63,7 +65,8 @@ class DirectoryStorage:
         return read_range(file, start, stop)
 
     def attempts(self) -> list[tuple[str, int]]:
-        jobs = self.root.iterdir() if self.root.is_dir() else ()
+        entries = self.root.iterdir() if self.root.is_dir() else ()
+        jobs = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
         places = [(job.name, place.name.rpartition("-")[2]) for job in jobs for place in job.iterdir()]
         return sorted({(job, int(attempt)) for job, attempt in places if attempt.isdecimal()})
 
@@ -77,6 +80,17 @@ class DirectoryStorage:
             shutil.rmtree(discarded, ignore_errors=True)
         if place.parent.is_dir() and not any(place.parent.iterdir()):
             place.parent.rmdir()
+
+    def set_aside(self, job_id: str, attempt: int) -> None:
+        place = self._place(job_id, attempt)
+        aside = self.root / ASIDE / job_id / place.name
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists():
+            place.rename(aside)
+        self.discard(job_id, attempt)
+
+    def owner(self, identity: str) -> str:
+        return mark(self.root / OWNER, identity)
 
     def _place(self, job_id: str, attempt: int) -> Path:
         if "/" in check_name(job_id):

@@ -13,6 +13,8 @@ from app.storage import InvalidNameError, StoredFile, check_name, media_type
 class MemoryStorage:
     def __init__(self) -> None:
         self.contents: dict[tuple[str, int], dict[str, bytes]] = {}
+        self.aside: dict[tuple[str, int], dict[str, bytes]] = {}
+        self.identity: str | None = None
 
     @classmethod
     def at(cls, url: str) -> Self:
@@ -42,6 +44,14 @@ class MemoryStorage:
 
     def discard(self, job_id: str, attempt: int) -> None:
         self.contents.pop((job_id, attempt), None)
+
+    def set_aside(self, job_id: str, attempt: int) -> None:
+        if (job_id, attempt) in self.contents:
+            self.aside[job_id, attempt] = self.contents.pop((job_id, attempt))
+
+    def owner(self, identity: str) -> str:
+        self.identity = self.identity or identity
+        return self.identity
 
 
 def read_files(directory: Path) -> dict[str, bytes]:
