@@ -136,10 +136,14 @@ def servers(settings: Settings) -> Iterator[ServerSettings]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ServiceFailed, with the way out, where that is not possible."""
+    """Return a listening socket. Raises ServiceFailed, with the way out, where that is not possible."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+        # Connections inherit it. asyncio sets it only where the socket was made with the number of the protocol, and
+        # without it each answer but a connection's first waits 40 ms for the client's delayed acknowledgement.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ServiceFailed(
