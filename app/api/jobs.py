@@ -1,16 +1,19 @@
 """Jobs: post, look, list, cancel."""
 
 import hashlib
+from functools import partial
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Query, Request, Response, status
 
 from app.api.conditional import unchanged
-from app.api.deps import JobId, Service
+from app.api.deps import JobId, Lookups, Service
 from app.api.documentation import NOT_MODIFIED, job_at, refusals
 from app.api.validation import refuse_unstorable
 from app.contract.job import Job, JobPage, State
 from app.contract.recipe import Recipe
+from app.jobs.service import asks_hub
 
 LOOKS_PER_JOB = 20
 SHORTEST_PAUSE_SECONDS = 1
@@ -25,10 +28,11 @@ router = APIRouter(tags=["jobs"])
     operation_id="submit_job",
     responses=job_at(202) | refusals(400, 413, 415, 422, 503),
 )
-def submit_job(recipe: Recipe, service: Service, response: Response) -> Job:
+async def submit_job(recipe: Recipe, service: Service, lookups: Lookups, response: Response) -> Job:
     """Post a model and a target ratio. Once this has answered 202, the job survives any crash."""
     refuse_unstorable(recipe)
-    job = service.submit(recipe)
+    submit = partial(service.submit, recipe)
+    job = await (lookups.run(submit) if asks_hub(recipe) else to_thread.run_sync(submit))
     response.headers["Location"] = f"/jobs/{job.id}"
     response.headers["Retry-After"] = retry_after(job)
     return job

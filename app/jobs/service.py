@@ -35,8 +35,8 @@ from app.jobs.doorbell import Rings
 from app.jobs.models import AttemptRow, JobRow
 from app.jobs.states import ENDED
 from app.settings import Settings
-from app.sources.models import ModelSources
-from app.sources.text import TextSources
+from app.sources.models import LOCAL, ModelSources
+from app.sources.text import HUB, TextSources
 from app.storage import StoredFile
 from workers.compression.spec import methods
 from workers.compression.spec.formats import FORMATS
@@ -147,6 +147,11 @@ class JobService:
             fields.setdefault(dataset, field)
         texts = [self.texts.check(dataset, field) for dataset, field in fields.items()]
         return {text.reference: text.revision for text in texts if text.revision is not None}
+
+
+def asks_hub(recipe: Recipe) -> bool:
+    """Return whether checking the recipe takes answers of the model hub."""
+    return not recipe.model.startswith(LOCAL) or any(dataset.startswith(HUB) for _, dataset in recipe.texts())
 
 
 def check_overlap(recipe: Recipe) -> None:

@@ -10,7 +10,7 @@ from app.errors import InvalidModel, NoSafetensors, UnknownModel, UnsupportedMod
 from app.settings import SourceSettings
 from app.sources.checkpoint import NeedsRemoteCode, read_checkpoint, read_remote_checkpoint
 from app.sources.gguf import MalformedGguf, UnsupportedGguf, read_gguf
-from app.sources.hub import Hub, NotOnHub, Repository
+from app.sources.hub import HUB_SECONDS, Hub, NotOnHub, Repository
 from app.sources.local import locate
 from workers.compression.spec.errors import (
     AlreadyQuantised,
@@ -23,7 +23,6 @@ from workers.compression.spec.inventory import Inventory, inventory
 FIELD = "model"
 LOCAL = "local:"
 ROOTS_SETTING = "MODELPRESS_MODEL_ROOTS"
-HUB_TIMEOUT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,11 @@ class ResolvedModel:
 
 
 class ModelSources:
-    def __init__(self, settings: SourceSettings) -> None:
+    def __init__(self, settings: SourceSettings, hub_seconds: float = HUB_SECONDS) -> None:
+        """Look in the places of `settings`; a hub that says nothing for `hub_seconds` is unavailable."""
         self.roots = settings.model_roots
         self.hub_enabled = settings.hub_enabled
-        self.hub = Hub(settings.hub_endpoint, settings.hub_token, HUB_TIMEOUT_SECONDS)
+        self.hub = Hub(settings.hub_endpoint, settings.hub_token, hub_seconds)
 
     def resolve(self, reference: str) -> ResolvedModel:
         """Find the model of 'org/name[@revision]' or 'local:NAME' and read its headers.
