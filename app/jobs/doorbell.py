@@ -17,6 +17,7 @@ from app.settings import ServerSettings
 TASK = "modelpress.run_job"
 VISIBILITY_TIMEOUT_SECONDS = 7 * 24 * 3600
 SOCKET_TIMEOUT_SECONDS = 5
+LISTENER_TIMEOUT_SECONDS = 30
 MOST_WAITING = 1000
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ class Doorbell:
     def __init__(self, settings: ServerSettings) -> None:
         self.queue = settings.queue
         self.celery = make_celery(settings)
-        # A broker that takes the connection and says nothing must not hold up a POST; a listener has to wait for ever.
+        # A listener waits for longer, since its broker says nothing while there is no message.
         self.celery.conf.broker_transport_options["socket_timeout"] = SOCKET_TIMEOUT_SECONDS
 
     def ring(self, job_id: str) -> bool:
@@ -107,12 +108,16 @@ def celery_options(settings: ServerSettings) -> dict[str, Any]:
         "worker_soft_shutdown_timeout": settings.stop_grace_seconds + 5,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        # A broker that answers with an error, such as one that has become a read-only replica, is tried again.
+        "broker_channel_error_retry": True,
         "broker_connection_timeout": SOCKET_TIMEOUT_SECONDS,
         "visibility_timeout": VISIBILITY_TIMEOUT_SECONDS,
         "redis_socket_connect_timeout": SOCKET_TIMEOUT_SECONDS,
         "broker_transport_options": {
             "visibility_timeout": VISIBILITY_TIMEOUT_SECONDS,
             "socket_connect_timeout": SOCKET_TIMEOUT_SECONDS,
+            "socket_timeout": LISTENER_TIMEOUT_SECONDS,
+            "socket_keepalive": True,
             # A broker that is down must not hold up a POST; whoever listens connects again by other options.
             "max_retries": 1,
             "interval_start": 0,

@@ -316,6 +316,17 @@ def due_to_ring(session: Session, older_than_seconds: float, batch: int = 1000) 
     return list(session.scalars(rung))
 
 
+def unheard(session: Session, older_than_seconds: float) -> str | None:
+    """Return the job that has been due for longest, at least this long, and that nobody has claimed."""
+    due = func.greatest(JobRow.queued_at, JobRow.run_after)
+    return session.scalar(
+        select(JobRow.id)
+        .where(JobRow.state == State.QUEUED, due <= clock() - seconds(older_than_seconds))
+        .order_by(due)
+        .limit(1)
+    )
+
+
 def identity(session: Session) -> str:
     """Return the identity of this database. A restored dump has that of the database it was taken from."""
     return session.scalars(select(InstallationRow.id)).one()
