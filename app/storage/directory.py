@@ -7,7 +7,6 @@ has its place there is complete, also after a crash at any moment.
 import errno
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -15,12 +14,12 @@ from urllib.parse import unquote, urlsplit
 
 from app.errors import ArtifactNotFound
 from app.files import file_sha256, mark, sync
-from app.storage import InvalidNameError, StoredFile, check_name, media_type
+from app.storage import Chunks, InvalidNameError, StoredFile, check_name, media_type
 
 MANIFEST = ".manifest.json"
 OWNER = ".database"
 ASIDE = ".quarantine"
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 18
 
 
 class DirectoryStorage:
@@ -56,13 +55,13 @@ class DirectoryStorage:
         except InvalidNameError:
             return False
 
-    def open(self, job_id: str, attempt: int, name: str, start: int, stop: int) -> Iterator[bytes]:
+    def open(self, job_id: str, attempt: int, name: str, start: int, stop: int) -> Chunks:
         # The file is opened here and not at the first chunk, so that discarding it does not disturb the reader.
         try:
             file = (self._place(job_id, attempt) / check_name(name)).open("rb")
         except (InvalidNameError, FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise ArtifactNotFound(f"there is no file {name!r} of this job") from None
-        return read_range(file, start, stop)
+        return FileRange(file, start, stop)
 
     def attempts(self) -> list[tuple[str, int]]:
         entries = self.root.iterdir() if self.root.is_dir() else ()
@@ -146,9 +145,26 @@ def read_manifest(directory: Path) -> tuple[StoredFile, ...]:
     return tuple(StoredFile(**entry) for entry in manifest["files"])
 
 
-def read_range(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
-    with file:
+class FileRange:
+    """The bytes of an open file from `start` up to, not including, `stop`, in chunks; closes the file at their end."""
+
+    def __init__(self, file: BinaryIO, start: int, stop: int) -> None:
+        self.file = file
+        self.left = stop - start
         file.seek(start)
-        while start < stop and (chunk := file.read(min(CHUNK_BYTES, stop - start))):
-            start += len(chunk)
-            yield chunk
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        chunk = self.file.read(min(CHUNK_BYTES, self.left)) if self.left > 0 else b""
+        if not chunk:
+            self.close()
+            raise StopIteration
+        self.left -= len(chunk)
+        return chunk
+
+    def close(self) -> None:
+        """Close the file; also before the end."""
+        self.left = 0
+        self.file.close()

@@ -2,12 +2,11 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
 from app.errors import ArtifactNotFound
-from app.storage import InvalidNameError, StoredFile, check_name, media_type
+from app.storage import Chunks, InvalidNameError, StoredFile, check_name, media_type
 
 
 class MemoryStorage:
@@ -34,10 +33,10 @@ class MemoryStorage:
     def exists(self, job_id: str, attempt: int, name: str) -> bool:
         return name in self.contents.get((job_id, attempt), {})
 
-    def open(self, job_id: str, attempt: int, name: str, start: int, stop: int) -> Iterator[bytes]:
+    def open(self, job_id: str, attempt: int, name: str, start: int, stop: int) -> Chunks:
         if not self.exists(job_id, attempt, name):
             raise ArtifactNotFound(f"there is no file {name!r} of this job")
-        return iter([self.contents[job_id, attempt][name][start:stop]])
+        return (chunk for chunk in [self.contents[job_id, attempt][name][start:stop]])
 
     def attempts(self) -> list[tuple[str, int]]:
         return sorted(self.contents)
