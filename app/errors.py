@@ -90,6 +90,17 @@ class ArtifactNotFound(ModelpressError):
     title = "There is no such artifact"
 
 
+class NotFinished(ModelpressError):
+    """The job has no result yet. The header Retry-After says when to look again."""
+
+    code = "not_finished"
+    title = "The job has not finished yet"
+
+    def __init__(self, message: str, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
 class JobEnded(ModelpressError):
     code = "job_ended"
     title = "The job has already ended"

@@ -27,6 +27,7 @@ from app.errors import (
     JobEnded,
     JobNotFound,
     ModelpressError,
+    NotFinished,
     NotMigrated,
     Refused,
 )
@@ -39,6 +40,7 @@ STATUS: Final[Mapping[type[ModelpressError], int]] = {
     JobNotFound: 404,
     ArtifactNotFound: 404,
     JobEnded: 409,
+    NotFinished: 409,
     HubUnavailable: 503,
     DatabaseUnavailable: 503,
     NotMigrated: 503,
@@ -145,7 +147,8 @@ def answer(
 async def answer_domain_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ModelpressError)  # noqa: S101 - registered for these only
     errors = [{"field": error.field, "message": error.message}] if isinstance(error, Refused) else None
-    return answer(request, kind_of(type(error)), error.message, errors)
+    headers = {"Retry-After": str(error.retry_after_seconds)} if isinstance(error, NotFinished) else None
+    return answer(request, kind_of(type(error)), error.message, errors, headers)
 
 
 async def answer_database_error(request: Request, error: Exception) -> Response:

@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
-from app.api.jobs import retry_after
+from app.api.pace import pause_seconds
 from app.contract.job import Job
 from app.db import Sessions
 from app.jobs import store
@@ -84,7 +84,7 @@ def test_the_pause_between_two_looks_grows_with_what_is_left(
         store.beat(session, job.id, 1, 60, Progress("compress", 0.1, seconds_left=200.0))
     assert client.get(f"/jobs/{job.id}").headers["Retry-After"] == "10"
 
-    assert retry_after(job.model_copy(update={"seconds_left": 90_000.0})) == "30"
+    assert pause_seconds(job.model_copy(update={"seconds_left": 90_000.0})) == 30
 
 
 def test_jobs_are_listed_newest_first(client: TestClient, post: Post) -> None:
