@@ -240,6 +240,37 @@ def release(session: Session, job_id: str, attempt: int) -> bool:
     )
 
 
+def forgive(session: Session, job_id: str, attempt: int) -> bool:
+    """Give back an attempt that was taken from a worker which turned out to be alive: it counts for nothing.
+
+    Returns False, and changes nothing, where the attempt was not taken or has been given back before.
+    """
+    taken = session.execute(
+        update(AttemptRow)
+        .where(AttemptRow.job_id == job_id, AttemptRow.number == attempt, AttemptRow.outcome == AttemptOutcome.LOST)
+        .values(outcome=AttemptOutcome.RELEASED)
+        .returning(AttemptRow.number)
+        .execution_options(synchronize_session=False)
+    ).scalar_one_or_none()
+    if taken is None:
+        return False
+    session.execute(
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.state.not_in(ENDED))
+        .values(attempts_left=JobRow.attempts_left + 1)
+        .execution_options(synchronize_session=False)
+    )
+    return True
+
+
+def disown(session: Session, job_id: str, worker: str) -> bool:
+    """Hand back a job that this worker may have claimed without having heard so; the attempt is not counted."""
+    attempt = session.scalar(
+        select(JobRow.attempt).where(JobRow.id == job_id, JobRow.worker == worker, JobRow.state.in_(LEASED))
+    )
+    return attempt is not None and (stop(session, job_id, attempt) or release(session, job_id, attempt))
+
+
 def stop(session: Session, job_id: str, attempt: int) -> bool:
     """The computation of a job that is being cancelled has ended."""
     return settle(session, Event.STOP, job_id, attempt, AttemptOutcome.CANCELLED, seconds_left=None)
