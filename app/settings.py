@@ -10,11 +10,14 @@ broker, be they given or those of servers that were started for it.
 import os
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.errors import IncompleteSettings
+
+BROKER_SCHEMES = ("redis", "rediss", "redis+socket")
 
 
 def split_paths(value: Any) -> Any:
@@ -25,6 +28,22 @@ def absolute(paths: tuple[Path, ...]) -> tuple[Path, ...]:
     return tuple(path.expanduser().resolve() for path in paths)
 
 
+def check_broker(url: SecretStr) -> SecretStr:
+    """Return the URL of a broker. Raises ValueError, which shows nothing of it, where it cannot be one."""
+    if not url.get_secret_value():
+        return url
+    wrong = "is no URL of a broker, such as redis://:password@host:6379/0; in a password write / as %2F, # as %23"
+    try:
+        parts = urlsplit(url.get_secret_value())
+        parts.port  # noqa: B018 - reading it checks it
+    except ValueError:
+        raise ValueError(wrong) from None
+    if parts.scheme not in BROKER_SCHEMES or not (parts.hostname or parts.path):
+        raise ValueError(wrong)
+    return url
+
+
+BrokerUrl = Annotated[SecretStr, AfterValidator(check_broker)]
 Roots = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split_paths), AfterValidator(absolute)]
 Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
 
@@ -48,7 +67,7 @@ class Settings(BaseSettings):
 
     data_dir: Directory = Field(Path(".modelpress"), validate_default=True, description="everything the service writes")
     database_url: SecretStr | None = Field(None, description="postgresql://…; unset: an embedded PostgreSQL is started")
-    redis_url: SecretStr | None = Field(
+    redis_url: BrokerUrl | None = Field(
         None, description="redis://… or rediss://…; unset: an embedded Valkey is started"
     )
 
@@ -153,7 +172,7 @@ class ServerSettings(Settings):
     """The settings of a process that serves: complete, and made from `Settings` alone."""
 
     database_url: SecretStr
-    redis_url: SecretStr
+    redis_url: BrokerUrl
 
     @classmethod
     def settings_customise_sources(

@@ -230,6 +230,11 @@ def feasible_range(recipe: Recipe, inventory: Inventory) -> Range:
         raise Refused(f"method.{error.option}", str(error)) from error
     except methods.MethodDoesNotFit as error:
         raise MethodDoesNotFit("method", str(error)) from error
+    except (ArithmeticError, LookupError, ValueError) as error:
+        # Such as blocks of different widths, which pruned checkpoints have.
+        log.exception("method_not_applicable")
+        message = f"the method {recipe.method.name!r} cannot be applied to the shapes of this model; choose another one"
+        raise MethodDoesNotFit("method", message) from error
 
 
 def as_job(row: JobRow, attempts: Sequence[AttemptRow]) -> Job:

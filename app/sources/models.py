@@ -1,5 +1,6 @@
 """Which model a reference means, found out and checked when a job is posted: without torch, and without the weights."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from workers.compression.spec.inventory import Inventory, inventory
 FIELD = "model"
 LOCAL = "local:"
 ROOTS_SETTING = "MODELPRESS_MODEL_ROOTS"
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,3 +123,9 @@ def explained(reference: str) -> Iterator[None]:
         raise NoSafetensors(FIELD, f"'{reference}' cannot be used. {error}") from error
     except (MalformedModel, MalformedGguf) as error:
         raise InvalidModel(FIELD, f"'{reference}' cannot be used. {error}") from error
+    except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
+        # Files of strangers hold what no check foresees; that they cannot be read is their fault and not the service's.
+        log.exception("model_not_understood")
+        raise InvalidModel(
+            FIELD, f"'{reference}' cannot be used. Its config and its tensors make no sense together."
+        ) from error
