@@ -81,11 +81,16 @@ class DownloadCorrupted(ModelpressError):
 
 
 class JobNotFound(ModelpressError):
+    """This service has never had a job of this id. GET /jobs lists those that it has."""
+
     code = "job_not_found"
     title = "There is no such job"
 
 
 class ArtifactNotFound(ModelpressError):
+    """The job's result has no file of this name, or the job has ended without a result. GET /jobs/ID/artifacts lists
+    the files there are."""
+
     code = "artifact_not_found"
     title = "There is no such artifact"
 
@@ -102,11 +107,16 @@ class NotFinished(ModelpressError):
 
 
 class JobEnded(ModelpressError):
+    """The job has succeeded or failed, so it cannot be cancelled. GET /jobs/ID tells which."""
+
     code = "job_ended"
     title = "The job has already ended"
 
 
 class DatabaseUnavailable(ModelpressError):
+    """The service cannot reach its database at the moment. Nothing is lost: wait as long as the header Retry-After
+    says, then look at GET /jobs before you post a job again, since it may have been accepted."""
+
     code = "database_unavailable"
     title = "The database does not answer"
 
@@ -116,6 +126,13 @@ class UnknownStorage(ModelpressError):
 
     code = "unknown_storage"
     title = "The storage is not known"
+
+
+class UnknownSetting(ModelpressError):
+    """The environment has a variable that looks like a setting and is none."""
+
+    code = "unknown_setting"
+    title = "There is no such setting"
 
 
 class IncompleteSettings(ModelpressError):

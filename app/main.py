@@ -5,10 +5,11 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from anyio import to_thread
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app.api import architectures, artifacts, documentation, health, jobs, methods, problems, schemas
+from app.api.deps import refuse_unknown_parameters
 from app.api.lookups import HubLookups
 from app.api.probes import Probes
 from app.api.requests import RequestFrame
@@ -34,6 +35,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
+        dependencies=[Depends(refuse_unknown_parameters)],
     )
     app.state.settings = settings
     app.state.storage = open_storage(settings.artifacts_url)

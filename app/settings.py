@@ -8,15 +8,21 @@ broker, be they given or those of servers that were started for it.
 """
 
 import os
+import re
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.errors import IncompleteSettings
+from app.errors import IncompleteSettings, UnknownSetting
 
+NO_SETTINGS = ("MODELPRESS_URL",)
+"""Read by the command line, as a client."""
+KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_[0-9]+_")
+"""Variables that Kubernetes sets for a service which is called like this one."""
 BROKER_SCHEMES = ("redis", "rediss", "redis+socket")
 
 
@@ -122,6 +128,19 @@ class Settings(BaseSettings):
         description="what the computing child should stay below: slower, and a model that does not fit is compressed "
         "but not timed; unset: what machine and container have",
     )
+
+    @model_validator(mode="after")
+    def refuse_misspelt(self) -> Self:
+        """Raise UnknownSetting for a variable that is named like a setting and is none."""
+        prefix = str(self.model_config["env_prefix"])
+        known = [f"{prefix}{name.upper()}" for name in type(self).model_fields]
+        for name in sorted(os.environ):
+            foreign = name in NO_SETTINGS or KUBERNETES.search(name)
+            if name.upper().startswith(prefix) and name.upper() not in known and not foreign:
+                meant = get_close_matches(name.upper(), known, n=1)
+                hint = f"; did you mean {meant[0]}?" if meant else "."
+                raise UnknownSetting(f"{name} is not a setting{hint}")
+        return self
 
     @property
     def artifacts_url(self) -> str:

@@ -7,7 +7,8 @@ from fastapi import Depends, Path, Request
 
 from app.api.lookups import HubLookups
 from app.api.probes import Probes
-from app.errors import JobNotFound
+from app.api.validation import printable
+from app.errors import JobNotFound, Refused
 from app.jobs.service import JobService
 from app.storage import Storage
 
@@ -39,6 +40,15 @@ async def get_job_id(job_id: Annotated[str, Path(examples=["job_5f0c8a2e9b1d4c7f
     if JOB_ID.fullmatch(job_id):
         return job_id
     raise JobNotFound("no job has this id")
+
+
+async def refuse_unknown_parameters(request: Request) -> None:
+    """Raise Refused for a query parameter that the endpoint does not have: a misspelt filter must not be ignored."""
+    known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            there = f"there are {', '.join(known)}" if known else "there are none here"
+            raise Refused(printable(name), f"there is no such query parameter; {there}")
 
 
 Probed = Annotated[Probes, Depends(get_probes)]

@@ -61,7 +61,9 @@ class Kind:
     explanation: str = ""
 
 
-BAD_REQUEST = Kind("bad_request", "The request cannot be read", 400)
+BAD_REQUEST = Kind(
+    "bad_request", "The request cannot be read", 400, "It is not valid HTTP, or not in the encoding that it names."
+)
 MALFORMED_JSON = Kind("malformed_json", "The body is not valid JSON", 400, "The detail says where reading stopped.")
 NOT_FOUND = Kind("not_found", "There is nothing at this address", 404, "The addresses there are: see /docs.")
 METHOD_NOT_ALLOWED = Kind(
@@ -70,7 +72,9 @@ METHOD_NOT_ALLOWED = Kind(
 TOO_SLOW = Kind(
     "body_too_slow", "The body came too slowly", 408, "Send the request again over a connection that is fast enough."
 )
-TOO_LARGE = Kind("body_too_large", "The body is too large", 413)
+TOO_LARGE = Kind(
+    "body_too_large", "The body is too large", 413, "The detail says how much is read. A recipe needs a few kilobytes."
+)
 NOT_JSON = Kind("not_json", "The body is not JSON", 415, "Send the header Content-Type: application/json.")
 OUT_OF_RANGE = Kind(
     "range_not_satisfiable",
