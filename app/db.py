@@ -1,19 +1,24 @@
 """The database: engine, session factory, migrations."""
 
+import time
+from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
+import psycopg
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg.abc import PQGen
 from pydantic import SecretStr
-from sqlalchemy import Engine, create_engine, make_url
+from sqlalchemy import Engine, create_engine, event, make_url
 from sqlalchemy.orm import Session, sessionmaker
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
-CONNECT_TIMEOUT_SECONDS = 5
-STATEMENT_TIMEOUT_MILLISECONDS = 30_000
+CONNECT_SECONDS = 5.0
+STATEMENT_SECONDS = 30.0
+LOOK_SECONDS = 0.1
 IDLE_IN_TRANSACTION_MILLISECONDS = 15_000
 """A process that is frozen inside a transaction must not hold its locks for longer."""
 
@@ -25,24 +30,76 @@ KEEPALIVE: Final = {
 }
 """What makes a connection that leads nowhere fail within seconds, for libpq."""
 
+Answer = TypeVar("Answer")
+
 Sessions = sessionmaker[Session]
 
 
-def make_engine(database_url: SecretStr, *, pool_size: int = 10) -> Engine:
-    """An engine on psycopg 3 that notices dead connections and never waits for ever on a statement."""
+class PatientConnection(psycopg.Connection[Any]):
+    """A connection that waits for `patience_seconds` for each answer, and closes itself when none has come.
+
+    The limits of server and kernel do not cover a server that is frozen, or a proxy in between that acknowledges and
+    forwards nothing.
+    """
+
+    patience_seconds: float = STATEMENT_SECONDS
+
+    def wait(self, gen: PQGen[Answer], interval: float = LOOK_SECONDS, timeout: float | None = None) -> Answer:
+        """Return what the exchange `gen` returns. Raises OperationalError when the server takes too long."""
+        try:
+            return super().wait(limited(gen, self.patience_seconds), interval)
+        except ServerSilent:
+            self.close()
+            raise
+
+
+class ServerSilent(psycopg.OperationalError):
+    """The server has not answered for longer than this process waits."""
+
+
+def limited(exchange: PQGen[Answer], seconds: float) -> PQGen[Answer]:
+    """Go through an exchange with the server, and raise ServerSilent when it is not over after this time."""
+    deadline = time.monotonic() + seconds
+    try:
+        wanted = next(exchange)
+        while True:
+            ready = yield wanted
+            if not ready and time.monotonic() > deadline:
+                raise ServerSilent(f"the server has not answered for {seconds:g} seconds")
+            wanted = exchange.send(ready)
+    except StopIteration as stop:
+        answer: Answer = stop.value
+        return answer
+
+
+def make_engine(database_url: SecretStr, *, pool_size: int = 10, patience_seconds: float = STATEMENT_SECONDS) -> Engine:
+    """Return an engine on psycopg 3 that waits for no answer, no connection and no place in the pool for ever.
+
+    Args:
+        patience_seconds: how long a statement may take, on the server and on the way to it and back.
+    """
     url = make_url(database_url.get_secret_value()).set(drivername="postgresql+psycopg")
-    return create_engine(
+    engine = create_engine(
         url,
         pool_size=pool_size,
+        pool_timeout=patience_seconds,
         pool_pre_ping=True,
         hide_parameters=True,
         connect_args={
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MILLISECONDS} "
+            "connect_timeout": max(2, round(min(CONNECT_SECONDS, patience_seconds))),  # libpq knows whole seconds
+            "options": f"-c statement_timeout={round(1000 * patience_seconds)} "
             f"-c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_MILLISECONDS}",
             **KEEPALIVE,
         },
     )
+
+    @event.listens_for(engine, "do_connect")
+    def connect(dialect: Any, record: Any, arguments: list[Any], options: dict[str, Any]) -> PatientConnection:
+        connection = PatientConnection.connect(*arguments, **options)
+        connection.patience_seconds = patience_seconds
+        return connection
+
+    return engine
 
 
 def make_sessions(engine: Engine) -> Sessions:
@@ -58,10 +115,15 @@ def upgrade(engine: Engine) -> None:
 
 
 def at_head(engine: Engine) -> bool:
-    """Whether every migration that this code knows has been applied."""
-    head = ScriptDirectory.from_config(migrations_config()).get_current_head()
+    """Return whether every migration that this code knows has been applied."""
     with engine.connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision() == head
+        return MigrationContext.configure(connection).get_current_revision() == newest_migration()
+
+
+@cache
+def newest_migration() -> str | None:
+    """Return the revision that an up-to-date database is at."""
+    return ScriptDirectory.from_config(migrations_config()).get_current_head()
 
 
 def migrations_config() -> Config:

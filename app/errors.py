@@ -81,21 +81,42 @@ class DownloadCorrupted(ModelpressError):
 
 
 class JobNotFound(ModelpressError):
+    """This service has never had a job of this id. GET /jobs lists those that it has."""
+
     code = "job_not_found"
     title = "There is no such job"
 
 
 class ArtifactNotFound(ModelpressError):
+    """The job's result has no file of this name, or the job has ended without a result. GET /jobs/ID/artifacts lists
+    the files there are."""
+
     code = "artifact_not_found"
     title = "There is no such artifact"
 
 
+class NotFinished(ModelpressError):
+    """The job has no result yet. The header Retry-After says when to look again."""
+
+    code = "not_finished"
+    title = "The job has not finished yet"
+
+    def __init__(self, message: str, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
 class JobEnded(ModelpressError):
+    """The job has succeeded or failed, so it cannot be cancelled. GET /jobs/ID tells which."""
+
     code = "job_ended"
     title = "The job has already ended"
 
 
 class DatabaseUnavailable(ModelpressError):
+    """The service cannot reach its database at the moment. Nothing is lost: wait as long as the header Retry-After
+    says, then look at GET /jobs before you post a job again, since it may have been accepted."""
+
     code = "database_unavailable"
     title = "The database does not answer"
 
@@ -107,11 +128,25 @@ class UnknownStorage(ModelpressError):
     title = "The storage is not known"
 
 
+class UnknownSetting(ModelpressError):
+    """The environment has a variable that looks like a setting and is none."""
+
+    code = "unknown_setting"
+    title = "There is no such setting"
+
+
 class IncompleteSettings(ModelpressError):
     """A process that serves was started without the URL of a database or a broker."""
 
     code = "incomplete_settings"
     title = "The settings are incomplete"
+
+
+class ForeignDataDirectory(ModelpressError):
+    """The files in the data directory or the storage belong to another database."""
+
+    code = "foreign_data_directory"
+    title = "The data directory belongs to another database"
 
 
 class NotMigrated(ModelpressError):

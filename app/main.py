@@ -4,13 +4,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from fastapi import FastAPI
+from anyio import to_thread
+from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
 from app.api import architectures, artifacts, documentation, health, jobs, methods, problems, schemas
+from app.api.deps import refuse_unknown_parameters
+from app.api.lookups import HubLookups
+from app.api.probes import Probes
 from app.api.requests import RequestFrame
-from app.db import make_engine, make_sessions
-from app.jobs.doorbell import Doorbell
+from app.db import make_engine, make_sessions, newest_migration
+from app.jobs.doorbell import BackgroundDoorbell, Doorbell
 from app.jobs.service import JobService
 from app.settings import ServerSettings
 from app.sources.models import ModelSources
@@ -18,6 +22,8 @@ from app.sources.text import TextSources
 from app.storage.registry import open_storage
 
 MAX_BODY_BYTES = 1 << 20
+DATABASE_SECONDS = 5.0
+FIRST_LOOK_SECONDS = 5.0
 
 
 def create_app(settings: ServerSettings) -> FastAPI:
@@ -29,6 +35,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
+        dependencies=[Depends(refuse_unknown_parameters)],
     )
     app.state.settings = settings
     app.state.storage = open_storage(settings.artifacts_url)
@@ -42,16 +49,25 @@ def create_app(settings: ServerSettings) -> FastAPI:
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Open what the endpoints use, and close it once the last request has been answered."""
     settings: ServerSettings = app.state.settings
-    engine = make_engine(settings.database_url)
+    engine = make_engine(settings.database_url, patience_seconds=DATABASE_SECONDS)
+    looking = make_engine(settings.database_url, pool_size=1, patience_seconds=DATABASE_SECONDS)
     doorbell = Doorbell(settings)
-    app.state.engine = engine
-    app.state.doorbell = doorbell
+    bell = BackgroundDoorbell(doorbell)
+    app.state.probes = probes = Probes.of(settings, looking, app.state.storage, doorbell)
+    app.state.lookups = HubLookups()
     app.state.service = JobService(
-        settings, make_sessions(engine), ModelSources(settings.sources), TextSources(settings.sources), doorbell
+        settings, make_sessions(engine), ModelSources(settings.sources), TextSources(settings.sources), bell
     )
+    newest_migration()  # read once, before anything depends on how long that takes
+    probes.start()
+    await to_thread.run_sync(probes.wait, FIRST_LOOK_SECONDS)
     try:
         yield
     finally:
+        probes.close()
+        bell.close()
         doorbell.celery.close()
+        looking.dispose()
         engine.dispose()

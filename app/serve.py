@@ -24,11 +24,13 @@ from pydantic import SecretStr
 from sqlalchemy.exc import ArgumentError, OperationalError
 
 from app.client import Client
-from app.db import make_engine, upgrade
+from app.db import make_engine, make_sessions, upgrade
 from app.embedded import EmbeddedServerError, embedded_servers
 from app.errors import ModelpressError
+from app.jobs.installation import claim_files
 from app.lifeline import Lifeline
 from app.settings import ServerSettings, Settings
+from app.storage.registry import open_storage
 
 PROGRAM = (sys.executable, "-m", "app.cli")
 START_SECONDS = 180.0
@@ -110,6 +112,7 @@ def running_service(settings: Settings, *, log_dir: Path | None = None) -> Itera
         stack.enter_context(interruptible(service))
         complete = stack.enter_context(servers(settings))
         migrate(complete.database_url)
+        claim(complete)
         lifeline = Lifeline()
         stack.callback(lifeline.close)
         for name, socket_fd in (("api", listener.fileno()), ("worker", None)):
@@ -133,10 +136,14 @@ def servers(settings: Settings) -> Iterator[ServerSettings]:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ServiceFailed, with the way out, where that is not possible."""
+    """Return a listening socket. Raises ServiceFailed, with the way out, where that is not possible."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
+        # Connections inherit it. asyncio sets it only where the socket was made with the number of the protocol, and
+        # without it each answer but a connection's first waits 40 ms for the client's delayed acknowledgement.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ServiceFailed(
@@ -236,5 +243,14 @@ def migrate(database_url: SecretStr) -> None:
         upgrade(engine)
     except OperationalError as error:
         raise ServiceFailed(f"The database at MODELPRESS_DATABASE_URL does not answer: {error.orig}") from error
+    finally:
+        engine.dispose()
+
+
+def claim(settings: ServerSettings) -> None:
+    """Mark the data directory as that of the database. Raises ForeignDataDirectory where it is that of another one."""
+    engine = make_engine(settings.database_url)
+    try:
+        claim_files(settings, make_sessions(engine), open_storage(settings.artifacts_url))
     finally:
         engine.dispose()

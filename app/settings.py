@@ -8,13 +8,22 @@ broker, be they given or those of servers that were started for it.
 """
 
 import os
+import re
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.errors import IncompleteSettings
+from app.errors import IncompleteSettings, UnknownSetting
+
+NO_SETTINGS = ("MODELPRESS_URL",)
+"""Read by the command line, as a client."""
+KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_[0-9]+_")
+"""Variables that Kubernetes sets for a service which is called like this one."""
+BROKER_SCHEMES = ("redis", "rediss", "redis+socket")
 
 
 def split_paths(value: Any) -> Any:
@@ -25,6 +34,22 @@ def absolute(paths: tuple[Path, ...]) -> tuple[Path, ...]:
     return tuple(path.expanduser().resolve() for path in paths)
 
 
+def check_broker(url: SecretStr) -> SecretStr:
+    """Return the URL of a broker. Raises ValueError, which shows nothing of it, where it cannot be one."""
+    if not url.get_secret_value():
+        return url
+    wrong = "is no URL of a broker, such as redis://:password@host:6379/0; in a password write / as %2F, # as %23"
+    try:
+        parts = urlsplit(url.get_secret_value())
+        parts.port  # noqa: B018 - reading it checks it
+    except ValueError:
+        raise ValueError(wrong) from None
+    if parts.scheme not in BROKER_SCHEMES or not (parts.hostname or parts.path):
+        raise ValueError(wrong)
+    return url
+
+
+BrokerUrl = Annotated[SecretStr, AfterValidator(check_broker)]
 Roots = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split_paths), AfterValidator(absolute)]
 Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
 
@@ -48,7 +73,7 @@ class Settings(BaseSettings):
 
     data_dir: Directory = Field(Path(".modelpress"), validate_default=True, description="everything the service writes")
     database_url: SecretStr | None = Field(None, description="postgresql://…; unset: an embedded PostgreSQL is started")
-    redis_url: SecretStr | None = Field(
+    redis_url: BrokerUrl | None = Field(
         None, description="redis://… or rediss://…; unset: an embedded Valkey is started"
     )
 
@@ -83,6 +108,12 @@ class Settings(BaseSettings):
     stop_grace_seconds: float = Field(5.0, ge=0, description="from SIGTERM to SIGKILL for a computing child")
     job_timeout_seconds: float = Field(24 * 3600.0, gt=0, description="an attempt that computes for longer is failed")
     keep_work_seconds: float = Field(24 * 3600.0, ge=0, description="age at which work files of ended jobs are deleted")
+    keep_unknown_seconds: float = Field(
+        7 * 24 * 3600.0,
+        ge=0,
+        description="how long files of jobs that the database does not know stay where they are; then they are moved "
+        "to a quarantine, and never deleted",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int | None = Field(None, ge=1, description="CPU threads of the computing child; unset: all cores")
     processes: int | None = Field(
@@ -98,6 +129,19 @@ class Settings(BaseSettings):
         "but not timed; unset: what machine and container have",
     )
 
+    @model_validator(mode="after")
+    def refuse_misspelt(self) -> Self:
+        """Raise UnknownSetting for a variable that is named like a setting and is none."""
+        prefix = str(self.model_config["env_prefix"])
+        known = [f"{prefix}{name.upper()}" for name in type(self).model_fields]
+        for name in sorted(os.environ):
+            foreign = name in NO_SETTINGS or KUBERNETES.search(name)
+            if name.upper().startswith(prefix) and name.upper() not in known and not foreign:
+                meant = get_close_matches(name.upper(), known, n=1)
+                hint = f"; did you mean {meant[0]}?" if meant else "."
+                raise UnknownSetting(f"{name} is not a setting{hint}")
+        return self
+
     @property
     def artifacts_url(self) -> str:
         """Where finished checkpoints are kept."""
@@ -107,6 +151,11 @@ class Settings(BaseSettings):
     def work_dir(self) -> Path:
         """Durable results of the stages of running jobs."""
         return self.data_dir / "work"
+
+    @property
+    def quarantine_dir(self) -> Path:
+        """Work files of jobs that the database does not know."""
+        return self.data_dir / "quarantine"
 
     @property
     def sources_dir(self) -> Path:
@@ -142,7 +191,7 @@ class ServerSettings(Settings):
     """The settings of a process that serves: complete, and made from `Settings` alone."""
 
     database_url: SecretStr
-    redis_url: SecretStr
+    redis_url: BrokerUrl
 
     @classmethod
     def settings_customise_sources(

@@ -7,32 +7,55 @@ import logging
 import os
 import socket
 import threading
+import time
 
 from celery.signals import setup_logging, worker_shutting_down
+from sqlalchemy.exc import OperationalError
 
-from app.db import make_engine, make_sessions
-from app.jobs.doorbell import Doorbell, make_celery
-from app.settings import ServerSettings
+from app.db import Sessions, make_engine, make_sessions
+from app.errors import ModelpressError
+from app.jobs.doorbell import BackgroundDoorbell, Doorbell, make_celery
+from app.jobs.installation import claim_files
+from app.settings import ServerSettings, Settings
+from app.storage import Storage
 from app.storage.registry import open_storage
 from workers.supervisor import Supervisor
 from workers.sweeper import Sweeper
 from workers.tasks import register
 
+DATABASE_PAUSE_SECONDS = 2.0
+SHORTEST_PATIENCE_SECONDS = 1.0
+LONGEST_PATIENCE_SECONDS = 10.0
+END_SECONDS = 5.0
+
 log = logging.getLogger(__name__)
 
 
+class WorkerFailed(ModelpressError):
+    """The worker has ended although nobody asked it to."""
+
+    code = "worker_failed"
+    title = "The worker cannot run"
+
+
 def run_worker(settings: ServerSettings) -> None:
-    """Hear the queue until SIGTERM or SIGINT."""
-    engine = make_engine(settings.database_url)
+    """Compute jobs until SIGTERM or SIGINT.
+
+    Raises:
+        WorkerFailed: it ended without having been asked to.
+    """
+    engine = make_engine(settings.database_url, patience_seconds=patience(settings.lease_seconds))
     sessions = make_sessions(engine)
     stopping = threading.Event()
     name = f"{socket.gethostname()}:{os.getpid()}"
     storage = open_storage(settings.artifacts_url)
     supervisor = Supervisor(settings, sessions, storage, name, stopping)
-    repairs = Sweeper(settings, sessions, Doorbell(settings), storage)
-    sweeper = threading.Thread(target=repairs.run, args=(stopping,), name="sweeper", daemon=True)
-    celery = make_celery(settings)
-    register(celery, supervisor)
+    identity = wait_for_files(settings, sessions, storage)
+    repairs = Sweeper(settings, sessions, BackgroundDoorbell(Doorbell(settings)), storage, identity)
+    threads = [
+        threading.Thread(target=repairs.run, args=(stopping,), name="sweeper", daemon=True),
+        threading.Thread(target=look_for_jobs, args=(settings, supervisor, stopping), name="looker", daemon=True),
+    ]
 
     def begin_to_stop(**_: object) -> None:
         stopping.set()
@@ -42,7 +65,23 @@ def run_worker(settings: ServerSettings) -> None:
 
     worker_shutting_down.connect(begin_to_stop, weak=False)
     setup_logging.connect(leave_logs_alone, weak=False)
-    sweeper.start()
+    for thread in threads:
+        thread.start()
+    try:
+        listen(settings, supervisor)
+        if not stopping.is_set():
+            raise WorkerFailed("The listener of the queue has ended unasked; its reason stands in the log.")
+    finally:
+        stopping.set()
+        for thread in threads:
+            thread.join(settings.stop_grace_seconds + END_SECONDS)
+        engine.dispose()
+
+
+def listen(settings: ServerSettings, supervisor: Supervisor) -> None:
+    """Hear the queue until a signal ends that."""
+    celery = make_celery(settings)
+    register(celery, supervisor)
     try:
         celery.worker_main(
             [
@@ -55,7 +94,34 @@ def run_worker(settings: ServerSettings) -> None:
                 f"--hostname={settings.queue}-{os.getpid()}@%h",
             ]
         )
-    finally:
-        stopping.set()
-        sweeper.join(timeout=5)
-        engine.dispose()
+    except SystemExit as error:
+        log.info("listener_ended", extra={"status": error.code})
+
+
+def look_for_jobs(settings: Settings, supervisor: Supervisor, stopping: threading.Event) -> None:
+    """Look into the database from time to time for jobs whose bell was not heard."""
+    while not stopping.wait(settings.ring_again_seconds):
+        try:
+            supervisor.look()
+        except Exception:  # a loop that must outlive any surprise; it is logged and tried again
+            log.exception("look_failed")
+
+
+def patience(lease_seconds: float) -> float:
+    """Return how long a worker waits for the database: a beat that hangs must leave time for another one."""
+    return min(max(lease_seconds / 3, SHORTEST_PATIENCE_SECONDS), LONGEST_PATIENCE_SECONDS)
+
+
+def wait_for_files(settings: ServerSettings, sessions: Sessions, storage: Storage) -> str:
+    """Return the identity of the database once it answers; until then there is nothing that a worker may touch.
+
+    Raises:
+        ForeignDataDirectory: data directory or storage belong to another database.
+        NotMigrated: the database has no identity yet.
+    """
+    while True:
+        try:
+            return claim_files(settings, sessions, storage)
+        except OperationalError as error:
+            log.warning("waits_for_database", extra={"reason": type(error.orig).__name__})
+            time.sleep(DATABASE_PAUSE_SECONDS)

@@ -111,12 +111,12 @@ def fetch(request: FetchRequest, report: Callable[[FetchReport], None]) -> Fetch
 
         return Downloads(hub, request.sources_dir, request.retry_delays, progress)
 
-    model_path = fetch_model(request, ModelSources(request.sources), downloads(0.0, MODEL_SHARE))
+    model_path = fetch_model(request, ModelSources(request.sources, TIMEOUT_SECONDS), downloads(0.0, MODEL_SHARE))
     texts: dict[str, Path] = {}
     revisions: dict[str, str] = {}
     share = (1 - MODEL_SHARE) / max(len(request.texts), 1)
     for index, reference in enumerate(request.texts):
-        files = TextFiles(TextSources(request.sources), downloads(MODEL_SHARE + index * share, share))
+        files = TextFiles(TextSources(request.sources, TIMEOUT_SECONDS), downloads(MODEL_SHARE + index * share, share))
         texts[reference], revision = files.fetch(reference, request.text_revisions.get(reference))
         if revision is not None:
             revisions[reference] = revision

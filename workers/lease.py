@@ -45,7 +45,8 @@ class Lease:
     ) -> None:
         self.closing = True
         self.wake.set()
-        self.thread.join()
+        # Not for ever: the thread may wait for a database that hangs, and a late beat is harmless.
+        self.thread.join(self.lease_seconds)
 
     @property
     def must_stop(self) -> bool:

@@ -10,10 +10,10 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 RUNNER = "workers.runner"
 """The module that computes, in a process of its own."""
+Written = TypeVar("Written")
 
 POLL_SECONDS = 0.2
 CONCLUDE_LEASES = 10
@@ -72,13 +73,37 @@ class Supervisor:
         self.storage = storage
         self.worker = worker
         self.stopping = stopping
+        self.turn = threading.Lock()
+
+    def look(self) -> None:
+        """Compute a job whose bell nobody has heard, where this worker has nothing else to do.
+
+        So the broker only ever makes things faster: jobs are found without it.
+        """
+        if self.turn.locked():
+            return
+        with self.sessions() as session:
+            job_id = store.unheard(session, self.settings.ring_again_seconds)
+        if job_id is not None:
+            log.info("found_without_bell", extra={"job_id": job_id})
+            self.run(job_id)
 
     def run(self, job_id: str) -> AttemptOutcome | None:
-        """Claim the job, compute it, and return how the attempt ended; None when there is nothing to claim."""
-        if self.stopping.is_set():
-            return None
-        with self.sessions.begin() as session:
-            claim = store.claim(session, job_id, self.worker, self.settings.lease_seconds)
+        """Claim the job, compute it, and return how the attempt ended; None when there is nothing to claim.
+
+        One job is computed at a time; a second caller waits for its turn.
+        """
+        while not self.turn.acquire(timeout=POLL_SECONDS):
+            if self.stopping.is_set():
+                return None
+        try:
+            return None if self.stopping.is_set() else self.claim_and_compute(job_id)
+        finally:
+            self.turn.release()
+
+    def claim_and_compute(self, job_id: str) -> AttemptOutcome | None:
+        """Claim the job and compute it; see `run`."""
+        claim = self.claim(job_id)
         if claim is None:
             log.info("nothing_to_claim", extra={"job_id": job_id})
             return None
@@ -88,6 +113,21 @@ class Supervisor:
         outcome = self.conclude_for_certain(claim, result)
         log.info("attempt_ended", extra={"job_id": job_id, "attempt": claim.attempt, "outcome": outcome})
         return outcome
+
+    def claim(self, job_id: str) -> Claim | None:
+        """Claim the job. Raises OperationalError where the database fails; then nothing stays claimed."""
+        try:
+            with self.sessions.begin() as session:
+                return store.claim(session, job_id, self.worker, self.settings.lease_seconds)
+        except OperationalError:
+            # The claim may have been committed and its answer lost. Nobody would compute the job until its lease ends.
+            self.persist(lambda: self.disown(job_id), {"job_id": job_id})
+            raise
+
+    def disown(self, job_id: str) -> None:
+        """Hand the job back if it is this worker's."""
+        with self.sessions.begin() as session:
+            store.disown(session, job_id, self.worker)
 
     def attempt(self, claim: Claim, lease: Lease) -> Published | ErrorReport | None:
         """Compute and publish: the result, what went wrong, or None when the attempt was interrupted."""
@@ -109,14 +149,18 @@ class Supervisor:
 
     def conclude_for_certain(self, claim: Claim, result: Published | ErrorReport | None) -> AttemptOutcome:
         """Write the end even through an outage of the database; the attempt's number keeps that safe at any time."""
+        return self.persist(lambda: self.conclude(claim, result), {"job_id": claim.job_id, "attempt": claim.attempt})
+
+    def persist(self, write: Callable[[], Written], concerned: dict[str, Any]) -> Written:
+        """Return what `write` returns, once the database is there for it. Raises OperationalError after many leases."""
         deadline = time.monotonic() + CONCLUDE_LEASES * self.settings.lease_seconds
         while True:
             try:
-                return self.conclude(claim, result)
+                return write()
             except OperationalError:
                 if time.monotonic() > deadline:
                     raise
-                log.warning("end_not_written", extra={"job_id": claim.job_id, "attempt": claim.attempt})
+                log.warning("end_not_written", extra=concerned)
                 time.sleep(1)
 
     def conclude(self, claim: Claim, result: Published | ErrorReport | None) -> AttemptOutcome:
@@ -153,13 +197,18 @@ class Supervisor:
         return self.interrupt(claim)
 
     def interrupt(self, claim: Claim) -> AttemptOutcome:
-        """End an attempt that was stopped from outside. What a lost lease leaves behind, the next attempt uses."""
+        """End an attempt that was stopped from outside. What a lost lease leaves behind, the next attempt uses.
+
+        The worker lives, so the attempt counts for nothing, be it that the worker ends or that an outage of the
+        database has cost it its lease.
+        """
         with self.sessions.begin() as session:
             store.lock(session, claim.job_id)
             if store.stop(session, claim.job_id, claim.attempt):
                 return AttemptOutcome.CANCELLED
-            if self.stopping.is_set() and store.release(session, claim.job_id, claim.attempt):
+            if store.release(session, claim.job_id, claim.attempt):
                 return AttemptOutcome.RELEASED
+            store.forgive(session, claim.job_id, claim.attempt)
         return AttemptOutcome.LOST
 
     def fail(self, claim: Claim, report: ErrorReport) -> AttemptOutcome:

@@ -7,6 +7,9 @@ rung again.
 import logging
 import shutil
 import threading
+import time
+from collections.abc import Set
+from pathlib import Path
 
 from app.db import Sessions
 from app.jobs import store
@@ -18,58 +21,119 @@ log = logging.getLogger(__name__)
 
 
 class Sweeper:
-    def __init__(self, settings: Settings, sessions: Sessions, doorbell: Rings, storage: Storage) -> None:
+    def __init__(
+        self, settings: Settings, sessions: Sessions, doorbell: Rings, storage: Storage, identity: str
+    ) -> None:
+        """Repair what `sessions` lead to. `identity` is that of the database whose files the storage holds."""
         self.settings = settings
         self.sessions = sessions
         self.doorbell = doorbell
         self.storage = storage
+        self.identity = identity
+        self.work_of_nobody = Sightings(settings.quarantine_dir / "seen" / "work")
+        self.artifacts_of_nobody = Sightings(settings.quarantine_dir / "seen" / "artifacts")
 
     def run(self, stopping: threading.Event) -> None:
         while not stopping.wait(self.settings.sweep_seconds):
             self.sweep()
 
     def sweep(self) -> None:
-        """Every repair once; one that fails does not keep the others from their turn."""
-        for repair in (self.reap, self.ring_again, self.collect_work, self.collect_artifacts):
+        """Make every repair once; one that fails does not keep the others from their turn."""
+        for repair in (self.reap, self.ring_again, self.collect):
             try:
                 repair()
             except Exception:  # a loop that must outlive any surprise; it is logged and tried again
                 log.exception("repair_failed", extra={"repair": repair.__name__})
 
     def reap(self) -> None:
-        """Jobs whose worker fell silent go back to the queue, or fail when no attempt is left."""
+        """Put jobs whose worker fell silent back into the queue, or fail them when no attempt is left."""
         with self.sessions.begin() as session:
             reaped = store.reap(session, self.settings.retry_delay_seconds)
         for job in reaped:
             log.warning("job_reaped", extra={"job_id": job.job_id, "state": job.state})
 
     def ring_again(self) -> None:
-        """Queued jobs that nobody has claimed: the message may be lost."""
+        """Ring for queued jobs that nobody has claimed: the message may be lost."""
         with self.sessions.begin() as session:
             unheard = store.due_to_ring(session, self.settings.ring_again_seconds)
         for job_id in unheard:
             if not self.doorbell.ring(job_id):
                 break
 
+    def collect(self) -> None:
+        """Delete work and artifacts that no job of this database has use for, and set aside those of no known job.
+
+        Files are judged by the database that they belong to alone. One that was put in its place under a running
+        worker, by a changed address or a restored server, decides nothing.
+        """
+        with self.sessions() as session:
+            identity = store.identity(session)
+        if identity != self.identity:
+            log.error("database_changed", extra={"expected": self.identity, "found": identity})
+            return
+        self.collect_work()
+        self.collect_artifacts()
+
     def collect_artifacts(self) -> None:
-        """Files that an attempt had published when it lost its job, or its worker died before it could say so."""
+        """Delete what an attempt had published when it lost its job, or its worker died before it could say so."""
         published = self.storage.attempts()
         if not published:
             return
         with self.sessions() as session:
             superseded = store.superseded(session, published)
+            unknown = store.unknown(session, [job_id for job_id, _ in published])
         for job_id, attempt in superseded:
             self.storage.discard(job_id, attempt)
             log.info("artifacts_collected", extra={"job_id": job_id, "attempt": attempt})
+        lost = self.artifacts_of_nobody.older_than(self.settings.keep_unknown_seconds, unknown)
+        for job_id, attempt in published:
+            if job_id in lost:
+                self.storage.set_aside(job_id, attempt)
+                log.warning("unknown_artifacts_set_aside", extra={"job_id": job_id, "attempt": attempt})
 
     def collect_work(self) -> None:
-        """Work files of jobs that ended some time ago or never existed."""
+        """Delete the work files of jobs that ended some time ago."""
         work = self.settings.work_dir
         names = [path.name for path in work.iterdir()] if work.exists() else []
         if not names:
             return
         with self.sessions() as session:
             ended = store.ended_since(session, names, self.settings.keep_work_seconds)
+            unknown = store.unknown(session, names)
         for name in ended:
             shutil.rmtree(work / name, ignore_errors=True)
             log.info("work_collected", extra={"job_id": name})
+        for name in self.work_of_nobody.older_than(self.settings.keep_unknown_seconds, unknown):
+            aside = self.settings.quarantine_dir / "work" / f"{name}-{time.time_ns()}"
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            (work / name).rename(aside)
+            log.warning("unknown_work_set_aside", extra={"job_id": name, "path": str(aside)})
+
+
+class Sightings:
+    """Since when files of jobs that the database does not know have been seen, kept on disk beside them.
+
+    A job that is known again, because a newer dump was restored, starts anew when it is missed the next time.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def older_than(self, age_seconds: float, names: Set[str]) -> set[str]:
+        """Note that these names, and no others, are unknown now, and return those that have been for this long."""
+        if names:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        elif not self.directory.exists():
+            return set()
+        old = set()
+        for name in names:
+            sighting = self.directory / name
+            if not sighting.exists():
+                log.warning("files_of_unknown_job", extra={"job_id": name})
+                sighting.touch()
+            if time.time() - sighting.stat().st_mtime >= age_seconds:
+                old.add(name)
+        for sighting in self.directory.iterdir():
+            if sighting.name not in names:
+                sighting.unlink(missing_ok=True)
+        return old

@@ -13,4 +13,4 @@ def register(celery: Celery, supervisor: Supervisor) -> None:
     def run_job(job_id: str) -> None:
         if supervisor.run(job_id) is AttemptOutcome.RELEASED:
             # The message goes back at once, so that another worker need not wait for the sweeper.
-            raise Reject(reason="the worker is shutting down", requeue=True)
+            raise Reject(reason="the job was handed back", requeue=True)

@@ -6,14 +6,15 @@ a byte is read, nothing is kept in memory or in a temporary file, and the downlo
 
 import hashlib
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import accumulate
 
-from app.storage import StoredFile
+from app.storage import Chunks, StoredFile
 
-Read = Callable[[str, int, int], Iterator[bytes]]
+Read = Callable[[str, int, int], Chunks]
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Archive:
         self.size = self._starts[-1]
         self.etag = f'"tar-{identity(self._segments, files)}"'
 
-    def read(self, start: int, stop: int) -> Iterator[bytes]:
-        """The bytes from `start` up to, not including, `stop`."""
+    def read(self, start: int, stop: int) -> Generator[bytes]:
+        """Yield the bytes from `start` up to, not including, `stop`."""
         for begin, segment in zip(self._starts, self._segments, strict=False):
             first, last = max(start - begin, 0), min(stop - begin, segment.size)
             if first >= last:
@@ -42,7 +43,8 @@ class Archive:
             if isinstance(segment.content, bytes):
                 yield segment.content[first:last]
             else:
-                yield from self._read(segment.content, first, last)
+                with closing(self._read(segment.content, first, last)) as chunks:
+                    yield from chunks
 
 
 def lay_out(folder: str, files: Sequence[StoredFile], modified: int) -> list[Segment]:

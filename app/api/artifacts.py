@@ -10,8 +10,9 @@ from app.api.archive import Archive
 from app.api.deps import Artifacts, JobId, Service
 from app.api.documentation import BYTES, refusals
 from app.api.download import Download, respond
-from app.contract.job import Artifact, ArtifactList
-from app.errors import ArtifactNotFound
+from app.api.pace import pause_seconds
+from app.contract.job import Artifact, ArtifactList, Job
+from app.errors import ArtifactNotFound, NotFinished
 from app.jobs.service import JobService, StoredArtifact
 from app.storage import Storage
 
@@ -29,7 +30,7 @@ def list_artifacts(job_id: JobId, service: Service) -> ArtifactList:
     "/jobs/{job_id}/artifacts/{name:path}",
     operation_id="download_artifact",
     response_class=Response,
-    responses=BYTES | refusals(404, 416),
+    responses=BYTES | refusals(404, 409, 416),
 )
 def download_artifact(job_id: JobId, name: str, request: Request, service: Service, artifacts: Artifacts) -> Response:
     """One file, bit for bit as it was packaged. Resume with `Range` and `If-Range`; check with `Repr-Digest`."""
@@ -51,13 +52,15 @@ def download_artifact(job_id: JobId, name: str, request: Request, service: Servi
     "/jobs/{job_id}/checkpoint",
     operation_id="download_checkpoint",
     response_class=Response,
-    responses=BYTES | refusals(404, 416),
+    responses=BYTES | refusals(404, 409, 416),
 )
 def download_checkpoint(job_id: JobId, request: Request, service: Service, artifacts: Artifacts) -> Response:
     """The whole checkpoint as one uncompressed tar that unpacks to a folder named after the job. Resumable, too."""
     stored = service.artifacts(job_id)
     job = service.get(job_id)
     finished = job.timestamps.succeeded or job.timestamps.failed
+    if not job.state.has_ended:
+        raise not_finished(job)
     if not stored or finished is None:
         raise ArtifactNotFound(f"the job is {job.state} and has no checkpoint")
     attempt = stored[0].attempt
@@ -73,7 +76,15 @@ def find(service: JobService, job_id: str, name: str) -> StoredArtifact:
     for stored in service.artifacts(job_id):
         if stored.file.name == name:
             return stored
+    job = service.get(job_id)
+    if not job.state.has_ended:
+        raise not_finished(job)
     raise ArtifactNotFound(f"the job has no artifact of this name; /jobs/{job_id}/artifacts lists those it has")
+
+
+def not_finished(job: Job) -> NotFinished:
+    """Return the refusal of a download that comes too early. A client that appends must not take it for the file."""
+    return NotFinished(f"the job is {job.state}; its files are there once it has succeeded", pause_seconds(job))
 
 
 def require(storage: Storage, job_id: str, stored: StoredArtifact) -> None:

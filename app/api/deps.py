@@ -4,24 +4,25 @@ import re
 from typing import Annotated
 
 from fastapi import Depends, Path, Request
-from sqlalchemy import Engine
 
-from app.errors import JobNotFound
-from app.jobs.doorbell import Doorbell
+from app.api.lookups import HubLookups
+from app.api.probes import Probes
+from app.api.validation import printable
+from app.errors import JobNotFound, Refused
 from app.jobs.service import JobService
 from app.storage import Storage
 
 JOB_ID = re.compile(r"job_[A-Za-z0-9]{1,64}")
 
 
-async def get_engine(request: Request) -> Engine:
-    engine: Engine = request.app.state.engine
-    return engine
+async def get_probes(request: Request) -> Probes:
+    probes: Probes = request.app.state.probes
+    return probes
 
 
-async def get_doorbell(request: Request) -> Doorbell:
-    doorbell: Doorbell = request.app.state.doorbell
-    return doorbell
+async def get_lookups(request: Request) -> HubLookups:
+    lookups: HubLookups = request.app.state.lookups
+    return lookups
 
 
 async def get_service(request: Request) -> JobService:
@@ -41,8 +42,17 @@ async def get_job_id(job_id: Annotated[str, Path(examples=["job_5f0c8a2e9b1d4c7f
     raise JobNotFound("no job has this id")
 
 
-Database = Annotated[Engine, Depends(get_engine)]
-Bell = Annotated[Doorbell, Depends(get_doorbell)]
+async def refuse_unknown_parameters(request: Request) -> None:
+    """Raise Refused for a query parameter that the endpoint does not have: a misspelt filter must not be ignored."""
+    known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            there = f"there are {', '.join(known)}" if known else "there are none here"
+            raise Refused(printable(name), f"there is no such query parameter; {there}")
+
+
+Probed = Annotated[Probes, Depends(get_probes)]
+Lookups = Annotated[HubLookups, Depends(get_lookups)]
 Service = Annotated[JobService, Depends(get_service)]
 Artifacts = Annotated[Storage, Depends(get_storage)]
 JobId = Annotated[str, Depends(get_job_id)]

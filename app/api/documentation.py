@@ -13,7 +13,7 @@ Responses = dict[int | str, dict[str, Any]]
 REASONS = {
     400: "The request cannot be read",
     404: "There is no such thing",
-    409: "The job has already ended",
+    409: "The job has ended already, or not yet",
     413: "The body is too large",
     415: "The body is not JSON",
     416: "The range lies outside the file",

@@ -1,13 +1,15 @@
 """Bytes for a client that may be cut off and come back: ranges, strong entity tags, digests."""
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastapi import Request, Response, status
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from app.api.conditional import requested_range, unchanged
+from app.storage import Chunks
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Download:
     size: int
     etag: str
     media_type: str
-    read: Callable[[int, int], Iterator[bytes]]
+    read: Callable[[int, int], Chunks]
     sha256: str | None = None
     """In hexadecimal; None when knowing it would mean reading everything first."""
 
@@ -51,4 +53,19 @@ def respond(request: Request, download: Download) -> Response:
     if request.method == "HEAD":
         return Response(status_code=code, headers=headers, media_type=download.media_type)
     content = download.read(positions.start, positions.stop)
-    return StreamingResponse(content, status_code=code, headers=headers, media_type=download.media_type)
+    return ClosingResponse(content, status_code=code, headers=headers, media_type=download.media_type)
+
+
+class ClosingResponse(StreamingResponse):
+    """A streamed answer that lets go of its file when the client has gone, and not when memory is next tidied up."""
+
+    def __init__(self, content: Chunks, status_code: int, headers: dict[str, str], media_type: str) -> None:
+        super().__init__(content, status_code, headers, media_type)
+        self.content = content
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # No thread reads by now: a cancelled answer ends after the chunk that it was waiting for.
+            self.content.close()

@@ -1,19 +1,14 @@
 """Whether the process lives, and whether it can do its work."""
 
-import logging
 from typing import Literal
 
 from fastapi import APIRouter
-from kombu.exceptions import OperationalError
 from pydantic import BaseModel
 
-from app.api.deps import Bell, Database
+from app.api.deps import Probed
 from app.api.documentation import refusals
-from app.db import at_head
-from app.errors import NotMigrated
-from app.jobs.doorbell import Doorbell
+from app.errors import DatabaseUnavailable, ModelpressError
 
-log = logging.getLogger(__name__)
 router = APIRouter(tags=["health"])
 
 
@@ -30,25 +25,21 @@ class Readiness(BaseModel):
 
 @router.get("/livez", operation_id="check_liveness", responses=refusals())
 async def check_liveness() -> Liveness:
-    """The process answers. Nothing else is asked, so a database that is down gets no process restarted."""
+    """Say that the process answers. Nothing else is asked, so a database that is down gets no process restarted."""
     return Liveness()
 
 
 @router.get("/readyz", operation_id="check_readiness", responses=refusals(503))
-def check_readiness(engine: Database, doorbell: Bell) -> Readiness:
-    """The database answers and has every migration. Without the broker the service is degraded, and still ready."""
-    if not at_head(engine):
-        raise NotMigrated("the database lacks migrations; run 'modelpress migrate'")
-    if broker_answers(doorbell):
+async def check_readiness(probes: Probed) -> Readiness:
+    """Say whether the database answers and has every migration, as of at most a few seconds ago.
+
+    Without the broker the service is degraded, and still ready.
+    """
+    fault = probes.database.fault
+    if isinstance(fault, ModelpressError):
+        raise fault
+    if fault is not None:
+        raise DatabaseUnavailable("the database does not answer; try again in a moment")
+    if probes.broker.fault is None:
         return Readiness(status="ready", broker="ready")
     return Readiness(status="degraded", broker="unavailable")
-
-
-def broker_answers(doorbell: Doorbell) -> bool:
-    try:
-        with doorbell.celery.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1, interval_start=0)
-    except OperationalError:
-        log.warning("broker_unavailable")
-        return False
-    return True

@@ -1,20 +1,20 @@
 """Jobs: post, look, list, cancel."""
 
 import hashlib
+from functools import partial
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Query, Request, Response, status
 
 from app.api.conditional import unchanged
-from app.api.deps import JobId, Service
+from app.api.deps import JobId, Lookups, Service
 from app.api.documentation import NOT_MODIFIED, job_at, refusals
+from app.api.pace import pause_seconds
 from app.api.validation import refuse_unstorable
 from app.contract.job import Job, JobPage, State
 from app.contract.recipe import Recipe
-
-LOOKS_PER_JOB = 20
-SHORTEST_PAUSE_SECONDS = 1
-LONGEST_PAUSE_SECONDS = 30
+from app.jobs.service import asks_hub
 
 router = APIRouter(tags=["jobs"])
 
@@ -25,12 +25,13 @@ router = APIRouter(tags=["jobs"])
     operation_id="submit_job",
     responses=job_at(202) | refusals(400, 413, 415, 422, 503),
 )
-def submit_job(recipe: Recipe, service: Service, response: Response) -> Job:
+async def submit_job(recipe: Recipe, service: Service, lookups: Lookups, response: Response) -> Job:
     """Post a model and a target ratio. Once this has answered 202, the job survives any crash."""
     refuse_unstorable(recipe)
-    job = service.submit(recipe)
+    submit = partial(service.submit, recipe)
+    job = await (lookups.run(submit) if asks_hub(recipe) else to_thread.run_sync(submit))
     response.headers["Location"] = f"/jobs/{job.id}"
-    response.headers["Retry-After"] = retry_after(job)
+    response.headers["Retry-After"] = str(pause_seconds(job))
     return job
 
 
@@ -57,7 +58,7 @@ def get_job(job_id: JobId, request: Request, service: Service) -> Response:
     body = job.model_dump_json().encode()
     headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "Cache-Control": "private, no-cache"}
     if not job.state.has_ended:
-        headers["Retry-After"] = retry_after(job)
+        headers["Retry-After"] = str(pause_seconds(job))
     if unchanged(request, headers["ETag"]):
         return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)
     return Response(body, headers=headers, media_type="application/json")
@@ -68,11 +69,5 @@ def cancel_job(job_id: JobId, service: Service, response: Response) -> Job:
     """A waiting job is cancelled at once; a running one is `cancelling` until its computation has stopped."""
     job = service.cancel(job_id)
     if not job.state.has_ended:
-        response.headers["Retry-After"] = retry_after(job)
+        response.headers["Retry-After"] = str(pause_seconds(job))
     return job
-
-
-def retry_after(job: Job) -> str:
-    """A pause after which there may be something new to see: some looks over what is left of the job."""
-    pause = (job.seconds_left or 0) / LOOKS_PER_JOB
-    return str(round(min(max(pause, SHORTEST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS)))

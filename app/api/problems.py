@@ -22,10 +22,12 @@ from app.contract.job import Problem
 from app.errors import (
     ArtifactNotFound,
     DatabaseUnavailable,
+    ForeignDataDirectory,
     HubUnavailable,
     JobEnded,
     JobNotFound,
     ModelpressError,
+    NotFinished,
     NotMigrated,
     Refused,
 )
@@ -38,9 +40,11 @@ STATUS: Final[Mapping[type[ModelpressError], int]] = {
     JobNotFound: 404,
     ArtifactNotFound: 404,
     JobEnded: 409,
+    NotFinished: 409,
     HubUnavailable: 503,
     DatabaseUnavailable: 503,
     NotMigrated: 503,
+    ForeignDataDirectory: 503,
 }
 
 log = logging.getLogger(__name__)
@@ -57,13 +61,20 @@ class Kind:
     explanation: str = ""
 
 
-BAD_REQUEST = Kind("bad_request", "The request cannot be read", 400)
+BAD_REQUEST = Kind(
+    "bad_request", "The request cannot be read", 400, "It is not valid HTTP, or not in the encoding that it names."
+)
 MALFORMED_JSON = Kind("malformed_json", "The body is not valid JSON", 400, "The detail says where reading stopped.")
 NOT_FOUND = Kind("not_found", "There is nothing at this address", 404, "The addresses there are: see /docs.")
 METHOD_NOT_ALLOWED = Kind(
     "method_not_allowed", "The address does not know this method", 405, "The header Allow names those that it knows."
 )
-TOO_LARGE = Kind("body_too_large", "The body is too large", 413)
+TOO_SLOW = Kind(
+    "body_too_slow", "The body came too slowly", 408, "Send the request again over a connection that is fast enough."
+)
+TOO_LARGE = Kind(
+    "body_too_large", "The body is too large", 413, "The detail says how much is read. A recipe needs a few kilobytes."
+)
 NOT_JSON = Kind("not_json", "The body is not JSON", 415, "Send the header Content-Type: application/json.")
 OUT_OF_RANGE = Kind(
     "range_not_satisfiable",
@@ -73,6 +84,13 @@ OUT_OF_RANGE = Kind(
 )
 INVALID = Kind(
     "invalid_request", "The request is not valid", 422, "Each entry of errors names a field and says what to send."
+)
+LATE = Kind(
+    "out_of_time",
+    "The request took too long",
+    503,
+    "Something that the request needs was too slow. A job that was posted may have been accepted all the same: look at "
+    "GET /jobs before you post it again.",
 )
 INTERNAL = Kind(
     "internal_error",
@@ -86,11 +104,13 @@ FRAMEWORK: Final = (
     MALFORMED_JSON,
     NOT_FOUND,
     METHOD_NOT_ALLOWED,
+    TOO_SLOW,
     TOO_LARGE,
     NOT_JSON,
     OUT_OF_RANGE,
     INVALID,
     INTERNAL,
+    LATE,
 )
 OF_STATUS: Final = {kind.status: kind for kind in reversed(FRAMEWORK)}
 
@@ -131,7 +151,8 @@ def answer(
 async def answer_domain_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ModelpressError)  # noqa: S101 - registered for these only
     errors = [{"field": error.field, "message": error.message}] if isinstance(error, Refused) else None
-    return answer(request, kind_of(type(error)), error.message, errors)
+    headers = {"Retry-After": str(error.retry_after_seconds)} if isinstance(error, NotFinished) else None
+    return answer(request, kind_of(type(error)), error.message, errors, headers)
 
 
 async def answer_database_error(request: Request, error: Exception) -> Response:
@@ -158,6 +179,21 @@ async def answer_framework_error(request: Request, error: Exception) -> Response
         headers["Allow"] = ", ".join(allowed_methods(request))
         return answer(request, kind, f"send one of {headers['Allow']}", headers=headers)
     return answer(request, kind, error.detail, headers=headers)
+
+
+def answer_late(request: Request) -> Response:
+    """Return the answer to a request that is not waited for any longer."""
+    return answer(request, LATE, "the service could not answer in time; try again in a moment")
+
+
+def answer_silent_database(request: Request) -> Response:
+    """Return the answer to a request that waits while the database is known to hang."""
+    return answer(
+        request,
+        kind_of(DatabaseUnavailable),
+        "the database does not answer; a job that was posted may have been accepted all the same, so look at GET /jobs "
+        "before you post it again",
+    )
 
 
 def answer_unexpected_error(request: Request, request_id: str) -> Response:

@@ -1,17 +1,24 @@
-"""Around every request: an id, a line in the log, a limit on its body, and an answer when all else has failed."""
+"""Around every request: an id, a line in the log, limits of size and time, an answer when all else has failed."""
 
+import asyncio
 import logging
 import re
 import secrets
 from time import monotonic
 
-from fastapi import HTTPException, Request, status
+from fastapi import HTTPException, Request, Response, status
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.problems import answer_unexpected_error
+from app.api.probes import Probes
+from app.api.problems import answer_late, answer_silent_database, answer_unexpected_error
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+REQUEST_SECONDS = 10.0
+BODY_SECONDS = 8.0
+PROMPT_SECONDS = 1.0
+"""A request that takes longer is looked after: it may wait for something that does not answer."""
+LOOK_SECONDS = 0.1
 
 log = logging.getLogger(__name__)
 
@@ -25,57 +32,131 @@ class RequestFrame:
     def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
         self.app = app
         self.max_body_bytes = max_body_bytes
+        self.given_up: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         request = Request(scope)
-        request_id = given_id(request) or secrets.token_hex(16)
-        started, answered = monotonic(), 0
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal answered
-            if message["type"] == "http.response.start":
-                answered = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
-            await send(message)
-
+        exchange = Exchange(send, given_id(request) or secrets.token_hex(16))
+        started = monotonic()
         try:
-            await self.app(scope, limited(receive, self.max_body_bytes), send_with_id)
+            await self.answer(request, Body(receive, self.max_body_bytes).receive, exchange)
         except Exception:
-            log.exception("request_failed", extra={"request_id": request_id})
-            if answered:
+            log.exception("request_failed", extra={"request_id": exchange.request_id})
+            if exchange.status:
                 raise
-            await answer_unexpected_error(request, request_id)(scope, receive, send_with_id)
+            await exchange.conclude(request, answer_unexpected_error(request, exchange.request_id))
         finally:
             log.info(
                 "request_answered",
                 extra={
-                    "request_id": request_id,
+                    "request_id": exchange.request_id,
                     "method": scope["method"],
                     "path": scope["path"],
-                    "status": answered,
+                    "status": exchange.status,
                     "seconds": round(monotonic() - started, 4),
                 },
             )
 
+    async def answer(self, request: Request, receive: Receive, exchange: "Exchange") -> None:
+        """Let the application answer, or answer in its place when it has not begun to in time.
+
+        It then goes on unheard: a thread that waits for a server cannot be stopped, only left to its own limits.
+        """
+        work = asyncio.create_task(self.application(request.scope, receive, exchange.send))
+        try:
+            late = await self.lateness(request, work, exchange)
+            if late is None:
+                await work
+                return
+        except BaseException:
+            work.cancel()
+            raise
+        self.given_up.add(work)
+        work.add_done_callback(self.forget)
+        log.warning("request_given_up", extra={"request_id": exchange.request_id})
+        await exchange.conclude(request, late)
+
+    async def application(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+    async def lateness(self, request: Request, work: "asyncio.Task[None]", exchange: "Exchange") -> Response | None:
+        """Wait until the application has begun to answer, or it is too late: then return what to answer instead."""
+        started, pause = monotonic(), PROMPT_SECONDS
+        while True:
+            await asyncio.wait({work}, timeout=pause)
+            if work.done() or exchange.status:
+                return None
+            pause = LOOK_SECONDS
+            if monotonic() - started > REQUEST_SECONDS:
+                return answer_late(request)
+            probes: Probes = request.app.state.probes
+            if probes.database.silent:
+                return answer_silent_database(request)
+
+    def forget(self, work: "asyncio.Task[None]") -> None:
+        """Let go of a request that was given up and has come to its end; nobody waits for its error."""
+        self.given_up.discard(work)
+        if not work.cancelled():
+            work.exception()
+
+
+class Exchange:
+    """The answer to one request: its status once it has begun, 0 before, and its id."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self.pass_on = send
+        self.request_id = request_id
+        self.status = 0
+        self.concluded = False
+
+    async def send(self, message: Message) -> None:
+        """Send what the application answers, unless it has been answered in its place."""
+        if not self.concluded:
+            await self.send_with_id(message)
+
+    async def conclude(self, request: Request, response: Response) -> None:
+        """Answer in the application's place."""
+        self.concluded = True
+        await response(request.scope, request.receive, self.send_with_id)
+
+    async def send_with_id(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(scope=message)["X-Request-Id"] = self.request_id
+        await self.pass_on(message)
+
 
 def given_id(request: Request) -> str | None:
+    """Return the id that the request brings, if it belongs into a log."""
     given = request.headers.get("x-request-id", "")
     return given if REQUEST_ID.fullmatch(given) else None
 
 
-def limited(receive: Receive, max_body_bytes: int) -> Receive:
-    """Raises HTTPException 413 as soon as more of a body has come."""
-    received = 0
+class Body:
+    """A request's body, of which only so much is read, and for so long."""
 
-    async def receive_counting() -> Message:
-        nonlocal received
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received > max_body_bytes:
-            raise HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, f"a body has at most {max_body_bytes} bytes")
+    def __init__(self, receive: Receive, max_bytes: int) -> None:
+        self.pass_on = receive
+        self.max_bytes = max_bytes
+        self.received = 0
+        self.complete = False
+        self.deadline = monotonic() + BODY_SECONDS
+
+    async def receive(self) -> Message:
+        """Return the next message. Raises HTTPException: 413 as soon as it is too much, 408 when it takes too long."""
+        if self.complete:
+            return await self.pass_on()
+        try:
+            message = await asyncio.wait_for(self.pass_on(), max(self.deadline - monotonic(), 0))
+        except TimeoutError:
+            raise HTTPException(
+                status.HTTP_408_REQUEST_TIMEOUT, f"the body was not complete within {BODY_SECONDS:g} seconds"
+            ) from None
+        self.complete = not message.get("more_body", False)
+        self.received += len(message.get("body", b""))
+        if self.received > self.max_bytes:
+            raise HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, f"a body has at most {self.max_bytes} bytes")
         return message
-
-    return receive_counting

@@ -1,5 +1,6 @@
 """What is wrong with a request, field by field, in words for the person who sent it."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args
@@ -13,6 +14,7 @@ from workers.compression.spec.methods import METHODS
 
 LONGEST_NAME = 64
 MOST_ERRORS = 20
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def field_errors(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -72,14 +74,16 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def refuse_unstorable(recipe: Recipe) -> None:
-    """PostgreSQL keeps no NUL character, and no name or text has use for one.
+    """Refuse what PostgreSQL does not keep as it was sent: NUL characters, and halves of surrogate pairs.
 
     Raises:
         Refused: naming the field.
     """
-    for field, text in texts(recipe.model_dump(mode="json")):
+    for field, text in texts(recipe.model_dump(mode="python")):
         if "\0" in text:
             raise Refused(field.removeprefix("."), "must not contain the NUL character")
+        if SURROGATE.search(text):
+            raise Refused(field.removeprefix("."), "must not contain half of a surrogate pair, which is no character")
 
 
 def texts(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
@@ -90,6 +94,6 @@ def texts(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
         for key, item in value.items():
             yield field, key
             yield from texts(item, f"{field}.{printable(key)}")
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             yield from texts(item, f"{field}.{index}")

@@ -1,16 +1,16 @@
 """Commands that run the service. What they need beyond the client is imported when they run."""
 
 import socket
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from app.cli.extras import require
 from app.cli.terminal import STDERR, STDOUT
-from app.errors import IncompleteSettings
+from app.errors import IncompleteSettings, NotMigrated
 from app.settings import Settings
 
-DRAIN_SECONDS = 5
 ORPHAN_GRACE_SECONDS = 15.0
 
 Lifeline = Annotated[int | None, typer.Option(hidden=True, help="pipe that ends when the parent does")]
@@ -46,28 +46,24 @@ def api(
     """Run the API alone, on MODELPRESS_HOST and MODELPRESS_PORT. Needs a database and a Redis by URL."""
     require("api", "server")
     settings = Settings().completed()
-    import uvicorn
+    from sqlalchemy.exc import OperationalError
 
+    from app.api.server import make_server
     from app.lifeline import end_with_parent
     from app.logs import configure_logs
     from app.main import create_app
-    from app.serve import address_of, listen
+    from app.serve import address_of, claim, listen
 
     configure_logs()
     if lifeline is not None:
         end_with_parent(lifeline, grace_seconds=ORPHAN_GRACE_SECONDS)
+    with suppress(OperationalError, NotMigrated):  # then it answers 503 until that has passed
+        claim(settings)
     inherited = socket_descriptor is not None
     listener = socket.socket(fileno=socket_descriptor) if inherited else listen(settings.host, settings.port)
     if not inherited:
         STDOUT.print(f"The API listens on {address_of(listener)}")
-    config = uvicorn.Config(
-        create_app(settings),
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-    )
-    uvicorn.Server(config).run(sockets=[listener])
+    make_server(create_app(settings)).run(sockets=[listener])
 
 
 def worker(lifeline: Lifeline = None) -> None:

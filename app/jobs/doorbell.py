@@ -5,16 +5,20 @@ and the sweeper rings again for a job that nobody claimed.
 """
 
 import logging
+import queue
+import threading
+from contextlib import suppress
 from typing import Any, Protocol
 
 from celery import Celery
-from kombu.exceptions import OperationalError
 
 from app.settings import ServerSettings
 
 TASK = "modelpress.run_job"
 VISIBILITY_TIMEOUT_SECONDS = 7 * 24 * 3600
 SOCKET_TIMEOUT_SECONDS = 5
+LISTENER_TIMEOUT_SECONDS = 30
+MOST_WAITING = 1000
 
 log = logging.getLogger(__name__)
 
@@ -29,17 +33,53 @@ class Doorbell:
     def __init__(self, settings: ServerSettings) -> None:
         self.queue = settings.queue
         self.celery = make_celery(settings)
-        # A broker that takes the connection and says nothing must not hold up a POST; a listener has to wait for ever.
+        # A listener waits for longer, since its broker says nothing while there is no message.
         self.celery.conf.broker_transport_options["socket_timeout"] = SOCKET_TIMEOUT_SECONDS
 
     def ring(self, job_id: str) -> bool:
-        """Returns False when the broker does not answer; that loses nothing but time."""
+        """Return False when the broker does not take the message; that loses nothing but time."""
         try:
             self.celery.send_task(TASK, args=(job_id,), queue=self.queue, retry=False)
-        except OperationalError:
-            log.warning("doorbell_not_rung", extra={"job_id": job_id})
+        except Exception as error:  # noqa: BLE001 - a hint that cannot be given must not fail what it hints at
+            log.warning("doorbell_not_rung", extra={"job_id": job_id, "reason": type(error).__name__})
             return False
         return True
+
+    def check(self) -> None:
+        """Raise what there is to raise where the broker does not answer."""
+        with self.celery.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, interval_start=0)
+
+
+class BackgroundDoorbell:
+    """Rings from a thread of its own, so that a broker that hangs holds up nobody.
+
+    What does not fit into the queue is dropped: the sweeper rings for it again.
+    """
+
+    def __init__(self, doorbell: Rings) -> None:
+        self.doorbell = doorbell
+        self.waiting: queue.Queue[str | None] = queue.Queue(MOST_WAITING)
+        threading.Thread(target=self.ring_each, name="doorbell", daemon=True).start()
+
+    def ring(self, job_id: str) -> bool:
+        """Return whether the job will be rung for; never waits."""
+        try:
+            self.waiting.put_nowait(job_id)
+        except queue.Full:
+            log.warning("doorbell_overrun", extra={"job_id": job_id})
+            return False
+        return True
+
+    def ring_each(self) -> None:
+        """Ring until `close`."""
+        while (job_id := self.waiting.get()) is not None:
+            self.doorbell.ring(job_id)
+
+    def close(self) -> None:
+        """Let the thread end once it has rung for what waits now; does not wait for that."""
+        with suppress(queue.Full):
+            self.waiting.put_nowait(None)
 
 
 def make_celery(settings: ServerSettings) -> Celery:
@@ -68,12 +108,16 @@ def celery_options(settings: ServerSettings) -> dict[str, Any]:
         "worker_soft_shutdown_timeout": settings.stop_grace_seconds + 5,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        # A broker that answers with an error, such as one that has become a read-only replica, is tried again.
+        "broker_channel_error_retry": True,
         "broker_connection_timeout": SOCKET_TIMEOUT_SECONDS,
         "visibility_timeout": VISIBILITY_TIMEOUT_SECONDS,
         "redis_socket_connect_timeout": SOCKET_TIMEOUT_SECONDS,
         "broker_transport_options": {
             "visibility_timeout": VISIBILITY_TIMEOUT_SECONDS,
             "socket_connect_timeout": SOCKET_TIMEOUT_SECONDS,
+            "socket_timeout": LISTENER_TIMEOUT_SECONDS,
+            "socket_keepalive": True,
             # A broker that is down must not hold up a POST; whoever listens connects again by other options.
             "max_retries": 1,
             "interval_start": 0,

@@ -60,6 +60,15 @@ class AttemptRow(Base):
     resumed: Mapped[dict[str, Any] | None]
 
 
+class InstallationRow(Base):
+    """The single row that tells this database from every other one. A dump takes it along."""
+
+    __tablename__ = "installation"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    single: Mapped[bool] = mapped_column(unique=True, server_default="true")
+
+
 class ArtifactRow(Base):
     __tablename__ = "artifacts"
 

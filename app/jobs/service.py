@@ -35,8 +35,8 @@ from app.jobs.doorbell import Rings
 from app.jobs.models import AttemptRow, JobRow
 from app.jobs.states import ENDED
 from app.settings import Settings
-from app.sources.models import ModelSources
-from app.sources.text import TextSources
+from app.sources.models import LOCAL, ModelSources
+from app.sources.text import HUB, TextSources
 from app.storage import StoredFile
 from workers.compression.spec import methods
 from workers.compression.spec.formats import FORMATS
@@ -149,6 +149,11 @@ class JobService:
         return {text.reference: text.revision for text in texts if text.revision is not None}
 
 
+def asks_hub(recipe: Recipe) -> bool:
+    """Return whether checking the recipe takes answers of the model hub."""
+    return not recipe.model.startswith(LOCAL) or any(dataset.startswith(HUB) for _, dataset in recipe.texts())
+
+
 def check_overlap(recipe: Recipe) -> None:
     """Nothing may be measured on text that the result was made from."""
     made_from = {dataset: field for field, dataset in recipe.texts() if not field.startswith("evaluation.")}
@@ -225,6 +230,11 @@ def feasible_range(recipe: Recipe, inventory: Inventory) -> Range:
         raise Refused(f"method.{error.option}", str(error)) from error
     except methods.MethodDoesNotFit as error:
         raise MethodDoesNotFit("method", str(error)) from error
+    except (ArithmeticError, LookupError, ValueError) as error:
+        # Such as blocks of different widths, which pruned checkpoints have.
+        log.exception("method_not_applicable")
+        message = f"the method {recipe.method.name!r} cannot be applied to the shapes of this model; choose another one"
+        raise MethodDoesNotFit("method", message) from error
 
 
 def as_job(row: JobRow, attempts: Sequence[AttemptRow]) -> Job:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from app.contract.codes import FailureCode
 from app.contract.job import AttemptOutcome, Comparison, Failure, Resumed, Source, State, SweepResult
 from app.contract.recipe import Recipe
-from app.jobs.models import ArtifactRow, AttemptRow, JobRow
+from app.jobs.models import ArtifactRow, AttemptRow, InstallationRow, JobRow
 from app.jobs.states import ENDED, LEASED, TRANSITIONS, Event, destination, origins
 from app.storage import StoredFile
 
@@ -240,6 +240,37 @@ def release(session: Session, job_id: str, attempt: int) -> bool:
     )
 
 
+def forgive(session: Session, job_id: str, attempt: int) -> bool:
+    """Give back an attempt that was taken from a worker which turned out to be alive: it counts for nothing.
+
+    Returns False, and changes nothing, where the attempt was not taken or has been given back before.
+    """
+    taken = session.execute(
+        update(AttemptRow)
+        .where(AttemptRow.job_id == job_id, AttemptRow.number == attempt, AttemptRow.outcome == AttemptOutcome.LOST)
+        .values(outcome=AttemptOutcome.RELEASED)
+        .returning(AttemptRow.number)
+        .execution_options(synchronize_session=False)
+    ).scalar_one_or_none()
+    if taken is None:
+        return False
+    session.execute(
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.state.not_in(ENDED))
+        .values(attempts_left=JobRow.attempts_left + 1)
+        .execution_options(synchronize_session=False)
+    )
+    return True
+
+
+def disown(session: Session, job_id: str, worker: str) -> bool:
+    """Hand back a job that this worker may have claimed without having heard so; the attempt is not counted."""
+    attempt = session.scalar(
+        select(JobRow.attempt).where(JobRow.id == job_id, JobRow.worker == worker, JobRow.state.in_(LEASED))
+    )
+    return attempt is not None and (stop(session, job_id, attempt) or release(session, job_id, attempt))
+
+
 def stop(session: Session, job_id: str, attempt: int) -> bool:
     """The computation of a job that is being cancelled has ended."""
     return settle(session, Event.STOP, job_id, attempt, AttemptOutcome.CANCELLED, seconds_left=None)
@@ -316,22 +347,43 @@ def due_to_ring(session: Session, older_than_seconds: float, batch: int = 1000) 
     return list(session.scalars(rung))
 
 
-def ended_since(session: Session, job_ids: Sequence[str], age_seconds: float) -> set[str]:
-    """Those of the given jobs that ended at least so long ago, and those that do not exist."""
-    ended_at = func.coalesce(JobRow.succeeded_at, JobRow.failed_at, JobRow.cancelled_at)
-    kept = select(JobRow.id).where(
-        JobRow.id.in_(job_ids), JobRow.state.not_in(ENDED) | (ended_at > clock() - seconds(age_seconds))
+def unheard(session: Session, older_than_seconds: float) -> str | None:
+    """Return the job that has been due for longest, at least this long, and that nobody has claimed."""
+    due = func.greatest(JobRow.queued_at, JobRow.run_after)
+    return session.scalar(
+        select(JobRow.id)
+        .where(JobRow.state == State.QUEUED, due <= clock() - seconds(older_than_seconds))
+        .order_by(due)
+        .limit(1)
     )
-    return set(job_ids) - set(session.scalars(kept))
+
+
+def identity(session: Session) -> str:
+    """Return the identity of this database. A restored dump has that of the database it was taken from."""
+    return session.scalars(select(InstallationRow.id)).one()
+
+
+def unknown(session: Session, job_ids: Sequence[str]) -> set[str]:
+    """Return those of the given names that are no job of this database. Nothing follows from that about their worth."""
+    return set(job_ids) - set(session.scalars(select(JobRow.id).where(JobRow.id.in_(job_ids))))
+
+
+def ended_since(session: Session, job_ids: Sequence[str], age_seconds: float) -> set[str]:
+    """Return those of the given jobs that ended at least this long ago."""
+    ended_at = func.coalesce(JobRow.succeeded_at, JobRow.failed_at, JobRow.cancelled_at)
+    ended = select(JobRow.id).where(
+        JobRow.id.in_(job_ids), JobRow.state.in_(ENDED), ended_at <= clock() - seconds(age_seconds)
+    )
+    return set(session.scalars(ended))
 
 
 def superseded(session: Session, attempts: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Those of the given (job id, attempt) whose files nobody can ever ask for: of an ended job, and not its result."""
+    """Return those of the given (job id, attempt) whose files nobody can ask for: of an ended job, not its result."""
     job_ids = [job_id for job_id, _ in attempts]
-    kept = set(session.scalars(select(JobRow.id).where(JobRow.id.in_(job_ids), JobRow.state.not_in(ENDED))))
+    ended = set(session.scalars(select(JobRow.id).where(JobRow.id.in_(job_ids), JobRow.state.in_(ENDED))))
     rows = select(ArtifactRow.job_id, ArtifactRow.attempt).where(ArtifactRow.job_id.in_(job_ids)).distinct()
     results = {(job_id, attempt) for job_id, attempt in session.execute(rows)}
-    return [each for each in attempts if each[0] not in kept and each not in results]
+    return [each for each in attempts if each[0] in ended and each not in results]
 
 
 def worker_lost(row: JobRow) -> Failure:

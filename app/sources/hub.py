@@ -34,6 +34,8 @@ REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 LONGEST_REPOSITORY = 96
 READ_SECONDS = 10.0
+HUB_SECONDS = 1.5
+"""For how long the hub may say nothing while a client of ours waits."""
 
 
 class NotOnHub(LookupError):

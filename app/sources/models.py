@@ -1,5 +1,6 @@
 """Which model a reference means, found out and checked when a job is posted: without torch, and without the weights."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from app.errors import InvalidModel, NoSafetensors, UnknownModel, UnsupportedMod
 from app.settings import SourceSettings
 from app.sources.checkpoint import NeedsRemoteCode, read_checkpoint, read_remote_checkpoint
 from app.sources.gguf import MalformedGguf, UnsupportedGguf, read_gguf
-from app.sources.hub import Hub, NotOnHub, Repository
+from app.sources.hub import HUB_SECONDS, Hub, NotOnHub, Repository
 from app.sources.local import locate
 from workers.compression.spec.errors import (
     AlreadyQuantised,
@@ -23,7 +24,9 @@ from workers.compression.spec.inventory import Inventory, inventory
 FIELD = "model"
 LOCAL = "local:"
 ROOTS_SETTING = "MODELPRESS_MODEL_ROOTS"
-HUB_TIMEOUT_SECONDS = 5.0
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,11 @@ class ResolvedModel:
 
 
 class ModelSources:
-    def __init__(self, settings: SourceSettings) -> None:
+    def __init__(self, settings: SourceSettings, hub_seconds: float = HUB_SECONDS) -> None:
+        """Look in the places of `settings`; a hub that says nothing for `hub_seconds` is unavailable."""
         self.roots = settings.model_roots
         self.hub_enabled = settings.hub_enabled
-        self.hub = Hub(settings.hub_endpoint, settings.hub_token, HUB_TIMEOUT_SECONDS)
+        self.hub = Hub(settings.hub_endpoint, settings.hub_token, hub_seconds)
 
     def resolve(self, reference: str) -> ResolvedModel:
         """Find the model of 'org/name[@revision]' or 'local:NAME' and read its headers.
@@ -119,3 +123,9 @@ def explained(reference: str) -> Iterator[None]:
         raise NoSafetensors(FIELD, f"'{reference}' cannot be used. {error}") from error
     except (MalformedModel, MalformedGguf) as error:
         raise InvalidModel(FIELD, f"'{reference}' cannot be used. {error}") from error
+    except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
+        # Files of strangers hold what no check foresees; that they cannot be read is their fault and not the service's.
+        log.exception("model_not_understood")
+        raise InvalidModel(
+            FIELD, f"'{reference}' cannot be used. Its config and its tensors make no sense together."
+        ) from error

@@ -9,7 +9,7 @@ from typing import Literal
 from app.errors import UnknownDataset
 from app.settings import SourceSettings
 from app.sources.documents import JSON_LINES, parse_line
-from app.sources.hub import Hub, NotOnHub, RemoteFile, Repository
+from app.sources.hub import HUB_SECONDS, Hub, NotOnHub, RemoteFile, Repository
 from app.sources.local import locate
 
 HUB = "hub:"
@@ -18,7 +18,6 @@ ROOTS_SETTING = "MODELPRESS_DATA_ROOTS"
 PARQUET = ".parquet"
 BEGINNINGS = {PARQUET: b"PAR1", JSON_LINES: b"{"}
 """What a file of a hub dataset begins with, by how its name ends; where there are both kinds, the first is taken."""
-HUB_TIMEOUT_SECONDS = 5.0
 FIRST_READ = 64 * 1024
 LONGEST_LINE = 16 * 2**20
 HUB_NAME = re.compile(
@@ -40,10 +39,11 @@ class ResolvedText:
 
 
 class TextSources:
-    def __init__(self, settings: SourceSettings) -> None:
+    def __init__(self, settings: SourceSettings, hub_seconds: float = HUB_SECONDS) -> None:
+        """Look in the places of `settings`; a hub that says nothing for `hub_seconds` is unavailable."""
         self.roots = settings.data_roots
         self.hub_enabled = settings.hub_enabled
-        self.hub = Hub(settings.hub_endpoint, settings.hub_token, HUB_TIMEOUT_SECONDS)
+        self.hub = Hub(settings.hub_endpoint, settings.hub_token, hub_seconds)
 
     def check(self, reference: str, field: str, revision: str | None = None) -> ResolvedText:
         """Find the text of a reference; `field` is where in the recipe it stands.

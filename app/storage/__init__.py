@@ -35,6 +35,18 @@ class StoredFile:
     media_type: str
 
 
+class Chunks(Protocol):
+    """Bytes in pieces. Whoever does not read them to their end closes them."""
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+    def __next__(self) -> bytes: ...
+
+    def close(self) -> None:
+        """Let go of what the bytes are read from. Idempotent."""
+        ...
+
+
 class Storage(Protocol):
     """Published files. Those of an attempt become visible together or not at all, and never change afterwards."""
 
@@ -54,7 +66,7 @@ class Storage(Protocol):
         """Return whether the attempt has published a file of this name that has not been discarded."""
         ...
 
-    def open(self, job_id: str, attempt: int, name: str, start: int, stop: int) -> Iterator[bytes]:
+    def open(self, job_id: str, attempt: int, name: str, start: int, stop: int) -> Chunks:
         """Return the bytes of a file from `start` up to, not including, `stop`, in chunks.
 
         Reading goes on to its end even if the file is discarded meanwhile.
@@ -70,6 +82,17 @@ class Storage(Protocol):
 
     def discard(self, job_id: str, attempt: int) -> None:
         """Delete everything that the attempt has published or begun to publish. Idempotent."""
+        ...
+
+    def set_aside(self, job_id: str, attempt: int) -> None:
+        """Keep the attempt's files out of sight, where only an operator finds them. Idempotent.
+
+        The attempt is no longer among `attempts()`, and its files can no longer be opened here.
+        """
+        ...
+
+    def owner(self, identity: str) -> str:
+        """Return the identity of the database whose files these are; storage without one takes this `identity`."""
         ...
 
 

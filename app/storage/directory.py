@@ -7,18 +7,19 @@ has its place there is complete, also after a crash at any moment.
 import errno
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO, Self
 from urllib.parse import unquote, urlsplit
 
 from app.errors import ArtifactNotFound
-from app.storage import InvalidNameError, StoredFile, check_name, media_type
-from workers.compression.spec.files import file_sha256, sync
+from app.storage import Chunks, InvalidNameError, StoredFile, check_name, media_type
+from workers.compression.spec.files import file_sha256, mark, sync
 
 MANIFEST = ".manifest.json"
-CHUNK_BYTES = 1 << 20
+OWNER = ".database"
+ASIDE = ".quarantine"
+CHUNK_BYTES = 1 << 18
 
 
 class DirectoryStorage:
@@ -54,16 +55,17 @@ class DirectoryStorage:
         except InvalidNameError:
             return False
 
-    def open(self, job_id: str, attempt: int, name: str, start: int, stop: int) -> Iterator[bytes]:
+    def open(self, job_id: str, attempt: int, name: str, start: int, stop: int) -> Chunks:
         # The file is opened here and not at the first chunk, so that discarding it does not disturb the reader.
         try:
             file = (self._place(job_id, attempt) / check_name(name)).open("rb")
         except (InvalidNameError, FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise ArtifactNotFound(f"there is no file {name!r} of this job") from None
-        return read_range(file, start, stop)
+        return FileRange(file, start, stop)
 
     def attempts(self) -> list[tuple[str, int]]:
-        jobs = self.root.iterdir() if self.root.is_dir() else ()
+        entries = self.root.iterdir() if self.root.is_dir() else ()
+        jobs = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
         places = [(job.name, place.name.rpartition("-")[2]) for job in jobs for place in job.iterdir()]
         return sorted({(job, int(attempt)) for job, attempt in places if attempt.isdecimal()})
 
@@ -77,6 +79,17 @@ class DirectoryStorage:
             shutil.rmtree(discarded, ignore_errors=True)
         if place.parent.is_dir() and not any(place.parent.iterdir()):
             place.parent.rmdir()
+
+    def set_aside(self, job_id: str, attempt: int) -> None:
+        place = self._place(job_id, attempt)
+        aside = self.root / ASIDE / job_id / place.name
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists():
+            place.rename(aside)
+        self.discard(job_id, attempt)
+
+    def owner(self, identity: str) -> str:
+        return mark(self.root / OWNER, identity)
 
     def _place(self, job_id: str, attempt: int) -> Path:
         if "/" in check_name(job_id):
@@ -132,9 +145,26 @@ def read_manifest(directory: Path) -> tuple[StoredFile, ...]:
     return tuple(StoredFile(**entry) for entry in manifest["files"])
 
 
-def read_range(file: BinaryIO, start: int, stop: int) -> Iterator[bytes]:
-    with file:
+class FileRange:
+    """The bytes of an open file from `start` up to, not including, `stop`, in chunks; closes the file at their end."""
+
+    def __init__(self, file: BinaryIO, start: int, stop: int) -> None:
+        self.file = file
+        self.left = stop - start
         file.seek(start)
-        while start < stop and (chunk := file.read(min(CHUNK_BYTES, stop - start))):
-            start += len(chunk)
-            yield chunk
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        chunk = self.file.read(min(CHUNK_BYTES, self.left)) if self.left > 0 else b""
+        if not chunk:
+            self.close()
+            raise StopIteration
+        self.left -= len(chunk)
+        return chunk
+
+    def close(self) -> None:
+        """Close the file; also before the end."""
+        self.left = 0
+        self.file.close()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from app.errors import IncompleteSettings
+from app.errors import IncompleteSettings, UnknownSetting
 from app.settings import ServerSettings, Settings
 
 DATABASE, REDIS = SecretStr("postgresql://given"), SecretStr("redis://given")
@@ -49,3 +49,16 @@ def test_complete_settings_cannot_be_made_without_urls(monkeypatch: pytest.Monke
 
     with pytest.raises(ValidationError):
         ServerSettings(redis_url=REDIS)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("url", ["redis://:s3cret@127.0.0.1:port/0", "redis://:s3cret/x#y@host/0", "foo://:s3cret@h/0"])
+def test_a_broker_that_cannot_be_one_is_refused_and_its_password_not_shown(url: str) -> None:
+    with pytest.raises(ValidationError, match="no URL of a broker") as refused:
+        Settings(redis_url=SecretStr(url))
+    assert "s3cret" not in str(refused.value)
+
+
+def test_a_misspelt_setting_is_told_with_the_one_that_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELPRESS_DATADIR", "/srv")
+    with pytest.raises(UnknownSetting, match="did you mean MODELPRESS_DATA_DIR"):
+        Settings()

@@ -2,17 +2,18 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
 from app.errors import ArtifactNotFound
-from app.storage import InvalidNameError, StoredFile, check_name, media_type
+from app.storage import Chunks, InvalidNameError, StoredFile, check_name, media_type
 
 
 class MemoryStorage:
     def __init__(self) -> None:
         self.contents: dict[tuple[str, int], dict[str, bytes]] = {}
+        self.aside: dict[tuple[str, int], dict[str, bytes]] = {}
+        self.identity: str | None = None
 
     @classmethod
     def at(cls, url: str) -> Self:
@@ -32,16 +33,24 @@ class MemoryStorage:
     def exists(self, job_id: str, attempt: int, name: str) -> bool:
         return name in self.contents.get((job_id, attempt), {})
 
-    def open(self, job_id: str, attempt: int, name: str, start: int, stop: int) -> Iterator[bytes]:
+    def open(self, job_id: str, attempt: int, name: str, start: int, stop: int) -> Chunks:
         if not self.exists(job_id, attempt, name):
             raise ArtifactNotFound(f"there is no file {name!r} of this job")
-        return iter([self.contents[job_id, attempt][name][start:stop]])
+        return (chunk for chunk in [self.contents[job_id, attempt][name][start:stop]])
 
     def attempts(self) -> list[tuple[str, int]]:
         return sorted(self.contents)
 
     def discard(self, job_id: str, attempt: int) -> None:
         self.contents.pop((job_id, attempt), None)
+
+    def set_aside(self, job_id: str, attempt: int) -> None:
+        if (job_id, attempt) in self.contents:
+            self.aside[job_id, attempt] = self.contents.pop((job_id, attempt))
+
+    def owner(self, identity: str) -> str:
+        self.identity = self.identity or identity
+        return self.identity
 
 
 def read_files(directory: Path) -> dict[str, bytes]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -198,3 +199,48 @@ def test_a_result_that_misses_the_gate_fails_the_job_and_is_kept(
 def test_a_nul_in_what_a_model_says_does_not_reach_the_database() -> None:
     report = ErrorReport(code=FailureCode.INVALID_MODEL, message="the tensor \0 is missing")
     assert "\0" not in report.message
+
+
+def test_an_outage_that_costs_the_lease_costs_no_attempt(
+    service: JobService, settings: Settings, sessions: Sessions, tiny: dict[str, Any]
+) -> None:
+    supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
+    job_id = service.submit(Recipe.model_validate(tiny)).id
+    for _ in range(2 * settings.max_attempts):
+        claim = supervisor.claim(job_id)
+        assert claim is not None
+        with sessions.begin() as session:
+            session.execute(text("UPDATE jobs SET lease_until = clock_timestamp() - interval '1 second'"))
+            (reaped,) = store.reap(session, 0.0)
+        assert reaped.state is State.QUEUED
+        assert supervisor.conclude_for_certain(claim, None) is AttemptOutcome.LOST
+    assert {attempt.outcome for attempt in service.get(job_id).attempts} == {AttemptOutcome.RELEASED}
+
+
+def test_an_attempt_is_given_back_once(
+    service: JobService, settings: Settings, sessions: Sessions, tiny: dict[str, Any]
+) -> None:
+    supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
+    job_id = service.submit(Recipe.model_validate(tiny)).id
+    claim = supervisor.claim(job_id)
+    assert claim is not None
+    with sessions.begin() as session:
+        session.execute(text("UPDATE jobs SET lease_until = clock_timestamp() - interval '1 second'"))
+        store.reap(session, 0.0)
+    for _ in range(3):
+        supervisor.conclude_for_certain(claim, None)
+    with sessions() as session:
+        assert session.scalar(text("SELECT attempts_left FROM jobs")) == settings.max_attempts
+
+
+def test_a_claim_whose_answer_was_lost_is_handed_back(
+    service: JobService, settings: Settings, sessions: Sessions, tiny: dict[str, Any]
+) -> None:
+    job_id = service.submit(Recipe.model_validate(tiny)).id
+    unreliable: Any = Unreliable(sessions, committed=True)
+    supervisor = Supervisor(settings, unreliable, open_storage(settings.artifacts_url), "worker", threading.Event())
+    with pytest.raises(OperationalError):
+        supervisor.run(job_id)
+    assert service.get(job_id).state is State.QUEUED
+    with sessions() as session:
+        assert session.scalar(text("SELECT attempts_left FROM jobs")) == settings.max_attempts

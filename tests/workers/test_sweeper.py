@@ -1,5 +1,6 @@
 """One repair, one test: what crashes leave behind."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from app.contract.job import State
 from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.jobs import store
+from app.jobs.installation import claim_files
 from app.jobs.service import JobService
 from app.settings import Settings
 from app.storage.registry import open_storage
@@ -28,7 +30,8 @@ def job_id(service: JobService, tiny: dict[str, Any], doorbell: SilentDoorbell) 
 @pytest.fixture
 def sweeper(settings: Settings, sessions: Sessions, doorbell: SilentDoorbell) -> Sweeper:
     settings = settings.model_copy(update={"ring_again_seconds": 0.001, "keep_work_seconds": 0.0})
-    return Sweeper(settings, sessions, doorbell, open_storage(settings.artifacts_url))
+    storage = open_storage(settings.artifacts_url)
+    return Sweeper(settings, sessions, doorbell, storage, claim_files(settings, sessions, storage))
 
 
 def expire(sessions: Sessions, job_id: str) -> None:
@@ -52,7 +55,7 @@ def test_a_job_that_nobody_heard_is_rung_again(sweeper: Sweeper, doorbell: Silen
     assert doorbell.rung == [job_id]
 
 
-def test_work_of_ended_and_unknown_jobs_is_deleted_and_of_others_kept(
+def test_work_of_ended_jobs_is_deleted_and_of_others_kept(
     sweeper: Sweeper, service: JobService, settings: Settings, tiny: dict[str, Any], job_id: str
 ) -> None:
     waiting = service.submit(Recipe.model_validate(tiny)).id
@@ -60,7 +63,7 @@ def test_work_of_ended_and_unknown_jobs_is_deleted_and_of_others_kept(
     for name in (job_id, waiting, "job_unknown"):
         (settings.work_dir / name / "1").mkdir(parents=True)
     sweeper.collect_work()
-    assert [path.name for path in settings.work_dir.iterdir()] == [waiting]
+    assert {path.name for path in settings.work_dir.iterdir()} == {waiting, "job_unknown"}
 
 
 def test_files_of_an_attempt_that_is_not_the_result_are_deleted_and_of_others_kept(
@@ -79,7 +82,7 @@ def test_files_of_an_attempt_that_is_not_the_result_are_deleted_and_of_others_ke
         store.claim(session, job_id, "worker", 60.0)
         store.finish(session, job_id, 2, 1.3, COMPARISON, FILES)
     sweeper.collect_artifacts()
-    assert set(sweeper.storage.attempts()) == {(job_id, 2), (running, 1)}
+    assert set(sweeper.storage.attempts()) == {(job_id, 2), (running, 1), ("job_unknown", 1)}
 
 
 def test_a_repair_that_fails_does_not_keep_the_others_from_their_turn(
@@ -108,3 +111,54 @@ def test_a_job_that_waits_for_long_is_rung_every_five_minutes(
         )
     sweeper.ring_again()
     assert bool(doorbell.rung) is rung
+
+
+@pytest.fixture
+def of_nobody(sweeper: Sweeper, settings: Settings, tmp_path: Path) -> str:
+    """Work and artifacts of a job that the database does not know, as after a dump of last night was restored."""
+    (settings.work_dir / "job_newer" / "1").mkdir(parents=True)
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "model.safetensors").write_text("weights")
+    sweeper.storage.publish("job_newer", 1, package)
+    return "job_newer"
+
+
+def test_files_of_a_job_that_the_database_does_not_know_stay_for_days(
+    sweeper: Sweeper, settings: Settings, of_nobody: str
+) -> None:
+    for _ in range(2):
+        sweeper.sweep()
+    assert sweeper.storage.exists(of_nobody, 1, "model.safetensors")
+    assert (settings.work_dir / of_nobody / "1").is_dir()
+
+
+def test_files_that_nobody_has_known_for_days_are_moved_and_never_deleted(
+    sweeper: Sweeper, settings: Settings, of_nobody: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sweeper.settings = settings.model_copy(update={"keep_unknown_seconds": 0.0})
+    sweeper.sweep()
+    assert sweeper.storage.attempts() == []
+    assert [path.read_text() for path in settings.data_dir.rglob("model.safetensors")] == ["weights"]
+    assert [path.name for path in settings.work_dir.iterdir()] == []
+    assert [path.name for path in (settings.quarantine_dir / "work").glob("job_newer-*/*")] == ["1"]
+    assert {"unknown_work_set_aside", "unknown_artifacts_set_aside"} <= {record.message for record in caplog.records}
+
+
+def test_a_job_that_is_known_again_has_its_days_anew(sweeper: Sweeper, of_nobody: str) -> None:
+    sightings = sweeper.artifacts_of_nobody
+    sightings.older_than(3600, {of_nobody})
+    os.utime(sightings.directory / of_nobody, (0, 0))
+    sightings.older_than(3600, set())
+    assert sightings.older_than(3600, {of_nobody}) == set()
+
+
+def test_a_database_that_took_the_place_of_another_under_a_worker_decides_nothing(
+    sweeper: Sweeper, settings: Settings, service: JobService, job_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (settings.work_dir / job_id).mkdir(parents=True)
+    service.cancel(job_id)
+    sweeper.identity = "the one it was started on"
+    sweeper.sweep()
+    assert (settings.work_dir / job_id).is_dir()
+    assert "database_changed" in {record.message for record in caplog.records}

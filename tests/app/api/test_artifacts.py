@@ -49,9 +49,9 @@ def test_an_unfinished_job_has_no_files(client: TestClient, post: Callable[[], J
     address = f"/jobs/{post().id}"
 
     assert client.get(f"{address}/artifacts").json() == {"artifacts": []}
-    assert client.get(f"{address}/artifacts/config.json").status_code == 404
+    assert client.get(f"{address}/artifacts/config.json").status_code == 409
     refused = client.get(f"{address}/checkpoint")
-    assert (refused.status_code, refused.json()["type"]) == (404, "/problems/artifact_not_found")
+    assert (refused.status_code, refused.json()["type"]) == (409, "/problems/not_finished")
     assert "queued" in refused.json()["detail"]
 
 
@@ -200,3 +200,13 @@ def test_another_storage_backend_serves_the_same_files(
         for name, content in finished.contents.items():
             assert client.get(f"/jobs/{finished.id}/artifacts/{name}").content == content
     assert not (settings.data_dir / "artifacts").exists()
+
+
+@pytest.mark.parametrize("path", ["artifacts/model.safetensors", "checkpoint"])
+def test_a_download_before_the_end_is_told_to_come_again(
+    client: TestClient, post: Callable[[], Job], path: str
+) -> None:
+    response = client.get(f"/jobs/{post().id}/{path}", headers={"Range": "bytes=0-"})
+
+    assert (response.status_code, response.json()["type"]) == (409, "/problems/not_finished")
+    assert int(response.headers["Retry-After"]) >= 1

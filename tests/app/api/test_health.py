@@ -9,6 +9,7 @@ from sqlalchemy import Engine, text
 
 from app.settings import Settings
 from tests.support.api import api
+from tests.support.waiting import wait_for
 
 NOBODY = SecretStr("postgresql://127.0.0.1:1/nothing")
 
@@ -45,10 +46,19 @@ def test_is_alive_and_not_ready_without_the_database(settings: Settings) -> None
 
 
 def test_is_not_ready_without_its_migrations(client: TestClient, without_migrations: None) -> None:
-    response = client.get("/readyz")
+    response = wait_for(lambda: None if client.get("/readyz").status_code == 200 else client.get("/readyz"))
 
     assert (response.status_code, response.json()["type"]) == (503, "/problems/not_migrated")
     assert "modelpress migrate" in response.json()["detail"]
+
+
+def test_is_not_ready_on_the_files_of_another_database(settings: Settings, engine: Engine) -> None:
+    settings.data_dir.mkdir(parents=True)
+    (settings.data_dir / "database").write_text("another")
+    with api(settings) as client:
+        response = client.get("/readyz")
+
+    assert (response.status_code, response.json()["type"]) == (503, "/problems/foreign_data_directory")
 
 
 def test_every_request_says_that_the_database_is_down(settings: Settings) -> None:

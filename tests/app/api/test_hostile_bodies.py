@@ -3,12 +3,15 @@
 import base64
 import json
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from tests.support.api import Finished
 
@@ -116,3 +119,39 @@ def test_metadata_with_a_nul_names_its_field(client: TestClient, tiny: dict[str,
     response = client.post("/jobs", json=tiny | {"metadata": {"team": "a\0b"}})
 
     assert response.json()["errors"] == [{"field": "metadata.team", "message": "must not contain the NUL character"}]
+
+
+@pytest.mark.parametrize("metadata", ['{"team": "\\ud800"}', '{"\\udfff": "search"}'])
+def test_half_of_a_surrogate_pair_is_refused(client: TestClient, tiny: dict[str, Any], metadata: str) -> None:
+    body = json.dumps(tiny)[:-1] + f', "metadata": {metadata}}}'
+
+    response = client.post("/jobs", content=body, headers={"Content-Type": "application/json"})
+
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["field"].startswith("metadata")
+    assert client.get("/jobs").json()["jobs"] == []
+
+
+@pytest.mark.parametrize("name", ["model.layers." + "9" * 5000 + ".x.weight"])
+def test_a_model_that_no_check_foresees_is_refused(
+    client: TestClient, tiny: dict[str, Any], model_root: Path, name: str
+) -> None:
+    tensors = load_file(model_root / "tiny" / "model.safetensors")
+    save_file(tensors | {name: torch.zeros(1)}, model_root / "tiny" / "model.safetensors")
+
+    response = client.post("/jobs", json=tiny)
+
+    assert (response.status_code, response.json()["errors"][0]["field"]) == (422, "model")
+
+
+@pytest.mark.parametrize("method", ["auto", "width", "width_low_rank", "fusion"])
+def test_blocks_of_different_widths_are_no_fault_of_the_service(
+    client: TestClient, tiny: dict[str, Any], model_root: Path, method: str
+) -> None:
+    tensors = load_file(model_root / "tiny" / "model.safetensors")
+    for name in [name for name in tensors if "layers.0.mlp" in name]:
+        axis = 1 if "down_proj" in name else 0
+        tensors[name] = tensors[name].narrow(axis, 0, tensors[name].shape[axis] // 2).contiguous()
+    save_file(tensors, model_root / "tiny" / "model.safetensors")
+
+    assert client.post("/jobs", json=tiny | {"method": method}).status_code in (202, 422)

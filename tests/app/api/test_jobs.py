@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
-from app.api.jobs import retry_after
+from app.api.pace import pause_seconds
 from app.contract.job import Job
 from app.db import Sessions
 from app.jobs import store
@@ -84,7 +84,7 @@ def test_the_pause_between_two_looks_grows_with_what_is_left(
         store.beat(session, job.id, 1, 60, Progress("compress", 0.1, seconds_left=200.0))
     assert client.get(f"/jobs/{job.id}").headers["Retry-After"] == "10"
 
-    assert retry_after(job.model_copy(update={"seconds_left": 90_000.0})) == "30"
+    assert pause_seconds(job.model_copy(update={"seconds_left": 90_000.0})) == 30
 
 
 def test_jobs_are_listed_newest_first(client: TestClient, post: Post) -> None:
@@ -114,13 +114,34 @@ def test_the_list_can_be_cut_to_one_state(client: TestClient, post: Post, finish
 
 
 @pytest.mark.parametrize(
-    "query", ["limit=0", "limit=101", "limit=x", "state=lost", "after=%00", "after=e30=", "after=é"]
+    "query",
+    [
+        "model=local:tiny",
+        "order=asc",
+        "limit=0",
+        "limit=101",
+        "limit=x",
+        "state=lost",
+        "after=%00",
+        "after=e30=",
+        "after=é",
+    ],
 )
 def test_a_wrong_query_is_refused_with_its_field(client: TestClient, query: str) -> None:
     response = client.get(f"/jobs?{query}")
 
     assert response.status_code == 422
     assert response.json()["errors"][0]["field"] == query.partition("=")[0]
+
+
+def test_the_first_page_of_a_state_is_found_by_an_index(engine: Engine) -> None:
+    query = "EXPLAIN SELECT * FROM jobs WHERE state = 'failed' ORDER BY created_at DESC, id DESC LIMIT 20"
+    with engine.connect() as connection:
+        connection.execute(text("SET enable_seqscan = off"))
+        plan = "".join(connection.scalars(text(query)))
+
+    assert "jobs_by_state" in plan
+    assert "Sort" not in plan
 
 
 def test_cancelling_a_waiting_job_ends_it_and_can_be_repeated(client: TestClient, post: Post) -> None:

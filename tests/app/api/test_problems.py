@@ -197,3 +197,11 @@ def test_every_code_that_a_job_can_fail_with_has_a_page(client: TestClient, code
     page = html.unescape(response.text)
     assert all(text in page for text in (code.kind.title, code.kind.explanation, code.kind.way_out))
     assert ("is not tried again" in page) is not code.kind.retryable
+
+
+@pytest.mark.parametrize("code", sorted(all_kinds()))
+def test_every_page_explains_its_problem(client: TestClient, code: str) -> None:
+    kind = all_kinds()[code]
+    failure = next((known.kind for known in FailureCode if known == code), None)
+    assert kind.explanation or failure
+    assert client.get(f"/problems/{code}").text.count("<p>") >= 2

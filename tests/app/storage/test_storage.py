@@ -153,3 +153,18 @@ def test_discarding_one_attempt_keeps_the_others(storage: Storage, package: Path
 def test_a_job_id_cannot_lead_outside(storage: Storage, package: Path) -> None:
     with pytest.raises(InvalidNameError):
         storage.publish("../job_1", 1, package)
+
+
+def test_files_that_were_set_aside_are_out_of_sight(storage: Storage, package: Path) -> None:
+    storage.publish("job_1", 2, package)
+
+    for _ in range(2):
+        storage.set_aside("job_1", 2)
+
+    assert storage.attempts() == []
+    assert not storage.exists("job_1", 2, "config.json")
+
+
+def test_belongs_to_the_database_that_came_first(storage: Storage) -> None:
+    assert [storage.owner("first"), storage.owner("second")] == ["first", "first"]
+    assert storage.attempts() == []
