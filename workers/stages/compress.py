@@ -79,7 +79,7 @@ WEIGHT = 0.43
 
 
 def weight(recipe: Recipe, turn: int) -> float:
-    """Return the relative time that this stage takes; the groups of later phases are compressed in the stage `distill`."""
+    """Return the relative time that this stage takes; the stage `distill` compresses the groups of later phases."""
     return WEIGHT if recipe.distillation is None else WEIGHT / recipe.distillation.phases
 
 

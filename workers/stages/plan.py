@@ -103,7 +103,7 @@ def trials_of(context: Context) -> dict[str, float]:
 
 
 def measured_once(context: Context, tiled: KroneckerFamily | None) -> dict[str, Sensitivity]:
-    """Return the sensitivities that an attempt has stored for any ratio, measuring and storing them if there are none."""
+    """Return the sensitivities that any attempt has stored for any ratio, or measure and store them."""
     directory = context.shared.finished(SENSITIVITIES)
     if directory is None:
         save_file(

@@ -20,7 +20,7 @@ REPORT = "sweep_report.json"
 
 
 def done(turns: Sequence[Context]) -> DoneReport:
-    """Assemble the package and return the report that ends the job; `turns` holds the finished context of each ratio."""
+    """Assemble the package and return the final report; `turns` holds the finished context of each ratio."""
     context = turns[0]
     directory = context.shared.begin(NAME) / package.NAME
     shutil.rmtree(directory, ignore_errors=True)

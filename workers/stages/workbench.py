@@ -134,7 +134,7 @@ class Workbench:
         )
 
     def is_whole(self, path: Path, digest: str) -> bool:
-        """Return whether the file has the digest; a file that was verified is read again only if it has changed since."""
+        """Return whether the file has the digest; a verified file is read again only if it has changed since."""
         try:
             found = path.stat()
         except OSError:
