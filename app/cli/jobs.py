@@ -1,4 +1,4 @@
-"""Commands of the client: compress, jobs, show, cancel, download."""
+"""The client's commands: compress, jobs, show, cancel, download."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,13 +22,14 @@ OTHER_FORMATS = tuple(name for name in FORMATS if name != MAIN)
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 Url = Annotated[
-    str | None, typer.Option("--url", envvar="MODELPRESS_URL", help="The service.", show_default=DEFAULT_URL)
+    str | None, typer.Option("--url", envvar="MODELPRESS_URL", help="Address of the service.", show_default=DEFAULT_URL)
 ]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory for the checkpoint.")]
 
 
 def register(application: typer.Typer) -> None:
+    """Add the commands to the application."""
     for name, command in (("compress", compress), ("jobs", jobs), ("show", show), ("cancel", cancel)):
         application.command(name, rich_help_panel="Client")(command)
     application.command("download", rich_help_panel="Client")(download)
@@ -41,8 +42,8 @@ def compress(
     ratio: Annotated[
         list[float],
         typer.Option(
-            help="Stored parameters before / after: 1.5 means 1.5 times smaller. May be given more than once, for a "
-            "checkpoint each."
+            help="Stored parameters before / after: 1.5 means 1.5 times smaller. Repeat it for a checkpoint of each "
+            "ratio."
         ),
     ],
     out: Out,
@@ -55,7 +56,7 @@ def compress(
     ] = None,
     calibration: Annotated[
         list[str] | None,
-        typer.Option(metavar="DATASET", help="Text to fit the result to; may be given more than once."),
+        typer.Option(metavar="DATASET", help="Text to calibrate on; may be given more than once."),
     ] = None,
     sequences: Annotated[int | None, typer.Option(help="Number of calibration sequences.")] = None,
     length: Annotated[int | None, typer.Option(help="Tokens per calibration sequence.")] = None,
@@ -64,26 +65,28 @@ def compress(
         typer.Option(metavar="DATASET", help="Train the result on this text; may be given more than once."),
     ] = None,
     distill_tokens: Annotated[int | None, typer.Option(help="Tokens to train the result on.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate of that training.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate of that training.")] = None,
     trainable: Annotated[Trainable | None, typer.Option(help="Which parameters of the result are trained.")] = None,
     evaluation: Annotated[
         list[str] | None, typer.Option(metavar="DATASET", help="Text to measure on; may be given more than once.")
     ] = None,
-    window: Annotated[int | None, typer.Option(help="Tokens per window that is measured on.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Tokens to measure on, at most, of each dataset.")] = None,
+    window: Annotated[int | None, typer.Option(help="Tokens per evaluation window.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of each dataset to measure on.")] = None,
     max_perplexity_ratio: Annotated[
-        float | None, typer.Option(help="Fail where the perplexity is more times the original's.")
+        float | None, typer.Option(help="Fail if the perplexity is more than this many times the original's.")
     ] = None,
     min_top1_agreement: Annotated[
-        float | None, typer.Option(help="Fail where the most likely token is the original's less often; 0 to 1.")
+        float | None,
+        typer.Option(help="Fail if original and result agree on the most likely token less often; 0 to 1."),
     ] = None,
     baseline: Annotated[
-        bool, typer.Option("--baseline", help="Also measure the original with blocks dropped to the same size.")
+        bool,
+        typer.Option("--baseline", help="Also measure the original with blocks dropped until it is as small."),
     ] = False,
     task: Annotated[
-        list[str] | None, typer.Option(help="Also ask both models this task of lm-eval; may be given more than once.")
+        list[str] | None, typer.Option(help="Also run this lm-eval task on both models; may be given more than once.")
     ] = None,
-    task_limit: Annotated[int | None, typer.Option(help="At most so many examples of each task.")] = None,
+    task_limit: Annotated[int | None, typer.Option(help="Most examples of each task.")] = None,
     also: Annotated[
         list[str] | None,
         typer.Option(
@@ -93,13 +96,13 @@ def compress(
             "be given more than once.",
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Two runs with one seed do the same.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed; the same seed gives the same result.")] = None,
     url: Url = None,
 ) -> None:
     """Compress a model and download the result.
 
-    The service at --url does it, or the one at the default address. Where none answers there, one is started here for
-    as long as this takes.
+    The service at --url does the work, by default the one on this machine. If none runs here, one is started for the
+    duration of this command.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Refused("--out", f"{out} exists and is not empty; name another directory")
@@ -130,8 +133,11 @@ def compress(
 
 
 def compress_somewhere(recipe: Recipe, out: Path, path: LocalModel | None, url: str | None) -> None:
-    """By the service at `url`, or the one that runs here, or one started for the occasion. Raises Refused where a
-    running service could not open the `path`."""
+    """Compress with the service at `url`, the one that runs on this machine, or one started for this command.
+
+    Raises:
+        Refused: the model is a local path, which a running service cannot open.
+    """
     address = url or running_service_address()
     if address is None:
         compress_here(recipe, out, path)
@@ -140,14 +146,14 @@ def compress_somewhere(recipe: Recipe, out: Path, path: LocalModel | None, url: 
     else:
         raise Refused(
             "model",
-            f"{path.path} is a path on this machine, and the service at {address} opens models under its own "
+            f"{path.path} is a path on this machine, but the service at {address} only opens models in its own "
             "MODELPRESS_MODEL_ROOTS; send 'local:NAME' for one of those",
         )
 
 
 def jobs(
     url: Url = None,
-    limit: Annotated[int, typer.Option(help="At most so many, the newest.")] = 20,
+    limit: Annotated[int, typer.Option(help="Most jobs to list.")] = 20,
     state: Annotated[State | None, typer.Option(help="Only jobs in this state.")] = None,
 ) -> None:
     """List jobs, newest first."""
@@ -175,21 +181,23 @@ def cancel(job_id: JobId, url: Url = None) -> None:
 
 
 def download(job_id: JobId, out: Out, url: Url = None) -> None:
-    """Download the checkpoint of a job, or the rest of it where a download broke off."""
+    """Download the checkpoint of a job, or resume a download that broke off."""
     with connect(url) as client:
         fetch(client, job_id, out)
     STDOUT.print(f"The checkpoint is in {out.resolve()}", markup=False)
 
 
 def connect(url: str | None) -> Client:
+    """Return a client of the service at `url`, or of the one on this machine."""
     return Client(url or DEFAULT_URL, patience_seconds=5.0)
 
 
 def running_service_address() -> str | None:
+    """Return the address of the service that runs on this machine, or None."""
     with Client(DEFAULT_URL) as client:
         return DEFAULT_URL if client.is_alive() else None
 
 
 def given(**fields: Any) -> dict[str, Any]:
-    """The fields that were given; the service knows the defaults of all others."""
+    """Return the fields that have a value; the service knows the defaults of the others."""
     return {name: value for name, value in fields.items() if value not in (None, {}, [])}

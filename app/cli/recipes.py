@@ -1,4 +1,4 @@
-"""From the words of a command to a recipe."""
+"""Build a recipe from the arguments of a command."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,24 +15,28 @@ from workers.compression.spec.methods.auto import AutoOptions
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A directory or GGUF file on this machine, and the directory that a service must be allowed to open it under."""
+    """A model directory or GGUF file on this machine."""
 
     path: Path
 
     @property
     def root(self) -> Path:
+        """Return the directory that the service must have among its model roots."""
         return self.path.parent
 
     @property
     def reference(self) -> str:
+        """Return the model's name in a recipe."""
         return f"local:{self.path.name}"
 
 
 def local_model(model: str) -> LocalModel | None:
-    """The path that `model` is, or None where it is a reference that the service understands as it stands.
+    """Return the local path that `model` names, or None for a reference that the service resolves.
 
-    What could be 'org/name' is one, even where a directory of that name exists: write './org/name' for the directory.
-    Raises Refused when it is neither a reference nor an existing path.
+    'org/name' is always a hub reference, even if such a directory exists: write './org/name' for the directory.
+
+    Raises:
+        Refused: `model` is neither a reference nor an existing path.
     """
     plainly_path = model.startswith((".", "/", "~")) or model.endswith(".gguf")
     if not plainly_path and (model.startswith("local:") or HUB_MODEL.match(model)):
@@ -44,9 +48,10 @@ def local_model(model: str) -> LocalModel | None:
 
 
 def method_fields(name: str | None, options: Sequence[str]) -> dict[str, Any] | str | None:
-    """Return the recipe's method from its name and options such as 'key_value_heads=2'; None where neither is given.
+    """Return the recipe's method from its name and options such as 'key_value_heads=2'; None if neither is given.
 
-    Raises Refused for an option without a value.
+    Raises:
+        Refused: an option has no value.
     """
     if not options:
         return name
@@ -60,7 +65,11 @@ def method_fields(name: str | None, options: Sequence[str]) -> dict[str, Any] | 
 
 
 def make_recipe(fields: dict[str, Any]) -> Recipe:
-    """Raises Refused with the first field that is wrong."""
+    """Return the recipe with these fields.
+
+    Raises:
+        Refused: a field is wrong; it names the first one.
+    """
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
