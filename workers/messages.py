@@ -1,4 +1,4 @@
-"""What the supervisor and the computing child say to each other, as JSON lines."""
+"""The JSON lines that the supervisor and the computing child exchange."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -11,17 +11,19 @@ from app.contract.recipe import Recipe
 
 
 class Message(BaseModel):
+    """Base of all messages: immutable, and strict about unknown fields."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 FETCH_STAGE = "fetch"
-"""The stage before those of the computing child: model and texts are fetched."""
+"""Name of the stage that fetches model and texts, before the computing child starts."""
 
 FETCH_SHARE = 0.02
-"""The part of the whole job's progress that fetching takes; the computing child reports the rest."""
+"""Fraction of the job's progress that fetching takes; the computing child reports the rest."""
 
 Text = Annotated[str, AfterValidator(lambda text: text.replace("\0", "\ufffd"))]
-"""What may come from a model's files or mouth: Postgres takes any character but NUL."""
+"""Text that may come from a model or its files, with NUL replaced, which PostgreSQL cannot store."""
 
 
 class Assignment(Message):
@@ -32,40 +34,48 @@ class Assignment(Message):
     recipe: Recipe
     model_path: Path = Field(description="a directory with safetensors, or a .gguf file")
     revision: str | None = Field(None, description="commit of a hub model")
-    texts: dict[str, Path] = Field(description="for each dataset a .txt file, or a .jsonl file with a document a line")
-    text_revisions: dict[str, str] = Field(default_factory=dict, description="commits of hub datasets")
-    work_dir: Path = Field(description="of the job; each attempt writes below its own number")
+    texts: dict[str, Path] = Field(description="file of each dataset: .txt, or .jsonl with one document a line")
+    text_revisions: dict[str, str] = Field(default_factory=dict, description="commit of each hub dataset")
+    work_dir: Path = Field(description="the job's directory; each attempt writes to a subdirectory named by its number")
     device: str
     threads: int | None
-    processes: int | None = Field(None, description="that train together; None: one for each GPU, or one")
+    processes: int | None = Field(None, description="processes that train together; None: one for each GPU, or one")
     tasks_dir: Path | None = Field(None, description="the operator's own tasks for lm-eval")
-    memory_bytes: int | None = Field(None, description="what the child should stay below; None: what the machine has")
+    memory_bytes: int | None = Field(None, description="memory limit of the child in bytes; None: the machine's memory")
 
 
 class ProgressReport(Message):
+    """The progress of the job while a stage runs."""
+
     event: Literal["progress"] = "progress"
     stage: str
-    fraction: float = Field(ge=0, le=1, description="of the whole job")
+    fraction: float = Field(ge=0, le=1, description="finished fraction of the whole job")
     detail: Text | None = None
     seconds_left: float | None = None
 
 
 class ResumedReport(Message):
+    """The stage, and possibly the block, at which this attempt continues from results of earlier ones."""
+
     event: Literal["resumed"] = "resumed"
     stage: str
     block: int | None = None
 
 
 class DoneReport(Message):
+    """The result of a job whose package is complete."""
+
     event: Literal["done"] = "done"
     package: Path
     achieved_ratio: float
     metrics: Comparison
-    sweep: tuple[SweepResult, ...] = Field((), description="where the recipe lists ratios, for each in its order")
-    missed: Text | None = Field(None, description="what the recipe's gate asked for and the result is not")
+    sweep: tuple[SweepResult, ...] = Field((), description="one result for each ratio, if the recipe lists ratios")
+    missed: Text | None = Field(None, description="the bounds of the recipe's gate that the result misses")
 
 
 class ErrorReport(Message):
+    """The failure that ends the attempt."""
+
     event: Literal["error"] = "error"
     code: FailureCode
     message: Text
@@ -77,7 +87,7 @@ REPORT: TypeAdapter[Report] = TypeAdapter(Report)
 
 
 class AttemptFailed(Exception):
-    """The attempt cannot go on. Its code says why, and with that whether another attempt can help."""
+    """The attempt cannot continue; the code says why, and therefore whether another attempt can help."""
 
     def __init__(self, code: FailureCode, message: str, stage: str | None = None) -> None:
         super().__init__(message)
@@ -87,9 +97,9 @@ class AttemptFailed(Exception):
 
     @classmethod
     def reported(cls, report: ErrorReport) -> Self:
-        """Return what another process has reported, as an exception of this one."""
+        """Return the exception for a failure that another process has reported."""
         return cls(report.code, report.message, report.stage)
 
     def report(self, stage: str | None = None) -> ErrorReport:
-        """Return what to tell the supervisor; `stage` stands where the exception names none."""
+        """Return the failure as a message to the supervisor; `stage` is used if the exception names none."""
         return ErrorReport(code=self.code, message=self.message, stage=self.stage or stage)

@@ -1,7 +1,7 @@
 """One rank of a training in several processes: torchrun starts it for `workers.stages.ranks`, which waits for all.
 
-Its argument is a file with a RankRequest. It reports in JSON lines, as the computing child does: rank 0 everything, the
-others only a failure. It ends when its standard input closes.
+Its argument is a file with a RankRequest. It reports as JSON lines, like the computing child: rank 0 reports
+everything, the others only a failure. It ends when its standard input closes.
 """
 
 import logging
@@ -83,7 +83,7 @@ def train(request: RankRequest, report: Callable[[BaseModel], None]) -> None:
 
 
 def strategy_of(distillation: Distillation) -> ParallelStrategy:
-    """Return how the processes of torch.distributed's default group are to share the work."""
+    """Return how the ranks of the default process group share the training."""
     if not distillation.sharded:
         return DataParallel()
     # Imported only here: it needs a private module of torch, which may move.

@@ -1,7 +1,7 @@
-"""The computing child: walks one attempt through its stages. The only process that computes.
+"""The computing child, the only process that computes: it runs one attempt through its stages.
 
-It is started by the supervisor, reads its assignment from standard input and reports in JSON lines. It holds no secret
-and no connection. It ends with the supervisor: when standard input closes, nobody is left to report to.
+The supervisor starts it. It reads its assignment from standard input and reports as JSON lines. It holds no secret and
+no connection. It ends with the supervisor, when standard input closes.
 """
 
 import logging
@@ -33,10 +33,11 @@ log = logging.getLogger(__name__)
 MEASURED = Meter()
 
 RESULT_VERSION = 7
-"""Raise it when a stage's result changes its meaning: results of an older worker are then computed again."""
+"""Version of the meaning of all stage results. Raise it when one changes; older results are then computed again."""
 
 
 def main(meter: Meter = MEASURED) -> int:
+    """Run the attempt that standard input assigns, and return the exit status: 0, or 1 after a failure."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     reports = take_standard_output()
     assignment = Assignment.model_validate_json(sys.stdin.readline())
@@ -50,20 +51,21 @@ def main(meter: Meter = MEASURED) -> int:
 
 
 def take_standard_output() -> IO[str]:
-    """Keep the pipe to the supervisor for reports; whatever a library prints goes to the log."""
+    """Return a stream for reports to the supervisor, and send everything else that is printed to the log."""
     reports = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return reports
 
 
 def exit_with_supervisor() -> None:
+    """Wait until standard input closes, then kill this process and all of its children."""
     sys.stdin.read()
-    # The whole session, which this process leads: a fresh process that verifies a package has no supervisor of its own.
+    # The whole group, because fresh processes, such as those that verify a package, do not watch the supervisor.
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def walk(assignment: Assignment, report: Callable[[BaseModel], None], meter: Meter = MEASURED) -> bool:
-    """Take one attempt through every stage that is not yet finished and report its end; return whether it succeeded."""
+    """Run one attempt through every unfinished stage and report its end; return whether it succeeded."""
     prepare_torch(assignment)
     schedule = Schedule.of(assignment.recipe, STAGES)
     bench = Workbench(assignment.work_dir, assignment.attempt, identity(assignment))
@@ -86,14 +88,14 @@ def walk(assignment: Assignment, report: Callable[[BaseModel], None], meter: Met
 
 
 def take(context: Context, stages: Iterable[Stage]) -> None:
-    """Run the stages, or reuse what an earlier attempt has finished of them."""
+    """Run the stages in order, reusing what earlier attempts have finished."""
     for stage in stages:
         context.stage = stage.name
         context.results[stage.name] = result_of(context, stage)
 
 
 def result_of(context: Context, stage: Stage) -> Path:
-    """Return the directory with the stage's result: an earlier attempt's, or one that is made now."""
+    """Return the directory of the stage's result: a finished one, or the one made now."""
     finished = context.bench.finished(stage.name)
     if finished is not None:
         return finished
@@ -105,6 +107,7 @@ def result_of(context: Context, stage: Stage) -> Path:
 
 
 def prepare_torch(assignment: Assignment) -> None:
+    """Set the number of threads, and seed every random number generator with the recipe's seed."""
     if assignment.threads is not None:
         torch.set_num_threads(assignment.threads)
     seed = assignment.recipe.seed

@@ -1,7 +1,7 @@
-"""The command line, `modelpress`: runs the service, or is a client of one.
+"""The command line, `modelpress`, which runs the service or acts as its client.
 
-A failure is one readable paragraph on stderr, never a traceback. Exit codes: 0 done; 1 failed; 2 asked for something
-that cannot be, such as a recipe that is refused; 130 interrupted.
+A failure is one readable paragraph on stderr, never a traceback. Exit codes: 0 success; 1 failure; 2 a request that
+cannot be met, such as a refused recipe; 130 interrupted.
 """
 
 from app.cli.main import main

@@ -1,4 +1,4 @@
-"""Having a recipe done: by a service that runs, or by one that is started here for the occasion."""
+"""Submit a recipe to a running service, or to one that is started for this command."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,7 +18,7 @@ CANCEL_PATIENCE_SECONDS = 3.0
 
 
 def compress_there(address: str, recipe: Recipe, out: Path) -> None:
-    """By the service at `address`. A Ctrl-C leaves the job to it."""
+    """Compress with the service at `address`. After Ctrl-C the job continues there."""
     with Client(address) as client:
         job = client.submit(recipe)
         STDOUT.print(f"{address} has accepted job {job.id}.", markup=False)
@@ -26,22 +26,22 @@ def compress_there(address: str, recipe: Recipe, out: Path) -> None:
             finish(client, job, out, check=lambda: None)
         except KeyboardInterrupt:
             STDERR.print(
-                f"Job {job.id} goes on without you. Watch it: modelpress show {job.id}. "
-                f"End it: modelpress cancel {job.id}. Fetch it: modelpress download {job.id} --out {out}",
+                f"Job {job.id} continues on the service. Watch it: modelpress show {job.id}. "
+                f"Cancel it: modelpress cancel {job.id}. Download it: modelpress download {job.id} --out {out}",
                 markup=False,
             )
             raise
 
 
 def compress_here(recipe: Recipe, out: Path, path: LocalModel | None) -> None:
-    """By a service of our own on a free port, which ends with this command. A Ctrl-C cancels the job."""
+    """Compress with a service of our own on a free port, which ends with this command. Ctrl-C cancels the job."""
     settings = Settings()
     require("compress", *extras_for(settings))
     from app.serve import running_service
 
     roots = (*settings.model_roots, path.root) if path else settings.model_roots
     settings = settings.model_copy(update={"host": "127.0.0.1", "port": 0, "model_roots": roots})
-    STDOUT.print(f"No service answers, so one is started here; its data lies in {settings.data_dir}", markup=False)
+    STDOUT.print(f"No service is running, so one is started here; its data is in {settings.data_dir}", markup=False)
     with (
         running_service(settings, log_dir=settings.data_dir / "logs") as service,
         Client(service.address, patience_seconds=5.0) as client,
@@ -54,15 +54,16 @@ def compress_here(recipe: Recipe, out: Path, path: LocalModel | None) -> None:
             service.check()
             raise
         except KeyboardInterrupt:
-            STDERR.print("Cancelling the job and ending the service. Ctrl-C again does not wait for them.")
+            STDERR.print("Cancelling the job and stopping the service. Press Ctrl-C again to stop at once.")
             cancel(service.address, job.id)
             raise
 
 
 def finish(client: Client, job: Job, out: Path, check: Callable[[], None]) -> None:
-    """Waits for the job, fetches its checkpoint, and says what came out.
+    """Wait for the job, download its checkpoint to `out`, and print the comparison.
 
-    Raises JobNotSucceeded, in the end, also for a result that is not as good as the recipe asks.
+    Raises:
+        JobNotSucceeded: the job failed or was cancelled, possibly with a result, which is downloaded first.
     """
     job = follow(client, job.id, check)
     download(client, job.id, out)
@@ -72,7 +73,7 @@ def finish(client: Client, job: Job, out: Path, check: Callable[[], None]) -> No
 
 
 def cancel(address: str, job_id: str) -> None:
-    """Cancels the job and waits until nothing computes any more, as far as the service still answers."""
+    """Cancel the job and wait until it has ended, as long as the service answers."""
     with Client(address, patience_seconds=CANCEL_PATIENCE_SECONDS) as client, suppress(ClientError):
         client.cancel(job_id)
         for _ in client.wait(job_id):

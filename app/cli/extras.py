@@ -1,4 +1,4 @@
-"""What a bare `pip install modelpress` leaves out, and how to get it."""
+"""Optional packages that a bare `pip install modelpress` leaves out."""
 
 from importlib.util import find_spec
 
@@ -14,7 +14,11 @@ class ExtraMissing(Exception):
 
 
 def require(command: str, *extras: str) -> None:
-    """Raises ExtraMissing, with the command that helps, unless every package of the extras is installed."""
+    """Check that every package of the extras is installed.
+
+    Raises:
+        ExtraMissing: one is not; the message has the command that installs it.
+    """
     missing = [extra for extra in extras if not all(find_spec(module) for module in MODULES[extra])]
     if missing:
         raise ExtraMissing(

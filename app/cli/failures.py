@@ -1,4 +1,4 @@
-"""The one place where errors become words on stderr and exit codes. No traceback reaches a person."""
+"""Turn errors into a message on stderr and an exit code. No traceback reaches a person."""
 
 import sys
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ FAILED, MISUSED = 1, 2
 
 @contextmanager
 def failures_explained() -> Iterator[None]:
-    """Ends the process where the block fails in a way that can be explained."""
+    """Run the block, and end the process with a message if it fails in a known way."""
     try:
         yield
     except ValidationError as error:
@@ -36,12 +36,13 @@ def failures_explained() -> Iterator[None]:
 
 
 def give_up(message: str, code: int) -> NoReturn:
+    """Print the message on stderr and end the process with the exit code."""
     STDERR.print(paragraph(message), style="red")
     sys.exit(code)
 
 
 def settings_lines(error: ValidationError) -> str:
-    """One line for each setting that the environment got wrong."""
+    """Return one line for each environment variable with an invalid value."""
     prefix = Settings.model_config["env_prefix"]
     faults = error.errors(include_url=False, include_input=False)
     return "\n".join(f"{prefix}{str(fault['loc'][0]).upper()}: {fault['msg']}" for fault in faults)

@@ -1,10 +1,10 @@
-"""A job from the posting of its recipe to its checkpoint on this disk."""
+"""Follow a job until it ends, and download its checkpoint."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 from app.cli.progress import DownloadProgress, progress_display, show_job
-from app.cli.tables import asked, comparison_table, failure_line, reached, sweep_table
+from app.cli.tables import achieved_ratios, comparison_table, failure_line, requested_ratios, sweep_table
 from app.cli.terminal import STDOUT
 from app.client import Client
 from app.contract.job import Job, State
@@ -12,14 +12,17 @@ from app.errors import ModelpressError
 
 
 class JobNotSucceeded(ModelpressError):
+    """The job failed, was cancelled, or has no checkpoint."""
+
     code = "job_not_succeeded"
     title = "The job did not succeed"
 
 
 def follow(client: Client, job_id: str, check: Callable[[], None]) -> Job:
-    """Shows the job's progress until it has a result, and calls `check` at every look.
+    """Show the job's progress until it ends, and return it. `check` is called at every poll.
 
-    Raises JobNotSucceeded where it ends without one.
+    Raises:
+        JobNotSucceeded: it ended without a checkpoint.
     """
     with progress_display(STDOUT) as display:
         for job in client.wait(job_id):
@@ -31,7 +34,11 @@ def follow(client: Client, job_id: str, check: Callable[[], None]) -> Job:
 
 
 def check_success(job: Job) -> None:
-    """Raises JobNotSucceeded for a job that ended otherwise; it may have a result nevertheless."""
+    """Check that the job has succeeded; a failed job may have a checkpoint nevertheless.
+
+    Raises:
+        JobNotSucceeded: it failed or was cancelled.
+    """
     if job.state is State.FAILED:
         raise JobNotSucceeded(f"Job {job.id} failed. {failure_line(job)}")
     if job.state is State.CANCELLED:
@@ -39,7 +46,11 @@ def check_success(job: Job) -> None:
 
 
 def download(client: Client, job_id: str, directory: Path) -> None:
-    """Fetches the checkpoint and says where it is."""
+    """Download the job's checkpoint into `directory`, showing the progress.
+
+    Raises:
+        JobNotSucceeded: the job has no checkpoint.
+    """
     artifacts = client.artifacts(job_id)
     if not artifacts:
         raise JobNotSucceeded(f"Job {job_id} has no checkpoint: it is {client.get(job_id).state}.")
@@ -48,9 +59,10 @@ def download(client: Client, job_id: str, directory: Path) -> None:
 
 
 def print_comparison(job: Job) -> None:
+    """Print the measurements of original and result, if the job has a result."""
     if job.sweep:
         STDOUT.print(sweep_table(job.sweep))
     elif job.metrics:
         STDOUT.print(comparison_table(job.metrics))
     if job.achieved_ratio:
-        STDOUT.print(f"ratio: {asked(job)} asked, {reached(job)} reached")
+        STDOUT.print(f"ratio: {requested_ratios(job)} requested, {achieved_ratios(job)} achieved")

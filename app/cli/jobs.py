@@ -1,4 +1,4 @@
-"""Commands of the client: compress, jobs, show, cancel, download."""
+"""The client's commands: compress, jobs, show, cancel, download."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,13 +20,14 @@ from app.errors import Refused
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 Url = Annotated[
-    str | None, typer.Option("--url", envvar="MODELPRESS_URL", help="The service.", show_default=DEFAULT_URL)
+    str | None, typer.Option("--url", envvar="MODELPRESS_URL", help="Address of the service.", show_default=DEFAULT_URL)
 ]
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Directory for the checkpoint.")]
 
 
 def register(application: typer.Typer) -> None:
+    """Add the commands to the application."""
     for name, command in (("compress", compress), ("jobs", jobs), ("show", show), ("cancel", cancel)):
         application.command(name, rich_help_panel="Client")(command)
     application.command("download", rich_help_panel="Client")(download)
@@ -39,8 +40,8 @@ def compress(
     ratio: Annotated[
         list[float],
         typer.Option(
-            help="Stored parameters before / after: 1.5 means 1.5 times smaller. May be given more than once, for a "
-            "checkpoint each."
+            help="Stored parameters before / after: 1.5 means 1.5 times smaller. Repeat it for a checkpoint of each "
+            "ratio."
         ),
     ],
     out: Out,
@@ -49,8 +50,8 @@ def compress(
 ) -> None:
     """Compress a model and download the result.
 
-    The service at --url does it, or the one at the default address. Where none answers there, one is started here for
-    as long as this takes.
+    The service at --url does the work, by default the one on this machine. If none runs here, one is started for the
+    duration of this command.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Refused("--out", f"{out} exists and is not empty; name another directory")
@@ -63,8 +64,11 @@ take_options(compress, RECIPE_OPTIONS)
 
 
 def compress_somewhere(recipe: Recipe, out: Path, path: LocalModel | None, url: str | None) -> None:
-    """By the service at `url`, or the one that runs here, or one started for the occasion. Raises Refused where a
-    running service could not open the `path`."""
+    """Compress with the service at `url`, the one that runs on this machine, or one started for this command.
+
+    Raises:
+        Refused: the model is a local path, which a running service cannot open.
+    """
     address = url or running_service_address()
     if address is None:
         compress_here(recipe, out, path)
@@ -73,14 +77,14 @@ def compress_somewhere(recipe: Recipe, out: Path, path: LocalModel | None, url: 
     else:
         raise Refused(
             "model",
-            f"{path.path} is a path on this machine, and the service at {address} opens models under its own "
+            f"{path.path} is a path on this machine, but the service at {address} only opens models in its own "
             "MODELPRESS_MODEL_ROOTS; send 'local:NAME' for one of those",
         )
 
 
 def jobs(
     url: Url = None,
-    limit: Annotated[int, typer.Option(help="At most so many, the newest.")] = 20,
+    limit: Annotated[int, typer.Option(help="Most jobs to list.")] = 20,
     state: Annotated[State | None, typer.Option(help="Only jobs in this state.")] = None,
 ) -> None:
     """List jobs, newest first."""
@@ -108,16 +112,18 @@ def cancel(job_id: JobId, url: Url = None) -> None:
 
 
 def download(job_id: JobId, out: Out, url: Url = None) -> None:
-    """Download the checkpoint of a job, or the rest of it where a download broke off."""
+    """Download the checkpoint of a job, or resume a download that broke off."""
     with connect(url) as client:
         fetch(client, job_id, out)
     STDOUT.print(f"The checkpoint is in {out.resolve()}", markup=False)
 
 
 def connect(url: str | None) -> Client:
+    """Return a client of the service at `url`, or of the one on this machine."""
     return Client(url or DEFAULT_URL, patience_seconds=5.0)
 
 
 def running_service_address() -> str | None:
+    """Return the address of the service that runs on this machine, or None."""
     with Client(DEFAULT_URL) as client:
         return DEFAULT_URL if client.is_alive() else None

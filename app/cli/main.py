@@ -1,4 +1,4 @@
-"""The commands under one name."""
+"""The application that holds all commands."""
 
 from importlib.metadata import version
 from typing import Annotated
@@ -10,7 +10,7 @@ from app.cli.failures import failures_explained
 
 application = typer.Typer(
     name="modelpress",
-    help="Makes transformer language models smaller: as a service, and as its client.",
+    help="Compresses transformer language models: runs the service, or acts as its client.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -21,6 +21,7 @@ jobs.register(application)
 
 
 def print_version(wanted: bool) -> None:
+    """Print the version and exit, if wanted."""
     if wanted:
         typer.echo(f"modelpress {version('modelpress')}")
         raise typer.Exit
@@ -32,9 +33,10 @@ def options(
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Options that belong to no command."""
+    """Accept the options that belong to no command."""
 
 
 def main() -> None:
+    """Run the command line."""
     with failures_explained():
         application(prog_name="modelpress")

@@ -1,4 +1,4 @@
-"""How far a job or a download is: a live bar on a terminal, now and then a line elsewhere."""
+"""The progress of a job or a download: a live bar on a terminal, occasional lines elsewhere."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +17,15 @@ LINES_PER_JOB = 10
 
 
 class ProgressDisplay(Protocol):
+    """A display of progress."""
+
     def show(self, label: str, fraction: float, detail: str) -> None:
-        """`label` names what is done now, `fraction` lies between 0 and 1."""
+        """Show the current activity `label`, its progress from 0 to 1, and a detail."""
 
 
 class LiveBar:
+    """A progress bar that is redrawn in place."""
+
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
         self._task = bar.add_task("", total=1.0, detail="")
@@ -31,7 +35,7 @@ class LiveBar:
 
 
 class PlainLines:
-    """A line whenever the label changes and at each tenth of the way."""
+    """Prints a line whenever the label changes, and at each tenth of the progress."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -46,6 +50,7 @@ class PlainLines:
 
 @contextmanager
 def progress_display(console: Console) -> Iterator[ProgressDisplay]:
+    """Yield the display that suits the console."""
     if not console.is_terminal:
         yield PlainLines(console)
         return
@@ -60,6 +65,7 @@ def progress_display(console: Console) -> Iterator[ProgressDisplay]:
 
 
 def show_job(display: ProgressDisplay, job: Job) -> None:
+    """Show the job's stage, progress, remaining time and attempt."""
     details = [job.detail] if job.detail else []
     if job.seconds_left is not None:
         details.append(f"{duration(job.seconds_left)} left")
@@ -69,7 +75,7 @@ def show_job(display: ProgressDisplay, job: Job) -> None:
 
 
 class DownloadProgress:
-    """Adds up the bytes of all files of a download."""
+    """Shows the progress of a download of several files, in bytes of all files together."""
 
     def __init__(self, display: ProgressDisplay, total_bytes: int) -> None:
         self._display = display

@@ -1,4 +1,4 @@
-"""From the words of a command to a recipe."""
+"""Build a recipe from the arguments of a command."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,24 +13,28 @@ from app.errors import Refused
 
 @dataclass(frozen=True)
 class LocalModel:
-    """A directory or GGUF file on this machine, and the directory that a service must be allowed to open it under."""
+    """A model directory or GGUF file on this machine."""
 
     path: Path
 
     @property
     def root(self) -> Path:
+        """Return the directory that the service must have among its model roots."""
         return self.path.parent
 
     @property
     def reference(self) -> str:
+        """Return the model's name in a recipe."""
         return f"local:{self.path.name}"
 
 
 def local_model(model: str) -> LocalModel | None:
-    """The path that `model` is, or None where it is a reference that the service understands as it stands.
+    """Return the local path that `model` names, or None for a reference that the service resolves.
 
-    What could be 'org/name' is one, even where a directory of that name exists: write './org/name' for the directory.
-    Raises Refused when it is neither a reference nor an existing path.
+    'org/name' is always a hub reference, even if such a directory exists: write './org/name' for the directory.
+
+    Raises:
+        Refused: `model` is neither a reference nor an existing path.
     """
     plainly_path = model.startswith((".", "/", "~")) or model.endswith(".gguf")
     if not plainly_path and (model.startswith("local:") or HUB_MODEL.match(model)):
@@ -42,7 +46,11 @@ def local_model(model: str) -> LocalModel | None:
 
 
 def make_recipe(fields: dict[str, Any]) -> Recipe:
-    """Raises Refused with the first field that is wrong."""
+    """Return the recipe with these fields.
+
+    Raises:
+        Refused: a field is wrong; it names the first one.
+    """
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:

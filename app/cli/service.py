@@ -1,4 +1,4 @@
-"""Commands that run the service. What they need beyond the client is imported when they run."""
+"""Commands that run the service. They import what they need beyond the client when they run."""
 
 import socket
 from contextlib import suppress
@@ -13,16 +13,17 @@ from app.settings import Settings
 
 ORPHAN_GRACE_SECONDS = 15.0
 
-Lifeline = Annotated[int | None, typer.Option(hidden=True, help="pipe that ends when the parent does")]
+Lifeline = Annotated[int | None, typer.Option(hidden=True, help="Pipe that closes when the parent ends.")]
 
 
 def register(application: typer.Typer) -> None:
+    """Add the commands to the application."""
     for command in (serve, api, worker, migrate):
         application.command(rich_help_panel="Service")(command)
 
 
 def serve() -> None:
-    """Run all of it here: embedded servers where none are given, the API, one worker. Ctrl-C ends all of it.
+    """Run the whole service: the API, one worker, and embedded servers unless given by URL. Ctrl-C stops it.
 
     Settings come from the environment: MODELPRESS_PORT, MODELPRESS_DATA_DIR, MODELPRESS_MODEL_ROOTS and so on.
     """
@@ -32,18 +33,18 @@ def serve() -> None:
 
     with running_service(settings) as service:
         try:
-            STDOUT.print(f"Modelpress listens on {service.address}, and is documented at {service.address}/docs")
-            STDOUT.print("Ctrl-C ends it.")
+            STDOUT.print(f"Modelpress listens on {service.address}; its documentation is at {service.address}/docs")
+            STDOUT.print("Press Ctrl-C to stop it.")
             service.wait()
         except KeyboardInterrupt:
-            STDERR.print("Ending worker, API and servers. Ctrl-C again does not wait for them.")
+            STDERR.print("Stopping worker, API and servers. Press Ctrl-C again to stop them at once.")
 
 
 def api(
     lifeline: Lifeline = None,
-    socket_descriptor: Annotated[int | None, typer.Option("--socket", hidden=True, help="a listening socket")] = None,
+    socket_descriptor: Annotated[int | None, typer.Option("--socket", hidden=True, help="A listening socket.")] = None,
 ) -> None:
-    """Run the API alone, on MODELPRESS_HOST and MODELPRESS_PORT. Needs a database and a Redis by URL."""
+    """Run only the API, on MODELPRESS_HOST and MODELPRESS_PORT. Needs a database and a Redis by URL."""
     require("api", "server")
     settings = Settings().completed()
     from sqlalchemy.exc import OperationalError
@@ -95,6 +96,6 @@ def migrate() -> None:
 
 
 def extras_for(settings: Settings) -> list[str]:
-    """The extras that running everything on this machine takes."""
+    """Return the extras that running the whole service on this machine requires."""
     embedded = settings.database_url is None or settings.redis_url is None
     return ["server", "worker", *(["embedded"] if embedded else [])]

@@ -1,4 +1,4 @@
-"""Jobs as tables and paragraphs for people."""
+"""Tables and paragraphs that show jobs to people."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from workers.compression.spec.methods import METHODS
 
 @dataclass(frozen=True)
 class Figure:
-    """One row of a comparison: how a model's figure is shown, and what became of it."""
+    """One row of a comparison: a figure's name, its text for a model, and its change."""
 
     name: str
     shown: Callable[[Metrics], str]
@@ -23,7 +23,7 @@ class Figure:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """The model before and after, what became of each figure, and beside them what else was measured."""
+    """Return a table of the original, the result, the change, and the other formats and baseline, if measured."""
     before, after = comparison.before, comparison.after
     others = dict(comparison.formats)
     if comparison.baseline is not None:
@@ -38,10 +38,10 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def sweep_table(results: Sequence[SweepResult]) -> Table:
-    """What each of several ratios came to, below the original."""
+    """Return a table with a row for the original and one for the result of each ratio."""
     before = results[0].metrics.before
     perplexities = (f"perplexity, {dataset}" for dataset in before.perplexity)
-    table = Table("ratio", "reached", "method", "stored parameters", "bytes", *perplexities, "directory")
+    table = Table("ratio", "achieved", "method", "stored parameters", "bytes", *perplexities, "directory")
     for column in table.columns[3:-1]:
         column.justify = "right"
     table.add_row("1", "1", "", *figures_of(before), "")
@@ -53,13 +53,13 @@ def sweep_table(results: Sequence[SweepResult]) -> Table:
 
 
 def figures_of(model: Metrics) -> list[str]:
-    """Parameters, bytes and the perplexity on each dataset."""
+    """Return a model's parameters, bytes and perplexity on each dataset as text."""
     perplexities = (f"{perplexity:.2f}" for perplexity in model.perplexity.values())
     return [f"{model.parameters:,}", decimal(model.bytes), *perplexities]
 
 
 def figures(before: Metrics, after: Metrics) -> Iterator[Figure]:
-    """What was measured of both, or of what came out alone."""
+    """Yield a row for each figure of the two models, including those that only the result has."""
     smaller = f"{before.parameters / after.parameters:.3f} times smaller"
     yield Figure("stored parameters", lambda model: f"{model.parameters:,}", smaller)
     yield Figure("bytes", lambda model: decimal(model.bytes), f"{before.bytes / after.bytes:.3f} times smaller")
@@ -85,7 +85,7 @@ def figures(before: Metrics, after: Metrics) -> Iterator[Figure]:
 
 
 def task_figures(before: Metrics, after: Metrics) -> Iterator[Figure]:
-    """What both came to on tasks of lm-eval, or why one of them was not asked."""
+    """Yield a row for each figure of an lm-eval task, or one that says why the tasks were skipped."""
     if before.tasks_skipped or after.tasks_skipped:
         yield Figure("tasks", lambda model: model.tasks_skipped or "")
     for task, result in after.tasks.items():
@@ -97,16 +97,17 @@ def task_figures(before: Metrics, after: Metrics) -> Iterator[Figure]:
 
 
 def of_task(task: str, name: str) -> Callable[[Metrics], str]:
-    """Shows what a model came to by one measure of a task, where it was asked."""
+    """Return a function from a model to its figure on a task, or '' if it has none."""
     return lambda model: str(model.task_metric(task, name) or "")
 
 
 def of_memory(model: Metrics) -> str:
+    """Return a model's peak memory as text, or '' if it was not measured."""
     return "" if model.peak_memory_bytes is None else decimal(model.peak_memory_bytes)
 
 
 def of_dataset(field: str, dataset: str, form: str, unit: str = "") -> Callable[[Metrics], str]:
-    """Shows a model's figure on one dataset; nothing where it has none."""
+    """Return a function from a model to its figure on one dataset, or '' if it has none."""
 
     def shown(model: Metrics) -> str:
         value = getattr(model, field).get(dataset)
@@ -116,7 +117,7 @@ def of_dataset(field: str, dataset: str, form: str, unit: str = "") -> Callable[
 
 
 def of_model(field: str) -> Callable[[Metrics], str]:
-    """Shows a figure that a model may have."""
+    """Return a function from a model to its figure `field`, or '' if it has none."""
 
     def shown(model: Metrics) -> str:
         value = getattr(model, field)
@@ -126,7 +127,7 @@ def of_model(field: str) -> Callable[[Metrics], str]:
 
 
 def options_of(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    """Yield the options of the method that the recipe says something else of than the default."""
+    """Yield name and value of each method option that differs from its default."""
     defaults = METHODS[recipe.method.name].options().model_dump()
     for name, value in recipe.method.model_dump().items():
         if value != defaults[name]:
@@ -134,6 +135,7 @@ def options_of(recipe: Recipe) -> Iterator[tuple[str, Any]]:
 
 
 def job_table(jobs: Iterable[Job]) -> Table:
+    """Return a table with a row for each job."""
     table = Table(Column("job", no_wrap=True), "state", "progress", "model", "ratio", "method", "queued")
     for job in jobs:
         table.add_row(
@@ -141,7 +143,7 @@ def job_table(jobs: Iterable[Job]) -> Table:
             job.state,
             f"{job.progress:.0%}",
             job.recipe.model,
-            asked(job),
+            requested_ratios(job),
             job.recipe.method.name,
             moment(job.timestamps.queued),
         )
@@ -149,11 +151,12 @@ def job_table(jobs: Iterable[Job]) -> Table:
 
 
 def job_details(job: Job) -> str:
-    """Everything about one job but its measurements, a name and a value a line."""
+    """Return everything about one job except its measurements, one name and value a line."""
     return "\n".join(f"{name:<12}{value}" for name, value in job_facts(job))
 
 
 def job_facts(job: Job) -> Iterable[tuple[str, str]]:
+    """Yield name and value of everything about one job except its measurements."""
     yield "job", job.id
     yield "state", job.state
     if job.stage:
@@ -165,7 +168,7 @@ def job_facts(job: Job) -> Iterable[tuple[str, str]]:
     yield "method", " ".join([job.recipe.method.name, *(f"{name}={value}" for name, value in options_of(job.recipe))])
     yield (
         "ratio",
-        f"{asked(job)} asked" + (f", {reached(job)} reached" if job.achieved_ratio else ""),
+        f"{requested_ratios(job)} requested" + (f", {achieved_ratios(job)} achieved" if job.achieved_ratio else ""),
     )
     for name, at in job.timestamps:
         if at is not None:
@@ -173,24 +176,25 @@ def job_facts(job: Job) -> Iterable[tuple[str, str]]:
     for attempt in job.attempts:
         resumed = attempt.resumed
         block = f", block {resumed.block}" if resumed and resumed.block is not None else ""
-        went_on = f", went on from {resumed.stage}{block}" if resumed else ""
-        yield f"attempt {attempt.number}", f"{attempt.outcome or 'under way'} on {attempt.worker}{went_on}"
+        resumption = f", resumed at {resumed.stage}{block}" if resumed else ""
+        yield f"attempt {attempt.number}", f"{attempt.outcome or 'running'} on {attempt.worker}{resumption}"
     if job.error:
         yield "error", failure_line(job)
 
 
-def asked(job: Job) -> str:
+def requested_ratios(job: Job) -> str:
+    """Return the target ratios of a job as text."""
     return ", ".join(f"{ratio:g}" for ratio in job.recipe.ratios)
 
 
-def reached(job: Job) -> str:
-    """The ratios of a job that has a result."""
+def achieved_ratios(job: Job) -> str:
+    """Return the achieved ratios of a job that has a result as text."""
     ratios = [result.achieved_ratio for result in job.sweep] or [job.achieved_ratio or 0.0]
     return ", ".join(f"{ratio:.4g}" for ratio in ratios)
 
 
 def failure_line(job: Job) -> str:
-    """What ended a failed job, where, and whether trying again can help."""
+    """Return why and where a job failed, and whether posting it again can help."""
     if job.error is None:
         return f"the job is {job.state}"
     where = f" in {job.error.stage}" if job.error.stage else ""
@@ -203,7 +207,7 @@ def failure_line(job: Job) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Rounded to what a waiting person wants to know: '40 s', '12 min', '3 h 20 min'."""
+    """Return a duration rounded for a waiting person: '40 s', '12 min', '3 h 20 min'."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -211,4 +215,5 @@ def duration(seconds: float) -> str:
 
 
 def moment(at: datetime) -> str:
+    """Return a point in time in the local time zone, to the second."""
     return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")

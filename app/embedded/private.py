@@ -1,4 +1,4 @@
-"""What no other user may see: directories, passwords, and where a server listens."""
+"""Directories, passwords and socket addresses that no other user can read."""
 
 import os
 import secrets
@@ -11,10 +11,10 @@ SOCKET_PATH_BYTES = 100  # sun_path holds 108 on Linux and 104 on macOS, with th
 
 
 def private_directory(path: Path) -> Path:
-    """Creates a directory that only this user may enter.
+    """Create a directory that only this user may enter, and return it.
 
     Raises:
-        EmbeddedServerError: it exists and belongs to someone else.
+        EmbeddedServerError: the directory exists and belongs to another user.
     """
     path.mkdir(mode=0o700, exist_ok=True)
     if path.stat().st_uid != os.geteuid():
@@ -27,7 +27,10 @@ def private_directory(path: Path) -> Path:
 
 
 def stored_password(path: Path) -> str:
-    """The password in the file, made at random on first use: 64 hexadecimal digits, so that it needs no quoting."""
+    """Return the password in the file, creating a random one on first use.
+
+    It has 64 hexadecimal digits, so it needs no quoting.
+    """
     if not path.exists():
         draft = path.with_suffix(".new")
         draft.unlink(missing_ok=True)
@@ -41,12 +44,12 @@ def stored_password(path: Path) -> str:
 
 
 def fits_a_socket(path: Path) -> bool:
-    """Whether a Unix socket can lie at `path`; a checkout can be too deep for one."""
+    """Return whether `path` is short enough for a Unix socket."""
     return len(os.fsencode(path)) <= SOCKET_PATH_BYTES
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nothing listens on at the moment."""
+    """Return a TCP port of the loopback interface on which nothing listens at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

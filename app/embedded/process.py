@@ -1,9 +1,9 @@
-"""Running one server as a child process, and being sure of its end.
+"""Run a server as a child process, and know for certain when it has ended.
 
-Each server inherits a locked file, so the lock is held exactly as long as any of its processes lives. That tells a
-living server from a stale pid file, also when the pid has gone to another process since, and it makes "stopped" a fact
-that covers the server's own children. Servers have a session of their own, so that Ctrl-C reaches only their owner,
-who stops them in order. When the owner is killed, Linux tells them to stop; elsewhere the next owner does.
+Each server inherits the descriptor of a locked file, so the lock is held exactly as long as any of its processes lives.
+The lock tells a running server from a stale pid file, even if the pid has been reused, and it covers the server's own
+children. Each server has a session of its own, so that Ctrl-C reaches only the owner, which stops the servers in order.
+If the owner is killed, Linux signals the servers to stop; on other systems the next owner stops them.
 """
 
 import os
@@ -30,8 +30,10 @@ class Server:
     """A server and its private directory, which holds its lock and its log.
 
     Attributes:
-        stop_signal: asks it to stop, cleanly and without waiting for its clients.
-        account: a command prefix that changes the user before the server starts.
+        name: the server's name in messages.
+        directory: holds the lock and the log.
+        stop_signal: makes the server stop cleanly without waiting for its clients.
+        account: command prefix that changes the user before the server starts.
     """
 
     name: str
@@ -41,13 +43,14 @@ class Server:
 
     @property
     def log_path(self) -> Path:
+        """Return the path of the server's log."""
         return self.directory / "server.log"
 
     def stop_leftover(self) -> None:
-        """Stops what an owner that was killed left running on this directory, and returns when it is gone.
+        """Stop a server that a killed owner left running in this directory, and return when it has ended.
 
         Raises:
-            EmbeddedServerError: it does not go.
+            EmbeddedServerError: it does not end.
         """
         descriptor = open_lock(self.directory / "server.lock")
         try:
@@ -59,7 +62,9 @@ class Server:
                         os.kill(pid, request)
                 if wait_until(partial(try_lock, descriptor), STOP_SECONDS):
                     return
-            raise EmbeddedServerError(f"{self.name} of an earlier run does not stop; its data is in {self.directory}.")
+            raise EmbeddedServerError(
+                f"{self.name} of an earlier run does not stop; kill it. Its data is in {self.directory}."
+            )
         finally:
             os.close(descriptor)
 
@@ -67,12 +72,16 @@ class Server:
     def running(
         self, command: tuple[str, ...], workdir: Path, answers: Callable[[], bool], configuration: str = ""
     ) -> Iterator[None]:
-        """Starts the server, waits until it answers, and stops it at the end.
+        """Start the server, wait until it answers, and stop it at the end of the context.
 
         Args:
-            workdir: its working directory.
-            answers: whether it serves clients by now.
-            configuration: what it reads from its standard input.
+            command: the server's command line.
+            workdir: the server's working directory.
+            answers: returns whether the server accepts requests.
+            configuration: text for the server's standard input.
+
+        Raises:
+            EmbeddedServerError: the server does not start; the message has the last line of its log.
         """
         process = self._start((*self.account, *stopped_with_parent(self.stop_signal), *command), workdir, configuration)
         try:
@@ -80,7 +89,7 @@ class Server:
                 not wait_until(lambda: answers() or process.poll() is not None, START_SECONDS)
                 or process.poll() is not None
             ):
-                raise EmbeddedServerError(f"{self.name} did not start: {self._last_words()} (log: {self.log_path})")
+                raise EmbeddedServerError(f"{self.name} did not start: {self._last_log_line()} (log: {self.log_path})")
             yield
         finally:
             self._stop(process)
@@ -91,7 +100,7 @@ class Server:
         descriptor = open_lock(self.directory / "server.lock")
         try:
             if not try_lock(descriptor):
-                raise EmbeddedServerError(f"{self.name} runs in {self.directory} already.")
+                raise EmbeddedServerError(f"{self.name} is already running in {self.directory}.")
             os.ftruncate(descriptor, 0)
             with self.log_path.open("wb") as log:
                 process = subprocess.Popen(
@@ -121,24 +130,24 @@ class Server:
             process.wait()
         self.stop_leftover()
 
-    def _last_words(self) -> str:
+    def _last_log_line(self) -> str:
         lines = self.log_path.read_text(errors="replace").splitlines()
-        return lines[-1] if lines else "it said nothing"
+        return lines[-1] if lines else "its log is empty"
 
 
 def stopped_with_parent(stop_signal: signal.Signals) -> tuple[str, ...]:
-    """A command prefix under which Linux sends the signal when the parent dies; empty where there is no such thing."""
+    """Return a command prefix that makes Linux send the signal when the parent dies; empty without `setpriv`."""
     setpriv = shutil.which("setpriv")
     return (setpriv, "--pdeathsig", stop_signal.name.removeprefix("SIG")) if setpriv else ()
 
 
 def plain_environment() -> Mapping[str, str]:
-    """What a server needs of the environment, and none of the secrets that are in ours."""
+    """Return the environment for a server, which contains none of this process's secrets."""
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
 
 
 def wait_until(fact: Callable[[], bool], seconds: float) -> bool:
-    """Asks until `fact` holds; False when it does not within `seconds`."""
+    """Poll until `fact` holds, and return False if it does not within `seconds`."""
     deadline = time.monotonic() + seconds
     while not fact():
         if time.monotonic() > deadline:

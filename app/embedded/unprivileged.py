@@ -1,9 +1,10 @@
-"""Running PostgreSQL, which refuses to be root, when we are root.
+"""Run PostgreSQL, which refuses to run as root, from a process that is root.
 
-It runs as `nobody`, and its data belongs to `nobody` inside a directory that only root may enter: no other process of
-`nobody` gets at it, and no permission outside our data directory changes. To reach its files there, or a checkout
-under /root, the server keeps one capability, the weaker that suffices. Its only client is a role without superuser
-rights, so that no statement of ours can read files with it. `setpriv` of util-linux does the change of user.
+It runs as `nobody`, and its data belongs to `nobody` in a directory that only root may enter. So no other process of
+`nobody` can reach the data, and no permission outside our data directory changes. To reach its files there, or a
+checkout under /root, the server keeps one capability, the weakest that suffices. Its only client is a role without
+superuser rights, whose statements cannot read files with that capability. The command `setpriv` of util-linux changes
+the user.
 """
 
 import os
@@ -20,17 +21,23 @@ CAPABILITIES = ("dac_read_search", "dac_override")  # an ordinary container gran
 
 @dataclass(frozen=True)
 class Account:
-    """The user a server runs as. The default is our own."""
+    """The user that a server runs as; by default the user of this process.
+
+    Attributes:
+        prefix: command prefix that changes to the user.
+        uid: the user's id; -1: the user of this process.
+        gid: the group's id; -1: the group of this process.
+    """
 
     prefix: tuple[str, ...] = ()
     uid: int = -1
     gid: int = -1
 
     def take_over(self, path: Path) -> None:
-        """Makes the account the owner of `path`.
+        """Make the account the owner of `path`.
 
         Raises:
-            EmbeddedServerError: the process may not give files away.
+            EmbeddedServerError: this process may not change the owner.
         """
         try:
             os.chown(path, self.uid, self.gid)
@@ -39,10 +46,10 @@ class Account:
 
 
 def unprivileged_account(program: Path, directory: Path) -> Account:
-    """The account for a program that refuses to be root, and that works inside `directory`.
+    """Return the account for a program that refuses to run as root and works in `directory`.
 
     Raises:
-        EmbeddedServerError: we are root, but may not run the program as anyone else.
+        EmbeddedServerError: this process is root but cannot run the program as another user.
     """
     if os.geteuid() != 0:
         return Account()
@@ -69,14 +76,15 @@ def unprivileged_account(program: Path, directory: Path) -> Account:
 
 
 def can_work(prefix: tuple[str, ...], program: Path, directory: Path) -> bool:
-    """Whether the program runs under this prefix, and may enter the directory."""
+    """Return whether the program runs under this prefix and may enter the directory."""
     probe = ("sh", "-c", 'cd "$1" && "$0" --version', str(program), str(directory))
     return subprocess.run((*prefix, *probe), capture_output=True, check=False).returncode == 0
 
 
 def refusal() -> EmbeddedServerError:
+    """Return the error that says why PostgreSQL cannot run here, and what to do."""
     return EmbeddedServerError(
-        "PostgreSQL does not run as root, and this process cannot run it as nobody: that takes the command setpriv "
-        "(util-linux) and the capabilities SETUID, SETGID, SETPCAP, CHOWN and DAC_OVERRIDE. Run Modelpress as a plain "
-        "user, or set MODELPRESS_DATABASE_URL to a PostgreSQL of your own."
+        "PostgreSQL refuses to run as root, and this process cannot run it as nobody, which requires the command "
+        "setpriv (util-linux) and the capabilities SETUID, SETGID, SETPCAP, CHOWN and DAC_OVERRIDE. Run Modelpress as "
+        "an ordinary user, or set MODELPRESS_DATABASE_URL to a PostgreSQL of your own."
     )

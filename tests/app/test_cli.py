@@ -54,7 +54,7 @@ def test_compress_downloads_the_checkpoint_and_prints_the_comparison(run: Run, s
         "134,515,008",
         "102,683,212",
         "81.50",
-        "1.31 asked, 1.31 reached",
+        "1.31 requested, 1.31 achieved",
         str(tmp_path / "out"),
     ):
         assert told in done.stdout
@@ -74,7 +74,7 @@ def test_several_ratios_are_one_job_and_shown_as_a_curve(run: Run, script: Scrip
     assert script.posted == [{"model": "local:tiny", "target_ratio": [1.31, 1.75]}]
     rows = [line.split("│")[1:-1] for line in done.stdout.splitlines() if line.startswith("│")]
     assert [[row[0].strip(), row[5].strip()] for row in rows] == [["1", "22.00"], ["1.31", "81.50"], ["1.75", "81.50"]]
-    assert "1.31, 1.75 asked" in done.stdout
+    assert "1.31, 1.75 requested" in done.stdout
 
 
 def test_options_of_text_reach_the_recipe(run: Run, script: Script) -> None:
@@ -204,7 +204,10 @@ def test_a_refused_recipe_names_the_field(run: Run, script: Script) -> None:
         (("compress", "org/name", "--ratio", "0.5", "--out", "out"), "target_ratio: must be above 1"),
         (("compress", "missing.gguf", "--ratio", "1.5", "--out", "out"), "model: there is no "),
         (("compress", "org/name", "--ratio", "1.5", "--out", "."), "--out: . exists and is not empty"),
-        (("compress", "./kept", "--ratio", "1.5", "--out", "out"), "opens models under its own MODELPRESS_MODEL_ROOTS"),
+        (
+            ("compress", "./kept", "--ratio", "1.5", "--out", "out"),
+            "only opens models in its own MODELPRESS_MODEL",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_posted(

@@ -60,7 +60,7 @@ class Served:
         assert self.process.stdout
         for line in self.process.stdout:
             if line.startswith("Modelpress listens on "):
-                self.address = line.split()[3].rstrip(",")
+                self.address = line.split()[3].rstrip(";")
                 return self
         raise AssertionError((self.data_dir / "stderr").read_text())
 

@@ -1,4 +1,4 @@
-"""The model that the result is held against on request: as small, but by dropping blocks alone."""
+"""The baseline of an evaluation: the original with whole blocks dropped until it is about as small as the result."""
 
 from pathlib import Path
 
@@ -13,7 +13,11 @@ from workers.stages.context import Context
 
 
 def write_baseline(context: Context, result: Path, destination: Path) -> None:
-    """Writes the original, with as many blocks dropped as bring it nearest to the size of the `result`."""
+    """Write a checkpoint of the original with blocks dropped to `destination`.
+
+    The number of dropped blocks is the one that brings its parameter count nearest to that of the checkpoint in
+    `result`. The blocks with the least influence on the calibration text are dropped.
+    """
     model = compute.open_model(context, inspect.model_dir(context))
     count = blocks_to_drop(model.inventory, stored_size(result).parameters)
     ids = influence_text(calibrate.calibration(context))

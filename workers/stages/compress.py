@@ -1,6 +1,6 @@
-"""Compress the model part by part. Each finished part is durable, so a new attempt goes on behind the last one.
+"""Compress the model part by part. Each finished part is durable, so a new attempt continues after the last one.
 
-Where the recipe asks for a distillation in several phases, these are the parts before the first training.
+If the recipe asks for a distillation in several phases, this stage makes only the parts of the first phase.
 """
 
 from pathlib import Path
@@ -20,6 +20,7 @@ NAME = names.COMPRESS
 
 
 def run(context: Context, directory: Path) -> None:
+    """Compress every part of the first phase that no attempt has finished, and make each durable."""
     model, first = compute.open_model(context, inspect.model_dir(context)), schedule(context)[0]
     labels = first.plan.labels(model.inventory)
     parts = PartFiles(context.bench, [StagePlace(NAME, range(len(labels)))], directory)
@@ -47,20 +48,22 @@ def run(context: Context, directory: Path) -> None:
 
 
 def schedule(context: Context) -> tuple[Phase, ...]:
-    """Return the phases of the recipe: one where it asks for no distillation, which then has no training."""
+    """Return the recipe's phases; a recipe without distillation has one phase, which is never trained."""
     distillation = context.assignment.recipe.distillation
     count = 1 if distillation is None else distillation.phases
     return context.hold("phases", lambda: phases(inspect.model_inventory(context), plan_of(context), count))
 
 
 def finished_parts(context: Context) -> PartFiles:
-    """Return the parts that the finished stages have left, in order. What a training left stands behind those that it
-    was made of."""
+    """Return all parts that the finished stages have left, in the order in which they apply.
+
+    The part that a training left follows the parts that it was trained from.
+    """
     return parts_before(context, _end(context))
 
 
 def parts_before(context: Context, end: int, directory: Path | None = None) -> PartFiles:
-    """Return the first `end` parts of the compression and the distillation; new ones are written to `directory`."""
+    """Return the first `end` parts of compression and distillation; new parts are written to `directory`."""
     compressed = schedule(context)[0].trained
     places = [StagePlace(NAME, range(min(end, compressed))), StagePlace(names.DISTILL, range(compressed, end))]
     return PartFiles(context.bench, places, directory)
@@ -72,11 +75,11 @@ def _end(context: Context) -> int:
 
 
 WEIGHT = 0.43
-"""How long it takes to make all parts."""
+"""Relative time of compressing all parts."""
 
 
 def weight(recipe: Recipe, turn: int) -> float:
-    """Return how long this stage takes; all groups of matrices but the first are compressed between trainings."""
+    """Return the relative time that this stage takes; the stage `distill` compresses the groups of later phases."""
     return WEIGHT if recipe.distillation is None else WEIGHT / recipe.distillation.phases
 
 

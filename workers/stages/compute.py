@@ -1,4 +1,4 @@
-"""Where the stages compute, and in which precision."""
+"""The device, the precision and the number of processes that the stages compute with."""
 
 from pathlib import Path
 
@@ -9,13 +9,16 @@ from workers.stages.context import Context
 
 
 def open_model(context: Context, directory: Path) -> StreamedModel:
-    """A model on the assignment's device. Moments and solutions are gathered and found in higher precision anyway."""
+    """Open the model in `directory` on the assignment's device, in the precision of `dtype`.
+
+    Second moments and solutions of linear systems are computed in higher precision regardless.
+    """
     place = device(context)
     return StreamedModel.open(directory, device=place, dtype=dtype(place))
 
 
 def device(context: Context) -> torch.device:
-    """The device of the assignment; `auto` takes a GPU where there is one."""
+    """Return the assignment's device; `auto` means a GPU if there is one, otherwise the CPU."""
     wanted = context.assignment.device
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
@@ -23,7 +26,11 @@ def device(context: Context) -> torch.device:
 
 
 def processes(context: Context) -> int:
-    """How many may train together: as many as the assignment says, or one for each GPU that it leaves to be chosen."""
+    """Return how many processes may train together.
+
+    This is the assignment's number, or one for each available GPU where the assignment leaves it open. On a GPU it
+    never exceeds the number of GPUs, and it is 1 if the assignment names one GPU.
+    """
     asked = context.assignment.processes
     if device(context).type != "cuda":
         return asked or 1
@@ -32,7 +39,7 @@ def processes(context: Context) -> int:
 
 
 def dtype(place: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it, which is several times faster; float32 elsewhere."""
+    """Return the dtype to compute in: bfloat16 if the hardware multiplies it natively, otherwise float32."""
     if place.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     # Older releases of torch do not say what the processor can do.

@@ -1,4 +1,4 @@
-"""What a stage is given: the assignment, the results of the stages before it, and a way to report."""
+"""What a stage works with: the assignment, the results of earlier stages, and a way to report progress."""
 
 import time
 from collections.abc import Callable, Collection
@@ -13,29 +13,40 @@ from workers.stages.meter import Meter
 from workers.stages.workbench import Workbench
 
 PACE_NEEDS = 0.02
-"""Progress within this attempt before its pace is worth extrapolating."""
+"""Smallest progress of this attempt from which the remaining time is estimated."""
 
 
 Held = TypeVar("Held")
 
 
 class Shares(Protocol):
-    """How much of a job each stage takes; `workers.stages.stage.Schedule` says it."""
+    """The fraction of a job that each stage takes; `workers.stages.stage.Schedule` implements it."""
 
     @property
     def once(self) -> frozenset[str]:
         """Return the names of the stages that run once, whatever the number of ratios."""
 
     def before(self, turn: int, finished: Collection[str]) -> float:
-        """Return the fraction of the job that is done once the stages `finished` of the ratio number `turn` are."""
+        """Return the fraction of the job that is done once `finished` stages of `recipe.ratios[turn]` are."""
 
 
 @dataclass
 class Context:
-    """One attempt while it works on the ratio number `turn` of its recipe.
+    """The state of one attempt while it works on `recipe.ratios[turn]`.
 
-    `results` are the directories that the finished stages have left, by the name of the stage; `stage` is the one that
-    runs, and `span` the part of it that progress is reported for. `held` keeps what stages read again and again.
+    Attributes:
+        assignment: the job, its model and its texts.
+        bench: stores the results of the stages durably.
+        report: sends a message to the supervisor.
+        shares: the fraction of the job that each stage takes.
+        results: the result directory of each finished stage, by the stage's name.
+        stage: name of the running stage.
+        turn: index into the recipe's ratios.
+        span: the part of the running stage, as fractions of it, to which progress is scaled.
+        held: values that several stages read, cached by `hold`.
+        started: when the pace began to be measured, in seconds of the monotonic clock.
+        fraction_at_start: the fraction of the job that was done then.
+        meter: measures speed, peak memory and fresh opening.
     """
 
     assignment: Assignment
@@ -53,33 +64,36 @@ class Context:
 
     @property
     def ratio(self) -> float:
-        """Return the target ratio at work."""
+        """Return the target ratio that this context works on."""
         return self.assignment.recipe.ratios[self.turn]
 
     @property
     def shared(self) -> Workbench:
-        """Return the workbench of the results that serve every ratio."""
+        """Return the workbench of the results that all ratios share."""
         return self.bench.inside("")
 
     def at(self, turn: int) -> "Context":
-        """Return the context of another ratio: results that depend on it are not there yet, and get a folder."""
+        """Return the context of `recipe.ratios[turn]`, with the shared results only.
+
+        In a sweep, the results of each ratio lie in a folder of their own.
+        """
         once = {stage: result for stage, result in self.results.items() if stage in self.shares.once}
         folder = f"ratio-{self.assignment.recipe.ratios[turn]!r}" if self.assignment.recipe.is_sweep else ""
         return replace(self, bench=self.bench.inside(folder), results=once, turn=turn, held={})
 
     def within(self, start: float, stop: float) -> "Context":
-        """Return the context of a part of the running stage, from the fraction `start` of it to `stop`."""
+        """Return a context whose progress 0..1 is reported as `start`..`stop` of the running stage."""
         return replace(self, span=(start, stop))
 
     def hold(self, key: str, make: Callable[[], Held]) -> Held:
-        """Return what `make` gave when this ratio first asked for `key`."""
+        """Return the cached value of `key`, calling `make` the first time that this ratio asks for it."""
         if key not in self.held:
             self.held[key] = make()
         found: Held = self.held[key]
         return found
 
     def progress(self, fraction: float, detail: str | None = None) -> None:
-        """Report that a fraction of the running stage is done, and what it is doing."""
+        """Report that `fraction` of the running stage (0 to 1) is done, and in `detail` what it is doing."""
         start, stop = self.span
         fraction = start + (stop - start) * fraction
         before = self.shares.before(self.turn, self.results)
@@ -95,13 +109,17 @@ class Context:
         )
 
     def seconds_left(self, whole: float) -> float | None:
+        """Return the estimated seconds until the job ends, or None while too little is done to tell.
+
+        `whole` is the fraction of the job that is done.
+        """
         gained = whole - (self.fraction_at_start or 0.0)
         if gained < PACE_NEEDS:
             return None
         return (time.monotonic() - self.started) / gained * (1.0 - whole)
 
     def resumed(self, block: int | None = None) -> None:
-        """Report that this attempt goes on here with what earlier attempts have finished."""
-        # What they did in no time says nothing about the pace of this one.
+        """Report that this attempt continues from results of earlier attempts, at `block` if it is known."""
+        # Progress that earlier attempts made must not count towards this attempt's pace.
         self.started, self.fraction_at_start = time.monotonic(), None
         self.report(ResumedReport(stage=self.stage, block=block))

@@ -1,4 +1,4 @@
-"""The loss curve of a distillation: kept beside the part that it left, and shown in the report."""
+"""The loss curve of a distillation, stored beside the trained part and shown in the report."""
 
 import json
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from typing import Any
 from workers.compression.training.checkpoint import TrainingCheckpoint
 
 POINTS = 500
-"""A curve has at most this many points, all phases of a job together."""
+"""Most points of a job's curve, all phases together."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """`loss` is the mean over the steps since the point before; `step` and `tokens` are those done so far."""
+    """A point of a loss curve: steps and tokens done so far, and the mean loss (nats per token) since the last one."""
 
     step: int
     tokens: int
@@ -24,7 +24,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """How one training run went: tokens trained on, restarts after a divergence, and the loss in points."""
+    """The course of one training run: tokens trained on, restarts after a divergence, and the loss curve."""
 
     tokens: int
     restarts: int
@@ -32,7 +32,7 @@ class Curve:
 
 
 def curve_of(checkpoint: TrainingCheckpoint, most: int = POINTS) -> Curve:
-    """Return the curve of a run in at most `most` points, evenly spread; the last is the run's last step."""
+    """Return the loss curve of a run in at most `most` evenly spread points; the last is the run's last step."""
     losses, count = checkpoint.losses, min(len(checkpoint.losses), most)
     ends = [len(losses) * (number + 1) // count for number in range(count)]
     tokens = checkpoint.tokens // max(1, checkpoint.step)
@@ -43,7 +43,7 @@ def curve_of(checkpoint: TrainingCheckpoint, most: int = POINTS) -> Curve:
 
 
 def joined(curves: Sequence[Curve]) -> Curve:
-    """Return one curve of several runs one after another; steps and tokens are counted on."""
+    """Return the curves of consecutive runs as one curve; steps and tokens count on from run to run."""
     points: list[Point] = []
     for curve in curves:
         step, tokens = (points[-1].step, points[-1].tokens) if points else (0, 0)

@@ -1,8 +1,8 @@
 """Train the compressed model to predict what the original predicts. The trained weights become one more part.
 
-Where the recipe asks for several phases, the stage before this has compressed the first group of matrices. Here follow
-its training, the next group, that group's training, and so on. Each part and each training is durable by itself. With
-several GPUs, several processes train together.
+If the recipe asks for several phases, the stage `compress` has compressed the first group of matrices. This stage
+trains the model, compresses the next group, trains again, and so on. Each part and each training is durable by itself.
+With several GPUs, several processes train together.
 """
 
 import logging
@@ -23,13 +23,13 @@ from workers.stages.stage import Stage
 log = logging.getLogger(__name__)
 
 TOKENS_LIKE_THE_REST = 65_536
-"""Training on this many tokens takes as long as all stages of a plain job together."""
+"""Number of tokens whose training takes about as long as all stages of a plain job together."""
 
 NAME = names.DISTILL
 
 
 def run(context: Context, directory: Path) -> None:
-    """Finish every phase: compress its parts, unless the stage before has, and train."""
+    """Finish every phase: compress its parts, unless `compress` has done so, and train."""
     for phase in compress.schedule(context):
         if is_trained(context, phase):
             continue
@@ -41,7 +41,8 @@ def run(context: Context, directory: Path) -> None:
 def processes(context: Context) -> int:
     """Return how many processes train together.
 
-    Each computes at least one sequence of a batch; in a sharded training all compute equally many.
+    Each process computes at least one sequence of a batch. In a sharded training all compute equally many, so the
+    number must divide the batch size.
     """
     distillation = context.assignment.recipe.distillation
     if distillation is None:
@@ -56,7 +57,7 @@ def processes(context: Context) -> int:
 
 
 def train(context: Context, phase: Phase) -> None:
-    """Train a phase, in several processes where there are several GPUs."""
+    """Train one phase, in several processes if there are several GPUs."""
     several = processes(context)
     if several > 1:
         train_in_processes(context, phase, several)
@@ -65,12 +66,12 @@ def train(context: Context, phase: Phase) -> None:
 
 
 def is_trained(context: Context, phase: Phase) -> bool:
-    """Return whether the phase has left its last part."""
+    """Return whether the phase's training has left its part."""
     return context.bench.finished_part(NAME, file_name(phase.trained)) is not None
 
 
 def compress_more(context: Context, directory: Path, phase: Phase) -> None:
-    """Compress the phase's parts behind those that are finished, each durable once it is written."""
+    """Compress the phase's remaining parts; each is durable once it is written."""
     parts = PartFiles(context.bench, [StagePlace(NAME, range(phase.first, phase.trained))], directory)
     labels, count = phase.plan.labels(inspect.model_inventory(context)), len(compress.schedule(context))
     if len(parts) == len(labels):
@@ -91,7 +92,7 @@ def compress_more(context: Context, directory: Path, phase: Phase) -> None:
 
 
 def curves(context: Context) -> tuple[Curve, ...]:
-    """Return the loss curve of each phase; none where the recipe asks for no distillation."""
+    """Return the loss curve of each phase; none if the recipe asks for no distillation."""
     if names.DISTILL not in context.results:
         return ()
     files = map(training.curve_name, compress.schedule(context))
@@ -99,7 +100,7 @@ def curves(context: Context) -> tuple[Curve, ...]:
 
 
 def weight(recipe: Recipe, turn: int) -> float:
-    """Return how long this stage takes, the compression between its trainings included."""
+    """Return the relative time that this stage takes, including the compression between its trainings."""
     if recipe.distillation is None:
         return 0.0
     return recipe.distillation.tokens / TOKENS_LIKE_THE_REST + compress.WEIGHT - compress.weight(recipe, turn)

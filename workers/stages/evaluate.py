@@ -1,11 +1,11 @@
 """Measure the original, the result and, on request, a baseline, on text that none of them was made from.
 
-All are measured in their written form, so the numbers are those of the files that a client downloads. A format that
-rounds is measured by the numbers that it stands for: they are computed with in floating point here, so speed is that of
-the unrounded result, and that the format opens as these numbers is what `verify` shows. A model that does not fit into
-memory is measured block by block, but neither timed nor asked to write.
+Every model is measured from its written files, so the numbers are those of the files that a client downloads. A format
+that rounds (such as int4) is measured with its dequantised weights, in floating point. Its speed is therefore that of
+the unrounded result; the stage `verify` shows that the format opens as exactly these weights. A model that does not fit
+into memory is measured block by block, without speed, peak memory or a sample.
 
-What was found about each format is durable by itself.
+The metrics of each format are durable by themselves.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ PEAK_TIMEOUT_SECONDS = 1800.0
 
 @dataclass(frozen=True)
 class Use:
-    """What only a whole model shows: tokens per second, reading and writing, and what it writes."""
+    """Speed in tokens per second and a sample text: figures that need the whole model in memory."""
 
     prefill: float | None = None
     decode: float | None = None
@@ -55,50 +55,55 @@ class Use:
 
 
 def run(context: Context, directory: Path) -> None:
+    """Measure the main checkpoint beside the original, then each format that rounds."""
     rounded = [form for form in write.written(context) if form.rounds]
     share = 1 / (1 + len(rounded))
     measure_main(context.within(0.0, share), directory)
     for number, form in enumerate(rounded, start=1):
         if context.assignment.memory_bytes is not None:
             memory.give_back()
-        if unknown(context, metrics_file(form.name)):
+        if is_missing(context, metrics_file(form.name)):
             measure_rounded(context.within(number * share, (number + 1) * share), form, directory)
 
 
 def measure_main(context: Context, directory: Path) -> None:
-    """Leave the comparison of original and main checkpoint, and the probe of the latter, as far as they are unknown."""
-    if unknown(context, metrics_file(MAIN)):
+    """Store the comparison of original and main checkpoint, and the main checkpoint's probe, unless an attempt has."""
+    if is_missing(context, metrics_file(MAIN)):
         comparison = measured_beside_original(context, directory / BASELINE)
-        keep(context, directory / metrics_file(MAIN), comparison.model_dump_json(indent=1))
-    if unknown(context, probe_file(MAIN)):
+        store(context, directory / metrics_file(MAIN), comparison.model_dump_json(indent=1))
+    if is_missing(context, probe_file(MAIN)):
         write_probe(context, write.directory_of(context), directory / probe_file(MAIN))
 
 
-def unknown(context: Context, name: str) -> bool:
-    """Whether no attempt has left this file."""
+def is_missing(context: Context, name: str) -> bool:
+    """Return whether no attempt has stored this file."""
     return context.bench.finished_part(NAME, name) is None
 
 
-def keep(context: Context, path: Path, content: str) -> None:
+def store(context: Context, path: Path, content: str) -> None:
+    """Write a file of this stage's result and make it durable."""
     path.write_text(content)
     context.bench.finish_part(path)
 
 
 def metrics_file(name: str) -> str:
-    """What was found of a format; of the main one also of the models that it is compared with."""
+    """Return the name of the file with a format's metrics; the main format's holds the whole comparison."""
     return f"{name}.json"
 
 
 def probe_file(name: str) -> str:
-    """What a format computes for a few tokens."""
+    """Return the name of the file with a format's probe: token ids and the logits that it computes for them."""
     return f"{name}.probe.safetensors"
 
 
 def measured_beside_original(context: Context, baseline: Path) -> Comparison:
-    """The figures of the original, the main checkpoint and, on request, a baseline, which is there for as long."""
+    """Return the metrics of the original, the main checkpoint and, on request, a baseline.
+
+    The baseline is written to the directory `baseline` and removed afterwards.
+    """
     measured = [inspect.model_dir(context), write.directory_of(context)]
     if context.assignment.recipe.evaluation.baseline:
-        context.progress(0.1, "dropping blocks, for comparison")
+        context.progress(0.1, "dropping blocks for the baseline")
         shutil.rmtree(baseline, ignore_errors=True)
         write_baseline(context, write.directory_of(context), baseline)
         measured.append(baseline)
@@ -108,7 +113,7 @@ def measured_beside_original(context: Context, baseline: Path) -> Comparison:
 
 
 def measure_rounded(context: Context, form: Format, directory: Path) -> None:
-    """Measure the numbers that a format stands for, and leave its metrics and its probe."""
+    """Measure the dequantised weights of a format, and store its metrics and its probe."""
     context.progress(0.0, f"measuring {form.title}")
     restored = directory / RESTORED / form.name
     shutil.rmtree(restored, ignore_errors=True)
@@ -120,12 +125,12 @@ def measure_rounded(context: Context, form: Format, directory: Path) -> None:
     (metrics,) = tasks.with_tasks(context, [restored], [measured])
     size = write.sizes(context)[form.name].bytes
     write_probe(context, restored, directory / probe_file(form.name))
-    keep(context, directory / metrics_file(form.name), metrics.model_copy(update={"bytes": size}).model_dump_json())
+    store(context, directory / metrics_file(form.name), metrics.model_copy(update={"bytes": size}).model_dump_json())
     shutil.rmtree(restored.parent)
 
 
 def comparison_of(context: Context, directories: Sequence[Path]) -> Comparison:
-    """Measures the models in `directories`: the original, the result and, where there is one, the baseline."""
+    """Measure the models in `directories`: the original, the result and, if there is a third, the baseline."""
     predictions = predictions_of(context, directories)
     measured = []
     for number, directory in enumerate(directories):
@@ -144,7 +149,11 @@ def comparison_of(context: Context, directories: Sequence[Path]) -> Comparison:
 
 
 def predictions_of(context: Context, directories: Sequence[Path]) -> dict[str, tuple[Fidelity, ...]]:
-    """For each evaluation dataset what each model predicts, beside the first of them."""
+    """Return, for each evaluation dataset, the fidelity of each model to the first one, the original.
+
+    Raises:
+        AttemptFailed: a perplexity or a divergence is not finite.
+    """
     original, *others = [compute.open_model(context, directory) for directory in directories]
     evaluations = calibrate.evaluations(context)
     found = {}
@@ -156,14 +165,19 @@ def predictions_of(context: Context, directories: Sequence[Path]) -> dict[str, t
 
 
 def require_numbers(dataset: str, found: Sequence[Fidelity]) -> None:
-    """Raises AttemptFailed for a figure that is not finite, which JSON cannot hold. The first model is the original."""
+    """Check that every perplexity and divergence is finite, as JSON requires. The first model is the original.
+
+    Raises:
+        AttemptFailed: one of them is not.
+    """
     for place, fidelity in enumerate(found):
         if not (math.isfinite(fidelity.perplexity) and math.isfinite(fidelity.divergence)):
             whose = "a compressed model" if place else "the original"
-            raise AttemptFailed(FailureCode.NOT_FINITE, f"what {whose} predicts on {dataset} has no finite perplexity")
+            raise AttemptFailed(FailureCode.NOT_FINITE, f"the perplexity of {whose} on {dataset} is not finite")
 
 
 def metrics_of(context: Context, directory: Path, found: Mapping[str, Fidelity], *, is_original: bool) -> Metrics:
+    """Return the metrics of one model; `found` has its fidelity to the original on each dataset."""
     size, model = stored_size(directory), compute.open_model(context, directory)
     use = use_of(context, model.whole()) if memory.holds(context, model) else Use()
     compared = {} if is_original else found
@@ -180,12 +194,12 @@ def metrics_of(context: Context, directory: Path, found: Mapping[str, Fidelity],
 
 
 def peaks_of(context: Context, directories: Sequence[Path]) -> list[int | None]:
-    """The bytes that each model takes where it is opened; all at None where one of them does not fit."""
+    """Return the peak memory in bytes of each model; None for all of them if one does not fit into memory."""
     models = [compute.open_model(context, directory) for directory in directories]
     if not all(memory.holds(context, model) for model in models):
         return [None] * len(models)
     length = prompt_length(context)
-    # On a GPU the fresh processes need what this one keeps unused.
+    # On a GPU, the fresh processes need the memory that torch caches unused here.
     torch.cuda.empty_cache()
     return context.meter.peak_memory(
         directories,
@@ -199,6 +213,7 @@ def peaks_of(context: Context, directories: Sequence[Path]) -> list[int | None]:
 
 
 def use_of(context: Context, whole: PreTrainedModel) -> Use:
+    """Return the speed and a sample text of a whole model."""
     length = prompt_length(context)
     tokenizer = AutoTokenizer.from_pretrained(inspect.model_dir(context))
     pace = context.meter.speed(whole, prompt=length, new_tokens=min(SPEED_NEW_TOKENS, length))
@@ -207,13 +222,13 @@ def use_of(context: Context, whole: PreTrainedModel) -> Use:
 
 
 def prompt_length(context: Context) -> int:
-    """Tokens of the prompt that speed and memory are measured with; what is written must fit behind it."""
+    """Return the prompt length, in tokens, for measuring speed and memory; as many new tokens fit behind it."""
     positions: int = AutoConfig.from_pretrained(inspect.model_dir(context)).max_position_embeddings
     return min(SPEED_PROMPT, positions // 2)
 
 
 def protocols_of(context: Context) -> dict[str, Protocol]:
-    """For each evaluation dataset how it was measured, and how much of it was known."""
+    """Return, for each evaluation dataset, how it was measured and how much of it the result was also made from."""
     vocabulary = AutoTokenizer.from_pretrained(inspect.model_dir(context)).get_vocab()
     limit, known = context.assignment.recipe.evaluation.max_tokens, overlap.overlaps_of(context)
     found = {}
@@ -224,7 +239,7 @@ def protocols_of(context: Context) -> dict[str, Protocol]:
 
 
 def write_probe(context: Context, directory: Path, path: Path) -> None:
-    """Record what a checkpoint computes for a few tokens, for the fresh process that opens it later."""
+    """Store the logits of a checkpoint for a few tokens; `verify` compares them with those of a fresh process."""
     windows = next(iter(calibrate.evaluations(context).values()))
     ids = windows[:PROBE_SEQUENCES, :PROBE_LENGTH].contiguous()
     with torch.no_grad():
@@ -234,13 +249,16 @@ def write_probe(context: Context, directory: Path, path: Path) -> None:
 
 
 def streamed_logits(model: StreamedModel, ids: Tensor) -> Tensor:
-    """Token ids [sequences, length] to logits [sequences, length, vocabulary], one block in memory at a time."""
+    """Return the logits [sequences, length, vocabulary] of token ids [sequences, length].
+
+    One block is in memory at a time.
+    """
     (hidden,) = final_states(model, ids, batch=len(ids))
     return model.logits(hidden)
 
 
 def metrics(context: Context) -> Comparison:
-    """All that was measured, the formats that round included."""
+    """Return all stored metrics, including those of the formats that round."""
     found = Comparison.model_validate_json(context.bench.part(NAME, metrics_file(MAIN)).read_bytes())
     rounded = {
         form.name: Metrics.model_validate_json(context.bench.part(NAME, metrics_file(form.name)).read_bytes())
@@ -251,12 +269,12 @@ def metrics(context: Context) -> Comparison:
 
 
 def probe(context: Context, form: Format) -> Path:
-    """The file with what a format should compute: where it does not round, the same as the main checkpoint."""
+    """Return the probe of a format; a format that does not round has that of the main checkpoint."""
     return context.bench.part(NAME, probe_file(form.name if form.rounds else MAIN))
 
 
 def weight(recipe: Recipe, turn: int) -> float:
-    """Return how long this stage takes; each format that rounds is measured on its own."""
+    """Return the relative time that this stage takes; each format that rounds adds to it."""
     return 0.16 + 0.1 * sum(FORMATS[name].rounds for name in recipe.formats)
 
 

@@ -1,4 +1,4 @@
-"""From an exception of the computing child to what the job says: a code, a sentence and a stage."""
+"""Translate an exception of the computing child into the failure that the job shows: code, message and stage."""
 
 import errno
 import os
@@ -11,11 +11,11 @@ from workers.compression.spec.errors import CompressionError
 from workers.messages import AttemptFailed, ErrorReport
 
 FULL = tuple(map(os.strerror, (errno.ENOSPC, errno.EDQUOT)))
-"""The text by which safetensors, which raises an exception of its own, tells of a full disk."""
+"""Texts in the message of a SafetensorError, which carries no errno, when the disk is full."""
 
 
 def describe(error: BaseException, stage: str | None = None) -> ErrorReport:
-    """Return what the job says of an exception that ended one of its stages."""
+    """Return the failure that the job shows for an exception raised in `stage`."""
     if isinstance(error, AttemptFailed):
         return error.report(stage)
     code, message = classify(error)
@@ -23,12 +23,12 @@ def describe(error: BaseException, stage: str | None = None) -> ErrorReport:
 
 
 def classify(error: BaseException) -> tuple[FailureCode, str]:
-    """Return the code and the message of an exception that was not raised for the job to see."""
+    """Return the failure code and the message for an exception other than AttemptFailed."""
     match error:
         case CompressionError():
             return FailureCode(error.code), str(error)
         case MemoryError() | torch.OutOfMemoryError():
-            return FailureCode.OUT_OF_MEMORY, "the memory of the worker does not suffice for this model and recipe"
+            return FailureCode.OUT_OF_MEMORY, "the worker has too little memory for this model and recipe"
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return FailureCode.DISK_FULL, "the worker's disk is full"
         case SafetensorError() if any(full in str(error) for full in FULL):

@@ -1,4 +1,4 @@
-"""Whether the result is as good as the recipe asks."""
+"""The recipe's gate: bounds on the quality that the result must reach."""
 
 from collections.abc import Iterable, Iterator
 
@@ -7,18 +7,18 @@ from app.contract.recipe import Gate
 
 
 def missed(gate: Gate | None, found: Comparison) -> str | None:
-    """What the result misses, in numbers, for people; None where it misses nothing."""
-    return told(misses_of(gate, found))
+    """Return a sentence about every bound that the result misses, or None if it misses none."""
+    return as_sentence(misses_of(gate, found))
 
 
-def told(misses: Iterable[str]) -> str | None:
-    """Clauses as what the job says of them; None where there are none."""
-    found = "; ".join(misses)
-    return f"{found}. The checkpoint is kept and can be downloaded." if found else None
+def as_sentence(misses: Iterable[str]) -> str | None:
+    """Join clauses about missed bounds into the message of the failed job; None if there are none."""
+    clauses = "; ".join(misses)
+    return f"{clauses}. The checkpoint is kept and can be downloaded." if clauses else None
 
 
 def misses_of(gate: Gate | None, found: Comparison) -> Iterator[str]:
-    """One clause for each bound and dataset that is missed. A figure that is no number misses every bound."""
+    """Yield one clause for each bound and dataset that the result misses. NaN misses every bound."""
     if gate is None:
         return
     if gate.max_perplexity_ratio is not None:
@@ -27,12 +27,12 @@ def misses_of(gate: Gate | None, found: Comparison) -> Iterator[str]:
             if not ratio <= gate.max_perplexity_ratio:
                 yield (
                     f"the perplexity on {dataset} is {ratio:.4g} times the original's, "
-                    f"above the {gate.max_perplexity_ratio:g} of max_perplexity_ratio"
+                    f"above max_perplexity_ratio ({gate.max_perplexity_ratio:g})"
                 )
     if gate.min_top1_agreement is not None:
         for dataset, agreement in found.after.top1_agreement.items():
             if not agreement >= gate.min_top1_agreement:
                 yield (
                     f"the top-1 agreement on {dataset} is {agreement:.4g}, "
-                    f"below the {gate.min_top1_agreement:g} of min_top1_agreement"
+                    f"below min_top1_agreement ({gate.min_top1_agreement:g})"
                 )

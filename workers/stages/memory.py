@@ -1,4 +1,7 @@
-"""Whether a whole model fits into memory. All that is needed to compress one streams it; a few measurements do not."""
+"""Memory of the worker: how much is free, and whether a whole model fits.
+
+Compression streams the model block by block. Speed, peak memory, text generation and tasks need all of it at once.
+"""
 
 import ctypes
 import gc
@@ -11,25 +14,28 @@ from workers.compression.models.streamed import StreamedModel
 from workers.stages.context import Context
 
 BESIDES = 1.25
-"""What a model takes when it runs, as a multiple of its weights: activations, a cache, the copy of a tensor."""
+"""Memory of a running model as a multiple of its weights, for activations, the key/value cache and copied tensors."""
 
 CGROUP = Path("/sys/fs/cgroup")
 
 
 def holds(context: Context, model: StreamedModel) -> bool:
-    """Whether the model fits whole into what this process may still take, in its dtype and on its device."""
+    """Return whether the whole model fits into the memory that is left, in its dtype and on its device."""
     free = left_on_gpu(model.device) if model.device.type == "cuda" else left(context.assignment.memory_bytes)
     return BESIDES * model.inventory.total_parameters * model.dtype.itemsize < free
 
 
 def for_opening(context: Context, size: int) -> int | None:
-    """How many bytes of weights another process may hold at a time to open a model of this size; None: all of them."""
+    """Return how many bytes of weights a fresh process may hold at a time to open a model of `size` bytes.
+
+    None means that it may hold all of them.
+    """
     free = left(context.assignment.memory_bytes)
     return None if BESIDES * size < free else max(free // 2, 1)
 
 
 def give_back() -> None:
-    """Returns to the system what is free but kept for later; nothing happens where the C library knows no such call."""
+    """Return freed memory to the operating system, if the C library offers `malloc_trim`."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -37,20 +43,24 @@ def give_back() -> None:
 
 
 def left(limit: int | None) -> int:
-    """Bytes that this process may still take: of the operator's limit, or of what machine and container have."""
+    """Return the bytes that this process may still allocate.
+
+    They are counted against `limit`, the operator's limit, if there is one; otherwise against the machine and the
+    container.
+    """
     if limit is not None:
         return limit - int(psutil.Process().memory_info().rss)
     return min(int(psutil.virtual_memory().available), left_in_container())
 
 
 def left_on_gpu(device: torch.device) -> int:
-    """Bytes of a GPU that this process may still take: what is free, and what it keeps for itself unused."""
+    """Return the bytes of GPU memory that this process may still allocate, including those that torch caches unused."""
     free: int = torch.cuda.mem_get_info(device)[0]
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def left_in_container(cgroup: Path = CGROUP) -> int:
-    """What the control group of a container leaves; without a limit, more than any machine has."""
+    """Return the bytes that the container's control group leaves, or 2**63 without a limit."""
     try:
         limit, used = ((cgroup / name).read_text().strip() for name in ("memory.max", "memory.current"))
     except OSError:
@@ -59,7 +69,7 @@ def left_in_container(cgroup: Path = CGROUP) -> int:
 
 
 def droppable(cgroup: Path) -> int:
-    """Bytes that count as used and are given back when needed: of files that were read or written a while ago."""
+    """Return the bytes of inactive page cache, which count as used but are freed when memory is needed."""
     try:
         lines = (cgroup / "memory.stat").read_text().splitlines()
     except OSError:

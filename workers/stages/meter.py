@@ -1,4 +1,4 @@
-"""The measurements of a whole model that cost a job the most time, behind one object that a test can replace."""
+"""The slow measurements of a whole model, behind one object that a test can replace."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -13,14 +13,13 @@ from workers.compression.formats.writer import Opener
 
 
 class Meter:
-    """Measures speed and peak memory, and has packages opened in fresh processes.
+    """Measures speed and peak memory, and opens packages in fresh processes.
 
-    Each of these takes seconds even for a tiny model, most of them for a new process that imports torch and
-    transformers.
+    Each measurement takes seconds even for a tiny model, mostly to start a process that imports torch and transformers.
     """
 
     def speed(self, model: PreTrainedModel, *, prompt: int, new_tokens: int) -> Speed:
-        """Return the tokens per second of the model; see `speed`."""
+        """Return the prefill and decode speed of the model in tokens per second; see `evaluation.speed.speed`."""
         return speed(model, prompt=prompt, new_tokens=new_tokens)
 
     def peak_memory(
@@ -34,7 +33,7 @@ class Meter:
         device: torch.device,
         timeout: float,
     ) -> list[int | None]:
-        """Return the bytes that each model takes where it is opened and run; see `peak_memory`."""
+        """Return each model's peak memory in bytes when it is opened and run; see `evaluation.peak_memory`."""
         return peak_memory(
             directories,
             trusted=trusted,
@@ -48,5 +47,9 @@ class Meter:
     def open_fresh(
         self, opener: Opener, probes: Sequence[Probe], *, timeout: float, memory: int | None
     ) -> list[Verified]:
-        """Return what a fresh process finds in each package; `opener` starts it. Raises VerificationFailed."""
+        """Return what a fresh process, started by `opener`, computes for each package's probe.
+
+        Raises:
+            VerificationFailed: a package does not open, or computes something else.
+        """
         return opener(probes, timeout=timeout, memory=memory)

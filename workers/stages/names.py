@@ -1,4 +1,4 @@
-"""The names under which stages find each other's results."""
+"""The stages' names, by which they find each other's results."""
 
 INSPECT = "inspect"
 CALIBRATE = "calibrate"

@@ -1,4 +1,4 @@
-"""Refuse to measure on text that the result was made from, whatever name it came by."""
+"""Refuse to measure on text that the result was also made from, whatever the dataset is called."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,14 +14,15 @@ from workers.stages.context import Context
 
 FILE = "overlaps.json"
 MOST = 0.05
-"""The largest share of a text's tokens that may be known. The halves of one corpus have nothing of that length in
-common, and one library's documentation repeats a percent of itself; a copied text has all."""
+"""Largest acceptable share. Two halves of one corpus share no passage of PASSAGE tokens, the documentation of one
+library repeats about 1% of itself, and a copied text shares everything."""
 
 
 def record_overlaps(directory: Path, evaluations: Mapping[str, Tensor], made_from: Sequence[Tensor]) -> None:
-    """Writes down, for each dataset of token ids [windows, length], the share of its tokens that is in the others.
+    """Store, for each evaluation dataset (token ids [windows, length]), the share of its tokens found in `made_from`.
 
-    Raises AttemptFailed for a dataset of which more than MOST is.
+    Raises:
+        AttemptFailed: the share of a dataset exceeds `MOST`.
     """
     learnt = [windows.flatten() for windows in made_from]
     found = {dataset: shared(windows.flatten(), learnt) for dataset, windows in evaluations.items()}
@@ -36,5 +37,6 @@ def record_overlaps(directory: Path, evaluations: Mapping[str, Tensor], made_fro
 
 
 def overlaps_of(context: Context) -> dict[str, float]:
+    """Return, for each evaluation dataset, the share of its tokens that the result was also made from."""
     found: dict[str, float] = json.loads((context.results[names.CALIBRATE] / FILE).read_text())
     return found

@@ -1,6 +1,6 @@
-"""Put together what the client downloads: what was written and measured, and the report on it.
+"""Assemble the package that the client downloads: checkpoints, report, model cards and checksums.
 
-The main checkpoint lies at the top of the package, every other format in a directory of its name.
+The main checkpoint lies at the top of the package, every other format in a directory named after it.
 """
 
 import os
@@ -18,6 +18,7 @@ NAME = "package"
 
 
 def run(context: Context, directory: Path) -> None:
+    """Assemble the package in `directory`, linking the written checkpoints."""
     package = directory / NAME
     shutil.rmtree(package, ignore_errors=True)
     for form in write.written(context):
@@ -32,11 +33,12 @@ def run(context: Context, directory: Path) -> None:
 
 
 def package_dir(context: Context) -> Path:
+    """Return the directory of the finished package."""
     return context.results[names.PACKAGE] / NAME
 
 
 def place_of(package: Path, name: str) -> Path:
-    """Where a package has the checkpoint in this format."""
+    """Return the directory within `package` that holds the checkpoint in the format `name`."""
     return package if name == MAIN else package / name
 
 

@@ -1,4 +1,4 @@
-"""The files that the finished parts of a compressed model are kept in."""
+"""Files that store the finished parts of a compressed model."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,16 +15,16 @@ from workers.stages.workbench import Workbench
 
 @dataclass(frozen=True)
 class StagePlace:
-    """Which parts a stage has made or makes: `numbers`, among all parts of the model, lie beside its result."""
+    """The numbers of the parts, among all parts of the model, that one stage makes and stores beside its result."""
 
     stage: str
     numbers: range
 
 
 class PartFiles(PartStore):
-    """Finished parts in files, in order, each read anew whenever it is asked for.
+    """Finished parts in durable files, in order; each is read from disk whenever it is asked for.
 
-    Indices count from the first of the `places` on; `directory` is where the next part is written.
+    Index 0 is the first part of the first of the `places`. New parts are written to `directory`.
     """
 
     def __init__(self, bench: Workbench, places: Sequence[StagePlace], directory: Path | None = None) -> None:
@@ -48,7 +48,11 @@ class PartFiles(PartStore):
         return map(read_part, tuple(self._paths))
 
     def append(self, part: CompressedPart) -> None:
-        """Make the next part durable. Raises ValueError where the store is for reading, or full."""
+        """Make the next part durable.
+
+        Raises:
+            ValueError: the store has no directory to write to, or already holds all of its parts.
+        """
         if self._directory is None or len(self) == len(self._numbers):
             raise ValueError("no further part belongs here")
         number, _ = self._numbers[len(self)]
@@ -58,12 +62,12 @@ class PartFiles(PartStore):
         self._paths.append(path)
 
     def made_elsewhere(self) -> bool:
-        """Return whether the last part was made by an earlier attempt."""
+        """Return whether an earlier attempt made the last part."""
         return bool(self._paths) and self._paths[-1].parent != self._directory
 
 
 class ScratchFiles(PartStore):
-    """Parts in files that nobody needs for long: nothing is recorded of them."""
+    """Temporary parts in files; nothing records them as durable."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -80,24 +84,24 @@ class ScratchFiles(PartStore):
         return map(self.__getitem__, range(self._count))
 
     def append(self, part: CompressedPart) -> None:
-        """Write the next part."""
+        """Write the next part into a file."""
         write_part(self._directory / file_name(self._count), part)
         self._count += 1
 
 
 def file_name(number: int) -> str:
-    """Return the name of a part's file; `number` counts all parts of the model."""
+    """Return the name of a part's file; `number` counts all parts of the model from 0."""
     return f"part-{number:05d}.safetensors"
 
 
 def write_part(path: Path, part: CompressedPart) -> None:
-    """Write a part into one file."""
+    """Write a part as one safetensors file, with everything but the tensors in its metadata."""
     described = {field: getattr(part, field) for field in ("name", "structures", "errors", "removed", "scores")}
     save_file(dict(part.tensors), path, metadata={"part": json.dumps(described)})
 
 
 def read_part(path: Path) -> CompressedPart:
-    """Return the part of a file; its tensors are read when they are asked for."""
+    """Return the part that `write_part` wrote; its tensors are read on demand."""
     with safe_open(path, framework="pt") as file:
         described = json.loads(file.metadata()["part"])
     return CompressedPart(
@@ -111,7 +115,7 @@ def read_part(path: Path) -> CompressedPart:
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """Reads each tensor of a file when it is asked for: many parts may be known and none be in memory."""
+    """A mapping that reads each tensor of a safetensors file on demand, so that many parts can be open cheaply."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

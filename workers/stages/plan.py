@@ -1,6 +1,6 @@
-"""Measure what an error in each matrix does to the model's output, and share the budget accordingly.
+"""Measure how an error in each matrix affects the model's output, and divide the parameter budget accordingly.
 
-What was measured is kept beside the results of the stages: a recipe with several ratios needs it once.
+The measurements are stored outside the results of a ratio: a recipe with several ratios measures once.
 """
 
 import itertools
@@ -29,14 +29,15 @@ PLAN = "plan.json"
 CHOICE = "choice.json"
 TRIALS = "trials"
 TRIED = 0.8
-"""Part of this stage that trying methods takes, where it is asked for."""
+"""Fraction of this stage that trials take, if the method needs them."""
 TRIALS_WEIGHT = 1.2
-"""How long trying methods takes."""
+"""Relative time of trying methods."""
 SENSITIVITIES = "sensitivities"
 SENSITIVITIES_FILE = "sensitivities.safetensors"
 
 
 def run(context: Context, directory: Path) -> None:
+    """Choose the method, if the recipe leaves that open, and write its plan and the perplexities of the trials."""
     inventory, asked = inspect.model_inventory(context), context.assignment.recipe.method
     tried: list[Trial] = []
     options = asked
@@ -52,7 +53,10 @@ def run(context: Context, directory: Path) -> None:
 
 
 def try_methods(context: Context, candidates: Sequence[MethodOptions], scratch: Path) -> list[Trial]:
-    """Return what each candidate makes of the model in small; its parts wait in `scratch`, which is gone afterwards."""
+    """Compress the model with each candidate on a few tokens, and return the trials that left a finite perplexity.
+
+    The parts of the trials lie in the directory `scratch`, which is removed at the end.
+    """
     model = compute.open_model(context, inspect.model_dir(context))
     seed = context.assignment.recipe.seed
     directories = (scratch / str(number) for number in itertools.count())
@@ -70,32 +74,36 @@ def try_methods(context: Context, candidates: Sequence[MethodOptions], scratch: 
         tried.append(trial)
         found = ", ".join(f"{each.method.name} {each.perplexity:.2f}" for each in tried)
         fraction = len(tried) / len(candidates) * TRIED
-        context.progress(fraction, f"trying methods; perplexity on text kept back: {found}")
+        context.progress(fraction, f"trying methods; perplexity on held-out text: {found}")
     shutil.rmtree(scratch, ignore_errors=True)
     return tried
 
 
 def best_of(context: Context, tried: Sequence[Trial]) -> MethodOptions:
-    """Return the method that left the lowest perplexity. Raises AttemptFailed where none left a model that predicts."""
+    """Return the method whose trial left the lowest perplexity.
+
+    Raises:
+        AttemptFailed: no trial left a model that predicts text.
+    """
     if not tried:
         asked = context.assignment.recipe.method
         reached = method_of(asked).range(inspect.model_inventory(context), asked)
         raise AttemptFailed(
             FailureCode.NO_METHOD_FITS,
-            f"no method of {asked.name!r} made a working model at ratio {context.ratio:g}; ask for another ratio "
+            f"no method of {asked.name!r} left a working model at ratio {context.ratio:g}; send another target_ratio "
             f"between {reached.lowest:.2f} and {reached.highest:.2f}, or name a method",
         )
     return min(tried, key=lambda trial: trial.perplexity).method
 
 
 def trials_of(context: Context) -> dict[str, float]:
-    """The perplexity that each tried method left, by its name; nothing where the recipe named one."""
+    """Return the perplexity that each tried method left, by its name; empty if the recipe named a method."""
     found: dict[str, float] = json.loads((context.results[names.PLAN] / CHOICE).read_text())
     return found
 
 
 def measured_once(context: Context, tiled: KroneckerFamily | None) -> dict[str, Sensitivity]:
-    """What any attempt has measured for any ratio, or else what is measured now."""
+    """Return the sensitivities that any attempt has stored for any ratio, or measure and store them."""
     directory = context.shared.finished(SENSITIVITIES)
     if directory is None:
         save_file(
@@ -106,24 +114,28 @@ def measured_once(context: Context, tiled: KroneckerFamily | None) -> dict[str, 
 
 
 def measure_sensitivities(context: Context, tiled: KroneckerFamily | None) -> dict[str, Sensitivity]:
+    """Measure the sensitivity of the model's output to errors in each matrix, on the calibration text.
+
+    `tiled` is the family of Kronecker structures whose tilings are measured as well; None for methods without one.
+    """
     model = compute.open_model(context, inspect.model_dir(context))
     parts = len(factor_labels(model.inventory))
     found: dict[str, Sensitivity] = {}
-    context.progress(0.0, "measuring what the output feels")
+    context.progress(0.0, "measuring sensitivities")
     ids, seed = calibrate.calibration(context), context.assignment.recipe.seed
     for done, part in enumerate(measure(model, ids, seed=seed, tiled=tiled), 1):
         found |= part
-        context.progress(done / parts, "measuring what the output feels")
+        context.progress(done / parts, "measuring sensitivities")
     return found
 
 
 def plan_of(context: Context) -> Plan:
-    """Return the plan of this ratio."""
+    """Return the plan for this context's ratio."""
     return context.hold("plan", lambda: Plan.model_validate_json((context.results[names.PLAN] / PLAN).read_bytes()))
 
 
 def sensitivities_of(context: Context) -> dict[str, Sensitivity]:
-    """Return what the plan was made from; nothing for a method that does not ask."""
+    """Return the sensitivities that the plan was made from; empty for a method that does not need them."""
     asked, planned = context.assignment.recipe.method, plan_of(context).method
     options = asked if asked.name == planned else METHODS[planned].options()
     method = planner_of(options)
@@ -131,7 +143,7 @@ def sensitivities_of(context: Context) -> dict[str, Sensitivity]:
 
 
 def weight(recipe: Recipe, turn: int) -> float:
-    """Return how long this stage takes: measuring, which serves every ratio, and trying methods, which does not."""
+    """Return the relative time that this stage takes; all ratios share the measurement, but each has its own trials."""
     needs = method_of(recipe.method).needs
     trying = TRIALS_WEIGHT if Need.TRIALS in needs else 0.0
     measuring = 0.0 if turn > 0 and Need.SENSITIVITIES in needs else 0.22

@@ -1,9 +1,9 @@
-"""A training divided among several processes of this machine, started by torchrun.
+"""Divide a training among several processes of this machine, which torchrun starts.
 
-Each process is `workers.rank`, on a GPU of its own where there are GPUs. Rank 0 reports, keeps checkpoints and leaves
-the result, all of it where a single process would.
+Each process is `workers.rank`, on a GPU of its own if there are GPUs. Rank 0 reports, writes the checkpoints and leaves
+the result, exactly as a single process would.
 
-Promise: none of them outlives this process, however that ends.
+Promise: no rank outlives this process, however it ends.
 """
 
 import logging
@@ -32,26 +32,26 @@ LOST = ErrorReport(
     message="one of the processes that train together was killed, as the kernel does when memory runs out",
     stage=names.DISTILL,
 )
-"""The failure of a training whose processes ended without any of them reporting why."""
+"""The failure to report when no process of a failed training has reported one."""
 
 
 class RankRequest(Message):
-    """The input of each rank: where the job stands, and which phase of it to train."""
+    """The input of each rank: the state of the job, and the phase to train."""
 
     assignment: Assignment = Field(
-        description="the job's; `device` is 'cuda' or 'cpu' without an index, `threads` are those of one rank"
+        description="the job's assignment, with `device` 'cuda' or 'cpu' without an index and `threads` for one rank"
     )
     fingerprint: str = Field(description="hash of everything that the job's results depend on")
-    turn: int = Field(description="index of the ratio at work in the recipe's list")
+    turn: int = Field(description="index into the recipe's ratios")
     results: dict[str, Path] = Field(description="directory of each finished stage's result")
     phase: int = Field(description="number of the phase to train, from 0")
 
 
 def train_in_processes(context: Context, phase: Phase, processes: int) -> None:
-    """Train a phase in several processes, and pass their reports on as this process's own.
+    """Train a phase in several processes, and forward their reports.
 
     Raises:
-        AttemptFailed: when one of them fails.
+        AttemptFailed: one of them failed.
     """
     # The ranks need the GPU memory that this process has cached.
     torch.cuda.empty_cache()
@@ -62,7 +62,7 @@ def train_in_processes(context: Context, phase: Phase, processes: int) -> None:
 
 
 def request_for(context: Context, phase: Phase, processes: int) -> RankRequest:
-    """Return the request that every one of `processes` ranks gets."""
+    """Return the request that each of `processes` ranks reads."""
     threads = max(1, torch.get_num_threads() // processes)
     changes = {"device": compute.device(context).type, "threads": threads}
     return RankRequest(
@@ -75,17 +75,17 @@ def request_for(context: Context, phase: Phase, processes: int) -> RankRequest:
 
 
 def torchrun(processes: int, scratch: Path, module: str, *arguments: str) -> list[str]:
-    """Return the command that runs a module in `processes` processes, with `scratch` for torchrun's logs."""
+    """Return the command that runs a module in `processes` processes; torchrun writes its logs to `scratch`."""
     # Without an address torchrun would look this host up by its name.
     options = ["--standalone", f"--nproc-per-node={processes}", f"--local-addr={HERE}", f"--log-dir={scratch}"]
     return [sys.executable, "-m", "torch.distributed.run", *options, "--module", module, *arguments]
 
 
 def follow(context: Context, command: Sequence[str]) -> None:
-    """Run a command and pass on what its processes report, until all have ended.
+    """Run a command and forward the reports of its processes until all have ended.
 
     Raises:
-        AttemptFailed: with the first failure that one of them reported, or LOST, when the command fails.
+        AttemptFailed: the command failed. It carries the first failure that a process reported, or LOST.
     """
     failure: ErrorReport | None = None
     # The ranks end when their standard input closes: torchrun puts each into a session of its own, so that no signal
@@ -100,7 +100,7 @@ def follow(context: Context, command: Sequence[str]) -> None:
                 log.warning("a rank wrote a line that is not a report: %s", line[:200].rstrip())
                 continue
             if isinstance(report, ErrorReport):
-                # Later failures are of ranks that miss the one that failed.
+                # The other ranks fail too, because they wait for the one that failed first.
                 failure = failure or report
             else:
                 context.report(report)

@@ -1,4 +1,4 @@
-"""The stages of a job, in the order in which they run: the only list of them."""
+"""All stages of a job, in the order in which they run."""
 
 from workers.stages import calibrate, compress, distill, evaluate, inspect, package, plan, verify, write
 from workers.stages.stage import Stage

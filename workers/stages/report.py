@@ -1,4 +1,4 @@
-"""The report on a job, gathered from the results of its stages; plots and model card follow from it alone."""
+"""Gather the report on a job from the results of its stages; plots and model cards are made from it alone."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -28,7 +28,7 @@ REPORT = "compression_report.json"
 
 
 def write_report(context: Context, package: Path) -> None:
-    """Write report, plots and model cards into the package, whose weights are there."""
+    """Write report, plots and model cards into `package`, which already holds the weights."""
     # Matplotlib takes memory that the model needs, and is needed once, at the end.
     from workers.report.card import CARD, format_card, front_matter_of, model_card
     from workers.report.plots import draw
@@ -45,6 +45,7 @@ def write_report(context: Context, package: Path) -> None:
 
 
 def gather(context: Context) -> CompressionReport:
+    """Return the report on this context's ratio."""
     recipe = context.assignment.recipe.at(context.ratio)
     planned, metrics = plan.plan_of(context), evaluate.metrics(context)
     return CompressionReport(
@@ -66,7 +67,7 @@ def gather(context: Context) -> CompressionReport:
 
 
 def removed_blocks(context: Context, planned: Plan) -> Iterator[RemovedBlock]:
-    """Yield the blocks that are gone, in the order in which they went."""
+    """Yield the removed blocks in the order of their removal, with the scores of the blocks that were compared."""
     removal = planned.step(Remove) or planned.step(Fuse)
     if removal is None:
         return
@@ -76,7 +77,7 @@ def removed_blocks(context: Context, planned: Plan) -> Iterator[RemovedBlock]:
 
 
 def sites(context: Context) -> Iterator[SiteReport]:
-    """Yield for every matrix of the original what it became, what it stores now, and how far off it is."""
+    """Yield, for every matrix of the original, its new structure, its stored parameters and its relative error."""
     parts = compress.finished_parts(context)
     overlay = Overlay.open(inspect.model_dir(context), parts)
     errors = {name: error for part in parts for name, error in part.errors.items()}
@@ -95,16 +96,18 @@ def sites(context: Context) -> Iterator[SiteReport]:
 
 
 def role(site: Site, inventory: Inventory) -> str:
-    """The name of a matrix within its block; its whole name where it is in none."""
+    """Return the name of a matrix within its block, or its whole name outside the blocks."""
     return site.name.removeprefix(f"{inventory.block_prefix}.{site.block}.")
 
 
 def written_text(context: Context) -> TeacherText | None:
+    """Return the cost of the text that the teacher wrote; None if the recipe does not use it."""
     cost = teacher_text.cost_of(context)
     return None if cost is None else TeacherText.model_validate(asdict(cost))
 
 
 def distillation(context: Context) -> DistillationReport | None:
+    """Return the report on the distillation; None if the recipe asks for none."""
     curves = distill.curves(context)
     if not curves:
         return None
@@ -112,7 +115,7 @@ def distillation(context: Context) -> DistillationReport | None:
 
 
 def phases(context: Context) -> Iterator[DistillationPhase]:
-    """Yield, for each phase, the names of the parts compressed in it and how its training went."""
+    """Yield, for each phase, the names of the parts compressed in it and the outcome of its training."""
     parts = compress.finished_parts(context)
     for phase, curve in zip(compress.schedule(context), distill.curves(context), strict=True):
         made = (parts[number] for number in range(phase.first, phase.trained))

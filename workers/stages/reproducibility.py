@@ -1,4 +1,4 @@
-"""What a result depends on besides its recipe: which model, which text, whose code, what machine."""
+"""Record everything besides the recipe that a result depends on: model, texts, library versions and machine."""
 
 import platform
 from importlib.metadata import version
@@ -18,6 +18,7 @@ PACKAGES = ("modelpress", "torch", "transformers", "safetensors", "tokenizers", 
 
 
 def reproducibility(context: Context) -> Reproducibility:
+    """Return the record for this job."""
     assignment = context.assignment
     return Reproducibility(
         original=OriginalRecord(
@@ -35,11 +36,12 @@ def reproducibility(context: Context) -> Reproducibility:
 
 
 def packages(recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of the packages whose versions are recorded."""
     return (*PACKAGES, tasks.LIBRARY) if recipe.evaluation.tasks else PACKAGES
 
 
 def files_of(model: Path) -> list[Path]:
-    """The files of a model that are read: config, weights, tokenizer and what else comes along."""
+    """Return the files of a model that are read: config, weights, tokenizer and companions, sorted by name."""
     if model.is_file():
         return [model]
     weights = {tensor.file for tensor in stored_tensors(model).values()}
@@ -48,6 +50,7 @@ def files_of(model: Path) -> list[Path]:
 
 
 def environment(context: Context) -> Environment:
+    """Return the machine and the settings that affect rounding."""
     place = compute.device(context)
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else torch.backends.cpu.get_cpu_capability()
     return Environment(

@@ -1,4 +1,4 @@
-"""What a stage is, and how much of a job each one takes."""
+"""The stage of a job as a value, and the fraction of a job that each stage takes."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,15 @@ from workers.stages.context import Context
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a job. It reads the results of those before it and leaves a durable one of its own.
+    """One stage of a job, which reads the results of earlier stages and leaves a durable result of its own.
 
-    `run(context, directory)` writes the result into an empty directory. `weight(recipe, turn)` says how long it takes
-    for the ratio number `turn`, on a scale on which all stages of a plain job come to about 1; only the progress bar
-    leans on it. A recipe for which it is not `wanted` has no such stage. `once`: it runs once, whatever the number of
-    ratios, and before the stages that run for each of them.
+    Attributes:
+        name: the stage's name in results, reports and the API.
+        run: `run(context, directory)` writes the result into an empty directory.
+        weight: `weight(recipe, turn)` returns the relative time for `recipe.ratios[turn]`; the stages of a plain job
+            add up to about 1. Only the progress bar depends on it.
+        wanted: `wanted(recipe)` returns whether the recipe has this stage.
+        once: whether it runs once for all ratios, before the stages that run for each of them.
     """
 
     name: str
@@ -28,25 +31,25 @@ class Stage:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The stages that a recipe wants, in order, and the fraction of the whole job that each one takes."""
+    """The stages that a recipe has, in order, and the fraction of the whole job that each one takes."""
 
     recipe: Recipe
     stages: tuple[Stage, ...]
 
     @classmethod
     def of(cls, recipe: Recipe, stages: Sequence[Stage]) -> "Schedule":
-        """Return the schedule of the stages that the recipe wants."""
+        """Return the schedule of those `stages` that the recipe has."""
         return cls(recipe, tuple(stage for stage in stages if stage.wanted(recipe)))
 
     def share(self, name: str, turn: int = 0) -> float:
-        """Return the fraction of the job that a stage takes for the ratio number `turn`; 0 for one that is not there.
+        """Return the fraction of the job that a stage takes for `recipe.ratios[turn]`; 0 if it is not scheduled.
 
-        What is left of 1 is the fetching of model and texts.
+        All fractions together leave FETCH_SHARE for fetching the model and the texts.
         """
         return sum(self._weight(stage, turn) for stage in self.stages if stage.name == name) * self._unit
 
     def before(self, turn: int, finished: Collection[str]) -> float:
-        """Return the fraction of the job that is done once the stages `finished` of the ratio number `turn` are."""
+        """Return the fraction of the job that is done once the stages `finished` of `recipe.ratios[turn]` are."""
         earlier = sum(self._weight(stage, each) for stage in self.stages for each in range(turn))
         now = sum(self._weight(stage, turn) for stage in self.stages if stage.name in finished)
         return FETCH_SHARE + (earlier + now) * self._unit

@@ -1,6 +1,6 @@
-"""Put the checkpoints of several ratios into one package, each in a directory of its own, and the report beside them.
+"""Assemble the package of a job with several ratios: a directory for each checkpoint, and a report on all of them.
 
-It takes no time, since files are linked, and is done anew by every attempt that comes so far.
+Files are linked, which takes no time, so every attempt that gets this far assembles the package anew.
 """
 
 import os
@@ -20,7 +20,7 @@ REPORT = "sweep_report.json"
 
 
 def done(turns: Sequence[Context]) -> DoneReport:
-    """What the job has come to, once the package of each ratio is verified. `turns`: each with its results."""
+    """Assemble the package and return the final report; `turns` holds the finished context of each ratio."""
     context = turns[0]
     directory = context.shared.begin(NAME) / package.NAME
     shutil.rmtree(directory, ignore_errors=True)
@@ -40,6 +40,7 @@ def done(turns: Sequence[Context]) -> DoneReport:
 
 
 def result_of(context: Context) -> SweepResult:
+    """Return the result for one ratio."""
     metrics = evaluate.metrics(context)
     return SweepResult(
         target_ratio=context.ratio,
@@ -51,11 +52,12 @@ def result_of(context: Context) -> SweepResult:
 
 
 def directory_name(ratio: float) -> str:
-    """'1.5', '2': the shortest that no other ratio has."""
+    """Return the directory name of a ratio: its shortest exact decimal form, such as '1.5' or '2'."""
     return repr(ratio).removesuffix(".0")
 
 
 def write_report(report: SweepReport, original: Path, directory: Path) -> None:
+    """Write the report, its plot, the model card and the checksums into `directory`."""
     # Matplotlib takes memory that the model needs, and is needed once, at the end.
     from workers.report.card import CARD, front_matter_of
     from workers.report.sweep import draw_tradeoff, sweep_card
@@ -67,8 +69,8 @@ def write_report(report: SweepReport, original: Path, directory: Path) -> None:
 
 
 def missed(turns: Sequence[Context]) -> str | None:
-    """What the ratios miss of what the recipe's gate asks; None where none of them misses anything."""
+    """Return a sentence about every bound of the recipe's gate that a ratio misses, or None if all are met."""
     asked = turns[0].assignment.recipe.evaluation.gate
-    return gate.told(
+    return gate.as_sentence(
         f"at ratio {turn.ratio:g} {miss}" for turn in turns for miss in gate.misses_of(asked, evaluate.metrics(turn))
     )

@@ -1,7 +1,7 @@
-"""Ask original and result tasks of lm-eval, where the recipe names some.
+"""Run the lm-eval tasks that the recipe names on the original and the result.
 
-What each model came to on each task is kept as soon as it is known: a killed worker costs one task, and several ratios
-ask the original once.
+The result of each task is durable as soon as it is known: a killed worker repeats one task at most, and several ratios
+run the original once.
 """
 
 from collections.abc import Sequence
@@ -25,52 +25,66 @@ from workers.stages.context import Context
 from workers.stages.workbench import Workbench
 
 LIBRARY = "lm_eval"
-KEPT = "tasks"
-"""Under this name the workbench keeps what models came to."""
+STORED = "tasks"
+"""Name of the result whose directory holds the task results."""
 
 AFTER_THE_REST = 0.95
-"""How much of its stage is done when tasks begin: all that is known of how long they take."""
+"""Fraction of the stage reported while tasks run: nobody knows how long they take."""
 
 RESULTS: TypeAdapter[dict[str, TaskResult]] = TypeAdapter(dict[str, TaskResult])
 TOO_LARGE = "the model does not fit into the worker's memory"
 
 
 def require_library(recipe: Recipe) -> None:
-    """Raises AttemptFailed, before anything was computed, where the recipe needs what is not installed here."""
+    """Check, before anything is computed, that lm-eval is installed if the recipe names tasks.
+
+    Raises:
+        AttemptFailed: it is not.
+    """
     if recipe.evaluation.tasks and find_spec(LIBRARY) is None:
-        raise AttemptFailed(FailureCode.MISSING_EXTRA, "this worker cannot run tasks: install modelpress[tasks] there")
+        raise AttemptFailed(
+            FailureCode.MISSING_EXTRA,
+            "this worker lacks lm-eval, which runs the tasks: install modelpress[tasks] there",
+        )
 
 
 def require_data(context: Context) -> None:
-    """Raises UnknownTask, TaskDataMissing or TaskNotRunnable, long before the tasks are asked."""
+    """Check, long before the tasks run, that they exist and that their data is on this machine.
+
+    Raises:
+        UnknownTask: lm-eval knows no task of a name.
+        TaskDataMissing: the data of a task is not stored here.
+        TaskNotRunnable: a task is broken, or needs more than text.
+    """
     names = context.assignment.recipe.evaluation.tasks
     if not names:
         return
     context.progress(0.0, "looking for the tasks and their data")
-    # A fresh process: the library and the data take memory that the model needs until then.
+    # In a fresh process, since library and data would keep memory that the model needs.
     with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as elsewhere:
         elsewhere.submit(try_to_load, names, context.assignment.tasks_dir).result()
 
 
 def try_to_load(names: Sequence[str], folder: Path | None) -> None:
-    # It imports the optional library.
+    """Load the tasks and their data, and drop them; the operator's own tasks are in `folder`."""
+    # This module imports the optional library.
     from workers.compression.evaluation.tasks import load
 
     load(names, folder)
 
 
 def with_tasks(context: Context, directories: Sequence[Path], measured: Sequence[Metrics]) -> list[Metrics]:
-    """What was measured of the models in `directories`, and what they come to on the recipe's tasks."""
+    """Return `measured`, the metrics of the models in `directories`, completed by their task results."""
     if not context.assignment.recipe.evaluation.tasks:
         return list(measured)
     return [
-        metrics.model_copy(update=asked(context, directory))
+        metrics.model_copy(update=task_fields(context, directory))
         for directory, metrics in zip(directories, measured, strict=True)
     ]
 
 
-def asked(context: Context, directory: Path) -> dict[str, Any]:
-    """The fields of Metrics that are about tasks."""
+def task_fields(context: Context, directory: Path) -> dict[str, Any]:
+    """Return the fields of Metrics about tasks for the model in `directory`."""
     model = compute.open_model(context, directory)
     if not memory.holds(context, model):
         return {"tasks_skipped": TOO_LARGE}
@@ -78,19 +92,20 @@ def asked(context: Context, directory: Path) -> dict[str, Any]:
 
 
 def results(context: Context, directory: Path, model: StreamedModel) -> dict[str, TaskResult]:
-    """What any attempt has found, and what is found now."""
+    """Return the model's result on each task, running those that no attempt has stored."""
     names = context.assignment.recipe.evaluation.tasks
-    known = {name: found for name in names if (found := kept(context, directory, name)) is not None}
+    known = {name: found for name in names if (found := stored_result(context, directory, name)) is not None}
     missing = [name for name in names if name not in known]
     if missing:
-        known |= ask(context, directory, model, missing)
+        known |= run_tasks(context, directory, model, missing)
     return {task: result for name in names for task, result in known[name].items()}
 
 
-def ask(
+def run_tasks(
     context: Context, directory: Path, model: StreamedModel, names: Sequence[str]
 ) -> dict[str, dict[str, TaskResult]]:
-    # It imports the optional library.
+    """Run the tasks on the model, store each result, and return all of them by the recipe's name and lm-eval's name."""
+    # This module imports the optional library.
     from workers.compression.evaluation.tasks import load, scores
 
     context.progress(AFTER_THE_REST, "loading tasks")
@@ -101,31 +116,34 @@ def ask(
         tokenizer = AutoTokenizer.from_pretrained(inspect.model_dir(context))
         found = scores(tasks[name], whole, tokenizer, limit=context.assignment.recipe.evaluation.task_limit)
         answered[name] = {task: TaskResult.model_validate(asdict(score)) for task, score in found.items()}
-        keep(context, directory, name, answered[name])
+        store_result(context, directory, name, answered[name])
     return answered
 
 
-def kept(context: Context, directory: Path, name: str) -> dict[str, TaskResult] | None:
-    path = bench_of(context, directory).finished_part(KEPT, part_of(context, directory, name))
+def stored_result(context: Context, directory: Path, name: str) -> dict[str, TaskResult] | None:
+    """Return the stored result of one of the recipe's tasks, or None."""
+    path = bench_of(context, directory).finished_part(STORED, part_of(context, directory, name))
     return None if path is None else RESULTS.validate_json(path.read_bytes())
 
 
-def keep(context: Context, directory: Path, name: str, found: dict[str, TaskResult]) -> None:
+def store_result(context: Context, directory: Path, name: str, found: dict[str, TaskResult]) -> None:
+    """Store the result of one of the recipe's tasks durably."""
     bench = bench_of(context, directory)
-    path = bench.begin(KEPT) / part_of(context, directory, name)
+    path = bench.begin(STORED) / part_of(context, directory, name)
     path.write_bytes(RESULTS.dump_json(found))
     bench.finish_part(path)
 
 
 def bench_of(context: Context, directory: Path) -> Workbench:
-    """What the original comes to is the same for every ratio."""
+    """Return the workbench for a model's results; all ratios share those of the original."""
     return context.shared if is_original(context, directory) else context.bench
 
 
 def part_of(context: Context, directory: Path, name: str) -> str:
-    """Such as 'arc_easy of original'."""
+    """Return the name of the stored result, such as 'arc_easy of original'."""
     return f"{name} of {'original' if is_original(context, directory) else directory.name}"
 
 
 def is_original(context: Context, directory: Path) -> bool:
+    """Return whether `directory` holds the original model."""
     return directory == inspect.model_dir(context)

@@ -1,6 +1,6 @@
-"""The text of `teacher:`, written by the original itself. Each batch is durable, so a new attempt goes on behind it.
+"""Have the original write the text of `teacher:`. Each batch is durable, so a new attempt continues after the last one.
 
-Calibration and distillation that both ask for it share one text: what is read less of is read from its beginning.
+If both calibration and distillation ask for it, they share one text; the one that needs less reads its beginning.
 """
 
 import json
@@ -25,19 +25,19 @@ NAME = names.CALIBRATE
 COST = "teacher_text.json"
 TOKENS, SECONDS = "tokens", "seconds"
 QUIET_SECONDS = 1.0
-"""Progress is told no more often."""
+"""Shortest time between two progress reports."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """How many tokens the original wrote, and how long that took in all attempts together."""
+    """The number of tokens that the original wrote, and the seconds that it took in all attempts together."""
 
     tokens: int
     seconds: float
 
 
 def written(context: Context, tokenizer: Any) -> Tensor:
-    """All of the text, [tokens] of int64; what no attempt has written yet is written now."""
+    """Return the whole text as token ids [tokens] of int64, first writing the batches that no attempt has stored."""
     sampling = Sampling()
     sequences, length = size(context)
     batches = math.ceil(sequences / sampling.batch)
@@ -53,19 +53,23 @@ def written(context: Context, tokenizer: Any) -> Tensor:
 
 
 def size(context: Context) -> tuple[int, int]:
-    """Sequences, and tokens in each. Raises ValueError for a recipe without such text."""
+    """Return the number of sequences of the text and the number of tokens in each.
+
+    Raises:
+        ValueError: the recipe does not use `teacher:`.
+    """
     asked = context.assignment.recipe.teacher_text
     if asked is None:
-        raise ValueError(f"nothing in the recipe reads {TEACHER}")
+        raise ValueError(f"no section of the recipe reads {TEACHER}")
     return asked
 
 
 def write(context: Context, tokenizer: Any, sampling: Sampling, start: int) -> None:
-    """Write the batches from number `start` on. The original is in memory as a whole meanwhile."""
+    """Write the batches from number `start` on, with the whole original in memory."""
     sequences, length = size(context)
     model = compute.open_model(context, inspect.model_dir(context)).whole()
     before = start * sampling.batch * length
-    meter = Meter(context, sequences * length, before)
+    meter = WritingProgress(context, sequences * length, before)
     began = time.monotonic()
     batches = sample(
         model,
@@ -85,8 +89,8 @@ def write(context: Context, tokenizer: Any, sampling: Sampling, start: int) -> N
         began = time.monotonic()
 
 
-class Meter:
-    """Tells how many tokens are written and how fast."""
+class WritingProgress:
+    """Reports how many tokens are written, and how many per second."""
 
     def __init__(self, context: Context, total: int, before: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.context = context
@@ -95,38 +99,41 @@ class Meter:
         self.finished = before
         self.clock = clock
         self.began = clock()
-        self.told = self.began
+        self.reported = self.began
 
     def running(self, tokens: int) -> None:
-        """`tokens`: of the batch that is being written."""
+        """Report progress, at most once in QUIET_SECONDS, when the current batch has reached `tokens` tokens."""
         now, done = self.clock(), self.finished + tokens
-        if now - self.told < QUIET_SECONDS:
+        if now - self.reported < QUIET_SECONDS:
             return
-        self.told = now
+        self.reported = now
         pace = (done - self.before) / (now - self.began)
         detail = f"the original writes text, {done:,} of {self.total:,} tokens, {pace:.0f} per second"
         self.context.progress(done / self.total, detail)
 
     def finish(self, tokens: int) -> None:
+        """Count a finished batch of `tokens` tokens."""
         self.finished += tokens
 
 
 def cost_of(context: Context) -> Cost | None:
-    """What `teacher:` took; None where the recipe does not ask for it."""
+    """Return the cost of the text of `teacher:`, or None if the recipe does not use it."""
     path = context.results[names.CALIBRATE] / COST
     return Cost(**json.loads(path.read_text())) if path.exists() else None
 
 
 def read(path: Path) -> tuple[Tensor, float]:
-    """The tokens of a batch, [sequences, length], and the seconds that it took."""
+    """Return the token ids [sequences, length] of a stored batch, and the seconds that it took."""
     with safe_open(path, framework="pt") as file:
         tokens: Tensor = file.get_tensor(TOKENS)
         return tokens, float(file.metadata()[SECONDS])
 
 
 def part(context: Context, number: int) -> Path | None:
+    """Return the file of the batch `number`, or None if no attempt has stored it."""
     return context.bench.finished_part(NAME, file_name(number))
 
 
 def file_name(number: int) -> str:
+    """Return the name of the file of the batch `number`."""
     return f"teacher-text-{number:05d}.safetensors"

@@ -1,6 +1,6 @@
-"""One distillation of the compressed model as far as it is made, and the part that it leaves.
+"""Train the compressed model once, and store the trained weights as one more part.
 
-Checkpoints are durable: a new attempt resumes from the last one and ends with the weights of an undisturbed attempt.
+Checkpoints are durable: a new attempt resumes from the last one, and ends with the weights of an undisturbed attempt.
 """
 
 from dataclasses import fields, replace
@@ -26,22 +26,22 @@ from workers.stages.part_files import file_name, write_part
 from workers.stages.training_files import CheckpointFiles
 
 TRAINING = "training"
-"""Name of the result whose directory holds checkpoints; it lies beside the results of the stages."""
+"""Name of the result whose directory holds the checkpoints, beside the results of the stages."""
 
 TEACHER = "teacher"
-"""Beginning of the name of the directory of cached teacher logits, which every attempt at the same inputs shares."""
+"""Beginning of the name of the directory of cached teacher logits, which all attempts with the same inputs share."""
 
 COMPRESSING = 0.1
-"""Estimated share of a phase's time that compressing its parts takes; only the progress bar depends on it."""
+"""Estimated fraction of a phase's time spent on compressing its parts; only the progress bar depends on it."""
 
 CHECKPOINTS, LONGEST_INTERVAL = 10, 50
 """Checkpoints per run, and the most steps between two of them."""
 
 
 def train_phase(context: Context, phase: Phase, parallel: ParallelStrategy | None = None) -> None:
-    """Train the model that all parts so far make; leave the loss curve and the part number `phase.trained`.
+    """Train the model that all parts so far make; store the loss curve and the part number `phase.trained`.
 
-    With `parallel`, each of several processes calls this, and the leading one makes the result durable.
+    With `parallel`, each of several processes calls this, and the leading one stores the result.
     """
     parallel = parallel or SingleProcess()
     original = StreamedModel.open(inspect.model_dir(context), device=compute.device(context), dtype=torch.float32)
@@ -90,12 +90,14 @@ class PhaseObserver(Observer):
         self._length = requested(context).length
 
     def latest(self) -> TrainingCheckpoint | None:
+        """Return the newest checkpoint of any attempt and report the resumption; None if there is none."""
         checkpoint = self._files.latest()
         if checkpoint is not None:
             self._context.resumed()
         return checkpoint
 
     def save(self, checkpoint: TrainingCheckpoint) -> TrainingCheckpoint:
+        """Store a checkpoint in the leading process, and return it as every process reads it back."""
         if self._parallel.leads:
             self._files.save(checkpoint)
         self._parallel.wait()
@@ -103,6 +105,7 @@ class PhaseObserver(Observer):
         return self._files.read(checkpoint.step)
 
     def on_step(self, step: int, loss: float, restarts: int) -> None:
+        """Report the progress after a step."""
         settings = self._settings
         tokens = min(step * settings.batch_size * self._length, settings.tokens)
         fraction = progress_of(self._phase, self._phases, trained=step / settings.steps(self._length))
@@ -111,7 +114,7 @@ class PhaseObserver(Observer):
 
 
 def checkpoint_files(context: Context, phase: Phase) -> CheckpointFiles:
-    """Return where the checkpoints of a phase's training are kept."""
+    """Return the store of the checkpoints of a phase's training."""
     return CheckpointFiles(context.bench, TRAINING, f"phase-{phase.number:04d}")
 
 
@@ -119,7 +122,7 @@ def requested(context: Context) -> Distillation:
     """Return the distillation that the recipe asks for.
 
     Raises:
-        ValueError: when it asks for none.
+        ValueError: it asks for none.
     """
     distillation = context.assignment.recipe.distillation
     if distillation is None:
@@ -130,7 +133,7 @@ def requested(context: Context) -> Distillation:
 def settings_of(distillation: Distillation, phases: int = 1) -> DistillationSettings:
     """Return the training settings of one phase; the recipe's token budget is divided evenly over `phases`.
 
-    Every field that recipe and settings have in common is taken over by its name.
+    Every field that recipe and settings have in common is copied by its name.
     """
     shared = {field.name for field in fields(DistillationSettings)} & type(distillation).model_fields.keys()
     settings = DistillationSettings(**distillation.model_dump(include=shared))
@@ -140,14 +143,17 @@ def settings_of(distillation: Distillation, phases: int = 1) -> DistillationSett
 
 
 def windows_of(windows: Tensor, phase: Phase, phases: int) -> Tensor:
-    """Return the phase's share of windows [N, T]: no text is repeated while a phase has not seen other text yet."""
+    """Return the phase's share of the windows [N, T]; the phases divide them evenly, so none repeats another's text.
+
+    If there are fewer windows than phases, some phases share a window.
+    """
     return windows[phase.number % len(windows) :: phases]
 
 
 def progress_of(phase: Phase, phases: int, *, compressed: float = 1.0, trained: float = 0.0) -> float:
-    """Return the share of all phases that is done, given those of this phase's parts and of its training.
+    """Return the finished fraction of all phases, given the fractions of this phase's compression and training.
 
-    The parts of the first phase belong to another stage and do not count.
+    The stage `compress` makes the parts of the first phase, so they do not count.
     """
     compressing = COMPRESSING if phase.number else 0.0
     return (phase.number + compressing * compressed + (1 - compressing) * trained) / phases
@@ -159,12 +165,12 @@ def phase_prefix(phase: Phase, phases: int) -> str:
 
 
 def training_detail(tokens: int, of: int, loss: float, restarts: int) -> str:
-    """Return the progress message of a training: tokens done, tokens in all, the last loss and any restarts."""
+    """Return the progress message of a training: tokens done, tokens in all, last loss (nats per token), restarts."""
     times = "once" if restarts == 1 else f"{restarts} times"
     diverged = f"; diverged {times} and continued at a lower learning rate" if restarts else ""
     return f"distilling: {tokens:,} of {of:,} tokens, loss {loss:.3g}{diverged}"
 
 
 def curve_name(phase: Phase) -> str:
-    """Return the name of the file with the loss curve of a phase."""
+    """Return the name of the file with a phase's loss curve."""
     return f"curve-{phase.number}.json"

@@ -1,4 +1,4 @@
-"""The files in which training runs are kept while they are under way: those of distillation and of absorption."""
+"""Durable files of training runs in progress: distillations of the model, and those within a part (absorption)."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -20,27 +20,29 @@ ABSORPTION = "absorption"
 """Beginning of the names of all files that `AbsorptionCheckpoints` keeps."""
 
 OnSave = Callable[[TrainingCheckpoint], None]
-"""Takes a checkpoint that was saved."""
+"""Called with each checkpoint once it is saved."""
 
 
 class CheckpointFiles(Observer):
-    """Keeps the latest checkpoint of one run as a durable part of a stage's result.
+    """Stores the latest checkpoint of one run as a durable part of a stage's result.
 
-    An older checkpoint is removed once a newer one is recorded; one that is damaged or not recorded does not count.
+    Older checkpoints are removed once a newer one is recorded. Damaged or unrecorded checkpoints are ignored.
     """
 
     def __init__(self, bench: Workbench, result: str, run: str) -> None:
-        """
+        """Store the checkpoints of `run` in the result's directory.
+
         Args:
+            bench: stores results durably.
             result: name of the result whose directory holds the files.
-            run: beginning of the files' names, which tells the run from others in the directory.
+            run: beginning of the files' names, which distinguishes the run from others in the directory.
         """
         self._bench = bench
         self._result = result
         self._prefix = f"{run}-"
 
     def latest(self) -> TrainingCheckpoint | None:
-        """Return the newest intact checkpoint that any attempt has saved; its tensors are read on demand."""
+        """Return the newest intact checkpoint that any attempt has saved, or None; its tensors are read on demand."""
         for file in reversed(self._files()):
             path = self._bench.finished_part(self._result, file)
             if path is not None:
@@ -56,11 +58,11 @@ class CheckpointFiles(Observer):
         return read_checkpoint(path)
 
     def read(self, step: int) -> TrainingCheckpoint:
-        """Return the checkpoint that this attempt has saved after a step; its tensors are read on demand."""
+        """Return the checkpoint that this attempt saved after a step; its tensors are read on demand."""
         return read_checkpoint(self._path(step))
 
     def clear(self) -> None:
-        """Remove the run's checkpoints: what it was for is finished."""
+        """Remove the run's checkpoints, once its result is stored."""
         self._discard(self._files())
 
     def _path(self, step: int) -> Path:
@@ -76,7 +78,7 @@ class CheckpointFiles(Observer):
 
 
 class AbsorptionCheckpoints(CheckpointStore):
-    """Keeps the checkpoints of the distillations within the parts of a stage's result, and reports each."""
+    """Stores the checkpoints of the distillations within a stage's parts, and reports each one."""
 
     def __init__(self, bench: Workbench, result: str, on_save: OnSave) -> None:
         self._bench = bench
@@ -84,15 +86,16 @@ class AbsorptionCheckpoints(CheckpointStore):
         self._on_save = on_save
 
     def observer(self, part: str) -> CheckpointFiles:
+        """Return the observer that stores the checkpoints of the distillation within `part`."""
         return _ReportedFiles(self._bench, self._result, f"{ABSORPTION}-{part}", self._on_save)
 
     def clear(self) -> None:
-        """Remove all checkpoints: the part that was distilled is finished."""
+        """Remove all checkpoints, once the distilled part is stored."""
         CheckpointFiles(self._bench, self._result, ABSORPTION).clear()
 
 
 class _ReportedFiles(CheckpointFiles):
-    """Checkpoint files that call `on_save` with each checkpoint."""
+    """Checkpoint files that also pass each saved checkpoint to `on_save`."""
 
     def __init__(self, bench: Workbench, result: str, run: str, on_save: OnSave) -> None:
         super().__init__(bench, result, run)
@@ -105,13 +108,13 @@ class _ReportedFiles(CheckpointFiles):
 
 
 def write_checkpoint(path: Path, checkpoint: TrainingCheckpoint) -> None:
-    """Write a checkpoint as one safetensors file with its numbers in the metadata."""
+    """Write a checkpoint as one safetensors file, with its numbers in the metadata."""
     numbers = {field: getattr(checkpoint, field) for field in NUMBERS}
     save_file(dict(checkpoint.tensors), path, metadata={"training": json.dumps(numbers)})
 
 
 def read_checkpoint(path: Path) -> TrainingCheckpoint:
-    """Return a checkpoint whose tensors are read from the file when they are needed."""
+    """Return the checkpoint that `write_checkpoint` wrote; its tensors are read on demand."""
     with safe_open(path, framework="pt") as file:
         numbers = json.loads(file.metadata()["training"])
     numbers["losses"] = tuple(numbers["losses"])

@@ -1,7 +1,7 @@
-"""Write the compressed model in every format that the recipe asks for, each into a directory of its name.
+"""Write the compressed model in every format that the recipe asks for, each into a directory named after it.
 
-What is written here is what is measured, packaged and verified. A format is left out where it is not for what a method
-left that may leave plain or factored matrices, such as `auto`.
+The files written here are the ones that are measured, packaged and verified. A method such as `auto` may leave plain or
+factored matrices; a format that does not support the outcome is then left out.
 """
 
 import logging
@@ -28,7 +28,7 @@ SIZES = "sizes.json"
 
 
 class Stored(BaseModel):
-    """What a written checkpoint stands for, and what its weights take on the disk."""
+    """The size of a written checkpoint: parameters that it represents, and bytes of its weights on disk."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -40,7 +40,11 @@ _SIZES: TypeAdapter[dict[str, Stored]] = TypeAdapter(dict[str, Stored])
 
 
 def require_libraries(recipe: Recipe) -> None:
-    """Raise AttemptFailed, before anything was computed, where a format needs what is not installed here."""
+    """Check, before anything is computed, that the libraries of the recipe's formats are installed.
+
+    Raises:
+        AttemptFailed: one of them is not.
+    """
     for form in (FORMATS[name] for name in recipe.formats):
         if form.library is not None and find_spec(form.library) is None:
             message = f"this worker cannot write {form.name}: install modelpress[{form.extra}] there"
@@ -48,6 +52,7 @@ def require_libraries(recipe: Recipe) -> None:
 
 
 def run(context: Context, directory: Path) -> None:
+    """Write every suitable format, and the size of each."""
     overlay = Overlay.open(inspect.model_dir(context), compress.finished_parts(context))
     wanted, stored = suitable(context.assignment.recipe, overlay), dict[str, Stored]()
     for number, form in enumerate(wanted):
@@ -60,7 +65,10 @@ def run(context: Context, directory: Path) -> None:
 
 
 def suitable(recipe: Recipe, overlay: Overlay) -> tuple[Format, ...]:
-    """The recipe's formats, less those that are not for what a method left that may leave either kind of matrices."""
+    """Return the recipe's formats without those that do not support the result.
+
+    Only a method that may leave plain or factored matrices drops formats; for any other, the recipe was checked before.
+    """
     found, left = [], Leaves.FACTORED if overlay.is_factored else Leaves.PLAIN
     for form in (FORMATS[name] for name in recipe.formats):
         reason = form.refuses(overlay.inventory, left)
@@ -72,17 +80,17 @@ def suitable(recipe: Recipe, overlay: Overlay) -> tuple[Format, ...]:
 
 
 def sizes(context: Context) -> dict[str, Stored]:
-    """The size of what was written, by the name of its format."""
+    """Return the size of each written checkpoint by the name of its format."""
     return _SIZES.validate_json((context.results[names.WRITE] / SIZES).read_bytes())
 
 
 def written(context: Context) -> tuple[Format, ...]:
-    """The formats that were written, in the order of the recipe."""
+    """Return the written formats in the order of the recipe."""
     return tuple(FORMATS[name] for name in sizes(context))
 
 
 def directory_of(context: Context, name: str = MAIN) -> Path:
-    """Where the checkpoint in this format lies."""
+    """Return the directory with the checkpoint in the format `name`."""
     return context.results[names.WRITE] / name
 
 

@@ -37,7 +37,7 @@ def test_a_result_at_the_bound_misses_nothing(gate: Gate | None) -> None:
 def test_a_miss_names_the_dataset_the_figure_and_the_bound() -> None:
     said = missed(Gate(max_perplexity_ratio=1.5), FOUND)
     assert said is not None
-    assert said.startswith("the perplexity on far is 2.5 times the original's, above the 1.5")
+    assert said.startswith("the perplexity on far is 2.5 times the original's, above max_perplexity_ratio (1.5)")
     assert "near" not in said
 
 

@@ -34,13 +34,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         found = {name: {name: TaskResult(version="1", examples=6, shots=0, metrics=FOUND)} for name in names}
         for name in names:
             calls.append((name, directory.name))
-            tasks.keep(context, directory, name, found[name])
+            tasks.store_result(context, directory, name, found[name])
         return found
 
     monkeypatch.setattr(tasks, "require_library", lambda _: None)
     monkeypatch.setattr(tasks, "require_data", lambda _: None)
     monkeypatch.setattr(tasks, "LIBRARY", "torch")
-    monkeypatch.setattr(tasks, "ask", ask)
+    monkeypatch.setattr(tasks, "run_tasks", ask)
     return calls
 
 

@@ -17,7 +17,7 @@ from workers.compression.teacher_text import Sampling
 from workers.messages import Assignment, ProgressReport, ResumedReport
 from workers.stages import calibrate, teacher_text
 from workers.stages.context import Context
-from workers.stages.teacher_text import Meter
+from workers.stages.teacher_text import WritingProgress
 from workers.stages.workbench import Workbench
 
 FOREIGN = "local:a.txt"
@@ -167,7 +167,7 @@ def test_no_more_is_written_than_somebody_reads(sections: dict[str, Any], expect
 
 def test_progress_tells_tokens_and_pace_once_in_a_while(job: Job) -> None:
     seconds = iter((0.0, 0.5, 2.0, 2.5))
-    meter = Meter(job.context(), total=1000, before=200, clock=lambda: next(seconds))
+    meter = WritingProgress(job.context(), total=1000, before=200, clock=lambda: next(seconds))
     for tokens in (10, 100, 120):
         meter.running(tokens)
     (report,) = job.reports
