@@ -41,7 +41,7 @@ class Moments:
 
     @classmethod
     def of(cls, batches: Iterable[tuple[Tensor, Tensor]]) -> "Moments":
-        """Return the moments of all batches of (inputs [..., in], errors [..., out]), of which there is at least one."""
+        """Return the moments of all batches of (inputs [..., in], errors [..., out]); at least one is needed."""
         moments: Moments | None = None
         for inputs, errors in batches:
             moments = moments or cls.empty(inputs.shape[-1], errors.shape[-1])

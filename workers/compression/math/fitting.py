@@ -315,7 +315,7 @@ def matrix_of(module: nn.Module) -> Tensor:
 
 
 def leading(gram: Tensor, rank: int) -> Tensor:
-    """Return the eigenvectors [n, rank] of the largest eigenvalues of a symmetric matrix [n, n]; overwrite the matrix."""
+    """Return the eigenvectors [n, rank] of a symmetric matrix's largest eigenvalues; `gram` [n, n] is overwritten."""
     values = gram.new_empty(len(gram))
     # LAPACK works on columns: only the transposed view is decomposed without a copy.
     vectors: Tensor = torch.linalg.eigh(gram.T, out=(values, gram.T)).eigenvectors

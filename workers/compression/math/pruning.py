@@ -54,7 +54,7 @@ def prune_groups(matrix: Tensor, moments: Tensor, width: int, count: int) -> Pru
     groups, rest = divmod(len(moments), width)
     if rest or not 0 < count < groups:
         raise ValueError(
-            f"cannot keep {count} groups of {width} out of {len(moments)} inputs: keep whole groups, at least one, not all"
+            f"cannot keep {count} groups of {width} out of {len(moments)} inputs: keep whole groups, but not all"
         )
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
     columns, kept = matrix, torch.arange(len(moments))
