@@ -1,4 +1,4 @@
-"""What is done with files in several places: digests, and making sure that they are on the disk."""
+"""Digests of files, and syncing them to the disk."""
 
 import hashlib
 import os
@@ -12,7 +12,7 @@ def file_sha256(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a directory's list of names, is on the disk."""
+    """Wait until a file's content, or a directory's list of entries, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

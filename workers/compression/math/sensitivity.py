@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from workers.compression.drawing import drawn
+from workers.compression.drawing import draw_from_rows
 from workers.compression.math.fitting import Moments, matrix_of, problem, spectrum
 from workers.compression.math.kronecker import WeightedTarget, errors_by_terms
 from workers.compression.math.tables import table_spectrum, table_target
@@ -180,7 +180,7 @@ def _through_head(model: DifferentiableModel, hidden: Tensor, seed: int) -> tupl
             entering = tokens.unsqueeze(0).requires_grad_()
             logits = head(entering).float().squeeze(0)
             predicted = logits.detach().softmax(-1)
-            labels = drawn(predicted.cumsum(-1), generator)
+            labels = draw_from_rows(predicted.cumsum(-1), generator)
             loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
             gradients += torch.autograd.grad(loss, entering)
             seen.probabilities.add_(predicted.sum(0).double().cpu())
@@ -214,8 +214,7 @@ def _through_block(
 
 
 class _SiteMoments:
-    """Collects the inputs of a block's target modules and the gradients at their outputs during forward and backward
-    passes."""
+    """Collector of one block's input moments and output gradients by module, during its forward and backward passes."""
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self.modules = modules

@@ -40,7 +40,7 @@ def inventory_of(
 
 
 def empty_model(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """Return the transformers model with empty weights on the meta device and real buffers, such as rotary frequencies."""
+    """Return the transformers model with empty weights on the meta device and real buffers (rotary frequencies)."""
     settings = CONFIG_MAPPING[config["model_type"]].from_dict(config)
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, dtype=dtype)  # type: ignore[no-untyped-call]

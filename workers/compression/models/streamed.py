@@ -167,7 +167,7 @@ class StreamedModel:
     def block(self, index: int) -> Iterator[nn.Module]:
         """Yield a copy of decoder block `index` with its weights in `dtype` on `device`, which are released afterwards.
 
-        Its modules may be replaced meanwhile; the replacements stay in the copy.
+        Its modules may be replaced meanwhile; the replacements keep their weights.
         """
         block = copy.deepcopy(self._blocks.get_submodule(str(index)))
         prefix = f"{self.inventory.block_prefix}.{index}."
@@ -208,7 +208,7 @@ class StreamedModel:
         setattr(self._skeleton.get_submodule(parent), leaf, module)
 
     def whole(self) -> PreTrainedModel:
-        """Return the transformers model with all its weights, in `dtype` on `device`, as a copy that shares no memory."""
+        """Return a copy of the transformers model with all its weights, in `dtype` on `device`; it shares no memory."""
         model = copy.deepcopy(self._skeleton)
         for name, tensor in self.read(self._names).items():
             assign(model, name, tensor)
