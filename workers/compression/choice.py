@@ -1,9 +1,9 @@
-"""Which method serves a model best at a ratio: each one is tried, and judged on text that it did not see.
+"""Choose the method that serves a model best at a ratio: try each one and judge it on text that it has not seen.
 
     tried = list(trials(model, AUTO.candidates(model.inventory, 1.3, AUTO.options()), 1.3, ids))
     best = min(tried, key=lambda trial: trial.perplexity).method
 
-Promise: no candidate has seen the text that judges it, and none leaves a trace in the model.
+Promise: no candidate has seen the text that judges it, and none changes the model.
 """
 
 import logging
@@ -27,16 +27,16 @@ from workers.compression.steps.influence import evenly_spread
 log = logging.getLogger(__name__)
 
 JUDGING = 4
-"""One sequence in this many judges."""
+"""One sequence in this many is held out."""
 
 TRIED_TOKENS = 4096
-"""On this many tokens a method is tried, and by as many it is judged, at most: a trial must not cost what a job
-costs."""
+"""Upper bound of tokens on which a method is tried, and of tokens that judge it: a trial must cost much less than a
+job."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a method made of the model: the perplexity on the text that was kept back."""
+    """A method that was tried, and the compressed model's perplexity on the held-out text."""
 
     method: MethodOptions
     perplexity: float
@@ -51,35 +51,43 @@ def trials(
     store: Callable[[], PartStore] = list,
     seed: int = 0,
 ) -> Iterator[Trial]:
-    """Yield what each candidate makes of the model; leave out one that fails on it or leaves no finite perplexity.
+    """Yield a trial of each candidate; skip one that fails on the model or leaves no finite perplexity.
 
-    `ids` are calibration tokens [sequences, length]; of a single sequence the second half judges. `store` gives an
-    empty store for the parts of one trial, which may keep them in files.
+    Args:
+        model: the original model, which is not changed.
+        candidates: the methods to try, with their options.
+        ratio: parameters before ÷ parameters after.
+        ids: calibration tokens [sequences, length]; the second half of a single sequence is held out.
+        store: returns an empty store for the parts of one trial, which may keep them in files.
+        seed: seed of the labels from which sensitivities are measured.
     """
-    seen, kept_back = divided(ids)
+    seen, kept_back = split_calibration(ids)
     for options in candidates:
         try:
-            tried = EditedModel(model, _compressed(model, options, ratio, seen, store(), seed))
+            tried = EditedModel(model, _compress_by(model, options, ratio, seen, store(), seed))
             left = perplexity(tried, kept_back).value
         except (CompressionError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-            log.warning("%s does not fit this model: %s", options.name, error)
+            log.warning("skip the method %s, which fails on this model: %s", options.name, error)
             continue
         if math.isfinite(left):
             yield Trial(options, left)
 
 
-def divided(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sequences on which methods are tried and those that judge, both from all over the text `ids`
-    [sequences, length]."""
+def split_calibration(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sequences on which methods are tried and the held-out ones, both spread over the text `ids`.
+
+    All are [sequences, length]; a single sequence is cut into two halves.
+    """
     ids = ids if len(ids) > 1 else ids[:, : ids.shape[1] // 2 * 2].view(2, -1)
     judges = torch.arange(1, len(ids) + 1) % min(JUDGING, len(ids)) == 0
     most = max(1, TRIED_TOKENS // ids.shape[1])
     return evenly_spread(ids[~judges], most), evenly_spread(ids[judges], most)
 
 
-def _compressed(
+def _compress_by(
     model: StreamedModel, options: MethodOptions, ratio: float, ids: Tensor, parts: PartStore, seed: int
 ) -> PartStore:
+    """Return the store of parts after compressing the model by one method."""
     method = planner_of(options)
     measured = (
         measure_all(model, ids, seed=seed, tiled=method.tiled(options)) if Need.SENSITIVITIES in method.needs else {}

@@ -1,22 +1,22 @@
-"""One draw from each of many distributions. The generators are of the CPU."""
+"""Draw one sample from each of many distributions. The random generators are CPU generators."""
 
 import torch
 from torch import Tensor
 
 
-def drawn(cumulated: Tensor, generator: torch.Generator) -> Tensor:
-    """A place in each row, [rows], by inversion of `cumulated` weights [rows, n], which need not end at 1.
+def draw_from_rows(cumulated: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a random index in each row [rows], by inversion of `cumulated` weights [rows, n], which need not end at 1.
 
-    On a CPU `torch.multinomial` takes a random number for each of the n, which costs much where these are a vocabulary.
+    On a CPU `torch.multinomial` draws a random number for each of the n weights, which is slow for a vocabulary.
     """
     point = torch.rand(len(cumulated), 1, generator=generator).to(cumulated) * cumulated[:, -1:]
     return torch.searchsorted(cumulated, point, right=True)[:, 0].clamp_(max=cumulated.shape[-1] - 1)
 
 
-def drawn_of_each(weights: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor:
-    """A place in `weights` for each group, [groups], where these follow one another, so many of each as `counts` says.
+def draw_from_groups(weights: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a random index into `weights` for each group, [groups].
 
-    No group is empty.
+    `weights` holds the groups' weights one after another, `counts` [groups] their lengths, all of at least 1.
     """
     cumulated = weights.double().cumsum(0)
     last = counts.cumsum(0) - 1

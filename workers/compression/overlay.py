@@ -1,16 +1,21 @@
-"""The compressed model as a value: finished parts laid over the checkpoint that they were made of.
+"""The compressed model as a value: finished parts laid over the checkpoint from which they were made.
 
     overlay = Overlay.open(directory, parts)
     overlay.kept, overlay.structures, overlay.shapes      # named and numbered as in the original
-    overlay.inventory                                     # what is left, with the sizes that it has now
-    overlay.config(), overlay.written_name(name)          # as a package states and names them
+    overlay.inventory                                     # what remains, with its present sizes
+    overlay.config(), overlay.written_name(name)          # as stated and named in a package
     for name in overlay.tensor_names():
         overlay.tensor(name)                              # one tensor at a time is read
 
-The rules that hold for every compressed model stand here and nowhere else: of two parts that hold a tensor the later
-counts; a factored matrix takes the place of its `.weight`; what belongs to a removed block is gone; an output head that
-shares the embedding's table reads the factors once the table is factored, unless its own structure is "dense", in which
-case it keeps the original's table for itself. The edited model, every format and the report ask it.
+The rules that hold for every compressed model stand here and nowhere else:
+
+- Of several parts that hold a tensor, the last one counts.
+- A factored matrix replaces its `.weight`.
+- Tensors of a removed block are gone.
+- An output head that shares the embedding's table reads the factors once the table is factored, unless its own
+  structure is "dense": then it keeps the original's table for itself.
+
+The edited model, every format and the report ask the overlay.
 
 Promise: at most one tensor at a time is in memory, as far as the parts read theirs from files.
 """
@@ -35,12 +40,13 @@ from workers.compression.spec.heads import stated_heads
 from workers.compression.spec.inventory import Inventory, Site, inventory, weights
 
 Form = Mapping[str, Any]
-"""The JSON form of a structure, such as {"kind": "low_rank", "rank": 8}."""
+"""JSON form of a structure, such as {"kind": "low_rank", "rank": 8}."""
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+"""The torch dtype for each dtype name in a safetensors header."""
 
 
 class Part(Protocol):
@@ -48,11 +54,11 @@ class Part(Protocol):
 
     @property
     def structures(self) -> Mapping[str, Form]:
-        """Full module name → the structure's JSON form."""
+        """Full module name → JSON form of the structure that replaces the module."""
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """Full tensor name → tensor, which may be read anew at each look-up."""
+        """Full tensor name → tensor, which may be read from a file at each look-up."""
 
     @property
     def removed(self) -> tuple[int, ...]:
@@ -61,10 +67,10 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class Original:
-    """A checkpoint before anything is laid over it.
+    """A checkpoint before any part is laid over it.
 
-    `names` maps the canonical name of each weight to its name in the files, `tensors` a name in the files to where the
-    tensor lies. `structures` is not empty where the checkpoint is itself a factored package.
+    `names` maps the canonical name of each weight to its name in the files, and `tensors` a name in the files to the
+    tensor's location. `structures` is filled where the checkpoint is itself a factored package.
     """
 
     directory: Path
@@ -76,22 +82,24 @@ class Original:
 
     @classmethod
     def read(cls, directory: Path) -> "Original":
-        """Read an ordinary checkpoint's config and headers. Raises UnsupportedArchitecture, MalformedModel."""
+        """Read the config and headers of an ordinary checkpoint. Raises UnsupportedArchitecture and MalformedModel."""
         config, tensors = read_config(directory), stored_tensors(directory)
         contents = inventory(config, {name: tensor.shape for name, tensor in tensors.items()})
         return cls(directory, config, contents, weights(config, tensors), tensors)
 
     def tensor(self, stored_name: str) -> Tensor:
         """Read one tensor by its name in the files, in its stored dtype."""
-        # Opened anew each time: a mapping that stays open keeps every page that was read resident.
+        # Open anew each time: a mapping that stays open keeps every page that was read resident.
         with safe_open(self.tensors[stored_name].file, framework="pt") as file:
             tensor: Tensor = file.get_tensor(stored_name)
             return tensor
 
 
 class Overlay:
-    """Parts laid over an original; `add` lays one more. Names and numbers of blocks are the original's throughout,
-    except where `written` says otherwise."""
+    """Parts laid over an original checkpoint; `add` lays one more.
+
+    Block names and numbers are the original's throughout, except where a name says `written`.
+    """
 
     def __init__(self, original: Original, parts: Iterable[Part] = ()) -> None:
         self.original = original
@@ -113,7 +121,7 @@ class Overlay:
         return cls(Original.read(directory), parts)
 
     def copy(self) -> "Overlay":
-        """Return an overlay of the same parts, to which others can be added without a trace in this one."""
+        """Return an independent overlay of the same parts: adding to one leaves the other unchanged."""
         twin = copy.copy(self)
         for name, value in vars(self).items():
             if isinstance(value, dict | list | set):
@@ -121,18 +129,18 @@ class Overlay:
         return twin
 
     def add(self, part: Part) -> None:
-        """Lay one more part over all that is there."""
+        """Lay one more part over the present ones."""
         self._lay(part)
         self.inventory = self._present_inventory()
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """The numbers of the blocks that remain, in order."""
+        """The numbers of the remaining blocks, in order."""
         return tuple(block for block in range(self.original.inventory.blocks) if block not in self.removed)
 
     @property
     def structures(self) -> dict[str, Form]:
-        """The structure of every replaced module, the head included that reads a factored embedding."""
+        """The structure of every replaced module, including a head that reads a factored embedding."""
         present = dict(self._forms)
         if self.architecture.embedding in present and is_tied(self.original.config):
             present.setdefault(self.architecture.head, {"kind": "tied", "to": self.architecture.embedding})
@@ -140,40 +148,40 @@ class Overlay:
 
     @property
     def is_factored(self) -> bool:
-        """Whether any module is replaced, so that the result is no ordinary checkpoint."""
+        """True if any module is replaced, so that the result is no ordinary checkpoint."""
         return bool(self._forms)
 
     @property
     def is_tied(self) -> bool:
-        """Whether the output head reads the embedding's table or its factors, and so stores nothing of its own."""
+        """True if the output head reads the embedding's table or factors and stores nothing of its own."""
         form = self.structures.get(self.architecture.head)
         return is_tied(self.original.config) if form is None else form["kind"] == "tied"
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Name → shape of every tensor that is stored, each distinct one once."""
+        """Name → shape of every stored tensor, shared ones once."""
         return self._shapes
 
     def holder(self, name: str) -> Mapping[str, Tensor] | None:
-        """The tensors of the part that holds the one of this name; None where it is still the original's."""
+        """Return the tensors of the part that holds the tensor `name`, or None where it is still the original's."""
         number = self._holders.get(name)
         return None if number is None else self._held[number]
 
     def stored_name(self, name: str) -> str:
-        """The name in the original's files under which a tensor is read that no part holds."""
+        """Return the name in the original's files of a tensor that no part holds."""
         return self._sources[name]
 
     def parameters_of(self, module: str) -> int:
-        """Count the numbers that a module stores, without its bias; 0 for one that is gone."""
+        """Return how many parameters a module stores, without its bias; 0 for one that is gone."""
         inside = (name for name in self._shapes if name.startswith(f"{module}.") and name != f"{module}.bias")
         return sum(math.prod(self._shapes[name]) for name in inside)
 
     def written_name(self, name: str) -> str:
-        """The name of a module or tensor in a package, where the blocks that remain are numbered without a gap."""
+        """Return the name of a module or tensor in a package, where remaining blocks are renumbered without gaps."""
         return renumbered(name, self.inventory.block_prefix, self.kept)
 
     def config(self) -> dict[str, Any]:
-        """The original's config, resized to the blocks, hidden units and attention heads that are left.
+        """Return the original's config, resized to the remaining blocks, hidden units and attention heads.
 
         Raises ValueError where some blocks are narrower than others.
         """
@@ -184,13 +192,13 @@ class Overlay:
         return resized_config(config, self.kept, present.blocks, narrowed, stated_heads(present))
 
     def tensor_names(self) -> Iterator[str]:
-        """Yield the name of every tensor of the package, always in the same order: those of the parts come first."""
+        """Yield the name of every tensor of the package in a fixed order, the parts' tensors first."""
         for number, held in enumerate(self._held):
             yield from (name for name in held if self._holders.get(name) == number)
         yield from (name for name in self._sources if name in self._shapes and name not in self._holders)
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor. A floating one has the dtype of the original's weight that it stands for."""
+        """Read one tensor. A floating-point one gets the dtype of the original's weight that it stands for."""
         holder = self.holder(name)
         if holder is None:
             return self.original.tensor(self._sources[name])
@@ -203,6 +211,7 @@ class Overlay:
             yield self.written_name(name), self.tensor(name)
 
     def _lay(self, part: Part) -> None:
+        """Lay a part over the present ones without updating the inventory."""
         number = len(self._held)
         self._held.append(part.tensors)
         self.removed.update(part.removed)
@@ -217,6 +226,7 @@ class Overlay:
                 del known[name]
 
     def _replace(self, name: str, form: Form) -> None:
+        """Record the structure of a module and whether its `.weight` is still stored."""
         self._forms[name] = form
         weight = f"{name}.weight"
         if form["kind"] != "dense":
@@ -228,9 +238,11 @@ class Overlay:
             self._shapes[weight] = self.original.tensors[self._sources[weight]].shape
 
     def _is_gone(self, name: str) -> bool:
+        """Return whether a module or tensor belongs to a removed block."""
         return block_of(name, self.original.inventory.block_prefix) in self.removed
 
     def _present_inventory(self) -> Inventory:
+        """Return the original's inventory with the remaining modules, their sizes and the stored parameters."""
         original = self.original.inventory
         in_blocks = [0] * original.blocks
         for name, shape in self._shapes.items():
@@ -246,14 +258,14 @@ class Overlay:
         )
 
     def _present_head(self) -> Site | None:
-        """The head as a site of its own, also where it no longer shares the embedding's table."""
+        """Return the output head as a module of its own, also where it no longer shares the embedding's table."""
         head, table = self.original.inventory.head, self.original.inventory.embedding
         if head is None and not self.is_tied:
             return replace(table, name=self.architecture.head, layout="linear")
         return head
 
     def _present(self, site: Site) -> Site:
-        """The site as large as the last weight that any part gave it, before it was factored."""
+        """Return the module with the size of the last weight that a part gave it before it was factored."""
         shape = self._matrices.get(f"{site.name}.weight")
         if shape is None:
             return site
@@ -261,7 +273,8 @@ class Overlay:
         return replace(site, out_features=rows, in_features=columns)
 
     def _original_dtype(self, name: str) -> torch.dtype:
-        """The dtype of the weight that the tensor of a part stands for. Raises KeyError where there is none."""
+        """Return the dtype of the original's weight that a part's tensor stands for. Raises KeyError where there is
+        none."""
         module = name
         while module and module not in self._forms:
             module = module.rpartition(".")[0]
@@ -273,6 +286,7 @@ class Overlay:
 
 
 def _with_layer_types(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config with the layer types that the library derives from a layer's number where the file is silent."""
+    """Return the config with the layer types that transformers derives from a layer's number where the file states
+    none."""
     derived = getattr(CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)), "layer_types", None)
     return config if config.get("layer_types") or not derived else {**config, "layer_types": list(derived)}

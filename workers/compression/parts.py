@@ -1,4 +1,4 @@
-"""What every step leaves, one after another: parts that are finished and can be kept."""
+"""Finished parts of a compressed model, which every step produces one after another, and their store."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,11 +11,18 @@ from torch import Tensor
 class CompressedPart:
     """A finished piece of the compressed model.
 
-    The model's tensors are the original's, less the `.weight` of every site in `structures`, plus `tensors`. `errors`
-    is the relative norm of the difference between each site's output and its target's. The blocks in `removed` are left
-    out from here on. Blocks are always numbered as in the original; of a tensor in several parts the last one counts. A
-    tied head whose structure is dense keeps the original's table for itself. `scores` are those by which the removed
-    blocks were chosen, by the number of the block.
+    The compressed model has the original's tensors, without the `.weight` of every module in `structures`, plus
+    `tensors`. The blocks in `removed` are left out from this part on. Blocks are always numbered as in the original,
+    and of a tensor in several parts the last one counts. A tied head whose structure is dense keeps the original's
+    table for itself.
+
+    Attributes:
+        name: a readable name, such as that of the block.
+        structures: full module name → JSON form of the structure that replaces the module.
+        tensors: full tensor name → tensor.
+        errors: relative norm of the difference between a module's output and its target, by module name.
+        removed: the removed blocks.
+        scores: scores by which the removed blocks were chosen, by block number.
     """
 
     name: str
@@ -27,16 +34,16 @@ class CompressedPart:
 
 
 class PartStore(Protocol):
-    """Keeps finished parts, in order. A list is one; a store that writes them into files keeps them out of memory."""
+    """Finished parts, in order. A list is one; a store that writes them into files keeps them out of memory."""
 
     def __len__(self) -> int:
-        """Return how many parts are finished."""
+        """Return the number of finished parts."""
 
     def __getitem__(self, index: int, /) -> CompressedPart:
-        """Return a finished part."""
+        """Return the finished part at `index`."""
 
     def __iter__(self) -> Iterator[CompressedPart]:
         """Yield the finished parts, in order."""
 
     def append(self, part: CompressedPart, /) -> None:
-        """Keep the next part."""
+        """Store the next part."""

@@ -1,14 +1,14 @@
-"""Compression in phases: some matrices are factored, the whole model is trained, then the next ones are factored.
+"""Compression in phases: factor some matrices, train the whole model, then factor the next ones.
 
     for phase in phases(model.inventory, plan, 3):
         for done in compress(EditedModel(model, kept), phase.plan, ids, parts):
             ...                 # `parts` are those of the phase, `kept` all those before it
         ...                     # train EditedModel(model, [*kept, *parts]).whole(), and keep that as one more part
 
-What TQCompressor calls multi-step (arXiv 2401.16367): each matrix is factored in a model that has got over the loss of
-those before it. Its released configuration goes from the embedding to the MLPs and halves the embedding once more; here
-the embedding is factored once, and all goes from the first block to the last, since that is the order in which a part
-is fitted to what the parts before it have become. The plan is made once, of the original, so that its target is met.
+TQCompressor calls this multi-step compression (arXiv 2401.16367): each matrix is factored in a model that has recovered
+from the earlier factorisations. Its released configuration goes from the embedding to the MLPs and halves the embedding
+once more. Here the embedding is factored once and blocks go from first to last, the order in which each part is fitted
+to what the parts before it have become. The plan is made once, for the original, so that its target is met.
 """
 
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ from workers.compression.spec.steps import Factor
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a plan, and a training behind it.
+    """A part of a plan and the training after it.
 
-    The parts of all phases are numbered together: those of a phase from `first` on, then the one that its training
-    leaves, `trained`.
+    Parts are numbered across all phases: the phase's own from `first` on, then `trained`, the part that its training
+    leaves.
     """
 
     number: int
@@ -34,15 +34,18 @@ class Phase:
 
 
 def phases(inventory: Inventory, plan: Plan, count: int = 1) -> tuple[Phase, ...]:
-    """Return `count` phases, or fewer where the plan factors fewer parts; each factors as many of them, or one more.
+    """Split a plan into `count` phases whose numbers of factored parts differ by at most one.
 
-    Raises ValueError for several phases of a plan that does more than factor.
+    A plan that factors fewer parts gets as many phases as parts. Raises ValueError for several phases of a plan that
+    does more than factor.
     """
     if count == 1:
         return (Phase(0, plan, 0, len(plan.labels(inventory))),)
     factor = plan.step(Factor)
     if factor is None or len(plan.steps) > 1:
-        raise ValueError("only a plan that does nothing but factor can be carried out in several phases")
+        raise ValueError(
+            "only a plan that does nothing but factor can be split into several phases; use a single phase"
+        )
     planned = sorted({factor.part_of(site, inventory) for site in factor.structures})
     count = max(1, min(count, len(planned)))
     starts = [planned[len(planned) * number // count] for number in range(1, count)]

@@ -1,10 +1,10 @@
-"""Carry out a plan: walk its steps, keep every part that they leave.
+"""Carry out a plan: run its steps in order and store the parts that they produce.
 
     parts: list[CompressedPart] = []
     for done in compress(model, plan, ids, parts):
         print(done, "parts are finished")
 
-Promise: called again with what an earlier call has kept, the rest is the same as without the interruption.
+Promise: called again with the parts that an earlier call has stored, it finishes as if it had not been interrupted.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,17 +31,17 @@ def compress(
     checkpoints: CheckpointStore | None = None,
     seed: int = 0,
 ) -> Iterator[int]:
-    """Append the parts that `plan` leaves of `model` to `parts`, one after another; yield how many are finished.
-
-    `parts` holds the first ones already where an earlier call was interrupted. Given a store that reads them from
-    files, what the later parts build on need not stay in memory.
+    """Run the steps of `plan` on `model`, append each finished part to `parts`, and yield how many are finished.
 
     Args:
-        model: the original, which stays as it is; or what earlier parts have made of it, which takes on new ones.
+        model: the original, which is not changed; or an `EditedModel`, to which the new parts are applied.
+        plan: the plan, made for this model.
         ids: calibration tokens [sequences, length].
-        sensitivities: what an error costs at each site, by its name; needed to factor the embedding.
-        checkpoints: keeps how far a distillation within a part is.
-        seed: of the labels that are drawn where a step measures sensitivities itself.
+        parts: the store, which already holds the first parts if an earlier call was interrupted. A store that reads
+            parts from files keeps them out of memory.
+        sensitivities: sensitivity of each target module, by name; needed to factor the embedding.
+        checkpoints: stores the progress of a distillation within a part.
+        seed: seed of the labels that are drawn where a step measures sensitivities itself.
     """
     edited = model if isinstance(model, EditedModel) else EditedModel(model)
     work = Work(model, edited, ids, sensitivities or {}, checkpoints, seed)
@@ -57,7 +57,7 @@ def compress(
                 parts.append(part)
                 if runner.applies_at_once:
                     work.model.apply(parts[len(parts) - 1])
-                del part  # or it stays in memory beside the next one
+                del part  # free it before the next one is made
                 yield len(parts)
         if not runner.applies_at_once and last < ends[-1]:
             for index in range(first, last):
@@ -65,7 +65,7 @@ def compress(
 
 
 def _ends(plan: Plan, model: StreamedModel) -> list[int]:
-    """Return, for each step, the number of parts that are finished behind it."""
+    """Return, for each step, the number of parts that are finished after it."""
     ends, end = [], 0
     for labels in plan.labels_by_step(model.inventory):
         end += len(labels)

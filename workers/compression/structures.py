@@ -1,9 +1,8 @@
-"""The compact layers and their forward. Needs torch and nothing else: this file travels inside every factored
-checkpoint.
+"""The compact layers and their forward passes. This file travels inside every factored checkpoint and needs only torch.
 
-A structure is described by a dict such as {"kind": "pivoted", "rank": 352}; `build` and `build_embedding` turn it
-into a module for an out × in matrix, `replace` puts such modules into a model. Weights stand as [out, in], as in
-nn.Linear. Every module offers `dense()`, the matrix it stands for, and computes the same without forming it wherever
+A structure is described by a dict such as {"kind": "pivoted", "rank": 352}. `build` and `build_embedding` make a module
+for an out × in matrix from it, and `replace` puts such modules into a model. Weights are [out, in], as in nn.Linear.
+Every module offers `dense()`, the matrix that it stands for, and computes the same result without forming it wherever
 that is cheaper.
 """
 
@@ -16,7 +15,7 @@ from torch.nn import functional
 
 
 class CompactLinear(nn.Module):
-    """What all compact linear layers share: the shape, the bias, and the way from factors to output."""
+    """Base of all compact linear layers: the shape, the bias, and the forward pass from factors to output."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool, **factory: Any) -> None:
         super().__init__()
@@ -24,24 +23,26 @@ class CompactLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features, **factory)) if bias else None
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Map inputs [..., in] to outputs [..., out], bias included."""
         outputs = self.product(inputs)
         return outputs if self.bias is None else outputs + self.bias
 
     def product(self, inputs: Tensor) -> Tensor:
-        """[..., in] to [..., out], without the bias."""
+        """Map inputs [..., in] to outputs [..., out] without the bias."""
         raise NotImplementedError
 
     def dense(self) -> Tensor:
-        """The [out, in] matrix that the factors stand for."""
+        """Return the matrix [out, in] that the factors stand for."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
+        """Return the sizes and the shapes of the factors for `repr`."""
         shapes = ", ".join(f"{name}={list(value.shape)}" for name, value in self.named_parameters(recurse=False))
         return f"in_features={self.in_features}, out_features={self.out_features}, {shapes}"
 
 
 class DenseLinear(CompactLinear):
-    """A plain matrix, for a head that stores its own beside a factored embedding."""
+    """A plain matrix `weight` [out, in], for a head that stores its own beside a factored embedding."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool, **factory: Any) -> None:
         super().__init__(in_features, out_features, bias, **factory)
@@ -55,7 +56,7 @@ class DenseLinear(CompactLinear):
 
 
 class LowRankLinear(CompactLinear):
-    """second · first."""
+    """The product `second` [out, rank] · `first` [rank, in]."""
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool, **factory: Any) -> None:
         super().__init__(in_features, out_features, bias, **factory)
@@ -73,12 +74,15 @@ class LowRankLinear(CompactLinear):
 
 
 class PivotedLinear(CompactLinear):
-    """Low rank with an identity in one of the factors.
+    """A product of low rank with an identity in one of the factors.
 
-    With pivot rows, which is so where out ≤ in or the pivots are folded: the pivot rows of W are `basis` [rank, in],
-    the others mixing [out - rank, rank] · basis, and `order` [out] says for each output where it stands in (pivots,
-    others). Folded pivots simply come first: whoever reads the outputs has been reordered. With pivot columns: they are
-    `basis` [out, rank], the others basis · mixing [rank, in - rank], and `order` [in] lists the inputs, pivots first.
+    With pivot rows, which is the case if out ≤ in or the pivots are folded: `basis` [rank, in] holds the pivot rows of
+    W, the others are `mixing` [out - rank, rank] · basis, and `order` [out] gives the position of each output in
+    (pivots, others). Folded pivots come first and need no `order`: the modules that read the outputs are reordered
+    instead.
+
+    With pivot columns: `basis` [out, rank] holds them, the others are basis · `mixing` [rank, in - rank], and `order`
+    [in] lists the inputs, pivots first.
     """
 
     order: Tensor | None
@@ -115,10 +119,10 @@ class PivotedLinear(CompactLinear):
 
 
 class KroneckerLinear(CompactLinear):
-    """P_outᵀ (Σ_k A_k ⊗ B_k) P_in with `left` [terms, m1, n1] = A and `right` [terms, m2, n2] = B.
+    """The sum P_outᵀ (Σ_k A_k ⊗ B_k) P_in with `left` [terms, m1, n1] = A and `right` [terms, m2, n2] = B.
 
-    `order_in` lists the inputs in the order of the Kronecker sum, `order_out` says for each output where it stands
-    there.
+    `order_in` [in] lists the inputs in the order of the Kronecker sum; `order_out` [out] gives the position there of
+    each output. Either is None where that side is not permuted.
     """
 
     order_in: Tensor | None
@@ -144,7 +148,7 @@ class KroneckerLinear(CompactLinear):
         (terms, m1, n1), (_, m2, n2) = self.left.shape, self.right.shape
         ordered = inputs if self.order_in is None else inputs[..., self.order_in]
         tiles = ordered.reshape(-1, n1, n2)
-        # Forms in which the larger factor is multiplied as it lies in memory, without a copy.
+        # These orders multiply the larger factor as it lies in memory, without a copy.
         if self.right_first:
             inner = torch.einsum("kdc,tbc->kbtd", self.right, tiles).reshape(terms, n1, -1)
             outputs = torch.bmm(self.left, inner).sum(0).view(m1, -1, m2).transpose(0, 1)
@@ -164,17 +168,18 @@ class KroneckerLinear(CompactLinear):
         return matrix if self.order_out is None else matrix[self.order_out]
 
     def _cheaper_dense(self, tokens: int) -> bool:
+        """Return whether forming the matrix first needs fewer multiplications for this number of tokens."""
         forming = self.left.shape[0] * self.in_features * self.out_features
         dense = forming + tokens * self.in_features * self.out_features
         return bool(tokens * self.multiplications > dense)
 
 
 class CompactEmbedding(nn.Module):
-    """A factored table of tokens × features: `codes` [tokens, rank], and the map from codes to features.
+    """A factored table [tokens, dim]: `codes` [tokens, rank] and a map from codes to features.
 
-    Low rank: `features` [rank, dim]. Pivoted: rank of the features are the codes themselves, the others
-    codes · mixing [rank, dim - rank], and `order` [dim] says where each feature stands. `scale` multiplies what is
-    looked up, as some models do, and not what `logits` returns.
+    Low rank: the features are codes · `mixing` [rank, dim]. Pivoted: the codes themselves are `rank` of the features,
+    the others are codes · `mixing` [rank, dim - rank], and `order` [dim] gives the position of each feature. `scale`
+    multiplies the result of a look-up, as in some models, but not that of `logits`.
     """
 
     order: Tensor | None
@@ -188,13 +193,12 @@ class CompactEmbedding(nn.Module):
         self.register_buffer("order", _identity_order(dim, factory) if self.pivoted else None)
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Return the features [..., dim] of token ids [...]."""
         features = self._features(functional.embedding(ids, self.codes))
         return features if self.scale == 1.0 else features * self.scale
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., dim] to [..., tokens], as an output head with the same table: dim / rank times cheaper than the dense
-        one.
-        """
+        """Map hidden states [..., dim] to logits [..., tokens]: dim / rank times cheaper than with the dense table."""
         if self.order is None:
             return functional.linear(functional.linear(hidden, self.mixing), self.codes)
         ordered = torch.empty_like(hidden).index_copy(-1, self.order.long(), hidden)
@@ -202,6 +206,7 @@ class CompactEmbedding(nn.Module):
         return functional.linear(pivots + functional.linear(others, self.mixing), self.codes)
 
     def dense(self) -> Tensor:
+        """Return the table [tokens, dim], not scaled."""
         return self._features(self.codes)
 
     def _features(self, codes: Tensor) -> Tensor:
@@ -210,11 +215,11 @@ class CompactEmbedding(nn.Module):
 
 
 class HalvedEmbedding(nn.Module):
-    """A table of tokens × dim out of `codes` [tokens, dim / 2^times]: each step doubles the width by ⊗ with two
+    """A table [tokens, dim] made from `codes` [tokens, dim / 2^times]: each step doubles the width by ⊗ with two
     numbers.
 
-    `pairs` [times, 2] are those numbers, outermost step first; `order_0`, `order_1`, … say for each feature where it
-    stands in the product of its step. `scale` is that of `CompactEmbedding`.
+    `pairs` [times, 2] holds these numbers, outermost step first. The buffers `order_0`, `order_1`, … give the position
+    of each feature in the product of their step. `scale` is that of `CompactEmbedding`.
     """
 
     def __init__(self, form: Mapping[str, Any], tokens: int, dim: int, scale: float = 1.0, **factory: Any) -> None:
@@ -226,17 +231,19 @@ class HalvedEmbedding(nn.Module):
             self.register_buffer(f"order_{step}", _identity_order(dim >> step, factory))
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Return the features [..., dim] of token ids [...]."""
         features = self._features(functional.embedding(ids, self.codes))
         return features if self.scale == 1.0 else features * self.scale
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., dim] to [..., tokens], as an output head with the same table."""
+        """Map hidden states [..., dim] to logits [..., tokens], as an output head with the same table does."""
         for step in range(self.times):
             place = torch.argsort(self.get_buffer(f"order_{step}"))
             hidden = hidden[..., place].reshape(*hidden.shape[:-1], -1, 2) @ self.pairs[step]
         return functional.linear(hidden, self.codes)
 
     def dense(self) -> Tensor:
+        """Return the table [tokens, dim], not scaled."""
         return self._features(self.codes)
 
     def _features(self, codes: Tensor) -> Tensor:
@@ -246,10 +253,11 @@ class HalvedEmbedding(nn.Module):
 
 
 class KroneckerEmbedding(nn.Module):
-    """A table of tokens × dim as the Kronecker sum Σ_k A_k ⊗ b_k, whose b_k of 1 × n2 all tokens share.
+    """A table [tokens, dim] as the Kronecker sum Σ_k A_k ⊗ b_k, where all tokens share the b_k of shape 1 × n2.
 
-    `codes` [tokens, terms · n1] holds for each token its rows of all A_k, `right` [terms, n2] the b_k, and `order`
-    [dim], where the form asks for it, says where each feature stands in the sum. `scale` is that of `CompactEmbedding`.
+    `codes` [tokens, terms · n1] holds each token's rows of all A_k, `right` [terms, n2] the b_k. `order` [dim] gives
+    the position of each feature in the sum; it is None where the features are not permuted. `scale` is that of
+    `CompactEmbedding`.
     """
 
     order: Tensor | None
@@ -263,11 +271,12 @@ class KroneckerEmbedding(nn.Module):
         self.register_buffer("order", _identity_order(dim, factory) if form.get("permute_in") else None)
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Return the features [..., dim] of token ids [...]."""
         features = self._features(functional.embedding(ids, self.codes))
         return features if self.scale == 1.0 else features * self.scale
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., dim] to [..., tokens], as an output head with the same table."""
+        """Map hidden states [..., dim] to logits [..., tokens], as an output head with the same table does."""
         ordered = hidden
         if self.order is not None:
             ordered = torch.empty_like(hidden).index_copy(-1, self.order.long(), hidden)
@@ -275,6 +284,7 @@ class KroneckerEmbedding(nn.Module):
         return functional.linear((self.right @ groups.transpose(-1, -2)).flatten(-2), self.codes)
 
     def dense(self) -> Tensor:
+        """Return the table [tokens, dim], not scaled."""
         return self._features(self.codes)
 
     def _features(self, codes: Tensor) -> Tensor:
@@ -287,20 +297,22 @@ FactoredEmbedding = CompactEmbedding | HalvedEmbedding | KroneckerEmbedding
 
 
 class TiedHead(nn.Module):
-    """An output head that reads the factored table of the embedding and stores nothing of its own."""
+    """An output head that reads the embedding's factored table and stores nothing of its own."""
 
     def __init__(self, embedding: FactoredEmbedding) -> None:
         super().__init__()
-        # In a tuple, so that the table is registered, saved and counted once.
+        # A tuple hides the table from nn.Module, so that it is registered, saved and counted once.
         self._embedding = (embedding,)
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Map hidden states [..., dim] to logits [..., tokens]."""
         return self._embedding[0].logits(hidden)
 
 
 def build(form: Mapping[str, Any], in_features: int, out_features: int, bias: bool, **factory: Any) -> CompactLinear:
-    """An empty layer of the described structure. `factory` is dtype and device. Raises ValueError for an unknown
-    kind.
+    """Return an empty layer of the described structure for a matrix [out, in].
+
+    `factory` holds dtype and device. Raises ValueError for an unknown kind.
     """
     match form["kind"]:
         case "dense":
@@ -318,7 +330,10 @@ def build(form: Mapping[str, Any], in_features: int, out_features: int, bias: bo
 def build_embedding(
     form: Mapping[str, Any], tokens: int, dim: int, scale: float = 1.0, **factory: Any
 ) -> FactoredEmbedding:
-    """An empty factored embedding. Raises ValueError for a kind that embeddings do not have."""
+    """Return an empty factored embedding for a table [tokens, dim]; look-ups are multiplied by `scale`.
+
+    `factory` holds dtype and device. Raises ValueError for a kind that embeddings do not have.
+    """
     if form["kind"] == "halved":
         return HalvedEmbedding(form, tokens, dim, scale, **factory)
     if form["kind"] == "kronecker":
@@ -329,10 +344,10 @@ def build_embedding(
 
 
 def replace(model: nn.Module, structures: Mapping[str, Mapping[str, Any]]) -> None:
-    """Puts an empty compact layer in the place of every named module: nn.Linear, Conv1D or nn.Embedding.
+    """Replace every named module (nn.Linear, Conv1D or nn.Embedding) by an empty compact layer, in place.
 
-    `structures` maps full module names to structures; shape, bias, dtype and device are those of the module replaced. A
-    head of kind "tied" comes after the embedding that it names. Raises AttributeError for a name that is not there.
+    `structures` maps full module names to structures; shape, bias, dtype and device stay. A head of kind "tied" is
+    built after the embedding that it names. Raises AttributeError for a name that the model does not have.
     """
     for name, form in sorted(structures.items(), key=lambda item: item[1]["kind"] == "tied"):
         parent = model.get_submodule(name.rpartition(".")[0])
@@ -340,6 +355,7 @@ def replace(model: nn.Module, structures: Mapping[str, Mapping[str, Any]]) -> No
 
 
 def _compact(model: nn.Module, module: nn.Module, form: Mapping[str, Any]) -> nn.Module:
+    """Return the empty compact layer that replaces a module."""
     if form["kind"] == "tied":
         return TiedHead(cast("FactoredEmbedding", model.get_submodule(form["to"])))
     weight = cast("Tensor", module.weight)
@@ -352,7 +368,7 @@ def _compact(model: nn.Module, module: nn.Module, form: Mapping[str, Any]) -> nn
 
 
 def _scale(embedding: nn.Embedding) -> float:
-    """What a scaled embedding multiplies by; releases of transformers before 5 have it in a buffer alone."""
+    """Return the factor of a scaled embedding; releases of transformers before 5 keep it in a buffer only."""
     scale = getattr(embedding, "scalar_embed_scale", getattr(embedding, "embed_scale", 1.0))
     return float(scale)
 

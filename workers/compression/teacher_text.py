@@ -1,17 +1,17 @@
-"""Text that nobody has to bring: token sequences written by the model that is to be compressed.
+"""Training text without a dataset: token sequences sampled from the model that is to be compressed.
 
     for tokens in sample(model, tokenizer, 32, 1024, seed=0):    # one batch of rows after another, [rows, 1024]
         ...
 
-Every sequence is documents one behind the other, without padding: where one ends, the next begins in the same row. A
-document is opened by tokens that are given (a word, the mark of a document's beginning, or the frame of a question and
-of its answer) and written on by the model, each row at a temperature of its own.
+Every sequence consists of documents without padding: where one ends, the next begins in the same row. A document opens
+with given tokens (a word, the mark of a document's beginning, or the chat template around a question and its answer)
+and the model continues it, each row at a temperature of its own.
 
 Promise: the same model, tokenizer, arguments, machine and number of threads give the same tokens, and a batch does not
-depend on those before it. The whole model must be in memory, beside it the keys and values of `Sampling.batch` rows.
+depend on those before it. The whole model must be in memory, plus the keys and values of `Sampling.batch` rows.
 
-Sources: text from the model itself as the data of distillation and calibration: LLM-QAT, arXiv 2305.17888; questions
-that a chat model asks itself when shown the frame alone: Magpie, arXiv 2406.08464; min-p: arXiv 2407.01082.
+Sources: text from the model itself for distillation and calibration: LLM-QAT, arXiv 2305.17888; questions that a chat
+model asks itself when given only the chat template: Magpie, arXiv 2406.08464; min-p: arXiv 2407.01082.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,27 +23,29 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from workers.compression.drawing import drawn_of_each
+from workers.compression.drawing import draw_from_groups
 from workers.compression.models.decoding import decoding
 
 PLACE_OF_QUESTION = "PLACEOFQUESTION"
+"""Placeholder of the user's message while the chat template is rendered."""
 WORD_MARKS = "Ġ▁"
-"""What a token of a word that follows a space begins with, in byte-level and in SentencePiece vocabularies."""
+"""First characters of a token that starts a word after a space, in byte-level and in SentencePiece vocabularies."""
 DOCUMENT_MARKS = frozenset({"<|endoftext|>", "<|end_of_text|>", "<|begin_of_text|>", "<|startoftext|>", "<s>", "<bos>"})
-"""Names of the token between the documents of a pre-training, which a chat model's tokenizer often keeps."""
+"""Names of the token between documents in pre-training, which a chat model's tokenizer often keeps."""
 
 Opening = tuple[int, ...]
 Document = tuple[Opening, ...]
-"""What is given of a document: its first tokens, and the tokens after each place where the model came to an end."""
+"""The given tokens of a document: its opening, then the tokens after each place where the model ends its text."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the text is drawn.
+    """Settings of the sampling.
 
-    `batch` rows are written at once; their temperatures lie evenly between `coolest` and `hottest` over all sequences.
-    A token less probable than `min_p` times the most probable one is never drawn. The first token after the mark of a
-    document's beginning is drawn at `opening_temperature` from all tokens instead, since it decides on the document.
+    `batch` rows are written at once. Their temperatures are spaced evenly between `coolest` and `hottest` over all
+    sequences. A token less probable than `min_p` times the most probable one is never drawn. The first token after the
+    mark of a document's beginning decides what the document is about, so it is drawn at `opening_temperature` from all
+    tokens.
     """
 
     batch: int = 64
@@ -54,9 +56,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.batch < 1 or not 0 < self.coolest <= self.hottest or self.opening_temperature <= 0:
-            raise ValueError(f"not a way to sample: {self}")
+            raise ValueError(
+                f"batch must be at least 1, opening_temperature above 0, and 0 < coolest <= hottest; got {self}"
+            )
         if not 0 <= self.min_p < 1:
-            raise ValueError(f"min_p lies from 0 to below 1, not at {self.min_p}")
+            raise ValueError(f"min_p must be at least 0 and below 1; got {self.min_p}")
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,12 @@ class Openings:
     """How documents of one model begin and end.
 
     Attributes:
-        prefix: the mark of a beginning, where the tokenizer puts it before every text; else nothing.
-        words: tokens that begin a word with a capital.
-        mark: the token that stood before the documents of the pre-training, where the tokenizer still has it. What a
-            chat model writes behind it is as mixed as what it once read, code included.
-        question: the frame of a user's message up to the message, where there is a chat template.
-        answer: what stands between the end of that message and the reply.
+        prefix: the beginning-of-text token where the tokenizer puts one before every text; else empty.
+        words: tokens that begin a capitalised word, [words].
+        mark: the token that stood before documents in pre-training, where the tokenizer still has it. A chat model
+            continues it with text as mixed as its pre-training data, code included.
+        question: the chat template up to the user's message; empty without a usable template.
+        answer: the chat template between the end of that message and the reply.
         ends: tokens that end a document or a message.
     """
 
@@ -82,18 +86,19 @@ class Openings:
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "Openings":
+        """Return the openings that suit the model and its tokenizer."""
         beginning = tokenizer.bos_token_id
         prefix = (beginning,) if beginning in tokenizer("")["input_ids"][:1] else ()
         question, answer = chat_frame(tokenizer)
         mark = tokenizer.eos_token_id if beginning is None else beginning
-        if question and not prefix:  # then these are the marks of a chat model's turns, and open no document
+        if question and not prefix:  # these tokens then mark the turns of a chat and open no document
             mark = document_mark(model, tokenizer)
         return cls(prefix, word_tokens(model, tokenizer), mark, question, answer, end_tokens(model, tokenizer))
 
     def draw(self, generator: torch.Generator) -> Document:
-        """A document of one of two kinds, equally often: one behind the mark, or a question with its answer.
+        """Draw a document of one of two kinds, equally often: text after the mark, or a question with its answer.
 
-        A model that has no mark or no questions writes documents behind a word instead.
+        A model that lacks the mark or a chat template writes documents that open with a word instead.
         """
         kinds: list[Document] = []
         if self.mark is not None:
@@ -101,12 +106,12 @@ class Openings:
         if self.question:
             kinds.append((self.question, self.answer))
         if len(kinds) < 2:
-            kinds.append(((*self.prefix, int(self.words[drawn_number(len(self.words), generator)])),))
-        return kinds[drawn_number(len(kinds), generator)]
+            kinds.append(((*self.prefix, int(self.words[draw_number(len(self.words), generator)])),))
+        return kinds[draw_number(len(kinds), generator)]
 
 
 class Row:
-    """One sequence while it is written: what is given next, and what comes at the next end."""
+    """One sequence while it is written: the tokens to give next, and the openings that follow at the next ends."""
 
     def __init__(self, openings: Openings, generator: torch.Generator) -> None:
         self.openings = openings
@@ -117,7 +122,7 @@ class Row:
         self.begin(last=None)
 
     def begin(self, last: int | None) -> None:
-        """Open the next part of the document, or the next one; a token that stands there already is not doubled."""
+        """Open the document's next part or the next document; an opening that begins with `last` does not repeat it."""
         if not self.later:
             self.later = list(self.openings.draw(self.generator))
         opening = self.later.pop(0)
@@ -125,7 +130,7 @@ class Row:
         self.given = list(opening[1:] if opening[0] == last else opening)
 
     def take(self, written: int) -> int:
-        """The next token of this row: a given one, or else the one that the model has written."""
+        """Return the next token of this row: a given one, or else `written`, the token that the model has drawn."""
         if self.given:
             return self.given.pop(0)
         self.at_beginning = False
@@ -145,11 +150,19 @@ def sample(
     start: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[Tensor]:
-    """Write `count` sequences of `length` tokens; yields them in batches of `Sampling.batch`, each [rows, length].
+    """Yield `count` sequences of `length` tokens in batches of `Sampling.batch`, each int64 [rows, length] on the CPU.
 
-    The batches before number `start` are skipped: one that was interrupted goes on with those that it has not got.
-    `progress` is called with the tokens that the running batch has written so far, after each step.
-    The model computes where it is and in its own dtype; its mode and its attention are as before between batches.
+    Between batches the model's mode and attention are as before; it computes on its own device and in its own dtype.
+
+    Args:
+        model: the model that writes.
+        tokenizer: its tokenizer.
+        count: number of sequences.
+        length: tokens per sequence.
+        sampling: settings; the defaults of `Sampling` if None.
+        seed: seed of all random choices.
+        start: number of the first batch to yield; an interrupted run continues with the batches that it lacks.
+        progress: called after each step with the number of tokens written so far in the running batch.
     """
     sampling = Sampling() if sampling is None else sampling
     openings = Openings.of(model, tokenizer)
@@ -160,11 +173,11 @@ def sample(
     for number in range(start, len(batches)):
         own = torch.Generator().manual_seed(seeds[number])
         rows = [Row(openings, own) for _ in batches[number]]
-        yield _written(model, rows, length, batches[number], sampling, own, progress)
+        yield _write_batch(model, rows, length, batches[number], sampling, own, progress)
 
 
 @torch.inference_mode()
-def _written(
+def _write_batch(
     model: PreTrainedModel,
     rows: list[Row],
     length: int,
@@ -173,7 +186,7 @@ def _written(
     generator: torch.Generator,
     progress: Callable[[int], None] | None,
 ) -> Tensor:
-    """All rows, one token each at a time: [rows, length] of int64 on the CPU."""
+    """Write all rows, one token each per step; return int64 [rows, length] on the CPU."""
     tokens = torch.tensor([row.take(-1) for row in rows])
     taken = [tokens]
     with decoding(model) as decode:
@@ -189,19 +202,19 @@ def _written(
 def next_tokens(
     logits: Tensor, rows: list[Row], temperatures: Tensor, sampling: Sampling, generator: torch.Generator
 ) -> Tensor:
-    """One token for each row: logits [rows, V] → [rows]."""
+    """Draw one token for each row, [rows], from logits [rows, V]."""
     beginning = torch.tensor([row.at_beginning and not row.given for row in rows])
     temperature = torch.where(beginning, sampling.opening_temperature, temperatures)
     least = torch.where(beginning, 0.0, sampling.min_p)
     best = logits.amax(-1).float()
-    likely = logits >= (best + temperature * least.log())[:, None]  # few tokens of a vocabulary, and these weigh alone
+    likely = logits >= (best + temperature * least.log())[:, None]  # few tokens remain, so only these get weights
     row, token = likely.nonzero(as_tuple=True)
     weights = ((logits[row, token].float() - best[row]) / temperature[row]).exp()
-    return token[drawn_of_each(weights, torch.bincount(row, minlength=len(rows)), generator)]
+    return token[draw_from_groups(weights, torch.bincount(row, minlength=len(rows)), generator)]
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every token that is known to end a document or a message."""
+    """Return every token that is known to end a document or a message."""
     settings = (
         model.config.eos_token_id,
         getattr(model.generation_config, "eos_token_id", None),
@@ -216,14 +229,14 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fr
 
 
 def document_mark(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that separated documents in the pre-training, by its name, where the model still has a row for it."""
+    """Return the token that separated documents in pre-training, found by name, or None where the model has none."""
     vocabulary = tokenizer.get_added_vocab()
     known = [vocabulary[name] for name in sorted(DOCUMENT_MARKS & vocabulary.keys())]
     return next((token for token in known if token < model.config.vocab_size), None)
 
 
 def word_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Tokens that begin a word with a capital, as documents do, [words]; without any, all but the special ones."""
+    """Return the tokens that begin a capitalised word, as documents do, [words]; without any, all ordinary tokens."""
     special = set(tokenizer.all_special_ids)
     ordinary = [token for token in range(min(model.config.vocab_size, len(tokenizer))) if token not in special]
     pieces = tokenizer.convert_ids_to_tokens(ordinary)
@@ -232,11 +245,13 @@ def word_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> T
 
 
 def is_capitalised(piece: str) -> bool:
+    """Return whether a piece is a capitalised word of at least two letters."""
     return len(piece) > 1 and piece.isalpha() and piece.istitle()
 
 
 def chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[Opening, Opening]:
-    """The tokens before a user's message, and those from its end to the reply; empty without a usable chat template."""
+    """Return the tokens before a user's message, and those from its end to the reply; empty without a usable chat
+    template."""
     if not tokenizer.chat_template:
         return (), ()
     message = {"role": "user", "content": PLACE_OF_QUESTION}
@@ -251,5 +266,6 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[Opening, Opening]:
     return question, answer
 
 
-def drawn_number(below: int, generator: torch.Generator) -> int:
+def draw_number(below: int, generator: torch.Generator) -> int:
+    """Return a random number from 0 up to, not including, `below`."""
     return int(torch.randint(below, (), generator=generator))

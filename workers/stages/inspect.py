@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from app.contract.codes import FailureCode
-from workers.compression.models.streamed import convert_gguf
+from workers.compression.models.gguf import convert_gguf
 from workers.compression.spec.config import read_config
 from workers.compression.spec.headers import read_safetensors_headers
 from workers.compression.spec.inventory import Inventory, inventory

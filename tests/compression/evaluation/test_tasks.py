@@ -92,5 +92,5 @@ def test_a_task_that_is_not_well_made_is_refused_with_the_reason(tmp_path: Path)
 
 
 def test_a_task_that_runs_what_a_model_writes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TaskNotRunnable, match="code that a model writes"):
+    with pytest.raises(TaskNotRunnable, match="code that the model writes"):
         load([NAME], write_task(tmp_path / "tasks", unsafe_code="true"))

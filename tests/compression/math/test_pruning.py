@@ -69,7 +69,7 @@ def test_an_output_without_weight_has_no_say() -> None:
 
 @pytest.mark.parametrize("size", [0, 12, 13])
 def test_a_size_that_removes_nothing_or_all_is_refused(size: int) -> None:
-    with pytest.raises(ValueError, match=f"of 12 units {size} cannot be kept"):
+    with pytest.raises(ValueError, match=f"cannot keep {size} of 12 units"):
         prune(*problem(), size)
 
 
@@ -130,5 +130,5 @@ def test_a_group_that_its_twin_replaces_goes_whatever_it_carries() -> None:
 
 @pytest.mark.parametrize(("width", "count"), [(3, 0), (3, 4), (5, 1)])
 def test_groups_that_cannot_be_kept_are_refused(width: int, count: int) -> None:
-    with pytest.raises(ValueError, match=f"groups of {width}, {count} groups cannot be kept"):
+    with pytest.raises(ValueError, match=f"cannot keep {count} groups of {width} "):
         prune_groups(*problem(), width, count)

@@ -30,10 +30,10 @@ def logits(model: StreamedModel, ids: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"model.norm.weight": None}, "lack 1 tensors, among them model.norm.weight"),
-        ({"model.surprise": torch.ones(1)}, "hold, unexpectedly, 1 tensors, among them model.surprise"),
+        ({"model.norm.weight": None}, "lack 1 tensors that config.json implies, such as model.norm.weight"),
+        ({"model.surprise": torch.ones(1)}, "hold 1 tensors that config.json does not imply, such as model.surprise"),
         ({"model.norm.weight": torch.ones(31)}, r"shape \[31\], but config.json implies \[32\]"),
-        ({"model.norm.weight": torch.ones(32, dtype=torch.int8)}, "is of type I8"),
+        ({"model.norm.weight": torch.ones(32, dtype=torch.int8)}, "has the dtype I8"),
     ],
 )
 def test_weights_that_do_not_fill_the_model_are_refused(

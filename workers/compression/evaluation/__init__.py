@@ -1,1 +1,1 @@
-"""What a model is worth, what that was measured on, and beside what it must be seen."""
+"""Quality, size, speed and memory of a model, and the protocol under which they are measured."""

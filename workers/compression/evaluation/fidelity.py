@@ -1,12 +1,11 @@
-"""What models predict, token by token, on the same text: how well, and how far from the model they were made of.
+"""Perplexity of models on the same text, and how far their predictions are from the original's.
 
     perplexity(model, windows)                                    # token ids [W, T]
     _, result, baseline = compare(original, [compressed, dropped], windows)
     result.perplexity, result.divergence, result.agreement
 
-Promise: every model streams block by block, and logits are formed a few tokens at a time, so that models larger than
-memory are compared too. At its peak one block, or the heads of all the models, are in memory beside HIDDEN_BYTES for
-each model.
+Promise: every model streams block by block and logits are formed a few tokens at a time, so models larger than memory
+can be compared. At its peak, one block or the heads of all models are in memory, plus HIDDEN_BYTES for each model.
 """
 
 import math
@@ -21,20 +20,20 @@ from torch.nn import functional
 from workers.compression.models.streamed import StreamedModel
 
 HIDDEN_BYTES = 64 * 2**20
-"""Hidden states that are kept of each model at a time; a longer text makes several passes over the blocks."""
+"""Bytes of hidden states per model that are in memory at a time; a longer text takes several passes over the blocks."""
 
 LOGIT_BYTES = 64 * 2**20
-"""Logits that are formed at a time, in fp32, over all models."""
+"""Bytes of fp32 logits that are formed at a time, over all models."""
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What a model predicts for `tokens` tokens, beside what the original predicts for them.
+    """A model's predictions of `tokens` tokens, compared with the original's.
 
-    `perplexity` is the model's own: exp of the mean negative log-likelihood. `divergence` is the mean of KL(p ‖ q) over
-    the predicted tokens, in nats, p the original's distribution and q the model's. `agreement` is the share of tokens
-    for which both hold the same one to be the most likely. Computing in bfloat16 alone, in place of float32, gave a
-    divergence of 0.001 and an agreement of 0.97 on a model of 135 million parameters: what is closer is rounding.
+    `perplexity` is exp of the model's mean negative log-likelihood. `divergence` is the mean of KL(p ‖ q) in nats per
+    token, with p the original's distribution and q the model's. `agreement` is the fraction of tokens, 0 to 1, for
+    which both rank the same token first. For scale: computing a model of 135 million parameters in bfloat16 instead of
+    float32 gave a divergence of 0.001 and an agreement of 0.97, so smaller differences are rounding.
     """
 
     perplexity: float
@@ -45,14 +44,14 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp of the mean negative log-likelihood of `tokens` predicted tokens."""
+    """Perplexity `value`: exp of the mean negative log-likelihood of `tokens` predicted tokens."""
 
     value: float
     tokens: int
 
 
 def perplexity(model: StreamedModel, windows: Tensor, *, batch: int = 4) -> Perplexity:
-    """That of one model alone; see `compare`."""
+    """Return the perplexity of one model on token ids [W, T], `batch` windows at a time; see `compare`."""
     (found,) = compare(model, (), windows, batch=batch)
     return Perplexity(found.perplexity, found.tokens)
 
@@ -61,19 +60,19 @@ def perplexity(model: StreamedModel, windows: Tensor, *, batch: int = 4) -> Perp
 def compare(
     original: StreamedModel, others: Sequence[StreamedModel], windows: Tensor, *, batch: int = 4
 ) -> tuple[Fidelity, ...]:
-    """The original and then each of the others over token ids [W, T], each window on its own: its first token is
-    context only. The original diverges from itself by nothing.
+    """Return the fidelity of the original and then of each other model on token ids [W, T].
 
-    `batch` windows pass through a block at a time. Raises ValueError for windows of fewer than two tokens, and for
-    models that do not predict the same vocabulary.
+    Windows are independent: the first token of each is context only. The original's own divergence is 0. `batch`
+    windows pass through a block at a time. Raises ValueError for windows of fewer than two tokens, and for models of
+    different vocabulary sizes.
     """
     models = (original, *others)
     count, length = windows.shape
     if count < 1 or length < 2:
-        raise ValueError(f"predictions need windows of at least two tokens; these are {count} of {length}")
+        raise ValueError(f"perplexity needs windows of at least two tokens; got {count} windows of {length}")
     vocabularies = [model.inventory.vocab_size for model in models]
     if len(set(vocabularies)) > 1:
-        raise ValueError(f"models of different vocabularies cannot be compared: {vocabularies}")
+        raise ValueError(f"models of different vocabularies cannot be compared; their sizes are {vocabularies}")
     widest = max(model.inventory.hidden_size * model.dtype.itemsize for model in models)
     kept = max(1, HIDDEN_BYTES // (length * widest))
     totals = torch.zeros(len(models), 3, dtype=torch.float64)
@@ -84,7 +83,7 @@ def compare(
 
 
 def final_states(model: StreamedModel, windows: Tensor, *, batch: int = 4) -> list[Tensor]:
-    """What leaves the last block for token ids [W, T], `batch` windows to a tensor [b, T, H]; all are in memory."""
+    """Return the last block's output for token ids [W, T], as a list of tensors [batch, T, H], all in memory."""
     with model.embedder() as embed:
         states = [embed(some) for some in torch.split(windows, batch)]
     for index in range(model.inventory.blocks):
@@ -95,7 +94,8 @@ def final_states(model: StreamedModel, windows: Tensor, *, batch: int = 4) -> li
 
 
 def _fidelity(means: Sequence[float], tokens: int) -> Fidelity:
-    """Rounding may leave a divergence of nothing just below it."""
+    """Return the fidelity for mean likelihood, divergence and agreement; clamp a divergence that rounding made
+    negative."""
     likelihood, divergence, agreement = means
     try:
         perplexity = math.exp(likelihood)
@@ -105,7 +105,7 @@ def _fidelity(means: Sequence[float], tokens: int) -> Fidelity:
 
 
 def _sums(models: Sequence[StreamedModel], windows: Tensor, batch: int) -> Tensor:
-    """[models, 3]: negative log-likelihood, divergence and agreement, each summed over the predicted tokens."""
+    """Return [models, 3]: negative log-likelihood, divergence and agreement, each summed over the predicted tokens."""
     states = [final_states(model, windows, batch=batch) for model in models]
     totals = torch.zeros(len(models), 3, dtype=torch.float64)
     with ExitStack() as held:
@@ -113,15 +113,15 @@ def _sums(models: Sequence[StreamedModel], windows: Tensor, batch: int) -> Tenso
         for number, ids in enumerate(torch.split(windows, batch)):
             leaving = [states[index][number] for index in range(len(models))]
             for predictions, targets in _predictions(models, heads, leaving, ids):
-                totals += _compared(predictions, targets)
+                totals += _compare_predictions(predictions, targets)
     return totals
 
 
 def _predictions(
     models: Sequence[StreamedModel], heads: Sequence[Callable[[Tensor], Tensor]], leaving: Sequence[Tensor], ids: Tensor
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """Log-probabilities [b, t, V] of every model for as many tokens at a time as LOGIT_BYTES hold, and what followed,
-    [b, t]."""
+    """Yield every model's log-probabilities [b, t, V] and the targets [b, t], as many tokens as LOGIT_BYTES hold at a
+    time."""
     per_token = 4 * ids.shape[0] * models[0].inventory.vocab_size * len(models)
     chunk = max(1, LOGIT_BYTES // per_token)
     following = ids[:, 1:].to(models[0].device)
@@ -137,19 +137,19 @@ def _predictions(
         )
 
 
-def _compared(predictions: Sequence[Tensor], targets: Tensor) -> Tensor:
-    """The sums of `_sums` for log-probabilities [b, t, V] of each model, the original's first."""
+def _compare_predictions(predictions: Sequence[Tensor], targets: Tensor) -> Tensor:
+    """Return the sums of `_sums` for the log-probabilities [b, t, V] of each model, the original first."""
     original, *others = predictions
-    sums = [(_likelihood(original, targets), 0.0, float(targets.numel()))]
+    sums = [(_negative_log_likelihood(original, targets), 0.0, float(targets.numel()))]
     if others:
         favourites = original.argmax(-1)
     for found in others:
         divergences = functional.kl_div(found, original, reduction="none", log_target=True).sum(-1)
         agreement = (found.argmax(-1) == favourites).sum().item()
-        sums.append((_likelihood(found, targets), divergences.double().sum().item(), agreement))
+        sums.append((_negative_log_likelihood(found, targets), divergences.double().sum().item(), agreement))
     return torch.tensor(sums, dtype=torch.float64)
 
 
-def _likelihood(found: Tensor, targets: Tensor) -> float:
-    """Minus the sum of the log-probabilities [b, t, V] that `found` gives to `targets` [b, t]."""
+def _negative_log_likelihood(found: Tensor, targets: Tensor) -> float:
+    """Return the summed negative log-likelihood of `targets` [b, t] under log-probabilities [b, t, V]."""
     return -found.gather(-1, targets.unsqueeze(-1)).double().sum().item()

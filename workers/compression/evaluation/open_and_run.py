@@ -1,10 +1,10 @@
-"""Opens models as a client would, with torch and transformers alone, and prints what each took at its peak, in bytes.
+"""Open models as a client would, with torch and transformers alone, and print the peak memory of each in bytes.
 
     python -I open_and_run.py '{"directories": [...], "dtype": ..., "device": ..., "threads": ..., ...}'
 
-Each model has a process of its own, forked before anything was opened: what is printed for it is its greatest resident
-memory, Python and the libraries included, or the greatest of the device's memory where it ran on one; null where the
-process was ended from outside. This file is run, never imported.
+Each model runs in a process of its own, forked before anything was opened. The figure is the peak resident memory of
+that process, Python and the libraries included, or the peak allocation on the GPU where it ran on one. It is null where
+the process was killed. This file is run, never imported.
 """
 
 import json
@@ -20,12 +20,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 UNIT = 1 if sys.platform == "darwin" else 1024
-"""Bytes in the unit of ru_maxrss."""
+"""Bytes per unit of ru_maxrss."""
 
 
 @torch.no_grad()
 def open_and_run(directory: str, wanted: dict[str, Any], answer: Connection) -> None:
-    """Reads a prompt of random tokens at once, then writes some more."""
+    """Open a model, read a prompt of random tokens, generate, and send the peak memory in bytes to `answer`."""
     threading.Thread(target=exit_with_parent, daemon=True).start()
     torch.set_num_threads(wanted["threads"])
     causal: Any = AutoModelForCausalLM
@@ -43,8 +43,10 @@ def open_and_run(directory: str, wanted: dict[str, Any], answer: Connection) -> 
 
 
 def exit_with_parent() -> None:
-    """Who kills the process that forked this one has no use for the figure. Left in its group, so that what kills the
-    group ends this one too."""
+    """End this process as soon as its parent is gone: nobody is left to read its figure.
+
+    It stays in its parent's process group, so a signal to the group ends it as well.
+    """
     parent = parent_process()
     if parent is not None:
         wait([parent.sentinel])
@@ -52,12 +54,14 @@ def exit_with_parent() -> None:
 
 
 def peak(device: str) -> int:
+    """Return the peak memory in bytes: GPU allocation on CUDA, otherwise the resident memory of this process."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT
 
 
-def measured(directory: str, wanted: dict[str, Any]) -> int | None:
+def measure_in_child(directory: str, wanted: dict[str, Any]) -> int | None:
+    """Return the peak memory in bytes of a forked process that opens and runs the model; None where it died."""
     processes = get_context("fork")
     received, sent = processes.Pipe(duplex=False)
     process = processes.Process(target=open_and_run, args=(directory, wanted, sent))
@@ -73,4 +77,4 @@ def measured(directory: str, wanted: dict[str, Any]) -> int | None:
 
 if __name__ == "__main__":
     request = json.loads(sys.argv[1])
-    json.dump([measured(directory, request) for directory in request["directories"]], sys.stdout)
+    json.dump([measure_in_child(directory, request) for directory in request["directories"]], sys.stdout)

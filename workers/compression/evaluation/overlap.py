@@ -1,11 +1,11 @@
-"""Whether a text that a model is judged by was also learnt from: passages that both have, found by content.
+"""Find out how much of an evaluation text was also in the training or calibration text, by content.
 
-    shared(judged, [calibration, distillation])      # token ids [N] each; the share of the first that is in the rest
+    shared(judged, [calibration, distillation])      # token ids [N] each; the fraction of the first found in the rest
 
-A passage is PASSAGE tokens in a row. So long a match hardly ever comes by chance, while a copied document is found even
-where its beginning or its order is another: exact substrings of 50 tokens are what Lee et al., "Deduplicating training
-data makes language models better" (arXiv 2107.06499), look for. As in Llama 2 (arXiv 2307.09288, A.6) it is tokens that
-are counted, so a copied paragraph weighs what it is worth in the measurement.
+A passage is PASSAGE tokens in a row. A match of that length is hardly ever chance, and a copied document is found even
+where its beginning or order differs. Lee et al., "Deduplicating training data makes language models better" (arXiv
+2107.06499), likewise look for exact substrings of 50 tokens. As in Llama 2 (arXiv 2307.09288, A.6) tokens are counted,
+so a copied paragraph counts as much as it does in the measurement.
 """
 
 from collections.abc import Iterable
@@ -14,16 +14,18 @@ import torch
 from torch import Tensor
 
 PASSAGE = 50
-"""Tokens in a row that make a match."""
+"""Length of a match in tokens."""
 
-# Odd constants with well-spread bits: the golden ratio's and two of common generators of random numbers.
+# Odd constants with well-spread bits: the golden ratio's, and two from common random number generators.
 _SPREAD, _MIXED, _BASE = -0x61C8864680B583EB, 0x3C79AC492BA7B653, 0x5851F42D4C957F2D
 
 
 def shared(judged: Tensor, learnt: Iterable[Tensor], passage: int = PASSAGE) -> float:
-    """The share of the tokens `judged` [N] that lie in a passage which one of the texts `learnt` [M] has too, 0 to 1.
+    """Return the fraction of tokens of `judged` [N] that lie in a passage which also occurs in one of `learnt` [M]
+    each.
 
-    A judged text shorter than a passage is looked for as a whole; an empty one shares nothing.
+    The result is between 0 and 1. A judged text shorter than `passage` tokens is looked for as a whole; an empty one
+    gives 0.
     """
     passage = min(passage, len(judged))
     if passage == 0:
@@ -33,11 +35,12 @@ def shared(judged: Tensor, learnt: Iterable[Tensor], passage: int = PASSAGE) -> 
     for text in learnt:
         if len(text) >= passage:
             found |= torch.isin(wanted, _hashes(text, passage))
-    return _covered(found, passage).double().mean().item()
+    return _mark_passages(found, passage).double().mean().item()
 
 
 def _hashes(tokens: Tensor, passage: int) -> Tensor:
-    """[N − passage + 1]: a polynomial in mixed tokens modulo 2⁶⁴, which is how int64 multiplies."""
+    """Return a rolling hash of each passage [N − passage + 1]: a polynomial in mixed tokens modulo 2⁶⁴ (int64 wraps
+    around)."""
     mixed = (tokens.to("cpu", torch.int64) + 1) * _SPREAD
     mixed = (mixed ^ (mixed >> 29)) * _MIXED
     mixed = mixed ^ (mixed >> 32)
@@ -48,8 +51,8 @@ def _hashes(tokens: Tensor, passage: int) -> Tensor:
     return hashes
 
 
-def _covered(found: Tensor, passage: int) -> Tensor:
-    """[N]: which tokens lie in one of the passages that begin where `found` [N − passage + 1] is true."""
+def _mark_passages(found: Tensor, passage: int) -> Tensor:
+    """Return [N]: whether each token lies in a passage that begins where `found` [N − passage + 1] is true."""
     changes = torch.zeros(len(found) + passage, dtype=torch.int64)
     changes[: len(found)] += found
     changes[passage:] -= found.to(torch.int64)

@@ -1,9 +1,9 @@
-"""The memory that a model takes where somebody opens and runs it with stock transformers.
+"""Peak memory of a model that is opened and run with stock transformers.
 
     peak_memory([original, package], trusted=[package], prompt=512, new_tokens=32)      # bytes of each
 
-A fresh process is measured, since what a process that compresses has allocated says nothing of that. Its figure is the
-whole: Python and the libraries take some 400 MB of it, the model's files as far as they are read into memory count too.
+A fresh process is measured, because the memory of a compressing process says nothing about it. The figure is the whole
+process: Python and the libraries take about 400 MB of it, and files count as far as they are read into memory.
 """
 
 import json
@@ -29,11 +29,19 @@ def peak_memory(
     device: torch.device | str = "cpu",
     timeout: float | None = None,
 ) -> list[int | None]:
-    """The peak of each model, in bytes, one after the other: of resident memory, or of the device's where that is none
-    of the CPU.
+    """Return each model's peak memory in bytes, measured one after the other in fresh processes.
 
-    The code that lies beside the weights is run only for models in `trusted`. None stands for a model that did not open
-    or run, or whose process was killed for its memory. `timeout` is in seconds, for all; where it passes, all are None.
+    On a CPU it is the resident memory of the process, on a GPU the memory allocated there. An entry is None where the
+    model did not open or run, or its process was killed for its memory.
+
+    Args:
+        directories: the checkpoints to open.
+        trusted: those among them whose own Python code may run.
+        prompt: tokens that are read at once.
+        new_tokens: tokens that are generated afterwards.
+        dtype: precision in which the models are opened.
+        device: where they run.
+        timeout: seconds for all models together; when they have passed, every entry is None.
     """
     request = {
         "directories": [str(directory.resolve()) for directory in directories],

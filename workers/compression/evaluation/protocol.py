@@ -1,9 +1,9 @@
-"""What a measurement was made on: two numbers are comparable where their protocols have the same id.
+"""The evaluation protocol of a measurement: two figures are comparable if their protocols have the same id.
 
     protocol_of(path, tokenizer.get_vocab(), windows, max_tokens=20_480).id      # 'b3a61c09f2d47e58'
 
-Promise: the id depends on the text, the tokenizer and how the text was cut, and neither on the model's weights, its
-precision or its place, nor on the releases of any library that give the same tokens.
+Promise: the id depends on the text, the tokenizer and how the text was cut into windows. It does not depend on the
+model's weights, precision or location, nor on library releases that give the same tokens.
 """
 
 import dataclasses
@@ -22,8 +22,10 @@ _ID_DIGITS = 16
 
 @dataclass(frozen=True)
 class Protocol:
-    """`corpus`, `tokenizer` and `tokens` are SHA-256 in hexadecimal: of the text's bytes, of the vocabulary, and of the
-    token ids that were measured, window after window. A window starts `stride` tokens behind the one before it; at most
+    """Text, tokenizer and windows of a measurement.
+
+    `corpus`, `tokenizer` and `tokens` are SHA-256 in hexadecimal of the text's bytes, of the vocabulary, and of the
+    measured token ids, window after window. Windows of `window` tokens start `stride` tokens apart; at most
     `max_tokens` of the text were used.
     """
 
@@ -36,13 +38,14 @@ class Protocol:
 
     @property
     def id(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 over all fields."""
         return _digest(dataclasses.asdict(self))[:_ID_DIGITS]
 
 
 def protocol_of(corpus: Path, vocabulary: Mapping[str, int], windows: Tensor, *, max_tokens: int) -> Protocol:
-    """The protocol of token ids `windows` [W, T], which do not overlap, cut from the file `corpus`.
+    """Return the protocol of non-overlapping windows of token ids [W, T] cut from the file `corpus`.
 
-    The vocabulary alone does not say how text is split into it; what it did to this text is in `tokens`.
+    The vocabulary alone does not determine how a text is tokenised; the digest of the token ids covers that.
     """
     length = windows.shape[1]
     tokens = hashlib.sha256(windows.cpu().numpy().astype("<i8").tobytes()).hexdigest()
@@ -50,4 +53,5 @@ def protocol_of(corpus: Path, vocabulary: Mapping[str, int], windows: Tensor, *,
 
 
 def _digest(described: object) -> str:
+    """Return the SHA-256 of a value's JSON form with sorted keys."""
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What a checkpoint stores, from the headers of its files, one count per distinct tensor.
+"""Count the parameters and bytes that a checkpoint stores, from the headers of its files; shared tensors count once.
 
 stored_size(directory)        # of an original or a package
 """
@@ -14,14 +14,14 @@ from workers.compression.spec.inventory import weights
 
 @dataclass(frozen=True)
 class Size:
-    """Stored numbers and their bytes in the weight files, one count per distinct tensor."""
+    """Stored parameters and their bytes in the weight files; a shared tensor counts once."""
 
     parameters: int
     bytes: int
 
 
 def stored_size(directory: Path) -> Size:
-    """The size of an original or a package."""
+    """Return the size of the checkpoint in `directory`, ordinary or factored."""
     config, _ = original_config(read_config(directory))
     tensors = stored_tensors(directory)
     counted = [tensors[name] for name in weights(config, tensors).values()]

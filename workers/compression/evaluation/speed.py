@@ -1,9 +1,9 @@
-"""What a whole model is like to use: its speed, and a sample of what it writes.
+"""Speed of a whole model, and a sample of its text.
 
     speed(model.whole(), prompt=512, new_tokens=32)
     greedy_sample(model.whole(), tokenizer, "The capital of France is")
 
-Dtype, device and the number of threads are those found.
+Both use the model's dtype and device and torch's current number of threads.
 """
 
 import logging
@@ -21,9 +21,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second at batch 1, the median of some repeats after a warm-up.
+    """Tokens per second at batch size 1: medians over several runs after a warm-up.
 
-    Prefill reads `prompt` tokens at once; decoding adds `new_tokens` one by one to a cache of that many.
+    `prefill` is measured reading `prompt` tokens at once, `decode` adding `new_tokens` one by one to the resulting
+    cache.
     """
 
     prefill: float
@@ -36,7 +37,7 @@ class Speed:
 
 @torch.no_grad()
 def speed(model: PreTrainedModel, *, prompt: int = 512, new_tokens: int = 32, repeats: int = 5) -> Speed:
-    """Measures reading and writing on random tokens."""
+    """Measure prefill and decoding on random tokens; return the medians of `repeats` runs after one warm-up run."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (1, prompt), generator=generator).to(model.device)
     runs = [_timed_run(model, ids, new_tokens) for _ in range(repeats + 1)][1:]
@@ -54,11 +55,13 @@ def speed(model: PreTrainedModel, *, prompt: int = 512, new_tokens: int = 32, re
 def greedy_sample(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, *, new_tokens: int = 40
 ) -> str | None:
-    """What the model most likely goes on with; a chat model is asked the prompt as a question.
+    """Return the model's greedy continuation of a prompt; a chat model gets the prompt as a user message.
 
-    None where its chat template refuses the question.
+    Return None where its chat template rejects the message.
     """
-    encoded = tokenizer(prompt, return_tensors="pt") if tokenizer.chat_template is None else _asked(tokenizer, prompt)
+    encoded = (
+        tokenizer(prompt, return_tensors="pt") if tokenizer.chat_template is None else _encode_chat(tokenizer, prompt)
+    )
     if encoded is None:
         return None
     ids = encoded["input_ids"].to(model.device)
@@ -71,20 +74,20 @@ def greedy_sample(
     return str(tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)).strip()
 
 
-def _asked(tokenizer: PreTrainedTokenizerBase, question: str) -> Any:
-    """The token ids of a conversation that begins with the question; None where the template fails on it."""
+def _encode_chat(tokenizer: PreTrainedTokenizerBase, question: str) -> Any:
+    """Return the encoded conversation of one user message, or None where the chat template fails on it."""
     messages = [{"role": "user", "content": question}]
     try:
         return tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-    except Exception:  # a template is a program of strangers, and may raise whatever it likes
-        log.exception("the chat template fails on a question")
+    except Exception:  # a template is third-party code and may raise anything
+        log.exception("the chat template fails on a single user message")
         return None
 
 
 def _timed_run(model: PreTrainedModel, ids: Tensor, new_tokens: int) -> tuple[float, float]:
-    """Seconds of prefill and of decoding."""
+    """Return the seconds that prefill and decoding take."""
     start = _now(model)
     outputs = model(ids, use_cache=True, logits_to_keep=1)
     read = _now(model)
@@ -95,6 +98,7 @@ def _timed_run(model: PreTrainedModel, ids: Tensor, new_tokens: int) -> tuple[fl
 
 
 def _now(model: PreTrainedModel) -> float:
+    """Return a clock reading in seconds, after the GPU has finished its work."""
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter()

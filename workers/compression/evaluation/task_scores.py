@@ -1,4 +1,4 @@
-"""What a result of the lm-evaluation-harness says, without the library: scores by the names of tasks."""
+"""Scores by task name, read from a result of lm-evaluation-harness without importing the library."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,15 +7,15 @@ from numbers import Real
 from typing import Any
 
 UNFILTERED = "none"
-"""The library's name for answers that are taken as they are."""
+"""The library's name for unfiltered answers."""
 
 UNSTATED = (None, "N/A", "Yaml")
-"""What the library reports as the version of a task that states none."""
+"""Values that the library reports as the version of a task that states none."""
 
 
 @dataclass(frozen=True)
 class TaskMetric:
-    """A measure of a task. None: no finite number, no standard error, not stated."""
+    """One metric of a task. A field is None where the library gives no finite number or no direction."""
 
     value: float | None
     stderr: float | None
@@ -24,7 +24,7 @@ class TaskMetric:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """What a model came to on a task. `examples` were asked, each after `shots` that were solved."""
+    """The lm-eval result of one task: version, number of examples, few-shot count, and metrics by name."""
 
     version: str | None
     examples: int
@@ -33,7 +33,10 @@ class TaskScore:
 
 
 def scores_in(found: Mapping[str, Any]) -> dict[str, TaskScore]:
-    """The scores in a result of the library."""
+    """Return the scores in a result of `lm_eval.simple_evaluate`, by task name.
+
+    A group with scores of its own replaces its tasks; groups without any are left out.
+    """
     children: Mapping[str, Sequence[str]] = found.get("group_subtasks", {})
     summed_up = found.get("groups", {})
     hidden = {part for group in summed_up for part in _parts(group, children)} | (children.keys() - summed_up.keys())
@@ -50,13 +53,14 @@ def scores_in(found: Mapping[str, Any]) -> dict[str, TaskScore]:
 
 
 def _parts(group: str, children: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield the tasks and groups below a group, at any depth."""
     for child in children.get(group, ()):
         yield child
         yield from _parts(child, children)
 
 
 def _metrics(entry: Mapping[str, Any], better: Mapping[str, bool | None]) -> Iterator[tuple[str, TaskMetric]]:
-    """The library writes a measure as 'name,filter' and its standard error as 'name_stderr,filter'."""
+    """Yield metrics by name. The library's keys are 'name,filter' and, for the standard error, 'name_stderr,filter'."""
     for key, value in entry.items():
         name, comma, chosen = key.partition(",")
         if comma and not name.endswith("_stderr"):
@@ -65,8 +69,10 @@ def _metrics(entry: Mapping[str, Any], better: Mapping[str, bool | None]) -> Ite
 
 
 def _number(value: Any) -> float | None:
+    """Return a finite number as float, and None for anything else."""
     return float(value) if isinstance(value, Real) and math.isfinite(value) else None
 
 
 def _version(stated: Any) -> str | None:
+    """Return a task's version as text, or None where it states none."""
     return None if stated in UNSTATED else str(stated)

@@ -1,1 +1,1 @@
-"""Compact forms of single matrices: the best factors, who gets how many parameters, and the model fitted in order."""
+"""Mathematics on tensors: fits of compact structures to matrices, structured pruning, sensitivities of modules."""

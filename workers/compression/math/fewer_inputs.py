@@ -1,6 +1,7 @@
-"""A projection with fewer inputs: what those that stay must make up for, and what the projection must then be.
+"""Refit a projection that loses some of its inputs, so that the remaining ones reproduce its output.
 
-Promise: where there is a bias, it takes the means exactly, and only what varies is left to the columns.
+Promise: where the projection has a bias, the bias absorbs the means exactly and the columns are fitted to the
+deviations from them.
 """
 
 from collections.abc import Iterable
@@ -14,14 +15,18 @@ from workers.compression.math.fitting import matrix_of
 from workers.compression.math.pruning import Pruned
 
 FLOOR = 1e-3
-"""What every input's energy is at least taken for in the ridge, as part of the mean: a hidden unit may never have
+"""Least energy that the ridge assumes of an input, as a fraction of the mean energy: a hidden unit may never have
 fired."""
 
 
 @dataclass
 class Moments:
-    """Of the inputs h [in] and the error e [out] that the model makes while all are there, summed over tokens:
-    `inputs` = Σ h hᵀ, `cross` = Σ e hᵀ, and the plain sums of both."""
+    """Sums over tokens of a projection's inputs h [in] and of the error e [out] that the model makes with all inputs
+    present.
+
+    `inputs` [in, in] = Σ h hᵀ, `cross` [out, in] = Σ e hᵀ, `input_sums` [in] = Σ h, `error_sums` [out] = Σ e. All are
+    float32 on the CPU; `tokens` counts the summands.
+    """
 
     inputs: Tensor
     cross: Tensor
@@ -31,11 +36,12 @@ class Moments:
 
     @classmethod
     def empty(cls, inner: int, out: int) -> "Moments":
+        """Return moments of no tokens for `inner` inputs and `out` outputs."""
         return cls(torch.zeros(inner, inner), torch.zeros(out, inner), torch.zeros(inner), torch.zeros(out))
 
     @classmethod
     def of(cls, batches: Iterable[tuple[Tensor, Tensor]]) -> "Moments":
-        """Of the inputs [..., in] and the errors [..., out] of every batch, of which there is at least one."""
+        """Return the moments of all batches of (inputs [..., in], errors [..., out]); at least one is needed."""
         moments: Moments | None = None
         for inputs, errors in batches:
             moments = moments or cls.empty(inputs.shape[-1], errors.shape[-1])
@@ -43,7 +49,7 @@ class Moments:
         return cast("Moments", moments)
 
     def add(self, inputs: Tensor, errors: Tensor) -> None:
-        """[..., in] and [..., out], of the same tokens."""
+        """Add the inputs [..., in] and the errors [..., out] of the same tokens."""
         h, e = inputs.flatten(0, -2).float(), errors.flatten(0, -2).float()
         self.inputs += (h.T @ h).cpu()
         self.cross += (e.T @ h).cpu()
@@ -53,12 +59,15 @@ class Moments:
 
 
 class Compensation:
-    """The projection's problem: `target` [out, in], the matrix that makes up for the part `share` of the error, and the
-    damped second moments `inputs` [in, in].
+    """The least-squares problem of a projection that loses inputs and compensates for an error that the model already
+    makes.
 
-    `damping` is a ridge on each input, as part of its own energy: 1 believes half of every correlation that the text
-    shows. A part of the mean energy does much worse in an MLP: a few hidden units fire massively, and would drown what
-    the others have in common.
+    `target` [out, in] is the matrix that also reproduces the fraction `share` of the error; `inputs` [in, in] holds the
+    damped second moments (centred where there is a bias). Both are float64 on the CPU.
+
+    `damping` is a ridge on each input, as a fraction of that input's own energy: 1 halves every measured correlation. A
+    ridge relative to the mean energy does much worse in an MLP: a few hidden units fire massively, and their ridge
+    would hide what the others have in common.
     """
 
     def __init__(self, moments: Moments, projection: nn.Module, share: float, damping: float) -> None:
@@ -78,7 +87,11 @@ class Compensation:
         self.target = self._matrix + torch.linalg.solve(self.inputs, cross.T).T
 
     def tensors(self, name: str, found: Pruned) -> dict[str, Tensor]:
-        """The weight and bias of the projection of that name, fitted to the inputs that stay."""
+        """Return the fitted weight and bias of the projection, as stored, under `name`.weight and `name`.bias.
+
+        `found` says which inputs stay and holds their refitted columns. There is a bias only where the projection has
+        one.
+        """
         tensors = {f"{name}.weight": _as_stored(self._projection, found.columns)}
         if self._bias is not None:
             mean = self._matrix @ self._input_mean + self._error_mean
@@ -88,7 +101,10 @@ class Compensation:
 
 
 def rows_of(name: str, module: nn.Module, kept: Tensor) -> dict[str, Tensor]:
-    """The rows of those outputs that stay, of the linear module of that name, and their biases."""
+    """Return the weight and bias of a linear module with only the outputs `kept`, under `name`.weight and `name`.bias.
+
+    `kept` [outputs that stay] indexes the rows of the matrix [out, in].
+    """
     matrix, bias = matrix_of(module), cast("Tensor | None", module.bias)
     rows = kept.to(matrix.device)
     tensors = {f"{name}.weight": _as_stored(module, matrix[rows])}
@@ -96,6 +112,6 @@ def rows_of(name: str, module: nn.Module, kept: Tensor) -> dict[str, Tensor]:
 
 
 def _as_stored(module: nn.Module, matrix: Tensor) -> Tensor:
-    """A matrix [out, in] the way round that the module stores it, in its dtype."""
+    """Return a matrix [out, in] in the orientation and dtype in which the module stores its weight."""
     weight = cast("Tensor", module.weight)
     return (matrix if isinstance(module, nn.Linear) else matrix.T).to(weight).contiguous()

@@ -1,7 +1,8 @@
-"""Closed-form and alternating fits of the compact structures to a matrix, weighted by what passes through it.
+"""Fits of the compact structures to a matrix, in closed form or by alternation, weighted by the module's inputs.
 
 Matrices are [out, in], inputs are rows: y = x Wᵀ. All fits minimise E‖K(T x − Ŵ x)‖², where T is the target matrix, x
-runs over the inputs in the compressed model, and K weighs the outputs. The small eigenproblems are solved in float64.
+runs over the inputs in the compressed model, and K is a diagonal weight on the outputs. The small eigenproblems are
+solved in float64.
 """
 
 from collections.abc import Mapping
@@ -16,26 +17,30 @@ from workers.compression.spec.structures import Dense, Kronecker, LowRank, Pivot
 from workers.compression.structures import build
 
 PIVOT_BOUND = 1.05
-"""Pivots are exchanged until no entry of the mixing matrix exceeds this: it then rounds as harmlessly as a weight."""
+"""Rows are exchanged until no entry of the mixing matrix exceeds this bound: its rounding then does as little harm as
+that of an ordinary weight."""
 
 DAMPING = 0.02
-"""Ridge on the input moments, as part of their mean diagonal."""
+"""Ridge on the input moments, as a fraction of their mean diagonal."""
 
 SLICE = 512
-"""Rows of a square matrix that are computed at a time, where another matrix of its size would be too many."""
+"""Rows of a square matrix that are computed at a time, where a second matrix of its size would need too much memory."""
 
 FEW = 128
-"""The same, where several results for these rows wait beside each other."""
+"""Rows that are computed at a time where several intermediate results per row are in memory together."""
 
 EXCHANGES = 2
-"""Exchanges at most, per pivot. Each enlarges the pivots' volume; only rounding could make them go on for ever."""
+"""Upper bound of row exchanges per pivot. Each exchange enlarges the pivots' volume; only rounding could make them
+cycle."""
 
 
 @dataclass
 class Moments:
-    """Second moments of a site's inputs, gathered over batches: `inputs` = Σ x xᵀ in the compressed stream, `cross` =
-    Σ x° xᵀ with x° the same token's input in the original's, or None as long as the two streams are one. Sums are
-    float32; `tokens` counts the rows."""
+    """Second moments of a module's inputs, summed over batches in float32 on the CPU.
+
+    `inputs` [in, in] = Σ x xᵀ with x the input in the compressed model. `cross` [in, in] = Σ x° xᵀ with x° the same
+    token's input in the original model, or None as long as both models agree. `tokens` counts the summands.
+    """
 
     inputs: Tensor
     cross: Tensor | None = None
@@ -43,10 +48,11 @@ class Moments:
 
     @classmethod
     def empty(cls, features: int) -> "Moments":
+        """Return moments of no tokens for `features` inputs."""
         return cls(torch.zeros(features, features))
 
     def add(self, compressed: Tensor, original: Tensor | None = None) -> None:
-        """Both [..., in]: the same tokens in the two streams; `original` is left out where the streams are one."""
+        """Add inputs [..., in] of the same tokens in both models; leave `original` out where they agree."""
         x = compressed.flatten(0, -2).float()
         before = x if original is None else original.flatten(0, -2)
         if original is not None and self.cross is None:
@@ -57,14 +63,14 @@ class Moments:
         self.tokens += x.shape[0]
 
     def reorder(self, order: Tensor) -> None:
-        """For inputs that have been put into `order` [in], which lists their former places."""
+        """Permute the moments to match inputs that were put into `order` [in], which lists their former positions."""
         self.inputs = _reordered(self.inputs, order)
         if self.cross is not None:
             self.cross = _reordered(self.cross, order)
 
 
 def _reordered(matrix: Tensor, order: Tensor) -> Tensor:
-    """Rows and columns in `order`."""
+    """Return the matrix [n, n] with its rows and columns in `order` [n]."""
     result = torch.empty_like(matrix)
     for rows, into in zip(torch.split(order, SLICE), torch.split(result, SLICE), strict=True):
         torch.index_select(matrix[rows], 1, order, out=into)
@@ -72,13 +78,13 @@ def _reordered(matrix: Tensor, order: Tensor) -> Tensor:
 
 
 def _add_product(sums: Tensor, left: Tensor, right: Tensor) -> None:
-    """Adds leftᵀ · right, the latter in float32."""
+    """Add leftᵀ · right to `sums`; `right` is float32."""
     for rows, columns in zip(torch.split(sums, SLICE), torch.split(left, SLICE, dim=1), strict=True):
         rows += (columns.T.float() @ right).cpu()
 
 
 def _add_gram(sums: Tensor, x: Tensor) -> None:
-    """Adds xᵀ · x, of which one half is computed and the other its mirror image."""
+    """Add xᵀ · x to `sums`. One half is computed and mirrored to the other."""
     for start in range(0, len(sums), SLICE):
         stop = min(start + SLICE, len(sums))
         rows = (x[:, start:stop].T @ x[:, :stop]).cpu()
@@ -88,7 +94,9 @@ def _add_gram(sums: Tensor, x: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Problem:
-    """One fit: `target` T [out, in]; `inputs` L with LLᵀ = E[x xᵀ] damped, lower triangular; `outputs` [out], the
+    """One weighted least-squares fit, in float64.
+
+    `target` T [out, in]; `inputs` L [in, in], lower triangular, with LLᵀ = E[x xᵀ] damped; `outputs` [out], the
     diagonal of K, or None for the identity.
     """
 
@@ -97,7 +105,10 @@ class Problem:
     outputs: Tensor | None = None
 
     def error(self, approximation: Tensor) -> float:
-        """Relative weighted error of the output, E‖K(T − Ŵ)x‖² / E‖KTx‖² under the damped moments."""
+        """Return the relative weighted error of the output, E‖K(T − Ŵ)x‖² / E‖KTx‖², under the damped moments.
+
+        `approximation` is Ŵ [out, in].
+        """
         lost = total = 0.0
         for start in range(0, len(self.target), FEW):
             rows = slice(start, start + FEW)
@@ -107,22 +118,23 @@ class Problem:
         return lost / total
 
     def reordered(self, order: Tensor) -> "Problem":
-        """The same fit with its outputs in `order` [out], which lists their present places."""
+        """Return the same fit with its outputs in `order` [out], which lists their present positions."""
         return Problem(self.target[order], self.inputs, None if self.outputs is None else self.outputs[order])
 
     def weighted(self) -> WeightedTarget:
-        """Return what a Kronecker sum is fitted to."""
+        """Return the target of a fit by Kronecker sums."""
         return WeightedTarget(self.target, self.inputs @ self.inputs.T, self.outputs)
 
     def gram(self) -> Tensor:
-        """The smaller one of G Gᵀ and Gᵀ G, with G = K T L, of which only a slice is formed at a time."""
+        """Return the smaller of G Gᵀ and Gᵀ G for G = K T L, [min(out, in), min(out, in)]; only a slice of G is ever
+        formed."""
         out_features, in_features = self.target.shape
         smaller = min(out_features, in_features)
         gram = self.target.new_zeros(smaller, smaller)
         for start in range(0, max(out_features, in_features), SLICE):
             some = slice(start, start + SLICE)
             if out_features <= in_features:
-                # Above its diagonal the root is zero.
+                # The root is zero above its diagonal, so earlier rows contribute nothing.
                 columns = self._weigh(self.target[:, start:] @ self.inputs[start:, some])
                 gram.addmm_(columns, columns.T)
             else:
@@ -131,10 +143,11 @@ class Problem:
         return gram
 
     def _energy(self, matrix: Tensor, rows: slice) -> float:
-        """‖K · matrix · L‖² for some rows of a matrix."""
+        """Return ‖K · matrix · L‖² for the rows `rows` of a matrix [out, in]; `matrix` holds only these rows."""
         return float(self._weigh(matrix @ self.inputs, rows).square_().sum())
 
     def _weigh(self, product: Tensor, rows: slice = slice(None)) -> Tensor:
+        """Multiply a product [rows, n] in place by the output weights of its rows."""
         return product if self.outputs is None else product.mul_(self.outputs[rows, None])
 
 
@@ -147,13 +160,17 @@ def problem(
     outputs: Tensor | None = None,
     spend: bool = False,
 ) -> Problem:
-    """The fit of a site: its weight [out, in], moved towards what the original gave on the compressed model's inputs.
+    """Return the fit of a linear module to what the original model outputs on the compressed model's inputs.
 
-    `damping` is the part of the mean input energy added to every direction: the moments of a few thousand tokens know
-    little of the directions they hardly met. With `compensation` a, T = W((1 − a) I + a C M⁻¹) with M and C the damped
-    second and cross moments; a = 1 is the least-squares map to the original's outputs, ridge-regularised.
-    `outputs` is the diagonal of K, such as the root mean square of the loss's gradient at each output. With `spend` the
-    moments are emptied on the way: say so for the last site that needs them.
+    Args:
+        weight: the module's weight W [out, in].
+        moments: second moments of its inputs.
+        damping: ridge on every direction, as a fraction of the mean input energy; a few thousand tokens say little
+            about the directions that they hardly reach.
+        compensation: a in T = W((1 − a) I + a C M⁻¹), with M and C the damped second and cross moments. 1 gives the
+            ridge-regularised least-squares map to the original's outputs, 0 gives T = W.
+        outputs: the diagonal of K [out], such as the root mean square of the loss's gradient at each output.
+        spend: empty `moments` on the way to save memory; set it for the last module that needs them.
     """
     weight = weight.detach().cpu()
     crossed = None
@@ -168,11 +185,11 @@ def problem(
     root = _cholesky(second)
     if crossed is None:
         return Problem(weight.to(torch.float64, copy=True), root, outputs)
-    return Problem(_moved(weight, crossed, root, ridge, compensation), root, outputs)
+    return Problem(_compensated_target(weight, crossed, root, ridge, compensation), root, outputs)
 
 
 def _float64_product(matrix: Tensor, other: Tensor) -> Tensor:
-    """The product in float64 of two matrices of any precision; of the second one a slice at a time is converted."""
+    """Return the product of two matrices of any precision in float64; convert a slice of the second one at a time."""
     matrix = matrix.double()
     product = matrix.new_empty(len(matrix), other.shape[1])
     for columns, into in zip(torch.split(other, SLICE, dim=1), torch.split(product, SLICE, dim=1), strict=True):
@@ -181,14 +198,15 @@ def _float64_product(matrix: Tensor, other: Tensor) -> Tensor:
 
 
 def _cholesky(second: Tensor) -> Tensor:
-    """The lower triangular root, in the place of the symmetric float64 matrix that it is taken of."""
+    """Overwrite the symmetric float64 matrix with its lower triangular Cholesky root and return it."""
     # LAPACK works on columns: only the transposed view is factored without a copy.
     root: Tensor = torch.linalg.cholesky(second.T, out=second.T)
     return root
 
 
-def _moved(weight: Tensor, crossed: Tensor, root: Tensor, ridge: float, compensation: float) -> Tensor:
-    """T for the weight W [out, in], in the place of `crossed` = W C, of whose C the ridge has not been added."""
+def _compensated_target(weight: Tensor, crossed: Tensor, root: Tensor, ridge: float, compensation: float) -> Tensor:
+    """Overwrite `crossed` = W C with T for the weight W [out, in] and return it; C has not been damped by the ridge
+    yet."""
     for given, rows in zip(torch.split(weight, FEW), torch.split(crossed, FEW), strict=True):
         original = given.double()
         half = torch.linalg.solve_triangular(root.T, rows.add_(original, alpha=ridge), upper=True, left=False)
@@ -198,10 +216,10 @@ def _moved(weight: Tensor, crossed: Tensor, root: Tensor, ridge: float, compensa
 
 
 def fit(structure: Structure, site: Problem) -> dict[str, Tensor]:
-    """Return the factors of the structure that fit best, float64, by the names of `structures`.
+    """Return the float64 factors of the structure that fit best, by the names in `workers.compression.structures`.
 
-    Of a folded structure, `order` [out] is no factor: it lists the outputs in the order in which the factors give them.
-    Raises ValueError for structures that are no matrix's own.
+    A folded structure also gets `order` [out], which is no factor: it lists the outputs in the order in which the
+    factors give them. Raises ValueError for structures that are not fitted to a single matrix.
     """
     match structure:
         case Dense():
@@ -214,14 +232,14 @@ def fit(structure: Structure, site: Problem) -> dict[str, Tensor]:
         case Kronecker():
             return weighted_fit(structure, site.weighted())
         case _:
-            raise ValueError(f"there is no fit for {structure}")
+            raise ValueError(f"{structure} cannot be fitted to a single matrix")
 
 
 def low_rank(site: Problem, rank: int) -> tuple[Tensor, Tensor]:
-    """The best factors [out, rank] and [rank, in] of the rank: the truncated singular value decomposition of K T L.
+    """Return the best factors [out, rank] and [rank, in] of T: the truncated singular value decomposition of K T L.
 
     By Eckart and Young the weighted error is the sum of the squared singular values left out. Only the smaller Gram
-    matrix is decomposed, and no inverse of an ill-conditioned matrix enters: the subspace is applied to T as a
+    matrix is decomposed, and no inverse of an ill-conditioned matrix is needed: the subspace is applied to T as a
     projection.
     """
     basis = leading(site.gram(), rank)
@@ -234,12 +252,13 @@ def low_rank(site: Problem, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def pivoted(second: Tensor, first: Tensor, *, folded: bool = False) -> dict[str, Tensor]:
-    """The same product second · first with an identity in one factor, exactly: see `spec.structures.Pivoted`. One of
-    the two given becomes the basis, in its place.
+    """Return the product second · first rewritten exactly with an identity in one factor; see
+    `spec.structures.Pivoted`.
 
-    For folded pivots `order` is no factor: it lists the outputs in the order in which the factors give them.
+    `second` is [out, rank], `first` [rank, in]; one of them is overwritten and becomes the basis. With `folded` pivots,
+    `order` [out] is no factor: it lists the outputs in the order in which the factors give them.
 
-    Pivots come from an LU decomposition with partial pivoting and are then exchanged while an entry of the mixing
+    Pivots come from an LU decomposition with partial pivoting. They are then exchanged while an entry of the mixing
     matrix exceeds PIVOT_BOUND (the maximum-volume iteration of Goreinov et al., 2010).
     """
     if folded or second.shape[0] <= first.shape[1]:
@@ -253,14 +272,14 @@ def pivoted(second: Tensor, first: Tensor, *, folded: bool = False) -> dict[str,
 
 
 def _multiply(matrix: Tensor, square: Tensor) -> Tensor:
-    """The product square · matrix, in the place of the matrix."""
+    """Overwrite the matrix with the product square · matrix and return it."""
     for columns in torch.split(matrix, SLICE, dim=1):
         columns.copy_(square @ columns)
     return matrix
 
 
 def matrix(structure: Structure, factors: Mapping[str, Tensor], like: Tensor) -> Tensor:
-    """The matrix that the factors stand for, of the shape and precision of `like` [out, in]."""
+    """Return the matrix [out, in] that the factors stand for, in the shape and precision of `like`."""
     out_features, in_features = like.shape
     layer = build(structure.to_dict(), in_features, out_features, bias=False, dtype=like.dtype)
     layer.load_state_dict(dict(factors))
@@ -268,32 +287,35 @@ def matrix(structure: Structure, factors: Mapping[str, Tensor], like: Tensor) ->
 
 
 def spectrum(site: Problem) -> Tensor:
-    """Squared singular values of K T L, descending: what each rank is worth."""
+    """Return the squared singular values [min(out, in)] of K T L, descending: the error that each rank removes."""
     ascending: Tensor = torch.linalg.eigvalsh(site.gram())
     return ascending.flip(0).clamp_min(0)
 
 
 def damped(moments: Tensor, damping: float = DAMPING) -> tuple[Tensor, float]:
-    """A float64 copy with the ridge on its diagonal, and the ridge."""
+    """Return a float64 copy of the moments [n, n] with a ridge on its diagonal, and the ridge.
+
+    `damping` is the ridge as a fraction of the mean diagonal.
+    """
     second = moments.to(torch.float64, copy=True)
     return second, _damp(second, damping)
 
 
 def _damp(second: Tensor, damping: float) -> float:
-    """Adds the ridge to the diagonal, and returns it."""
+    """Add the ridge to the diagonal in place and return the ridge."""
     ridge = damping * max(second.diagonal().mean().item(), torch.finfo(torch.float64).tiny)
     second.diagonal().add_(ridge)
     return ridge
 
 
 def matrix_of(module: nn.Module) -> Tensor:
-    """The weight of a linear layer as [out, in], whichever way round the module stores it."""
+    """Return the weight of a linear layer as [out, in], whichever way round the module stores it."""
     weight = cast("Tensor", module.weight)
     return weight if isinstance(module, nn.Linear) else weight.T
 
 
 def leading(gram: Tensor, rank: int) -> Tensor:
-    """The eigenvectors [n, rank] of the largest eigenvalues, of a symmetric matrix that is given up for them."""
+    """Return the eigenvectors [n, rank] of a symmetric matrix's largest eigenvalues; `gram` [n, n] is overwritten."""
     values = gram.new_empty(len(gram))
     # LAPACK works on columns: only the transposed view is decomposed without a copy.
     vectors: Tensor = torch.linalg.eigh(gram.T, out=(values, gram.T)).eigenvectors
@@ -301,10 +323,15 @@ def leading(gram: Tensor, rank: int) -> Tensor:
 
 
 def dominant_rows(factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows S of the [m, r] factor, the other rows, and mixing [m − r, r] with factor[others] = mixing · factor[S]."""
+    """Return indices S of r dominant rows of a factor [m, r], the indices of the others, and the mixing matrix [m − r,
+    r].
+
+    It holds that factor[others] = mixing · factor[S], and no entry of `mixing` exceeds PIVOT_BOUND in magnitude, up to
+    the limit on exchanges (EXCHANGES).
+    """
     rank = factor.shape[1]
     packed, exchanges = torch.linalg.lu_factor(factor)
-    order = _exchanged(len(factor), exchanges)
+    order = _row_order(len(factor), exchanges)
     mixing = torch.linalg.solve_triangular(packed[:rank], packed[rank:], upper=False, left=False, unitriangular=True)
     del packed
     pivots, others = order[:rank].clone(), order[rank:].clone()
@@ -314,12 +341,13 @@ def dominant_rows(factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             break
         pivots[column], others[row] = others[row].clone(), pivots[column].clone()
         _exchange(mixing, row, column)
-    # Solved anew: the exchanges have gathered rounding errors.
+    # Solve again: the exchanges have accumulated rounding errors.
     return pivots, others, torch.linalg.solve(factor[pivots], factor[others], left=False)
 
 
-def _exchanged(count: int, exchanges: Tensor) -> Tensor:
-    """The order of the rows after LAPACK's exchanges: step by step with the one of that number, counted from 1."""
+def _row_order(count: int, exchanges: Tensor) -> Tensor:
+    """Return the row order that LAPACK's exchanges leave: at each step the row swaps with the one named, counted from
+    1."""
     order = list(range(count))
     for step, other in enumerate(exchanges.tolist()):
         order[step], order[other - 1] = order[other - 1], order[step]
@@ -327,7 +355,8 @@ def _exchanged(count: int, exchanges: Tensor) -> Tensor:
 
 
 def _exchange(mixing: Tensor, row: int, column: int) -> None:
-    """Makes the mixing matrix what it is after a pivot and another row changed places: one step of Gauss and Jordan."""
+    """Update the mixing matrix in place after a pivot and another row changed places: one step of Gauss-Jordan
+    elimination."""
     value = mixing[row, column].clone()
     scaled = mixing[row] / value
     scaled[column] = 0
@@ -339,4 +368,5 @@ def _exchange(mixing: Tensor, row: int, column: int) -> None:
 
 
 def _inverse(order: Tensor) -> Tensor:
+    """Return the inverse of a permutation given as an index vector [n]."""
     return torch.empty_like(order).index_copy_(0, order, torch.arange(order.numel()))

@@ -1,7 +1,7 @@
-"""Sums of Kronecker products fitted to a matrix: in the plain norm, and in the norm that inputs and outputs weigh.
+"""Fits of sums of Kronecker products to a matrix, in the plain norm and in a norm weighted by inputs and outputs.
 
-A sum is Σ_k A_k ⊗ B_k with A_k = `left`[k] of m1 × n1 and B_k = `right`[k] of m2 × n2, between orders of the rows and
-columns where it allows any.
+A sum is Σ_k A_k ⊗ B_k with A_k = `left`[k] of m1 × n1 and B_k = `right`[k] of m2 × n2. Where the structure allows it,
+rows and columns are permuted before and after.
 """
 
 from dataclasses import dataclass, replace
@@ -18,22 +18,23 @@ ALTERNATIONS = 4
 the error by about 1 % at most."""
 
 STEPS = 4
-"""Steps of conjugate gradients at most in solving for one factor."""
+"""Upper bound of conjugate gradient steps when solving for one factor."""
 
 SOLVED = 1e-6
-"""The part of its first squared residual at which a system counts as solved."""
+"""Fraction of its first squared residual at which a system counts as solved."""
 
 SEPARATIONS = 4
 """Rounds of power iteration for the nearest product of two smaller moment matrices."""
 
 
 def data_free(structure: Structure, target: Tensor) -> dict[str, Tensor]:
-    """Return the factors of Σ_k A_k ⊗ B_k that are best in the plain norm, in the best orders that are allowed.
+    """Return the factors of Σ_k A_k ⊗ B_k that approximate `target` [out, in] best in the plain norm.
 
-    Raises ValueError for other structures.
+    Rows and columns are put into the best order that is found, where the structure allows one. Raises ValueError for
+    other structures.
     """
     if not isinstance(structure, Kronecker):
-        raise ValueError(f"there is no data-free fit for {structure}")
+        raise ValueError(f"only Kronecker sums have a data-free fit, not {structure}")
     orders: dict[str, Tensor] = {}
     if structure.permute_in or structure.permute_out:
         found = search(target, structure)
@@ -46,14 +47,15 @@ def data_free(structure: Structure, target: Tensor) -> dict[str, Tensor]:
 def stored_orders(structure: Kronecker, rows: Tensor, columns: Tensor) -> dict[str, Tensor]:
     """Return the index vectors of a permuted sum by the names of `structures.KroneckerLinear`.
 
-    `rows` [out] and `columns` [in] list those of the matrix in the order of the sum.
+    `rows` [out] and `columns` [in] list the matrix's rows and columns in the order of the sum.
     """
     orders = {"order_in": columns.int()} if structure.permute_in else {}
     return orders | ({"order_out": rows.argsort().int()} if structure.permute_out else {})
 
 
 def rearranged_fit(structure: Kronecker, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return A [terms, m1, n1] and B [terms, m2, n2] that are best in the plain norm, the greatest term last.
+    """Return A [terms, m1, n1] and B [terms, m2, n2] that are best in the plain norm for `target` [out, in], largest
+    term last.
 
     They are the truncated singular value decomposition of the rearranged matrix (Van Loan and Pitsianis, 1993).
     """
@@ -68,25 +70,27 @@ def rearranged_fit(structure: Kronecker, target: Tensor) -> tuple[Tensor, Tensor
 
 @dataclass(frozen=True)
 class WeightedTarget:
-    """What a sum is fitted to: W [out, in] in the norm E‖K(W − Ŵ)x‖², with E[x xᵀ] = `moments` [in, in] and K the
-    diagonal `outputs` [out], or the identity where that is None. All float64."""
+    """The target of a fit: W [out, in] in the norm E‖K(W − Ŵ)x‖².
+
+    `moments` [in, in] is E[x xᵀ]; `outputs` [out] is the diagonal of K, or None for the identity. All are float64.
+    """
 
     matrix: Tensor
     moments: Tensor
     outputs: Tensor | None = None
 
     def reordered(self, rows: Tensor, columns: Tensor) -> "WeightedTarget":
-        """Return the same fit with outputs and inputs in the order in which `rows` and `columns` list them."""
+        """Return the same fit with outputs and inputs in the order that `rows` [out] and `columns` [in] list."""
         outputs = None if self.outputs is None else self.outputs[rows]
         return WeightedTarget(self.matrix[rows][:, columns], self.moments[columns][:, columns], outputs)
 
     def scaled(self) -> Tensor:
-        """Return K W D with D² the diagonal of the moments: as if the inputs did not correlate."""
+        """Return K W D [out, in] with D² the diagonal of the moments, which treats the inputs as uncorrelated."""
         scaled = self.matrix * self.moments.diagonal().sqrt()
         return scaled if self.outputs is None else self.outputs[:, None] * scaled
 
     def less(self, matrix: Tensor) -> "WeightedTarget":
-        """Return the target of what a matrix [out, in] leaves of this one."""
+        """Return the target that remains after a matrix [out, in] has been subtracted."""
         return replace(self, matrix=self.matrix - matrix)
 
     def pulled(self, matrix: Tensor) -> Tensor:
@@ -111,15 +115,15 @@ def weighted_fit(structure: Kronecker, target: WeightedTarget) -> dict[str, Tens
     placed = target.reordered(rows, columns)
     factors = stored_orders(structure, rows, columns) | ({"order": rows} if structure.folded else {})
     starts = (separable_fit(structure, placed), rearranged_fit(structure, placed.matrix))
-    begun = [_alternated(structure, placed, *start) for start in starts]
+    begun = [_alternate(structure, placed, *start) for start in starts]
     left, right = min(begun, key=lambda found: placed.less(kronecker_sum(*found)).energy())
     for _ in range(ALTERNATIONS - 1):
-        left, right = _alternated(structure, placed, left, right)
+        left, right = _alternate(structure, placed, left, right)
     return {"left": left.contiguous(), "right": right.contiguous(), **factors}
 
 
 def best_orders(structure: Kronecker, target: WeightedTarget) -> tuple[Tensor, Tensor]:
-    """Return the rows [out] and columns [in] of the target in the best order found, where the structure allows any."""
+    """Return the best order found of the target's rows [out] and columns [in], each if the structure permutes them."""
     searched = replace(structure, permute_out=structure.permute_out or structure.folded)
     if not (searched.permute_in or searched.permute_out):
         return torch.arange(len(target.matrix)), torch.arange(target.matrix.shape[1])
@@ -128,27 +132,28 @@ def best_orders(structure: Kronecker, target: WeightedTarget) -> tuple[Tensor, T
 
 
 def separable_fit(structure: Kronecker, target: WeightedTarget) -> tuple[Tensor, Tensor]:
-    """Return A and B that are best where the moments are a product M1 ⊗ M2, and the squared weights of the rows u ⊗ v.
+    """Return the A and B that are best if the moments are a product M1 ⊗ M2 and the squared row weights a product u ⊗
+    v.
 
-    Both are replaced by a product near to them. The weighted norm of W is then the plain norm of
-    (U ⊗ V)^½ W (L1 ⊗ L2), of which `rearranged_fit` gives the optimum, with Li Liᵀ = Mi.
+    Both are replaced by a product near to them. The weighted norm of W is then the plain norm of (U ⊗ V)^½ W (L1 ⊗ L2)
+    with Li Liᵀ = Mi, whose optimum `rearranged_fit` gives.
     """
     (m1, m2), (n1, n2) = structure.out_shape, structure.in_shape
-    outer, inner = _separated(target.moments, n1, n2)
+    outer, inner = _nearest_product(target.moments, n1, n2)
     rows = [weights.sqrt()[:, None] for weights in _row_weights(structure, target.outputs)]
     tiles = torch.einsum("apbq,bc,qd->apcd", target.matrix.reshape(m1, m2, n1, n2), outer, inner)
     weighed = tiles * rows[0][:, :, None, None] * rows[1][None, :, :, None]
     left, right = rearranged_fit(structure, weighed.reshape(m1 * m2, n1 * n2))
-    return _unweighed(left, rows[0], outer), _unweighed(right, rows[1], inner)
+    return _divide_weights_out(left, rows[0], outer), _divide_weights_out(right, rows[1], inner)
 
 
 def errors_by_terms(structure: Kronecker, target: WeightedTarget) -> Tensor:
-    """Return [terms + 1] the squared weighted errors E‖K(W − Ŵ)x‖² of sums of 0, 1, …, `terms` terms.
+    """Return the squared weighted errors E‖K(W − Ŵ)x‖² of sums of 0, 1, …, `terms` terms, [terms + 1].
 
-    The orders are strata where the structure is permuted, B the optimum for separable weights, and A the exact
-    solution for this B, which one Cholesky decomposition gives for every number of terms: the normal equations of fewer
-    terms are its leading block. A fit at any of these sizes alternates further from there, so the errors are close
-    from above, but for rows whose weights are no product.
+    Permuted structures are measured in strata. B is the optimum for separable weights, and A the exact solution for
+    this B. One Cholesky decomposition gives A for every number of terms, since the normal equations of fewer terms are
+    its leading block. A real fit alternates further from there, so these errors are close upper bounds, except where
+    the row weights are far from a product.
     """
     placed = target.reordered(*_strata(structure, target))
     terms, (n1, _) = structure.terms, structure.in_shape
@@ -171,30 +176,30 @@ def kronecker_sum(left: Tensor, right: Tensor) -> Tensor:
     return tiles.reshape(m1, n1, m2, n2).transpose(1, 2).reshape(m1 * m2, n1 * n2)
 
 
-def _alternated(structure: Kronecker, target: WeightedTarget, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """A better A for the given B, then a better B for that A."""
+def _alternate(structure: Kronecker, target: WeightedTarget, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a better A for the given B, and then a better B for that A."""
     outer, inner = _row_weights(structure, target.outputs)
-    left = _solved(_LeftEquations(structure, target, right, outer, inner), left)
-    return left, _solved(_RightEquations(structure, target, left, outer, inner), right)
+    left = _solve(_LeftEquations(structure, target, right, outer, inner), left)
+    return left, _solve(_RightEquations(structure, target, left, outer, inner), right)
 
 
 class _Equations(Protocol):
-    """The normal equations of one factor for a given other one."""
+    """The normal equations of one factor while the other one is fixed."""
 
     target: WeightedTarget
 
     def sum_with(self, factor: Tensor) -> Tensor:
-        """Σ_k A_k ⊗ B_k [out, in] with this factor."""
+        """Return Σ_k A_k ⊗ B_k [out, in] with this factor."""
 
     def gradient(self, matrix: Tensor) -> Tensor:
-        """What the factor's entries would change in ½ E‖K Ŵ x‖², with K² Ŵ E[x xᵀ] = `matrix` [out, in]."""
+        """Return the gradient of ½ E‖K Ŵ x‖² with respect to the factor; `matrix` [out, in] is K² Ŵ E[x xᵀ]."""
 
     def precondition(self, gradient: Tensor) -> Tensor:
-        """The exact solution if the squared weights of the rows were a product."""
+        """Return the exact solution for a right-hand side if the squared row weights were a product."""
 
 
 class _LeftEquations:
-    """Those of A. Under weights u ⊗ v, the rows of A share one matrix in the (k, j1), whose root is `root`."""
+    """The normal equations of A. Under row weights u ⊗ v all rows of A share one matrix over (k, j1): `root` rootᵀ."""
 
     def __init__(
         self, structure: Kronecker, target: WeightedTarget, right: Tensor, outer: Tensor, inner: Tensor
@@ -218,12 +223,12 @@ class _LeftEquations:
         return torch.cholesky_solve(sides, self.root).reshape(terms, n1, m1).transpose(1, 2)
 
     def by_row(self, gradient: Tensor) -> Tensor:
-        """From [terms, m1, n1] to [terms · n1, m1]."""
+        """Reshape [terms, m1, n1] to [terms · n1, m1]."""
         return gradient.transpose(1, 2).flatten(0, 1)
 
 
 class _RightEquations:
-    """Those of B. Under weights u ⊗ v, the rows of B share one matrix in the (k, j2)."""
+    """The normal equations of B. Under row weights u ⊗ v all rows of B share one matrix over (k, j2): `root` rootᵀ."""
 
     def __init__(
         self, structure: Kronecker, target: WeightedTarget, left: Tensor, outer: Tensor, inner: Tensor
@@ -247,10 +252,10 @@ class _RightEquations:
         return torch.cholesky_solve(sides, self.root).reshape(terms, n2, m2).transpose(1, 2)
 
 
-def _solved(equations: _Equations, start: Tensor) -> Tensor:
-    """The factor after a few steps of preconditioned conjugate gradients, none of which raises the error.
+def _solve(equations: _Equations, start: Tensor) -> Tensor:
+    """Return the factor after a few steps of preconditioned conjugate gradients, none of which raises the error.
 
-    Where the weights of the rows are a product, one step solves the equations.
+    One step solves the equations exactly where the row weights are a product.
     """
     factor, target = start, equations.target
     residual = equations.gradient(target.pulled(target.less(equations.sum_with(factor)).matrix))
@@ -273,7 +278,7 @@ def _solved(equations: _Equations, start: Tensor) -> Tensor:
 
 
 def _row_weights(structure: Kronecker, outputs: Tensor | None) -> tuple[Tensor, Tensor]:
-    """u [m1] and v [m2] whose product is near to the squared weights of the rows."""
+    """Return u [m1] and v [m2] whose product is close to the squared weights of the rows."""
     if outputs is None:
         m1, m2 = structure.out_shape
         return torch.ones(m1).double(), torch.ones(m2).double()
@@ -282,7 +287,7 @@ def _row_weights(structure: Kronecker, outputs: Tensor | None) -> tuple[Tensor, 
 
 
 def _strata(structure: Kronecker, target: WeightedTarget) -> tuple[Tensor, Tensor]:
-    """The rows and columns in strata of the energy of K W D, where the structure allows an order."""
+    """Return the rows and columns in strata of the energy of K W D, each only where the structure allows an order."""
     scaled, (_, m2), (_, n2) = target.scaled(), structure.out_shape, structure.in_shape
     rows, columns = torch.arange(scaled.shape[0]), torch.arange(scaled.shape[1])
     if structure.permute_out or structure.folded:
@@ -290,10 +295,10 @@ def _strata(structure: Kronecker, target: WeightedTarget) -> tuple[Tensor, Tenso
     return rows, stratified(scaled, n2) if structure.permute_in else columns
 
 
-def _separated(moments: Tensor, outer_size: int, inner_size: int) -> tuple[Tensor, Tensor]:
-    """Lower triangular roots of M1 [n1, n1] and M2 [n2, n2] whose Kronecker product is nearest to the moments.
+def _nearest_product(moments: Tensor, outer_size: int, inner_size: int) -> tuple[Tensor, Tensor]:
+    """Return lower triangular roots of M1 [n1, n1] and M2 [n2, n2] whose Kronecker product is nearest to the moments.
 
-    That product is the leading singular pair of the rearranged moments, positive definite as they are.
+    The product is the leading singular pair of the rearranged moments, which is positive definite because they are.
     """
     blocks = moments.reshape(outer_size, inner_size, outer_size, inner_size)
     inner = torch.eye(inner_size, dtype=moments.dtype)
@@ -304,14 +309,18 @@ def _separated(moments: Tensor, outer_size: int, inner_size: int) -> tuple[Tenso
     return _root(outer), _root(inner)
 
 
-def _unweighed(factors: Tensor, rows: Tensor, root: Tensor) -> Tensor:
-    """The factors [terms, m, n] without their rows' weights and the inputs' root."""
+def _divide_weights_out(factors: Tensor, rows: Tensor, root: Tensor) -> Tensor:
+    """Return the factors [terms, m, n] with the row weights and the root of the inputs divided out."""
     solved: Tensor = torch.linalg.solve_triangular(root, factors.flatten(0, 1), upper=False, left=False)
     return solved.view_as(factors) / rows
 
 
 def _root(gram: Tensor) -> Tensor:
-    """The Cholesky root of a matrix that is given a ridge at rounding level: linearly dependent terms stay solvable."""
+    """Return the Cholesky root of a matrix, after a ridge at rounding level, so that linearly dependent terms stay
+    solvable.
+
+    The ridge is added to `gram` in place.
+    """
     gram.diagonal().add_(1e-12 * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny)
     root: Tensor = torch.linalg.cholesky(gram)
     return root

@@ -1,14 +1,14 @@
-"""The search for the row and column orders in which a matrix is most nearly a sum of Kronecker products.
+"""Search for row and column orders in which a matrix is nearly a sum of Kronecker products.
 
-With the tiles of W flattened into the rows of R, a sum of r terms keeps the energy of the r leading eigenvectors V of
-RᵀR (Van Loan and Pitsianis, 1993). For a fixed V the energy is a sum over groups of columns that share a tile, so one
-product of two matrices tells what every swap of two columns would gain. Swaps that touch different groups do not
-disturb each other and are made together; rows take turns with columns, and V follows.
+Let the rows of R be the flattened tiles of W. A sum of r terms keeps the energy of the r leading eigenvectors V of RᵀR
+(Van Loan and Pitsianis, 1993). For a fixed V the energy is a sum over groups of columns that share a tile, so one
+product of two matrices gives the gain of every swap of two columns. Swaps that touch different groups are independent
+and are made together. Rows and columns take turns, and V is recomputed.
 
-The search starts from the best of several orders: the matrix's own; groups of columns that resemble each other, as a
-shared factor leaves them, each ordered by norm (`grouped`); or strata, in which every tile holds one column of each
-range of norms (`stratified`). Strata suit a matrix whose rows and columns weigh unequally: what weighs little then
-stands in the same place of every tile, where the terms that are left out would have held it.
+The search starts from the best of several orders: the matrix's own; groups of similar columns, as a shared factor
+leaves them, each ordered by norm (`grouped`); or strata, in which every tile holds one column of each range of norms
+(`stratified`). Strata suit a matrix whose rows and columns have unequal weights: light columns then stand at the same
+position of every tile, where the omitted terms would have held them.
 """
 
 import itertools
@@ -21,32 +21,34 @@ from torch import Tensor
 from workers.compression.spec.structures import Kronecker
 
 SWEEPS = 1
-"""Turns of columns and rows at most. On unstructured weights a second one adds three thousandths of the energy."""
+"""Upper bound of turns of columns and rows. On unstructured weights a second turn adds 0.3 % of the energy."""
 
 ROUNDS = 4
 """Batches of swaps on one side before the other side's turn."""
 
 LEAST_GAIN = 1e-6
-"""What a swap must gain, as part of the mean energy of a column, so that rounding alone moves nothing."""
+"""Least gain of a swap, as a fraction of the mean energy of a column, so that rounding alone moves nothing."""
 
 TOLERANCE = 1e-3
-"""Part of the matrix's energy."""
+"""Gain per sweep, as a fraction of the matrix's energy, below which the search stops."""
 
 LARGEST_REORDERED = 4
 """Groups up to this size are tried in every order of their members, 4! at most."""
 
 NEIGHBOURS = 4
-"""How many candidates per place in a group the start considers for each column."""
+"""Candidates per position in a group that `grouped` considers for each column."""
 
 
 Arrangement = Callable[[Tensor, int], Tensor]
-"""From a matrix and a size to an order of its columns, in which groups of that size stand together."""
+"""A function that takes a matrix [m, n] and a size and returns an order of its columns [n] in groups of that size."""
 
 
 @dataclass(frozen=True)
 class Permutation:
-    """`rows` [out] and `columns` [in] list W's rows and columns in the order of the Kronecker sum; `energy` is the
-    part of ‖W‖² that the sum then keeps."""
+    """The rows [out] and columns [in] of W in the order of the Kronecker sum.
+
+    `energy` is the fraction of ‖W‖² that the sum then keeps.
+    """
 
     rows: Tensor
     columns: Tensor
@@ -54,9 +56,10 @@ class Permutation:
 
 
 def search(weight: Tensor, structure: Kronecker, arrangements: Sequence[Arrangement] | None = None) -> Permutation:
-    """Return the orders found for W [out, in] and tiles of the structure, which keep the most energy of W.
+    """Return the row and column orders of W [out, in] that keep the most energy in the structure's tiles, as far as
+    found.
 
-    A side that may not be permuted keeps its order. `arrangements` propose the orders to start from, beside the
+    A side that may not be permuted keeps its order. `arrangements` propose orders to start from, in addition to the
     matrix's own; None stands for `grouped` alone.
     """
     matrix = weight.detach().float()
@@ -68,38 +71,43 @@ def search(weight: Tensor, structure: Kronecker, arrangements: Sequence[Arrangem
         rows = arrange(matrix.T, m2) if structure.permute_out else own_rows
         columns = arrange(matrix, n2) if structure.permute_in else own_columns
         starts.append(Permutation(rows, columns, kept_energy(matrix[rows][:, columns], m2, n2, terms) / total))
-    return _climbed(matrix, structure, max(starts, key=lambda each: each.energy), total)
+    return _hill_climb(matrix, structure, max(starts, key=lambda each: each.energy), total)
 
 
 def kept_energy(matrix: Tensor, tile_rows: int, tile_columns: int, terms: int) -> float:
-    """‖·‖² of the best sum of `terms` Kronecker products with tiles of the given size, in the matrix's own order."""
+    """Return the squared norm of the best sum of `terms` Kronecker products for the matrix in its own order.
+
+    `tile_rows` × `tile_columns` is the size of the right factors.
+    """
     return float(torch.linalg.eigvalsh(_tile_gram(matrix, tile_rows, tile_columns))[-terms:].sum())
 
 
 def grouped(matrix: Tensor, size: int) -> Tensor:
-    """Return an order of the columns in which those that resemble each other most stand together in groups of
-    `size`."""
+    """Return an order of the columns in which the most similar ones stand together in groups of `size`."""
     columns = matrix.shape[1]
     if size == 1 or size == columns:
         return torch.arange(columns)
     norms = matrix.norm(dim=0).clamp_min(1e-30)
     resemblance = ((matrix.T @ matrix) / norms / norms[:, None]).abs().fill_diagonal_(0)
     closeness, candidates = resemblance.topk(min(NEIGHBOURS * size, columns - 1), dim=1)
-    groups = _merged(closeness, candidates, size)
+    groups = _merge_groups(closeness, candidates, size)
     return torch.cat([group[norms[group].argsort(descending=True)] for group in groups])
 
 
 def stratified(matrix: Tensor, size: int) -> Tensor:
     """Return an order of the columns in groups of `size`, each of which holds one column of every range of norms.
 
-    The columns of the greatest norms stand first in their groups, those of the least norms last.
+    Columns of the largest norms stand first in their groups, columns of the smallest norms last.
     """
     by_norm = matrix.square().sum(0).argsort(descending=True, stable=True)
     return by_norm.view(size, -1).T.flatten()
 
 
-def _merged(closeness: Tensor, candidates: Tensor, size: int) -> Tensor:
-    """Merges the closest first, as long as no group outgrows `size`; the remainders are filled up in order."""
+def _merge_groups(closeness: Tensor, candidates: Tensor, size: int) -> Tensor:
+    """Merge the closest columns first, while no group outgrows `size`, and fill up the remainders in order.
+
+    Return the column indices of the groups, [groups, size].
+    """
     group_of = list(range(len(candidates)))
     members = {index: [index] for index in group_of}
     width = candidates.shape[1]
@@ -115,14 +123,15 @@ def _merged(closeness: Tensor, candidates: Tensor, size: int) -> Tensor:
     return torch.tensor(full + rest).view(-1, size)
 
 
-def _climbed(matrix: Tensor, structure: Kronecker, start: Permutation, total: float) -> Permutation:
+def _hill_climb(matrix: Tensor, structure: Kronecker, start: Permutation, total: float) -> Permutation:
+    """Return the best orders that alternating rounds of swaps reach from `start`; `total` is ‖W‖²."""
     (_, m2), (_, n2), terms = structure.out_shape, structure.in_shape, structure.terms
     best, rows, columns = start, start.rows, start.columns
     for _ in range(SWEEPS):
         if structure.permute_in and n2 > 1:
-            columns = _improved(matrix[rows], columns, m2, n2, terms)
+            columns = _improve_columns(matrix[rows], columns, m2, n2, terms)
         if structure.permute_out and m2 > 1:
-            rows = _improved(matrix[:, columns].T.contiguous(), rows, n2, m2, terms)
+            rows = _improve_columns(matrix[:, columns].T.contiguous(), rows, n2, m2, terms)
         found = Permutation(rows, columns, kept_energy(matrix[rows][:, columns], m2, n2, terms) / total)
         gained, best = found.energy - best.energy, max(best, found, key=lambda each: each.energy)
         if gained < TOLERANCE:
@@ -130,14 +139,14 @@ def _climbed(matrix: Tensor, structure: Kronecker, start: Permutation, total: fl
     return best
 
 
-def _improved(matrix: Tensor, order: Tensor, tile_rows: int, tile_columns: int, terms: int) -> Tensor:
-    """A better order of the columns of a matrix whose rows stand in their places."""
+def _improve_columns(matrix: Tensor, order: Tensor, tile_rows: int, tile_columns: int, terms: int) -> Tensor:
+    """Return a better order of the columns; the rows of `matrix` are already in their order."""
     for _ in range(ROUNDS):
         products = _group_products(matrix[:, order], tile_rows, tile_columns)
         basis: Tensor = torch.linalg.eigh(products.double().sum(0)).eigenvectors[:, -terms:]
         leading = basis.float().view(tile_rows, tile_columns, terms)
-        order = _reordered_groups(products, order, leading)
-        swapped = _swapped(_worth(matrix[:, order], leading), tile_columns)
+        order = _reorder_groups(products, order, leading)
+        swapped = _best_swaps(_energies_by_position(matrix[:, order], leading), tile_columns)
         if torch.equal(swapped, torch.arange(len(order))):
             break
         order = order[swapped]
@@ -145,28 +154,29 @@ def _improved(matrix: Tensor, order: Tensor, tile_rows: int, tile_columns: int, 
 
 
 def _tile_gram(matrix: Tensor, tile_rows: int, tile_columns: int) -> Tensor:
-    """RᵀR in float64, of as many rows as a tile has entries."""
+    """Return RᵀR in float64, [tile_rows · tile_columns, tile_rows · tile_columns]."""
     return _group_products(matrix, tile_rows, tile_columns).double().sum(0)
 
 
 def _group_products(matrix: Tensor, tile_rows: int, tile_columns: int) -> Tensor:
-    """The share of each group of columns in RᵀR, [groups, tile_rows · tile_columns, the same]."""
+    """Return each column group's summand of RᵀR, [groups, tile_rows · tile_columns, tile_rows · tile_columns]."""
     tiles = _tiles(matrix, tile_rows, tile_columns).permute(2, 0, 1, 3).flatten(2)
     return tiles.transpose(1, 2) @ tiles
 
 
 def _tiles(matrix: Tensor, tile_rows: int, tile_columns: int) -> Tensor:
-    """[tiles down, tile_rows, groups of columns, tile_columns]."""
+    """Return the matrix viewed as [tiles down, tile_rows, groups of columns, tile_columns]."""
     return matrix.reshape(matrix.shape[0] // tile_rows, tile_rows, -1, tile_columns)
 
 
-def _reordered_groups(products: Tensor, order: Tensor, leading: Tensor) -> Tensor:
-    """Puts the members of each group in their best order; `leading` [tile_rows, tile_columns, terms] is V."""
+def _reorder_groups(products: Tensor, order: Tensor, leading: Tensor) -> Tensor:
+    """Return the order with the members of each group in their best order; `leading` [tile_rows, tile_columns, terms]
+    is V."""
     tile_rows, size, _ = leading.shape
     if size > LARGEST_REORDERED:
         return order
     inner = products.view(-1, tile_rows, size, tile_rows, size)
-    # worth[g, p, q, a, b]: what the product of members a, b contributes if they take the places p, q of group g.
+    # worth[g, p, q, a, b]: energy from the product of members a and b at the positions p and q of group g.
     worth = torch.einsum("ipk,jqk,giajb->gpqab", leading, leading, inner)
     orders = torch.tensor(list(itertools.permutations(range(size))))
     places = torch.arange(size)
@@ -176,11 +186,11 @@ def _reordered_groups(products: Tensor, order: Tensor, leading: Tensor) -> Tenso
     return order.view(-1, size).gather(1, orders[energies.argmax(1)]).flatten()
 
 
-def _worth(placed: Tensor, leading: Tensor) -> Tensor:
-    """[column, place]: the energy that the column of each place would bring to each place, all others staying.
+def _energies_by_position(placed: Tensor, leading: Tensor) -> Tensor:
+    """Return [column, position]: the energy that each column would contribute at each position while all others stay.
 
-    A group keeps ‖Σ_q Vᵀ_q x_q‖² of its members x_q. A newcomer brings its own square, and twice its product with what
-    the other members of the group sum up to.
+    A group keeps ‖Σ_q Vᵀ_q x_q‖² of its members x_q. A newcomer contributes its own square, and twice its product with
+    the sum over the group's other members.
     """
     tile_rows, size, _ = leading.shape
     shares = torch.einsum("aigq,iqk->qkag", _tiles(placed, tile_rows, size), leading)
@@ -192,8 +202,8 @@ def _worth(placed: Tensor, leading: Tensor) -> Tensor:
     return torch.addmm(alone.repeat(1, placed.shape[1] // size), placed.T, wanted, alpha=2)
 
 
-def _swapped(worth: Tensor, size: int) -> Tensor:
-    """The order of the places after the best swaps between groups, no group in two of them."""
+def _best_swaps(worth: Tensor, size: int) -> Tensor:
+    """Return the order of the positions after the best swaps between groups; no group takes part in two swaps."""
     present = worth.diagonal().clone()
     gain = (worth + worth.T).sub_(present).sub_(present[:, None])
     groups = len(worth) // size

@@ -1,10 +1,10 @@
-"""Which inputs of a matrix can be done without, once the others have made up for them.
+"""Structured pruning of a matrix's inputs: choose the inputs that can go once the others have compensated for them.
 
-The optimal brain surgeon (Hassibi and Stork, 1993) for whole columns: with M = E[h hᵀ] the error of losing column j of
-W is ‖W_j‖² / (M⁻¹)_jj after all other columns have been refitted. Inputs go one by one, the cheapest first, and W and
-M⁻¹ are updated each time, so that of two that can replace each other only one goes.
+The optimal brain surgeon (Hassibi and Stork, 1993) for whole columns: with M = E[h hᵀ], removing column j of W costs
+‖W_j‖² / (M⁻¹)_jj after all other columns have been refitted. Inputs go one by one, the cheapest first, and W and M⁻¹
+are updated each time, so that of two inputs that can replace each other only one goes.
 
-For a group of columns B that only go together, the same error is tr(W_B ((M⁻¹)_BB)⁻¹ W_Bᵀ).
+Removing a group of columns B together costs tr(W_B ((M⁻¹)_BB)⁻¹ W_Bᵀ).
 """
 
 import math
@@ -17,12 +17,15 @@ REMOVED_AT_ONCE = 32
 """Columns that are removed between two updates of the whole inverse."""
 
 CANDIDATES = 64
-"""The cheapest columns, among which the next ones are removed one by one, each with an exact update."""
+"""Number of cheapest columns among which the next ones are removed one by one, each with an exact update."""
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """`kept` inputs, ascending; `columns` [out, kept], refitted; `error` of the output, relative, under the moments."""
+    """The result of pruning: `kept` input indices, ascending; their refitted `columns` [out, kept]; and the `error`.
+
+    `error` is the relative norm of the change of the output under the moments.
+    """
 
     kept: Tensor
     columns: Tensor
@@ -30,38 +33,40 @@ class Pruned:
 
 
 def prune(matrix: Tensor, moments: Tensor, size: int, outputs: Tensor | None = None) -> Pruned:
-    """The `size` inputs of the matrix [out, in] that give its outputs best, and the columns that do it.
+    """Keep the `size` inputs of a matrix [out, in] that reproduce its outputs best, and refit their columns.
 
-    `moments` [in, in] is E[h hᵀ], positive definite, float64; `outputs` [out] weighs the outputs in the choice, while
-    the fit is the best for each output whatever their weights. Raises ValueError where there are not more inputs than
-    `size`.
+    `moments` [in, in] is E[h hᵀ], positive definite, float64. `outputs` [out] weighs the outputs in the choice; the fit
+    is best for each output whatever its weight. Raises ValueError unless 0 < `size` < in.
     """
     if not 0 < size < len(moments):
-        raise ValueError(f"of {len(moments)} units {size} cannot be kept")
+        raise ValueError(f"cannot keep {size} of {len(moments)} units: keep at least one and fewer than all")
     weighed = matrix if outputs is None else outputs.to(matrix)[:, None] * matrix
     kept = _survivors(weighed, torch.cholesky_inverse(torch.linalg.cholesky(moments)), size)
-    return _refitted(matrix, moments, kept)
+    return _refit(matrix, moments, kept)
 
 
 def prune_groups(matrix: Tensor, moments: Tensor, width: int, count: int) -> Pruned:
-    """The same for inputs of which `width` neighbours only go or stay together: the `count` such groups that give the
-    outputs best.
+    """Keep the `count` groups of `width` neighbouring inputs that reproduce the outputs of a matrix [out, in] best.
 
-    Raises ValueError where there are not more groups than `count`, or the inputs are no whole number of groups.
+    `moments` [in, in] is E[h hᵀ], positive definite, float64. Raises ValueError unless 0 < `count` < number of groups,
+    and where in is no multiple of `width`.
     """
     groups, rest = divmod(len(moments), width)
     if rest or not 0 < count < groups:
-        raise ValueError(f"of {len(moments)} inputs in groups of {width}, {count} groups cannot be kept")
+        raise ValueError(
+            f"cannot keep {count} groups of {width} out of {len(moments)} inputs: keep whole groups, but not all"
+        )
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
     columns, kept = matrix, torch.arange(len(moments))
     while len(kept) > count * width:
         gone = _cheapest_group(columns, inverse, width)
-        columns, inverse, left = _without(columns, inverse, gone)
+        columns, inverse, left = _remove(columns, inverse, gone)
         kept = kept[left]
-    return _refitted(matrix, moments, kept)
+    return _refit(matrix, moments, kept)
 
 
-def _refitted(matrix: Tensor, moments: Tensor, kept: Tensor) -> Pruned:
+def _refit(matrix: Tensor, moments: Tensor, kept: Tensor) -> Pruned:
+    """Return the least-squares columns of the inputs `kept` for the outputs of `matrix`, and the error they leave."""
     columns = torch.linalg.solve(moments[kept][:, kept], (matrix @ moments[:, kept]).T).T
     lost = matrix.clone()
     lost[:, kept] -= columns
@@ -69,17 +74,18 @@ def _refitted(matrix: Tensor, moments: Tensor, kept: Tensor) -> Pruned:
 
 
 def _survivors(matrix: Tensor, inverse: Tensor, size: int) -> Tensor:
+    """Return the `size` inputs that remain when the cheapest ones are removed in batches."""
     kept = torch.arange(len(inverse))
     while len(kept) > size:
         gone = _cheapest(matrix, inverse, min(REMOVED_AT_ONCE, len(kept) - size))
-        matrix, inverse, rest = _without(matrix, inverse, gone)
+        matrix, inverse, rest = _remove(matrix, inverse, gone)
         kept = kept[rest]
     return kept
 
 
-def _without(matrix: Tensor, inverse: Tensor, gone: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Matrix and inverse of the inputs that are left once the others have made up for those gone, and which they
-    are."""
+def _remove(matrix: Tensor, inverse: Tensor, gone: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return matrix and inverse of the remaining inputs after they have compensated for the inputs `gone`, and their
+    mask."""
     rest = torch.ones(len(inverse), dtype=torch.bool)
     rest[gone] = False
     taken_over = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, rest])
@@ -91,14 +97,14 @@ def _without(matrix: Tensor, inverse: Tensor, gone: Tensor) -> tuple[Tensor, Ten
 
 
 def _cheapest_group(matrix: Tensor, inverse: Tensor, width: int) -> Tensor:
-    """The inputs of the group whose loss costs least."""
+    """Return the input indices of the group that is cheapest to remove."""
     groups = torch.split(torch.arange(len(inverse)), width)
     costs = [_energy(matrix[:, group], torch.linalg.inv(inverse[group][:, group])) for group in groups]
     return groups[costs.index(min(costs))]
 
 
 def _cheapest(matrix: Tensor, inverse: Tensor, count: int) -> Tensor:
-    """The next `count` columns to go, one after the other, from among the candidates."""
+    """Return the next `count` columns to remove, chosen one after the other from among the candidates."""
     costs = matrix.square().sum(0) / inverse.diagonal()
     candidates = torch.topk(costs, min(CANDIDATES, len(costs)), largest=False).indices
     columns, part = matrix[:, candidates], inverse[candidates][:, candidates]
@@ -111,10 +117,11 @@ def _cheapest(matrix: Tensor, inverse: Tensor, count: int) -> Tensor:
         row, pivot = part[chosen].clone(), part[chosen, chosen].clone()
         columns = columns - torch.outer(columns[:, chosen], row / pivot)
         part = part - torch.outer(row, row / pivot)
-        # Nothing is left of the removed column; the one keeps its cost from being 0 / 0.
+        # The removed column is zero now; a pivot of one keeps its cost from being 0 / 0.
         part[chosen, chosen] = 1.0
     return candidates[gone]
 
 
 def _energy(matrix: Tensor, moments: Tensor) -> float:
+    """Return tr(matrix · moments · matrixᵀ), the mean squared norm of the matrix's output."""
     return float(((matrix @ moments) * matrix).sum())

@@ -1,9 +1,9 @@
-"""What an error at each site does to the model's output, measured by one pass forward and one backward.
+"""Sensitivity of the model's output to errors in each target module, measured by one forward and one backward pass.
 
-The divergence from the original grows, to second order, by ½ E‖K(W − Ŵ)x‖² summed over the sites, with x the inputs of
-the site and KᵀK the second moment of the gradient that reaches its outputs: the Fisher information, taken as a
-product of its two sides (K-FAC, arXiv 1503.05671). Labels are drawn from the original itself, so the text decides
-what is read and not what is expected. Only the diagonal of KᵀK is kept: it is what a few thousand tokens determine.
+The divergence from the original grows, to second order, by ½ E‖K(W − Ŵ)x‖² summed over the modules. Here x are the
+module's inputs and KᵀK is the second moment of the gradient at its outputs: the Fisher information, approximated by a
+product of its two sides (K-FAC, arXiv 1503.05671). Labels are drawn from the original's own predictions, so the text
+provides the contexts and not the labels. Only the diagonal of KᵀK is kept: a few thousand tokens determine no more.
 
 Promise: one block's weights are in memory at a time; the inputs of the blocks wait in a temporary directory.
 """
@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from workers.compression.drawing import drawn
+from workers.compression.drawing import draw_from_rows
 from workers.compression.math.fitting import Moments, matrix_of, problem, spectrum
 from workers.compression.math.kronecker import WeightedTarget, errors_by_terms
 from workers.compression.math.tables import table_spectrum, table_target
@@ -29,38 +29,40 @@ from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.methods.base import SiteErrors
 
 TOKENS = 8192
-"""How much of the calibration text is used at most: a pass with gradients costs three without."""
+"""Upper bound of calibration tokens that are used: a pass with gradients costs as much as three without."""
 
 HEAD_TOKENS = 256
-"""Tokens that pass through the head at a time: their logits over the vocabulary are the largest tensor there is."""
+"""Tokens that pass through the head at a time: their logits over the vocabulary are the largest tensor of the pass."""
 
-MET = 0.4
-"""The part of a table's weight that goes by what the text holds. Most tokens are never met in a few thousand."""
+TEXT_SHARE = 0.4
+"""Fraction of a table's row weights that follows the frequencies in the text. A few thousand tokens leave most of the
+vocabulary unseen."""
 
-EXPECTED = 0.4
-"""The part that goes by what a tokenizer learned: it numbers its tokens in the order of merging, which is roughly that
-of their frequency in all text; where single characters stand at the end, the text holds them. The rest is spread over
-all tokens alike."""
+ZIPF_SHARE = 0.4
+"""Fraction of a table's row weights that follows Zipf's law. A tokenizer numbers its tokens in the order of merging,
+which is roughly their order of frequency in all text. Where single characters have the last numbers, the text holds
+them. The remaining fraction is spread evenly over all tokens."""
 
 MOST_FREQUENT = 300
-"""The number, and after the law of Zipf the frequency, from which tokens grow rarer: before it are single bytes."""
+"""Offset of the ranks in Zipf's law, which is also where frequencies begin to fall: the numbers before it are mostly
+single bytes."""
 
 TILED = "tile "
-"""Comes before the tile in the name of a tensor that holds its errors."""
+"""Prefix of a tile in the name of a tensor that holds the tile's errors."""
 
 SHRINKAGE = 0.02
-"""Part of the mean gradient that is added everywhere: an output that was silent by chance still counts."""
+"""Fraction of the mean squared gradient that is added to every output: one that was silent by chance still counts."""
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What an error at one site costs. Divergences are in nats per token.
+    """Sensitivity of one target module's output to errors. Divergences are in nats per token.
 
     Attributes:
-        spectrum: [min(out, in)], the divergence that leaving out each singular value costs, descending.
-        outputs: [out], the diagonal of K.
-        inputs: [in, in], the second moment that replaces a measured one, for the embedding only.
-        tiles: by the tile as '4x16', the divergence that a Kronecker sum of 0, 1, 2, … terms costs.
+        spectrum: divergence that leaving out each singular value costs, descending, [min(out, in)].
+        outputs: diagonal of K, [out].
+        inputs: second moment that replaces a measured one, [in, in]; for the embedding only.
+        tiles: for a tile such as '4x16', the divergence that Kronecker sums of 0, 1, 2, … terms cost.
     """
 
     spectrum: Tensor
@@ -70,63 +72,68 @@ class Sensitivity:
 
 
 class DifferentiableModel(Protocol):
-    """What this module needs of a model; `models.StreamedModel` is one."""
+    """The model that this module measures; `models.StreamedModel` is one."""
 
     inventory: Inventory
 
     def hidden(self, ids: Tensor) -> Tensor:
-        """Token ids [batch, length] to the first block's input [batch, length, width]."""
+        """Return the first block's input [batch, length, width] for token ids [batch, length]."""
 
     def block(self, index: int) -> AbstractContextManager[nn.Module]:
-        """A block with its weights, for as long as the context lasts."""
+        """Hold a block with its weights for as long as the context lasts."""
 
     def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
-        """The block's output for its input; gradients pass through."""
+        """Return the block's output for its input, both [batch, length, width]; gradients pass through."""
 
     def head(self) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
-        """The function from the last block's output to logits; gradients pass through."""
+        """Hold the function from the last block's output to logits; gradients pass through."""
 
     @property
     def head_module(self) -> nn.Module:
-        """The output head itself."""
+        """Return the module of the output head."""
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Tensors of the checkpoint by name."""
+        """Return tensors of the checkpoint by name."""
 
 
 @torch.enable_grad()
 def measure(
     model: DifferentiableModel, ids: Tensor, *, seed: int = 0, tiled: KroneckerFamily | None = None
 ) -> Iterator[dict[str, Sensitivity]]:
-    """Yields the sensitivities of each part by site name: the head where it has a matrix of its own, the blocks from
-    last to first, then the embedding, if it is as wide as the blocks.
+    """Yield sensitivities by module name, one part of the model after another.
 
-    `ids` are calibration tokens [sequences, length], of which up to TOKENS are used, evenly spread. `tiled` are the
-    Kronecker sums whose errors are measured, too.
+    The order is: the head where it has a matrix of its own, the blocks from last to first, then the embedding if it is
+    as wide as the blocks.
+
+    Args:
+        model: the original model.
+        ids: calibration tokens [sequences, length]; up to TOKENS of them are used, evenly spread over the sequences.
+        seed: seed of the labels drawn from the model's predictions.
+        tiled: Kronecker sums whose errors are measured as well.
     """
     count = max(1, min(len(ids), TOKENS // ids.shape[1]))
     chosen = ids[torch.linspace(0, len(ids) - 1, count).long()]
     with tempfile.TemporaryDirectory(prefix="block-inputs-") as scratch:
         hidden = _forward(model, chosen, Path(scratch))
-        gradients, head = _at_the_head(model, hidden, seed)
+        gradients, head = _through_head(model, hidden, seed)
         if model.inventory.head is not None:
-            yield {model.inventory.head.name: _of_head(model, model.inventory.head, head, tiled)}
+            yield {model.inventory.head.name: _head_sensitivity(model, model.inventory.head, head, tiled)}
         for index in reversed(range(model.inventory.blocks)):
             gradients, found = _through_block(model, index, Path(scratch) / str(index), gradients, tiled)
             yield found
         if model.inventory.embedding.in_features == model.inventory.hidden_size:
-            yield {model.inventory.embedding.name: _of_embedding(model, chosen, gradients, head, tiled)}
+            yield {model.inventory.embedding.name: _embedding_sensitivity(model, chosen, gradients, head, tiled)}
 
 
 def measure_all(
     model: DifferentiableModel, ids: Tensor, *, seed: int = 0, tiled: KroneckerFamily | None = None
 ) -> dict[str, Sensitivity]:
-    """Return the sensitivities of all sites, by name; see `measure`."""
+    """Return the sensitivities of all target modules by name; see `measure`."""
     return {name: found for part in measure(model, ids, seed=seed, tiled=tiled) for name, found in part.items()}
 
 
 def site_errors(sensitivities: Mapping[str, Sensitivity]) -> dict[str, SiteErrors]:
-    """Return what a method plans by, by the name of the site."""
+    """Return the errors by which a method plans its budgets, by module name."""
     return {
         name: SiteErrors(found.spectrum.tolist(), {tile: errors.tolist() for tile, errors in found.tiles.items()})
         for name, found in sensitivities.items()
@@ -135,7 +142,7 @@ def site_errors(sensitivities: Mapping[str, Sensitivity]) -> dict[str, SiteError
 
 @torch.no_grad()
 def _forward(model: DifferentiableModel, ids: Tensor, scratch: Path) -> Tensor:
-    """The last block's output [sequences, length, width]; every block's input is left in `scratch`."""
+    """Return the last block's output [sequences, length, width]; leave every block's input in a file of `scratch`."""
     hidden = model.hidden(ids)
     for index in range(model.inventory.blocks):
         torch.save(hidden, scratch / str(index))
@@ -146,16 +153,22 @@ def _forward(model: DifferentiableModel, ids: Tensor, scratch: Path) -> Tensor:
 
 @dataclass(frozen=True)
 class _HeadMoments:
-    """`probabilities` p and `variances` p (1 − p) of each token of the vocabulary, summed over the text; `inputs`, what
-    entered the head."""
+    """Statistics of the output head, summed over the text.
+
+    `probabilities` [V] and `variances` [V] hold p and p (1 − p) of each token of the vocabulary, `inputs` the second
+    moments of the head's inputs.
+    """
 
     probabilities: Tensor
     variances: Tensor
     inputs: Moments
 
 
-def _at_the_head(model: DifferentiableModel, hidden: Tensor, seed: int) -> tuple[Tensor, _HeadMoments]:
-    """The gradient at the last block's output [sequences, length, width], for labels drawn from the model."""
+def _through_head(model: DifferentiableModel, hidden: Tensor, seed: int) -> tuple[Tensor, _HeadMoments]:
+    """Return the loss gradient at the last block's output [sequences, length, width] and the statistics of the head.
+
+    Labels are drawn from the model's own predictions.
+    """
     generator = torch.Generator().manual_seed(seed)
     silence = torch.zeros(model.inventory.vocab_size, dtype=torch.float64)
     seen = _HeadMoments(silence, silence.clone(), Moments.empty(model.inventory.embedding.in_features))
@@ -167,7 +180,7 @@ def _at_the_head(model: DifferentiableModel, hidden: Tensor, seed: int) -> tuple
             entering = tokens.unsqueeze(0).requires_grad_()
             logits = head(entering).float().squeeze(0)
             predicted = logits.detach().softmax(-1)
-            labels = drawn(predicted.cumsum(-1), generator)
+            labels = draw_from_rows(predicted.cumsum(-1), generator)
             loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
             gradients += torch.autograd.grad(loss, entering)
             seen.probabilities.add_(predicted.sum(0).double().cpu())
@@ -179,13 +192,13 @@ def _at_the_head(model: DifferentiableModel, hidden: Tensor, seed: int) -> tuple
 def _through_block(
     model: DifferentiableModel, index: int, entering: Path, leaving: Tensor, tiled: KroneckerFamily | None
 ) -> tuple[Tensor, dict[str, Sensitivity]]:
-    """From the gradients at a block's output to those at its input, and the sensitivities of its sites on the way.
+    """Return the gradients at a block's input and the sensitivities of its modules, given the gradients at its output.
 
-    `entering` is the file of the block's inputs; the gradients at the input take the place of those at the output.
+    `entering` is the file of the block's inputs. `leaving` [sequences, length, width] is overwritten by the result.
     """
     prefix = f"{model.inventory.block_prefix}.{index}."
     with model.block(index) as block:
-        # The widest inputs come last, when the moments of the others are gone.
+        # The widest inputs come last, when the other moments have been freed.
         ordered = sorted(model.inventory.sites_of(index), key=lambda site: site.in_features)
         names = [site.name.removeprefix(prefix) for site in ordered]
         sites = _SiteMoments({name: block.get_submodule(name) for name in names})
@@ -201,23 +214,23 @@ def _through_block(
 
 
 class _SiteMoments:
-    """Gathers, while a block runs forward and backward, what enters its sites and which gradients come back to them."""
+    """Collector of one block's input moments and output gradients by module, during its forward and backward passes."""
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
         self.modules = modules
         self.inputs: dict[str, Moments] = {}
         self.gradients = {name: torch.zeros(()) for name in modules}
         self._last: tuple[Tensor | None, str] = (None, "")
-        self._hooks = [module.register_forward_hook(partial(self._passed, name)) for name, module in modules.items()]
+        self._hooks = [module.register_forward_hook(partial(self._on_output, name)) for name, module in modules.items()]
 
     def stop(self) -> None:
-        """Lets go of the block's activations, which would wait, in a ring with the hooks, for Python's collector."""
+        """Remove the hooks and release the block's activations, which a reference cycle would keep in memory."""
         for hook in self._hooks:
             hook.remove()
         self._last = None, ""
 
     def sensitivity(self, name: str, described: Site, tiled: KroneckerFamily | None) -> Sensitivity:
-        """Of one site; to be asked once, since its moments are then given up."""
+        """Return the sensitivity of one module and drop its moments: call it once per module."""
         moments = self.inputs.pop(name)
         squared = (self.gradients[name] / moments.tokens).double().cpu()
         outputs = (squared + SHRINKAGE * squared.mean()).sqrt()
@@ -226,7 +239,8 @@ class _SiteMoments:
         tiles = _errors_of_tiles(described, site.weighted(), tiled) if tiled else {}
         return Sensitivity(spectrum(site) / 2, outputs, tiles=tiles)
 
-    def _passed(self, name: str, module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
+    def _on_output(self, name: str, module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
+        """Add the inputs of a module's forward call, once for modules that read the same tensor."""
         inputs = arguments[0].detach()
         previous, sharing = self._last
         if previous is not None and previous is arguments[0]:
@@ -236,14 +250,15 @@ class _SiteMoments:
                 self.inputs[name] = Moments.empty(inputs.shape[-1])
             self.inputs[name].add(inputs)
             self._last = arguments[0], name
-        output.register_hook(partial(self._returned, name))  # type: ignore[no-untyped-call]
+        output.register_hook(partial(self._on_gradient, name))  # type: ignore[no-untyped-call]
 
-    def _returned(self, name: str, gradient: Tensor) -> None:
+    def _on_gradient(self, name: str, gradient: Tensor) -> None:
+        """Add the squared gradients at a module's outputs."""
         self.gradients[name] = self.gradients[name] + gradient.float().flatten(0, -2).square().sum(0)
 
 
 def _errors_of_tiles(site: Site, target: WeightedTarget, family: KroneckerFamily) -> dict[str, Tensor]:
-    """The divergence that sums of the family cost at the site, by tile, from 0 terms on."""
+    """Return, by tile, the divergence in nats per token that the family's sums of 0, 1, … terms cost at the module."""
     return {
         str(tile): errors_by_terms(
             dataclasses.replace(
@@ -257,19 +272,19 @@ def _errors_of_tiles(site: Site, target: WeightedTarget, family: KroneckerFamily
     }
 
 
-def _of_embedding(
+def _embedding_sensitivity(
     model: DifferentiableModel,
     ids: Tensor,
     gradients: Tensor,
     head: _HeadMoments,
     tiled: KroneckerFamily | None,
 ) -> Sensitivity:
-    """Of the embedding's table, read once as the input's and, where tied, once more as the head's.
+    """Return the sensitivity of the embedding table, which a tied head reads as well.
 
-    An error δ of the row of token v costs ½ p_v δ M δᵀ with p its frequency. M is the second moment of the gradients
-    that reach the embedded tokens, plus that of the head's inputs where the head is tied: the curvature of the
-    logits' softmax is bounded by its diagonal. The frequencies of the text and of the predictions are averaged, and
-    smoothed.
+    An error δ of the row of token v costs ½ p_v δ M δᵀ with p its frequency. M is the second moment of the gradients at
+    the embedded tokens. Where the head is tied, the second moment of the head's inputs is added: the diagonal of the
+    softmax's curvature bounds the cost at the logits. The frequencies are averaged over the text and the predictions,
+    then smoothed.
     """
     site = model.inventory.embedding
     counted = torch.bincount(ids.flatten(), minlength=site.out_features).double() / ids.numel()
@@ -285,11 +300,13 @@ def _of_embedding(
     return Sensitivity(table_spectrum(table, outputs, curvature) / 2, outputs, curvature, tiles)
 
 
-def _of_head(model: DifferentiableModel, site: Site, head: _HeadMoments, tiled: KroneckerFamily | None) -> Sensitivity:
-    """Of an output head with a matrix of its own.
+def _head_sensitivity(
+    model: DifferentiableModel, site: Site, head: _HeadMoments, tiled: KroneckerFamily | None
+) -> Sensitivity:
+    """Return the sensitivity of an output head with a matrix of its own.
 
-    An error of the logits costs, to second order, half their variance under the predictions p; of that form's matrix,
-    diag(p) − p pᵀ, the diagonal p (1 − p) is kept, smoothed as the embedding's frequencies are.
+    An error of the logits costs, to second order, half its variance under the predictions p. Of that form's matrix,
+    diag(p) − p pᵀ, only the diagonal p (1 − p) is kept, smoothed like the frequencies of the embedding.
     """
     outputs = smoothed(head.variances / head.inputs.tokens).sqrt()
     table = model.read([f"{site.name}.weight"])[f"{site.name}.weight"].cpu()
@@ -299,14 +316,14 @@ def _of_head(model: DifferentiableModel, site: Site, head: _HeadMoments, tiled: 
 
 
 def smoothed(weights: Tensor) -> Tensor:
-    """The same sum, but a part of it where other text than this would have it."""
+    """Shrink measured token weights [vocab] toward a Zipf prior and a uniform one; their sum is unchanged."""
     expected = 1 / (MOST_FREQUENT + torch.arange(len(weights)).to(weights))
     expected /= expected.sum()
-    return MET * weights + weights.sum() * (EXPECTED * expected + (1 - MET - EXPECTED) / len(weights))
+    return TEXT_SHARE * weights + weights.sum() * (ZIPF_SHARE * expected + (1 - TEXT_SHARE - ZIPF_SHARE) / len(weights))
 
 
 def to_tensors(sensitivities: Mapping[str, Sensitivity]) -> dict[str, Tensor]:
-    """A flat form that safetensors can hold."""
+    """Return the sensitivities as a flat dict of tensors that safetensors can store."""
     tensors: dict[str, Tensor] = {}
     for name, found in sensitivities.items():
         tensors |= {f"{name}:spectrum": found.spectrum, f"{name}:outputs": found.outputs}
@@ -316,7 +333,7 @@ def to_tensors(sensitivities: Mapping[str, Sensitivity]) -> dict[str, Tensor]:
 
 
 def from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Sensitivity]:
-    """The inverse of `to_tensors`."""
+    """Return the sensitivities that `to_tensors` has flattened."""
     fields: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, kind = key.rpartition(":")

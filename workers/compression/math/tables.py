@@ -1,7 +1,7 @@
-"""Fits of what has a row for each token: embeddings and output heads.
+"""Fits of matrices with one row per token: embeddings and output heads.
 
-A table may be the largest matrix of a model. Its Gram matrix is gathered in slices, and nothing of its size is held in
-float64.
+Such a table may be the largest matrix of a model. Its Gram matrix is summed over slices, and nothing of the table's
+size is held in float64.
 """
 
 import dataclasses
@@ -15,17 +15,16 @@ from workers.compression.math.permutation import search
 from workers.compression.spec.structures import Halved, Kronecker, LowRank, Pivoted
 
 TABLE_ROWS = 1024
-"""Rows of a table that are weighed at a time."""
+"""Rows of a table that are weighted at a time."""
 
 ROUNDING = 1e-9
-"""Ridge on a Gram matrix, as part of its mean diagonal, that keeps it positive definite."""
+"""Ridge on a Gram matrix, as a fraction of its mean diagonal, that keeps it positive definite."""
 
 
 def fit_table(structure: LowRank | Pivoted, table: Tensor, outputs: Tensor, moments: Tensor) -> dict[str, Tensor]:
-    """The factors of a `structures.CompactEmbedding` for a table [tokens, dim] whose rows weigh `outputs` [tokens].
+    """Return the factors of a `structures.CompactEmbedding` for an embedding table [tokens, dim].
 
-    `moments` [dim, dim] measures what an error of a row does. The table may be large: its Gram matrix is gathered in
-    slices and nothing of its size is held in float64.
+    `outputs` [tokens] weighs the rows; an error δ [dim] of a row costs δ · `moments` · δᵀ, with `moments` [dim, dim].
     """
     unmoved = torch.eye(table.shape[1], dtype=torch.float64)
     codes, mixing, order = _table_factors(structure, table, outputs, moments, unmoved)
@@ -36,10 +35,10 @@ def fit_table(structure: LowRank | Pivoted, table: Tensor, outputs: Tensor, mome
 def fit_head(
     structure: LowRank | Pivoted, table: Tensor, outputs: Tensor, moments: Tensor, moved: Tensor
 ) -> dict[str, Tensor]:
-    """The factors of a compact layer for an output head [tokens, dim].
+    """Return the factors of a compact linear layer for the weight of an output head [tokens, dim].
 
-    The target is the table times `moved` [dim, dim], which compensation brings in; `moments` [dim, dim] is the second
-    moment of what enters the head. As `fit_table`, it holds nothing of the table's size in float64.
+    The target is the table times `moved` [dim, dim], which carries the compensation. `outputs` [tokens] weighs the
+    rows; `moments` [dim, dim] is the second moment of the head's inputs.
     """
     if len(table) <= table.shape[1]:
         root = torch.linalg.cholesky(damped(moments)[0])
@@ -53,8 +52,11 @@ def fit_head(
 def _table_factors(
     structure: LowRank | Pivoted, table: Tensor, outputs: Tensor, moments: Tensor, moved: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Codes [tokens, rank] of the table times `moved`, what maps them to features, and, where they are some of the
-    features themselves, the order of the features with those in front."""
+    """Return codes [tokens, rank] of table · `moved`, the map from codes to features, and an order of the features or
+    None.
+
+    For a pivoted structure the codes are some of the features themselves; the order lists these first.
+    """
     root = torch.linalg.cholesky(damped(moments)[0])
     weighted = moved @ root
     basis = leading(weighted.T @ table_gram(table, outputs) @ weighted, structure.rank)
@@ -68,17 +70,17 @@ def _table_factors(
 def fit_kronecker_table(
     structure: Kronecker, table: Tensor, outputs: Tensor, moments: Tensor, moved: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Return the factors of a `structures.KroneckerEmbedding` for a table [tokens, dim].
+    """Return the factors of a `structures.KroneckerEmbedding` for an embedding table [tokens, dim].
 
-    Weights are those of `fit_table`; the target is the table times `moved` [dim, dim] where that is given. The right
-    factors depend on the table by its weighted Gram matrix alone, so they are fitted to a root of that; the best codes
-    for these follow in closed form.
+    `outputs` and `moments` are weights as in `fit_table`; the target is the table times `moved` [dim, dim] where given.
+    The right factors depend on the table through its weighted Gram matrix alone, so they are fitted to a root of that
+    matrix. The best codes for them follow in closed form.
     """
     (n1, n2), terms = structure.in_shape, structure.terms
     second = damped(moments)[0]
     small = dataclasses.replace(structure, out_shape=(table.shape[1], 1))
     found = weighted_fit(small, table_target(table, outputs, moments, moved))
-    # Rows of what maps codes to features, in the order of the sum: e_j ⊗ b_k.
+    # Rows e_j ⊗ b_k of the map from codes to features, in the order of the sum.
     features = torch.stack([torch.kron(torch.eye(n1).to(second), row) for row in found["right"]]).flatten(0, 1)
     order = found["order_in"].long().argsort() if structure.permute_in else torch.arange(n1 * n2)
     features = features[:, order]
@@ -92,7 +94,8 @@ def fit_kronecker_table(
 def fit_kronecker_head(
     structure: Kronecker, table: Tensor, outputs: Tensor, moments: Tensor, moved: Tensor
 ) -> dict[str, Tensor]:
-    """Return the factors of a `structures.KroneckerLinear` for an output head [tokens, dim]; see `fit_head`."""
+    """Return the factors of a `structures.KroneckerLinear` for the weight of an output head [tokens, dim]; see
+    `fit_head`."""
     found = fit_kronecker_table(structure, table, outputs, moments, moved)
     left = found["codes"].view(len(table), structure.terms, -1).transpose(0, 1)
     order = {"order_in": found["order"].argsort().int()} if structure.permute_in else {}
@@ -100,7 +103,10 @@ def fit_kronecker_head(
 
 
 def table_target(table: Tensor, outputs: Tensor, moments: Tensor, moved: Tensor | None = None) -> WeightedTarget:
-    """Return a target [dim, dim] that a Kronecker sum with tiles of one row fits as it fits the table."""
+    """Return a target [dim, dim] whose best right factors, with tiles of one row, are also the best for the table.
+
+    `table` is [tokens, dim], with weights as in `fit_table`; it is multiplied by `moved` [dim, dim] where given.
+    """
     gram = table_gram(table, outputs)
     if moved is not None:
         gram = moved.T @ gram @ moved
@@ -109,7 +115,7 @@ def table_target(table: Tensor, outputs: Tensor, moments: Tensor, moved: Tensor 
 
 
 def _times(table: Tensor, matrix: Tensor) -> Tensor:
-    """The product, formed in float32, in the table's own precision."""
+    """Return the product of the table and a matrix, formed in float32 and stored in the table's precision."""
     product = table.new_empty(len(table), matrix.shape[1])
     for rows, into in zip(torch.split(table, TABLE_ROWS), torch.split(product, TABLE_ROWS), strict=True):
         into.copy_(rows.float() @ matrix.float())
@@ -119,8 +125,10 @@ def _times(table: Tensor, matrix: Tensor) -> Tensor:
 def table_error(
     table: Tensor, approximation: Tensor, outputs: Tensor, moments: Tensor, moved: Tensor | None = None
 ) -> float:
-    """Relative weighted squared error of an approximation to a table, both [tokens, dim], with weights as in
-    `fit_table`; the target is the table times `moved` where that is given."""
+    """Return the relative weighted squared error of an approximation to a table, both [tokens, dim].
+
+    Weights are as in `fit_table`; the target is the table times `moved` [dim, dim] where given.
+    """
     lost = total = 0.0
     sliced = (torch.split(tensor, TABLE_ROWS) for tensor in (table, approximation, outputs))
     for rows, approximate, weights in zip(*sliced, strict=True):
@@ -131,7 +139,8 @@ def table_error(
 
 
 def table_gram(table: Tensor, outputs: Tensor) -> Tensor:
-    """Σ_v k_v² e_v e_vᵀ [dim, dim] in float64 over the rows e_v [dim] of a table, weighed with k [tokens]."""
+    """Return Σ_v k_v² e_vᵀ e_v [dim, dim] in float64 over the rows e_v of a table [tokens, dim] with weights k
+    [tokens]."""
     gram = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64)
     for rows, weights in zip(torch.split(table, TABLE_ROWS), torch.split(outputs, TABLE_ROWS), strict=True):
         weighed = weights[:, None] * rows.double()
@@ -140,18 +149,21 @@ def table_gram(table: Tensor, outputs: Tensor) -> Tensor:
 
 
 def table_spectrum(table: Tensor, outputs: Tensor, moments: Tensor) -> Tensor:
-    """Squared singular values, descending, of the table weighed on both sides as in `fit_table`."""
+    """Return the squared singular values [dim], descending, of the table weighted on both sides as in `fit_table`."""
     root = torch.linalg.cholesky(damped(moments)[0])
     ascending: Tensor = torch.linalg.eigvalsh(root.T @ table_gram(table, outputs) @ root)
     return ascending.flip(0).clamp_min(0)
 
 
 def fit_halved(structure: Halved, table: Tensor) -> dict[str, Tensor]:
-    """The factors of a `structures.HalvedEmbedding`, in the plain norm: columns are paired by the permutation search,
-    and each pair is replaced by its best common direction (b has unit norm), step after step."""
+    """Return the factors of a `structures.HalvedEmbedding` for an embedding table [tokens, dim], in the plain norm.
+
+    Each step pairs the columns by the permutation search and replaces every pair by its best common direction b, of
+    unit norm.
+    """
     factors: dict[str, Tensor] = {}
     pairs = []
-    # With tiles of one row only the products of columns matter, and those of the halved table follow from the table's.
+    # With tiles of one row only products of columns matter; the halved table's Gram matrix follows from the table's.
     gram = table_gram(table, torch.ones(len(table)))
     for step in range(structure.times):
         width = len(gram)
@@ -159,15 +171,15 @@ def fit_halved(structure: Halved, table: Tensor) -> dict[str, Tensor]:
         order = search(root.T, Kronecker(1, (width, 1), (width // 2, 2), permute_in=True)).columns
         gram = gram[order][:, order]
         pair = leading(gram.view(width // 2, 2, width // 2, 2).diagonal(dim1=0, dim2=2).sum(-1), 1).flatten()
-        gram = _halved(_halved(gram, pair).T, pair)
-        table = _halved(table[:, order], pair)
+        gram = _halve(_halve(gram, pair).T, pair)
+        table = _halve(table[:, order], pair)
         pairs.append(pair)
         factors[f"order_{step}"] = order.argsort().int()
     return {"codes": table, "pairs": torch.stack(pairs), **factors}
 
 
-def _halved(matrix: Tensor, pair: Tensor) -> Tensor:
-    """Neighbouring columns summed with the two weights of `pair`."""
+def _halve(matrix: Tensor, pair: Tensor) -> Tensor:
+    """Return the weighted sums of neighbouring columns; `pair` holds the two weights."""
     first, second = pair.tolist()
     halved: Tensor = first * matrix[:, ::2] + second * matrix[:, 1::2]
     return halved

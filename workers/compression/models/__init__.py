@@ -1,1 +1,1 @@
-"""Opening a checkpoint block by block, and the same with parts of it replaced."""
+"""Checkpoints that are opened and run block by block, as they are or with finished parts laid over them."""

@@ -1,9 +1,9 @@
-"""Writing many sequences side by side, one token each at a time, as fast as a CPU reads keys and values.
+"""Decode many sequences side by side, one token each per step, with a cache that is fast on a CPU.
 
     with decoding(model) as decode:
         logits = decode(tokens)        # the newest token of each row, [rows] -> [rows, V]
 
-Promise: what the model itself computes for the same tokens at once, up to rounding. All rows are of one length.
+Promise: the logits equal those of one forward pass over the same tokens, up to rounding. All rows have one length.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,14 +19,15 @@ from transformers.cache_utils import DynamicLayer
 
 SINGLE_QUERY = "modelpress_single_query"
 ROOM = 128
-"""Tokens that a cache makes room for at a time."""
+"""Tokens by which a full cache grows."""
 
 
 @contextmanager
 def decoding(model: PreTrainedModel) -> Iterator[Callable[[Tensor], Tensor]]:
-    """A function that takes the next token of each row, [rows], and gives the logits after it, [rows, V].
+    """Yield a function that takes the next token of each row [rows] and returns the logits after it [rows, V].
 
-    The model evaluates meanwhile, with attention of its own; both are put back. A second context is a second beginning.
+    Meanwhile the model is in evaluation mode and uses an attention function of this module; both are restored
+    afterwards. Each context starts with an empty cache.
     """
     attention, training = model.config._attn_implementation, model.training
     cache = roomy_cache(model)
@@ -44,15 +45,16 @@ def decoding(model: PreTrainedModel) -> Iterator[Callable[[Tensor], Tensor]]:
     finally:
         model.set_attn_implementation(attention)
         model.train(training)
-        # The register holds what is registered, and with it this cache, for as long as the process lives.
+        # The registry keeps the function, and with it this cache, until the process ends.
         cache.layers.clear()
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """The keys and values of one block, [rows, groups, room, D], with room for those to come; `update` returns it all.
+    """The keys and values of one block, [rows, groups, capacity, D], preallocated beyond the tokens that are used.
 
-    Appending copies everything at each token, and part of a larger tensor is copied before it is multiplied: either
-    takes longer than the rest of the model. Room that is filled later avoids both.
+    Appending would copy everything at each token, and a slice of a larger tensor is copied before it is multiplied.
+    Either takes longer than the rest of the model, so `update` returns the whole buffer, and attention masks its unused
+    end.
     """
 
     def __init__(self) -> None:
@@ -60,6 +62,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self.used = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Append keys and values [rows, groups, T, D]; return the whole buffers, whose unused end holds zeros."""
         start, self.used = self.used, self.used + key_states.shape[2]
         keys, values = self.keys, self.values
         if keys is None or values is None:
@@ -73,11 +76,12 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return keys, values
 
     def get_seq_length(self, *_: Any) -> int:
+        """Return how many tokens the cache holds."""
         return self.used
 
 
 def roomy_cache(model: PreTrainedModel) -> DynamicCache:
-    """A cache for the model; blocks that attend to a window keep transformers' own layer, which holds no more."""
+    """Return an empty cache for the model; blocks with windowed attention keep transformers' own cache layer."""
     cache = DynamicCache(config=model.config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
@@ -95,10 +99,11 @@ def attend_singly(
     cache: DynamicCache,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Attention of one new token, query [N, heads, 1, D], to what its cache returns, [N, groups, T, D] each.
+    """Attend with one new token per row, query [N, heads, 1, D], to the cached keys and values, [N, groups, T, D] each.
 
-    Two plain products, the heads of a group side by side: on a CPU several times faster than the fused kernels, which
-    are made for many queries. A cache holds nothing that the newest token may not see, so only room is masked.
+    Return the output [N, 1, heads, D] and no attention weights. Two plain matrix products, with the heads of a group
+    side by side, are several times faster on a CPU than the fused kernels, which are built for many queries. The newest
+    token may see the whole cache, so only the cache's unused end is masked.
     """
     rows, heads, _one, width = query.shape
     grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], width)

@@ -1,4 +1,4 @@
-"""The compressed model as far as it is finished, block by block, with blocks left out and narrowed.
+"""The compressed model as far as it is finished, computed block by block.
 
     model = EditedModel(original, finished_parts)
     for index in model.kept:                          # numbered as in the original
@@ -6,8 +6,8 @@
             hidden = model.run(block, index, hidden)
     model.apply(part)                                 # from now on
 
-Promise: it computes what the package of the same parts will compute. A removed block passes its input through, so that
-whoever goes through all the original's blocks computes the same.
+Promise: it computes what the package of the same parts computes. A removed block passes its input through, so a loop
+over all the original's blocks gives the same result.
 """
 
 import copy
@@ -28,11 +28,11 @@ from workers.compression.spec.dimensions import block_of
 
 
 class EditedModel(StreamedModel):
-    """A model that computes with the finished parts laid over its original; `overlay` says what that leaves.
+    """The original model with finished parts laid over it; `overlay` describes the result.
 
-    Its inventory names the blocks as the original does but lists only the sites that remain, in their present shapes,
-    and counts the parameters that are stored now. The tensors of a part are looked up when they are needed: a mapping
-    that reads them from a file keeps them out of memory. `original` is not changed.
+    Its inventory names blocks as the original does, but lists only the remaining target modules with their present
+    shapes, and counts the parameters that are stored now. A part's tensors are looked up when they are needed: a
+    mapping that reads them from a file keeps them out of memory. `original` is not changed.
     """
 
     def __init__(self, original: StreamedModel, parts: Iterable[CompressedPart] = ()) -> None:
@@ -47,11 +47,11 @@ class EditedModel(StreamedModel):
         return self.overlay.kept
 
     def edition(self, index: int) -> int:
-        """How many parts have touched the block so far."""
+        """Return how many parts have touched block `index` so far."""
         return self._editions[index]
 
     def apply(self, part: CompressedPart) -> None:
-        """Put a finished part in the place of what it was made of.
+        """Lay a finished part over the model, in place.
 
         Raises AttributeError for a name that the model does not have, and for a second structure of one matrix.
         """
@@ -71,7 +71,7 @@ class EditedModel(StreamedModel):
 
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
-        """The original's block of that number with its edits; one that passes its input through where it is removed."""
+        """Hold block `index` of the original with its edits; a removed block is an identity."""
         if index in self.overlay.removed:
             yield _Absent()
             return
@@ -79,9 +79,9 @@ class EditedModel(StreamedModel):
             yield block
 
     def whole(self) -> PreTrainedModel:
-        """The transformers model with fewer blocks, renumbered, as a copy that shares nothing.
+        """Return the compressed transformers model, its blocks renumbered, as a copy that shares no memory.
 
-        Raises ValueError where the blocks are not equally wide.
+        Raises ValueError where some blocks are narrower than others.
         """
         written = self.overlay.written_name
         model = empty_model(self.overlay.config(), self.dtype, self.device)
@@ -94,21 +94,21 @@ class EditedModel(StreamedModel):
 
 
 class _Absent(nn.Module):
-    """Stands in the place of a removed block."""
+    """Identity that stands in for a removed block."""
 
     def forward(self, hidden: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
         return hidden
 
 
 def put(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Puts a tensor in the place of the parameter of that name, which may have had another shape."""
+    """Replace the parameter `name` of the module by a tensor, which may have another shape; dtype and device stay."""
     old = module.get_parameter(name)
     _reshape(module, name, tensor.shape)
     assign(module, name, tensor.to(old))
 
 
 def _reshape(model: nn.Module, name: str, shape: torch.Size) -> None:
-    """Gives the parameter of that name an empty one's shape, and its layer the sizes that go with it."""
+    """Replace the parameter `name` by an empty one of the given shape, and adjust the sizes that its layer states."""
     parent, _, leaf = name.rpartition(".")
     module = cast("Any", model.get_submodule(parent))
     old = getattr(module, leaf)

@@ -1,7 +1,7 @@
 """The empty model that a checkpoint's tensors fill, and the checks that they fill it exactly.
 
-`empty_model(config, dtype, device)` is the transformers model on the meta device, but with real buffers;
-`inventory_of`, `names_in` and `check_complete` compare it with what is stored.
+`empty_model(config, dtype, device)` is the transformers model on the meta device, but with real buffers.
+`inventory_of`, `names_in` and `check_complete` compare it with the stored tensors.
 """
 
 import dataclasses
@@ -27,7 +27,10 @@ def inventory_of(
     skeleton: PreTrainedModel,
     replaced: Mapping[str, Mapping[str, Any]],
 ) -> Inventory:
-    """The inventory as if every replaced matrix were there, but with the parameters that are stored."""
+    """Return the inventory with every factored matrix in its dense shape, but with the number of parameters stored.
+
+    `replaced` maps the names of factored modules to the JSON forms of their structures.
+    """
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     stored = sum(math.prod(shapes[name]) for name in weights(config, shapes).values())
     sites = tuple(f"{name}." for name in replaced)
@@ -37,7 +40,7 @@ def inventory_of(
 
 
 def empty_model(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The transformers model with empty weights on the meta device and real buffers, such as rotary frequencies."""
+    """Return the transformers model with empty weights on the meta device and real buffers (rotary frequencies)."""
     settings = CONFIG_MAPPING[config["model_type"]].from_dict(config)
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, dtype=dtype)  # type: ignore[no-untyped-call]
@@ -49,26 +52,30 @@ def empty_model(config: dict[str, Any], dtype: torch.dtype, device: torch.device
 
 
 def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Puts a tensor in the place of an empty one."""
+    """Replace the empty tensor `name` of the model by a real one."""
     parent, _, leaf = name.rpartition(".")
     model.get_submodule(parent).load_state_dict({leaf: tensor}, assign=True, strict=False)
 
 
 def release(module: nn.Module) -> None:
-    """Puts empty parameters in the place of the module's own; tensors that a gradient still needs live on there."""
+    """Replace the module's own parameters by empty ones; tensors that a pending gradient needs stay alive there."""
     for name, parameter in list(module.named_parameters(recurse=False)):
         setattr(module, name, nn.Parameter(parameter.detach().to("meta"), requires_grad=False))
 
 
 def head_name(model: PreTrainedModel) -> str:
-    """The path of the output head's module."""
+    """Return the module path of the output head."""
     head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
     return names[head]
 
 
 def names_in(skeleton: PreTrainedModel, head: str, stored_names: dict[str, str]) -> dict[str, str]:
-    """The same mapping by the skeleton's own names: releases of transformers differ in what they call a head."""
+    """Return the mapping keyed by the skeleton's names: releases of transformers differ in what they call an output
+    head.
+
+    `stored_names` maps canonical names to names in the files; `head` is the head's canonical name.
+    """
     actual = head_name(skeleton)
     return {
         actual + name.removeprefix(head) if name.startswith(f"{head}.") else name: stored
@@ -79,16 +86,20 @@ def names_in(skeleton: PreTrainedModel, head: str, stored_names: dict[str, str])
 def check_complete(
     skeleton: PreTrainedModel, tensors: dict[str, StoredTensor], stored_names: dict[str, str], *, tied: bool
 ) -> None:
-    """Raises MalformedModel unless every tensor has its place and every place a tensor of its shape and kind."""
+    """Check that every tensor has its place and every place a tensor of its shape and kind.
+
+    Raises MalformedModel for missing, unexpected, misshapen and non-floating tensors. `tied`: the head stores no
+    weight.
+    """
     expected = skeleton.state_dict()
     if tied:
         del expected[f"{head_name(skeleton)}.weight"]
     for complaint, names in (
-        ("lack", expected.keys() - stored_names.keys()),
-        ("hold, unexpectedly,", stored_names.keys() - expected.keys()),
+        ("lack {} tensors that config.json implies", expected.keys() - stored_names.keys()),
+        ("hold {} tensors that config.json does not imply", stored_names.keys() - expected.keys()),
     ):
         if names:
-            raise MalformedModel(f"The weights {complaint} {len(names)} tensors, among them {sorted(names)[0]}.")
+            raise MalformedModel(f"The weights {complaint.format(len(names))}, such as {sorted(names)[0]}.")
     for name, stored in stored_names.items():
         tensor = tensors[stored]
         if tensor.shape != tuple(expected[name].shape):
@@ -96,5 +107,5 @@ def check_complete(
             raise MalformedModel(f"The tensor {stored} has the shape {shapes}.")
         if expected[name].is_floating_point() and tensor.dtype not in _FLOATING:
             raise MalformedModel(
-                f"The tensor {stored} is of type {tensor.dtype}; supported are {', '.join(_FLOATING)}."
+                f"The tensor {stored} has the dtype {tensor.dtype}; supported are {', '.join(_FLOATING)}."
             )

@@ -1,22 +1,20 @@
-"""Opening a checkpoint block by block, so that a model larger than memory can be run, measured and compressed.
+"""Open a checkpoint block by block, so that a model larger than memory can be run, measured and compressed.
 
     model = StreamedModel.open(directory, device="cpu", dtype=torch.float32)
-    hidden = model.hidden(ids)                        # [N, T] -> [N, T, H], what enters block 0
+    hidden = model.hidden(ids)                        # [N, T] -> [N, T, H], the input of block 0
     for index in range(model.inventory.blocks):
         with model.block(index) as block:             # real weights, released afterwards
             hidden = model.run(block, index, hidden)  # [N, T, H] -> [N, T, H]
     logits = model.logits(hidden)                     # [N, T, H] -> [N, T, V]
 
 `model.embedder()` and `model.head()` hold the embedding or the head over many calls, `model.with_embedding(module)`
-puts a compact module in the embedding's place, and `model.whole()` is the model in one piece, where that fits into
-memory.
-`convert_gguf(path, directory)` makes a GGUF file into such a directory.
+puts another module in the embedding's place, and `model.whole()` returns the model in one piece.
 
 Promise: weights come from the files or the model is refused; nothing is ever left at random. In memory are the
-skeleton, what lies outside the blocks apart from embedding and head, and what a `with` statement holds.
+skeleton, everything outside the blocks except embedding and head, and what a `with` statement holds.
 
 No architecture's forward is repeated here. The skeleton, on the meta device, runs its own forward with blocks that pass
-their input through: that shows what each block is called with (masks, positions, per layer type), and what surrounds
+their input through. This records the arguments of each block (masks, positions, per layer type), and everything around
 the blocks is the model's own.
 """
 
@@ -28,10 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from workers.compression import structures
 from workers.compression.models.skeleton import (
@@ -56,13 +53,13 @@ _REMEMBERED_SHAPES = 4
 
 
 class _Reached(Exception):
-    """Ends the skeleton's forward once there is nothing more to learn from it."""
+    """Ends the skeleton's forward once it has recorded enough."""
 
 
 class StreamedModel:
     """A causal language model of which one part at a time is in memory. Make one with `open`.
 
-    `dtype` is that of all computation, `device` is where it happens. The model evaluates and keeps no gradients.
+    It computes in `dtype` on `device`, in evaluation mode, and its weights need no gradients.
     """
 
     def __init__(
@@ -84,7 +81,7 @@ class StreamedModel:
         self._embedding_is_given = False
         self._arguments: dict[tuple[int, int], list[Arguments]] = {}
         self._materialise_surroundings()
-        self._blocks_return_tuples = self._ask_a_block()
+        self._blocks_return_tuples = self._probe_block_output()
 
     @classmethod
     def open(
@@ -94,11 +91,11 @@ class StreamedModel:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> "StreamedModel":
-        """Opens a directory of `config.json` and safetensors files.
+        """Open a directory of `config.json` and safetensors files.
 
-        A package of `checkpoint` opens as well: its inventory names the original's sites and counts its own
-        parameters. Raises UnsupportedArchitecture and MalformedModel, the latter also for missing, unexpected or
-        misshapen tensors.
+        A factored package opens as well: its inventory names the original's modules and counts the package's
+        parameters. Raises UnsupportedArchitecture, and MalformedModel also for missing, unexpected or misshapen
+        tensors.
         """
         config, replaced = original_config(read_config(directory))
         architecture_of(config)
@@ -117,22 +114,23 @@ class StreamedModel:
 
     @property
     def tensor_names(self) -> Collection[str]:
-        """The names of all tensors that are stored now, as the transformers model has them."""
+        """The names, in the transformers model, of all tensors that are stored now."""
         return self._names.keys()
 
     def hidden(self, ids: Tensor) -> Tensor:
-        """Token ids [N, T] to what enters block 0, [N, T, H]."""
+        """Return the input of block 0, [N, T, H], for token ids [N, T]."""
         with self.embedder() as embed:
             return embed(ids)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """What leaves the last block, [N, T, H], to logits [N, T, V], through final norm, head and soft-capping."""
+        """Return logits [N, T, V] for the last block's output [N, T, H], through final norm, head and soft-capping."""
         with self.head() as head:
             return head(hidden)
 
     @torch.no_grad()
     def head_inputs(self, hidden: Tensor) -> Tensor:
-        """What leaves the last block, [N, T, H], to what enters the output head, [N, T, E]; the head is not read."""
+        """Return the input of the output head [N, T, E] for the last block's output [N, T, H], without reading the
+        head."""
         entered: list[Tensor] = []
 
         def stop(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -145,31 +143,31 @@ class StreamedModel:
 
     @contextmanager
     def embedder(self) -> Iterator[Callable[[Tensor], Tensor]]:
-        """Holds the embedding and gives the function `hidden`."""
+        """Hold the embedding and yield the function `hidden`."""
         with self._materialised(self._embedding_name):
             yield self._embed
 
     @contextmanager
     def head(self) -> Iterator[Callable[[Tensor], Tensor]]:
-        """Holds the output head and gives the function `logits`."""
+        """Hold the output head and yield the function `logits`."""
         with self._materialised(self._head_name):
             yield self._project
 
     @property
     def embedding_module(self) -> nn.Module:
-        """The embedding itself; it has weights only while `embedder` holds it."""
+        """The embedding's module; it has weights only while `embedder` holds it."""
         return self._skeleton.get_submodule(self._embedding_name)
 
     @property
     def head_module(self) -> nn.Module:
-        """The output head itself, to be watched; it has weights only while `head` holds it."""
+        """The output head's module, for hooks; it has weights only while `head` holds it."""
         return self._skeleton.get_submodule(self._head_name)
 
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
-        """A copy of the decoder block with its weights, in `dtype` on `device`, which are gone afterwards.
+        """Yield a copy of decoder block `index` with its weights in `dtype` on `device`, which are released afterwards.
 
-        Its modules may be replaced meanwhile; what was put in their place stays.
+        Its modules may be replaced meanwhile; the replacements keep their weights.
         """
         block = copy.deepcopy(self._blocks.get_submodule(str(index)))
         prefix = f"{self.inventory.block_prefix}.{index}."
@@ -178,12 +176,13 @@ class StreamedModel:
         try:
             yield block
         finally:
-            # A loop's variable still holds the block while the next one is read; the weights must not stay with it.
+            # The caller's loop variable holds the block while the next one is read; free its weights anyway.
             for module in modules:
                 release(module)
 
     def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
-        """The output [N, T, H] of a block at the place `index`, for the input [N, T, H]; gradients pass through."""
+        """Return a block's output [N, T, H] for its input [N, T, H], as block `index` of the model; gradients pass
+        through."""
         arguments, keywords = self._arguments_for(hidden.shape[0], hidden.shape[1])[index]
         output = block(hidden, *arguments, **keywords)
         following: Tensor = output[0] if isinstance(output, tuple) else output
@@ -191,9 +190,9 @@ class StreamedModel:
 
     @contextmanager
     def with_embedding(self, module: nn.Module) -> Iterator[None]:
-        """For a while `module`, which maps ids [N, T] to [N, T, E], stands in the place of the embedding.
+        """Temporarily replace the embedding by `module`, which maps ids [N, T] to [N, T, E].
 
-        A tied head goes on reading the original's table.
+        A tied head still reads the original's table.
         """
         own = self.embedding_module
         self._put_embedding(module.to(self.device).eval())
@@ -209,7 +208,7 @@ class StreamedModel:
         setattr(self._skeleton.get_submodule(parent), leaf, module)
 
     def whole(self) -> PreTrainedModel:
-        """The transformers model with all its weights, in `dtype` on `device`, as a copy that shares nothing."""
+        """Return a copy of the transformers model with all its weights, in `dtype` on `device`; it shares no memory."""
         model = copy.deepcopy(self._skeleton)
         for name, tensor in self.read(self._names).items():
             assign(model, name, tensor)
@@ -217,13 +216,14 @@ class StreamedModel:
         return model
 
     def _share_table(self, model: PreTrainedModel) -> None:
-        """Gives a head that shares the embedding's whole table that table; one that reads factors has them already."""
+        """Give a tied head the embedding's whole table; a head that reads factors has them already."""
         if self.overlay.is_tied and self._embedding_name not in self.overlay.structures:
             table = model.get_parameter(f"{self._embedding_name}.weight")
             model.get_submodule(self._head_name).register_parameter("weight", table)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Copies of tensors by their full names in the transformers model, on `device`, floating ones in `dtype`."""
+        """Return copies of tensors by their full names in the transformers model, on `device`, floating ones in
+        `dtype`."""
         found: dict[str, Tensor] = {}
         by_file: dict[Path, list[str]] = {}
         for name in names:
@@ -234,7 +234,7 @@ class StreamedModel:
             else:
                 found[name] = self._copy(part[canonical])
         for file, its_names in by_file.items():
-            # Opened anew each time: a mapping that stays open keeps every page that was read resident.
+            # Open anew each time: a mapping that stays open keeps every page that was read resident.
             with safe_open(file, framework="pt") as stored:
                 for name in its_names:
                     found[name] = self._copy(stored.get_tensor(self.overlay.stored_name(self._names[name])))
@@ -247,11 +247,12 @@ class StreamedModel:
         return self.overlay.original.tensors[self.overlay.stored_name(canonical)]
 
     def _canonical_names(self) -> dict[str, str]:
-        """The name of each stored tensor in the skeleton → its canonical name."""
+        """Return, for the skeleton's name of each stored tensor, its canonical name."""
         return {self._own_name(name): name for name in self.overlay.shapes}
 
     def _own_name(self, canonical: str) -> str:
-        """The skeleton's name of a module or tensor: releases of transformers differ in what they call a head."""
+        """Return the skeleton's name of a module or tensor: releases of transformers differ in what they call an output
+        head."""
         module, dot, rest = canonical.partition(".")
         return f"{self._head_name}{dot}{rest}" if module == self.overlay.architecture.head else canonical
 
@@ -260,7 +261,7 @@ class StreamedModel:
         return {name.removeprefix(prefix): tensor for name, tensor in self.read(names).items()}
 
     def _materialise_surroundings(self) -> None:
-        """Loads what lies outside blocks, embedding and head: norms, learned positions, projections of embeddings."""
+        """Load everything outside blocks, embedding and head: norms, learned positions, projections of embeddings."""
         streamed = tuple(f"{part}." for part in (self.inventory.block_prefix, self._embedding_name, self._head_name))
         names = [name for name in self._names if not name.startswith(streamed)]
         for name, tensor in self.read(names).items():
@@ -268,7 +269,7 @@ class StreamedModel:
 
     @contextmanager
     def _materialised(self, name: str) -> Iterator[None]:
-        """Gives the embedding or head its weights for a while; an embedding that was put there has them already."""
+        """Hold the weights of the embedding or head; a module put in the embedding's place has its own already."""
         if self._embedding_is_given and name == self._embedding_name:
             yield
             return
@@ -308,7 +309,7 @@ class StreamedModel:
 
     @torch.no_grad()
     def _arguments_for(self, sequences: int, length: int) -> list[Arguments]:
-        """What each block is called with beside the hidden states, for inputs [sequences, length]."""
+        """Return each block's arguments beside the hidden states, for inputs [sequences, length]."""
         shape = (sequences, length)
         if shape not in self._arguments:
             seen: list[Arguments] = []
@@ -328,7 +329,7 @@ class StreamedModel:
 
     @contextmanager
     def _passing(self, forward: Callable[..., Any]) -> Iterator[None]:
-        """For a while every block of the skeleton computes `forward(index, hidden, ...)` instead of its own."""
+        """Temporarily let every block of the skeleton compute `forward(index, hidden, ...)` instead of its own."""
         blocks = list(self._blocks.children())
         for index, block in enumerate(blocks):
             block.forward = partial(forward, index)
@@ -347,8 +348,8 @@ class StreamedModel:
         return (hidden,) if self._blocks_return_tuples else hidden
 
     @torch.no_grad()
-    def _ask_a_block(self) -> bool:
-        """Whether blocks return (hidden, ...), as in some releases of transformers, or hidden alone, as in others."""
+    def _probe_block_output(self) -> bool:
+        """Return whether blocks return (hidden, ...) or hidden alone; releases of transformers differ."""
         calls: list[tuple[Tensor, tuple[Any, ...], dict[str, Any]]] = []
 
         def stop(index: int, hidden: Tensor, *arguments: Any, **keywords: Any) -> Any:
@@ -364,7 +365,8 @@ class StreamedModel:
         return isinstance(block(hidden, *arguments, **keywords), tuple)
 
     def _check_repeated_head(self) -> None:
-        """A tied head that the files repeat must repeat the embedding, or loading it elsewhere gives another model."""
+        """Raise MalformedModel where a tied head stored in the files differs from the embedding: other loaders would
+        use it."""
         original, architecture = self.overlay.original, self.overlay.architecture
         names = {architecture.canonical(name): name for name in original.tensors}
         repeated = names.get(f"{architecture.head}.weight")
@@ -373,34 +375,6 @@ class StreamedModel:
         embedding = original.names[f"{architecture.embedding}.weight"]
         if not torch.equal(original.tensor(repeated), original.tensor(embedding)):
             raise MalformedModel(
-                f"config.json ties the head to the embedding, but {repeated} and {embedding} differ in the weights."
+                f"config.json ties the head to the embedding, but the tensors {repeated} and {embedding} differ. "
+                "Set tie_word_embeddings to false if the model has a head of its own."
             )
-
-
-def convert_gguf(path: Path, directory: Path) -> None:
-    """Writes the model and tokenizer of a GGUF file as safetensors in bfloat16, dequantised, into `directory`.
-
-    The whole model passes through memory. Raises UnsupportedArchitecture, and MalformedModel where transformers cannot
-    read the file.
-    """
-    source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
-    try:
-        architecture_of(AutoConfig.from_pretrained(path.parent, **source).to_dict())
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        opened = AutoModelForCausalLM.from_pretrained(path.parent, **source, **_dequantised(), dtype=torch.bfloat16)
-    except (OSError, KeyError, NotImplementedError, RuntimeError) as error:
-        raise MalformedModel(f"The GGUF file {path.name} cannot be read: {error}") from error
-    # A model that came from GGUF refuses to be saved, so its weights move into one that did not.
-    settings = {name: value for name, value in opened.config.to_dict().items() if name != "quantization_config"}
-    model = empty_model(settings, torch.bfloat16, torch.device("cpu"))
-    model.load_state_dict(opened.state_dict(), assign=True)
-    model.tie_weights()
-    model.generation_config = opened.generation_config
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-
-
-def _dequantised() -> dict[str, Any]:
-    """The option that asks for plain weights; releases of transformers that lack it always dequantise."""
-    options = getattr(transformers, "GgufConfig", None)
-    return {} if options is None else {"quantization_config": options(dequantize=True)}

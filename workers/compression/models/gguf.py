@@ -1,0 +1,41 @@
+"""Convert a GGUF file into a checkpoint of safetensors that `StreamedModel` opens."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from workers.compression.models.skeleton import empty_model
+from workers.compression.spec.architectures import architecture_of
+from workers.compression.spec.errors import MalformedModel
+
+
+def convert_gguf(path: Path, directory: Path) -> None:
+    """Dequantise a GGUF file and write its model (safetensors, bfloat16) and tokenizer into `directory`.
+
+    The whole model passes through memory. Raises UnsupportedArchitecture, and MalformedModel where transformers cannot
+    read the file.
+    """
+    source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
+    try:
+        architecture_of(AutoConfig.from_pretrained(path.parent, **source).to_dict())
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        opened = AutoModelForCausalLM.from_pretrained(path.parent, **source, **_dequantised(), dtype=torch.bfloat16)
+    except (OSError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise MalformedModel(f"transformers cannot read the GGUF file {path.name}: {error}") from error
+    # A model that came from GGUF refuses to be saved, so its weights move into an ordinary one.
+    settings = {name: value for name, value in opened.config.to_dict().items() if name != "quantization_config"}
+    model = empty_model(settings, torch.bfloat16, torch.device("cpu"))
+    model.load_state_dict(opened.state_dict(), assign=True)
+    model.tie_weights()
+    model.generation_config = opened.generation_config
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def _dequantised() -> dict[str, Any]:
+    """Return the option that requests plain weights; releases of transformers that lack it always dequantise."""
+    options = getattr(transformers, "GgufConfig", None)
+    return {} if options is None else {"quantization_config": options(dequantize=True)}
