@@ -77,6 +77,6 @@ def test_removed_blocks_stay_removed(tmp_path: Path) -> None:
 
 def test_a_model_without_factors_is_dense_already(tmp_path: Path) -> None:
     save_tiny_model("llama", tmp_path / "source")
-    with pytest.raises(ValueError, match="dense as it is"):
+    with pytest.raises(ValueError, match="is dense already"):
         Dense().write(Overlay.open(tmp_path / "source"), tmp_path / "dense")
     assert not (tmp_path / "dense").exists()

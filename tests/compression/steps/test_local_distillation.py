@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from tests.support.students import Recorder
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.steps.grafting import GraftRanks, folded, graft
+from workers.compression.steps.grafting import GraftRanks, folded_tensors, graft
 from workers.compression.steps.local_distillation import (
     LocalDistillationSettings,
     batch_divergence,
@@ -109,8 +109,8 @@ def test_a_resumed_distillation_ends_with_the_same_weights(stopped: int, model: 
     distil_blocks(model, whole, stream(1), stream(2), replace(SETTINGS, interval=stopped), recorder)
     distil_blocks(model, again, stream(1), stream(2), SETTINGS, Recorder(recorder.checkpoints[0]))
     for index, block in whole.items():
-        expected = folded(block)
-        assert all(torch.equal(tensor, expected[name]) for name, tensor in folded(again[index]).items())
+        expected = folded_tensors(block)
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in folded_tensors(again[index]).items())
 
 
 def test_a_finished_distillation_is_restored_without_a_step(model: StreamedModel) -> None:
@@ -118,7 +118,7 @@ def test_a_finished_distillation_is_restored_without_a_step(model: StreamedModel
     recorder = Recorder(distil_blocks(model, whole, stream(1), stream(2), SETTINGS))
     distil_blocks(model, again, stream(1), stream(2), SETTINGS, recorder)
     assert recorder.steps == []
-    assert torch.equal(folded(again[1])["mlp.up_proj.weight"], folded(whole[1])["mlp.up_proj.weight"])
+    assert torch.equal(folded_tensors(again[1])["mlp.up_proj.weight"], folded_tensors(whole[1])["mlp.up_proj.weight"])
 
 
 def test_tokens_are_what_is_spent() -> None:

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.steps.projections import (
     Refit,
-    adds_to_the_stream,
+    adds_to_residual_stream,
     attention_projection,
     last_projection,
     refit,
@@ -137,7 +137,7 @@ def test_a_strong_ridge_changes_little(tmp_path: Path) -> None:
 def test_a_norm_behind_the_projection_is_noticed(model_type: str, expected: bool, tmp_path: Path) -> None:
     model = opened(model_type, tmp_path)
     with model.block(0) as block:
-        assert adds_to_the_stream(model, block, 0, stream(1)) is expected
+        assert adds_to_residual_stream(model, block, 0, stream(1)) is expected
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
-"""The written forms of a compressed model, and opening them as a client would.
+"""Writers of the formats that a compressed model can be stored in, and the check that the result opens.
 
     writer_of("int4").write(Overlay.open(original, parts), destination)
 
-`spec.formats` lists the formats; a writer is imported when it is asked for, since some need an optional library.
+`spec.formats` lists the formats. A writer is imported on demand, because some need an optional library.
 """
 
 from importlib import import_module
@@ -15,6 +15,11 @@ __all__ = ["Writer", "Written", "writer_of"]
 
 
 def writer_of(name: str) -> Writer:
-    """Return the writer of a registered format. Raises ImportError where a library that it needs is missing."""
+    """Return the writer of the format `name`.
+
+    Raises:
+        KeyError: if no such format is registered.
+        ImportError: if an optional library that the writer needs is not installed.
+    """
     module, _, writer = FORMATS[name].writer.partition(":")
     return cast("Writer", getattr(import_module(module), writer)())

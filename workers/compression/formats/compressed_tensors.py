@@ -1,12 +1,12 @@
-"""A plain model with the matrices of its blocks as small integers, in the format of compressed-tensors.
+"""Write a plain model with the matrices of its blocks quantised to integers, in the compressed-tensors format.
 
-    Int4().write(overlay, directory)             # spec.quantisation says which grid each matrix gets
-    Int4().restore(directory, measurable)        # an ordinary checkpoint again, of the rounded numbers
+    Int4().write(overlay, directory)             # spec.quantisation decides each matrix's grid
+    Int4().restore(directory, measurable)        # an ordinary checkpoint of the rounded weights
 
-Numbers are rounded to the nearest step by the library's own quantiser. The format is made for vLLM, which computes with
-the integers, but was not tried there. transformers opens the directory with that library installed and nothing of ours,
-and turns the integers back into floating numbers at the first forward pass. It is an optional extra, so this module is
-imported only where it is needed.
+Weights are rounded to the nearest step by the library's own quantiser. The format is made for vLLM, which computes with
+the integers; that was not tested. transformers opens the directory if compressed-tensors is installed, without any code
+of ours, and turns the integers back into floating-point weights at the first forward pass. The library is an optional
+extra, so this module is imported only when it is needed.
 
 Promise: one matrix at a time is in memory, and a directory appears complete or not at all.
 """
@@ -41,21 +41,21 @@ from workers.compression.spec.quantisation import Grid, NotQuantisable, grids
 
 FORMAT = "pack-quantized"
 PACKED = ("weight_packed", "weight_scale", "weight_shape")
-"""What the format stores in place of a weight."""
+"""The suffixes of the tensors that the format stores instead of a weight."""
 
 EVERY_LINEAR = "Linear"
-"""The library's name for all linear modules but those that its config ignores."""
+"""The library's target for all linear modules that its config does not ignore."""
 
 
 class CompressedTensors(Writer):
-    """Writes plain models with rounded matrices, by one scheme of `spec.quantisation`."""
+    """Writer of plain models with quantised matrices. Subclasses name their `scheme` in `spec.quantisation`."""
 
     scheme: ClassVar[str]
 
     def write(self, overlay: Overlay, destination: Path) -> Written:
-        """See `Writer.write`. Raises NotQuantisable where the model has factors, or no matrix that can be rounded."""
+        """Write the model as `Writer.write` says. Raises NotQuantisable if it has factored layers or no matrix fits."""
         if overlay.is_factored:
-            raise NotQuantisable("factored layers are not rounded to integers")
+            raise NotQuantisable("factored layers cannot be rounded to integers; write the format 'safetensors'")
         config, named = overlay.config(), overlay.written_name
         rounding = {f"{named(site)}.weight": grid for site, grid in grids(overlay.inventory, self.scheme).items()}
         with complete(destination) as directory:
@@ -67,10 +67,10 @@ class CompressedTensors(Writer):
         return Written(destination, overlay.inventory.total_parameters, sum(entry.bytes for entry in entries))
 
     def restore(self, written: Path, destination: Path) -> None:
-        """Write the numbers that the integers stand for, in fp32, as an ordinary checkpoint that can be measured.
+        """Write the dequantised weights in float32 as an ordinary checkpoint that can be evaluated.
 
-        Rounded to the dtype in which transformers opens `written`, they are exactly those it computes with. Raises
-        FileExistsError where `destination` is there already.
+        Rounded to the dtype in which transformers opens `written`, they are exactly the weights it computes with.
+        Raises FileExistsError if `destination` exists.
         """
         config = read_config(written)
         described = QuantizationConfig.model_validate(config.pop("quantization_config"))
@@ -82,14 +82,19 @@ class CompressedTensors(Writer):
 
 
 class Int8(CompressedTensors):
+    """Writer of 8-bit integers with one scale per row."""
+
     scheme = "int8"
 
 
 class Int4(CompressedTensors):
+    """Writer of 4-bit integers with one scale per group of a row."""
+
     scheme = "int4"
 
 
 def _read(stored: tuple[str, Path]) -> Tensor:
+    """Read the tensor of a (name, file)."""
     name, path = stored
     with safe_open(path, framework="pt") as file:
         tensor: Tensor = file.get_tensor(name)
@@ -99,6 +104,7 @@ def _read(stored: tuple[str, Path]) -> Tensor:
 def _restored_tensors(
     stored: Mapping[str, tuple[str, Path]], schemes: Sequence[QuantizationScheme]
 ) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of the restored checkpoint; `stored` maps written names to (name, file)."""
     for name, place in stored.items():
         module, _, suffix = name.rpartition(".")
         if suffix == "weight_packed":
@@ -111,6 +117,7 @@ def _restored_tensors(
 
 
 def _scheme_of(module: str, schemes: Sequence[QuantizationScheme]) -> QuantizationScheme:
+    """Return the first scheme whose targets include the module."""
     return next(
         scheme
         for scheme in schemes
@@ -119,7 +126,7 @@ def _scheme_of(module: str, schemes: Sequence[QuantizationScheme]) -> Quantizati
 
 
 def _tensors(overlay: Overlay, rounding: Mapping[str, Grid]) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of the rounded checkpoint, always in the same order."""
+    """Yield every tensor of the quantised checkpoint, always in the same order."""
     for name, tensor in overlay.tensors():
         if name not in rounding:
             yield name, tensor
@@ -130,11 +137,11 @@ def _tensors(overlay: Overlay, rounding: Mapping[str, Grid]) -> Iterator[tuple[s
 
 
 def _rounded(weight: Tensor, grid: Grid) -> dict[str, Tensor]:
-    """The matrix [out, in] as the format stores it: packed integers, scales in the matrix's dtype, shape."""
+    """Return the tensors by which the format stores a matrix [out, in]: packed integers, scales in its dtype, shape."""
     exact = weight.float()
     groups = exact.reshape(exact.shape[0], -1, grid.group or exact.shape[1])
     scale, zero_point = calculate_qparams(groups.amin(-1), groups.amax(-1), _arguments(grid))
-    # Rounded first, so that the integers suit the scales that are stored.
+    # Scales are rounded first, so that the integers are computed with the scales that are stored.
     stored_scale = scale.to(weight.dtype)
     state = {"weight": exact, "weight_scale": stored_scale.float(), "weight_zero_point": zero_point}
     packed: dict[str, Tensor] = _compressor().compress(state, _scheme(grid, []))
@@ -155,7 +162,7 @@ def _scheme(grid: Grid, targets: list[str]) -> QuantizationScheme:
 
 
 def _quantisation_config(config: dict[str, Any], rounding: Mapping[str, Grid]) -> dict[str, Any]:
-    """What config.json says of the integers."""
+    """Return the `quantization_config` for config.json."""
     grids_of = {name.removesuffix(".weight"): grid for name, grid in rounding.items()}
     described = QuantizationConfig(
         config_groups={
@@ -170,7 +177,7 @@ def _quantisation_config(config: dict[str, Any], rounding: Mapping[str, Grid]) -
 
 
 def _targets(grids_of: Mapping[str, Grid]) -> dict[Grid, list[str]]:
-    """Grid → the modules that have it: every linear one, or those at some places of a block, as a pattern each."""
+    """Return {grid: targets}: all linear modules if there is one grid, or a pattern per module name in a block."""
     if len(set(grids_of.values())) == 1:
         return {next(iter(grids_of.values())): [EVERY_LINEAR]}
     targets: dict[Grid, list[str]] = {}
@@ -183,7 +190,10 @@ def _targets(grids_of: Mapping[str, Grid]) -> dict[Grid, list[str]]:
 
 
 def _untouched(config: dict[str, Any], rounded: Collection[str]) -> list[str]:
-    """The linear layers that stay, such as the head: the library takes all others to be rounded."""
+    """Return the names of the linear layers that are not quantised, such as the output head.
+
+    The config must name them, because the library expects all other linear layers to be quantised.
+    """
     model = empty_model(config, torch.float32, torch.device("cpu"))
     linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
     return [name for name in linear if name not in rounded]

@@ -1,8 +1,8 @@
-"""The dense export: every compact layer multiplied out into the matrix that it stands for.
+"""Write the dense export: every compact layer multiplied out into a matrix.
 
-The result is an ordinary checkpoint of the original's architecture, for engines that run no code of a checkpoint. It
-computes what the factored one computes, but for the rounding of each product to the dtype of its weights, and it is as
-large as any model of its shape. `config.json` says under "dense_export" that it is one.
+The result is an ordinary checkpoint of the original's architecture, for engines that run no code from a checkpoint. It
+computes what the factored model computes, except that each product is rounded to the dtype of its weights. It is as
+large as any model of its shape. `config.json` marks it with "dense_export": true.
 
 Promise: the directory appears complete or not at all; one matrix at a time is in memory.
 """
@@ -22,15 +22,16 @@ from workers.compression.models.skeleton import empty_model, head_name
 from workers.compression.overlay import Overlay
 
 MARK = "dense_export"
+"""The field of config.json that marks a dense export."""
 
 
 class Dense(Writer):
-    """Writes factored models without their factors."""
+    """Writer of factored models with their factors multiplied out."""
 
     def write(self, overlay: Overlay, destination: Path) -> Written:
-        """See `Writer.write`. Raises ValueError where the model has no factors, and so is dense as it is."""
+        """Write the model as `Writer.write` says. Raises ValueError if it has no factored layers."""
         if not overlay.is_factored:
-            raise ValueError("the model has no factors: it is dense as it is")
+            raise ValueError("the model has no factored layers, so its main checkpoint is dense already")
         dense = DenseModel(overlay)
         config = dense.config()
         with complete(destination) as directory:
@@ -41,14 +42,14 @@ class Dense(Writer):
 
 
 class DenseModel:
-    """A compressed model with plain matrices in the places of its compact layers, multiplied out as they are read."""
+    """A compressed model whose compact layers are read as matrices, each multiplied out when it is read."""
 
     def __init__(self, overlay: Overlay) -> None:
         self._overlay = overlay
         self._layers = self._empty_layers()
 
     def config(self) -> dict[str, Any]:
-        """The original's config, resized. A head that reads factors of the embedding is tied to its table again."""
+        """Return the original's config, resized. A head that shares the embedding's factors is tied to its table."""
         config = self._overlay.config()
         kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[config["model_type"]]]
         return {**config, "architectures": [kind.__name__], "tie_word_embeddings": self._overlay.is_tied}
@@ -63,7 +64,7 @@ class DenseModel:
                 yield overlay.written_name(name), overlay.tensor(name)
 
     def _empty_layers(self) -> dict[str, nn.Module]:
-        """The compact layer of each name, without its numbers."""
+        """Return the compact layers by name, without weights."""
         overlay, head = self._overlay, self._overlay.architecture.head
         skeleton = empty_model(overlay.config(), torch.float32, torch.device("cpu"))
         forms = {name: form for name, form in overlay.structures.items() if form["kind"] != "tied"}
@@ -73,7 +74,7 @@ class DenseModel:
 
     @torch.no_grad()
     def _multiplied_out(self, name: str) -> Tensor:
-        """The matrix of a layer as the architecture stores it, in the dtype of its factors."""
+        """Return the matrix of a compact layer as the architecture stores it, in the dtype of its factors."""
         layer: Any = self._layers[name]
         empty = layer.state_dict()
         tensors = {key: self._overlay.tensor(f"{name}.{key}") for key in empty}

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: weights in shards, config, tokenizer and licence, digests; there whole or not at all.
+"""Write the files of a checkpoint: weights in shards, config, tokenizer, licence and digests; all of them or none.
 
 with complete(destination) as directory:          # appears under its name when all is written
     write_weights(read, directory)
@@ -24,6 +24,8 @@ from workers.compression.spec.files import file_sha256, sync
 from workers.compression.spec.headers import INDEX_FILE, WEIGHTS_FILE
 
 SHARD_BYTES = 5_000_000_000
+"""The most bytes of weights in one file, unless a single tensor is larger."""
+
 SUMS_FILE = "SHA256SUMS"
 
 _COMPANIONS = re.compile(
@@ -36,7 +38,7 @@ _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor that was written; `bytes` is its size in the file."""
+    """A written tensor. `dtype` is safetensors' name of it; `bytes` is the tensor's size in the file."""
 
     name: str
     dtype: str
@@ -45,18 +47,18 @@ class Entry:
 
     @property
     def numbers(self) -> int:
-        """How many numbers the tensor holds."""
+        """The number of elements of the tensor."""
         return torch.Size(self.shape).numel()
 
 
 @contextmanager
 def complete(destination: Path) -> Iterator[Path]:
-    """Give a directory to write into, which appears as `destination` once all is written and on the disk.
+    """Give a directory to write into, which is renamed to `destination` once all of it is on disk.
 
-    Raises FileExistsError where `destination` is there already.
+    After an exception `destination` does not exist. Raises FileExistsError if it exists before.
     """
     if destination.exists():
-        raise FileExistsError(f"{destination} exists already")
+        raise FileExistsError(f"{destination} exists already; remove it or choose another directory")
     partial = destination.with_name(f".{destination.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -67,7 +69,11 @@ def complete(destination: Path) -> Iterator[Path]:
 def write_weights(
     read: Callable[[], Iterator[tuple[str, Tensor]]], directory: Path, shard_bytes: int = SHARD_BYTES
 ) -> list[Entry]:
-    """Writes the shards, and an index where there is more than one. `read` is called twice, for the same tensors."""
+    """Write the tensors in shards of at most `shard_bytes`, with an index if there are several, and return them.
+
+    `read` is called twice and must yield the same (name, tensor) pairs in the same order. Raises RuntimeError if it
+    does not.
+    """
     entries = [_entry(name, tensor) for name, tensor in read()]
     shards = _into_shards(entries, shard_bytes)
     tensors = read()
@@ -83,8 +89,9 @@ def write_weights(
 
 
 def widely_named(tensors: Iterator[tuple[str, Tensor]], config: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of an ordinary checkpoint by names that old and new releases of transformers read: a head that was
-    renamed keeps its old name in files.
+    """Yield the tensors of an ordinary checkpoint by names that old and new releases of transformers can read.
+
+    An output head that transformers has renamed keeps its old name in files.
     """
     architecture = architecture_of(config)
     renamed = f"{architecture.head}."
@@ -100,6 +107,7 @@ def _entry(name: str, tensor: Tensor) -> Entry:
 
 
 def _into_shards(entries: Sequence[Entry], limit: int) -> list[list[Entry]]:
+    """Return the entries in order, divided into shards of at most `limit` bytes or a single entry."""
     shards: list[list[Entry]] = [[]]
     filled = 0
     for entry in entries:
@@ -112,7 +120,10 @@ def _into_shards(entries: Sequence[Entry], limit: int) -> list[list[Entry]]:
 
 
 def _write_shard(path: Path, shard: Sequence[Entry], tensors: Iterator[tuple[str, Tensor]]) -> None:
-    """Writes the header first and then one tensor after the other, which `safetensors.save_file` cannot."""
+    """Write a safetensors file tensor by tensor, so that one is in memory; `safetensors.save_file` needs all.
+
+    Raises RuntimeError if `tensors` does not yield what `shard` lists.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for entry in shard:
@@ -125,27 +136,28 @@ def _write_shard(path: Path, shard: Sequence[Entry], tensors: Iterator[tuple[str
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for entry, (name, tensor) in zip(shard, tensors, strict=False):
             if _entry(name, tensor) != entry:
-                raise RuntimeError(f"the parts changed while they were written: {entry.name} was expected, {name} came")
+                raise RuntimeError(f"the parts changed while they were written: expected {entry.name}, found {name}")
             file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def companions(source: Path) -> list[Path]:
-    """Tokenizer, generation config, chat template, licence and notices of a model."""
+    """Return the files of tokenizer, generation config, chat template, licence and notices in a model's directory."""
     return [path for path in sorted(source.iterdir()) if path.is_file() and _COMPANIONS.fullmatch(path.name)]
 
 
 def copy_companions(source: Path, directory: Path) -> None:
+    """Copy the files that `companions` lists from `source` into `directory`."""
     for path in companions(source):
         shutil.copyfile(path, directory / path.name)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """As transformers writes its configs."""
+    """Write a JSON object with the indentation that transformers uses for its configs."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def write_sums(directory: Path) -> None:
-    """Write `SHA256SUMS` over all other files, subdirectories included, as `sha256sum --check` reads it."""
+    """Write `SHA256SUMS` with the digests of all other files below `directory`, as `sha256sum --check` reads it."""
     sums = directory / SUMS_FILE
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path != sums)
     lines = [f"{file_sha256(path)}  {path.relative_to(directory)}\n" for path in files]
@@ -153,7 +165,7 @@ def write_sums(directory: Path) -> None:
 
 
 def publish(partial: Path, destination: Path) -> None:
-    """Renames the finished directory once all of it is on the disk."""
+    """Sync the files of `partial` to disk, then rename it to `destination`."""
     for path in partial.iterdir():
         sync(path)
     sync(partial)

@@ -1,12 +1,11 @@
-"""The main checkpoint, plain or factored: a directory that opens with stock transformers.
+"""Write the main checkpoint, plain or factored: a directory that opens with stock transformers.
 
     Safetensors().write(Overlay.open(original, parts), destination)
 
-With factored layers come a modelling file and `structures.py`, so that it opens with
+A model without factored layers is an ordinary checkpoint of the original's architecture. One with factored layers
+includes a modelling file and `structures.py`, and opens without any code of ours installed by
 
     AutoModelForCausalLM.from_pretrained(destination, trust_remote_code=True)
-
-and nothing of ours installed; without any it is an ordinary checkpoint of the original's architecture.
 
 Promise: the directory appears complete, synced to disk and with its SHA256SUMS, or not at all. One tensor at a time is
 in memory.
@@ -42,7 +41,7 @@ _TEMPLATE = Path(__file__).parent / "remote_code" / f"{MODELLING_FILE}.template"
 
 
 class Safetensors(Writer):
-    """Writes plain and factored checkpoints, in files of `shard_bytes` of weights at most, or of one tensor."""
+    """Writer of plain and factored checkpoints, with at most `shard_bytes` of weights, or one tensor, in a file."""
 
     def __init__(self, shard_bytes: int = SHARD_BYTES) -> None:
         self.shard_bytes = shard_bytes
@@ -60,6 +59,7 @@ class Safetensors(Writer):
 
 
 def _write_config(config: Mapping[str, Any], structures: Mapping[str, Mapping[str, Any]], directory: Path) -> None:
+    """Write config.json and, if there are `structures`, the modelling file and `structures.py`."""
     if not structures:
         write_json(directory / "config.json", config)
         return
@@ -76,7 +76,7 @@ def _write_config(config: Mapping[str, Any], structures: Mapping[str, Mapping[st
         "compression": {"base_model_type": model_type, "structures": structures},
     }
     if architecture_of(config).head in structures:
-        # The head reads factors or keeps a table of its own; transformers would look for one table to tie.
+        # The head reads the embedding's factors or has a table of its own, so transformers must not tie them.
         compressed["tie_word_embeddings"] = False
     write_json(directory / "config.json", compressed)
     template = string.Template(_TEMPLATE.read_text(encoding="utf-8"))
@@ -87,7 +87,7 @@ def _write_config(config: Mapping[str, Any], structures: Mapping[str, Mapping[st
 
 
 def _class_names(model_type: str) -> dict[str, str]:
-    """What transformers calls the config, the base model and the causal language model of a type."""
+    """Return the names of transformers' classes of a model type: `Config`, `Base` and `CausalLM`."""
     config_class = CONFIG_MAPPING[model_type]
     classes: dict[str, Any] = {
         "Config": config_class,

@@ -1,9 +1,9 @@
-"""Opening a written package in a fresh process, with stock transformers and nothing of ours, before anyone else does.
+"""Open a written package in a fresh process with stock transformers and no code of ours, and compare its logits.
 
     verify(directory, ids, logits)     # ids [N, T], logits [N, T, V] as recorded before; raises VerificationFailed
 
-Promise: a package that passes loads offline, elsewhere, with no tensor missing or left over, computes the recorded
-logits and generates with its cache.
+Promise: a package that passes loads offline from another directory, with no tensor missing or unexpected, computes the
+recorded logits and generates with its key/value cache.
 """
 
 import json
@@ -28,9 +28,13 @@ _LAST_OF_ERROR = 2000
 
 @dataclass(frozen=True)
 class Probe:
-    """A package and what it should compute: `logits` [N, T, V] for `ids` [N, T]. It is loaded in the logits' dtype.
+    """A package and the logits that it should compute.
 
-    `tolerance`: how far a logit may lie from the recorded one, as part of the largest.
+    Attributes:
+        directory: the package.
+        ids: token ids [N, T].
+        logits: expected logits [N, T, V]; the package is loaded in their dtype.
+        tolerance: largest allowed difference of a logit, as a fraction of the largest logit.
     """
 
     directory: Path
@@ -41,8 +45,13 @@ class Probe:
 
 @dataclass(frozen=True)
 class Verified:
-    """What the fresh process found: the largest difference of a logit, as part of the largest logit; distinct
-    parameters; ids that were generated greedily."""
+    """The findings of the fresh process.
+
+    Attributes:
+        difference: largest difference of a logit from the expected one, as a fraction of the largest logit.
+        parameters: number of distinct parameters.
+        generated: token ids that were generated greedily.
+    """
 
     difference: float
     parameters: int
@@ -52,13 +61,20 @@ class Verified:
 def verify(
     directory: Path, ids: Tensor, logits: Tensor, *, timeout: float | None = None, memory: int | None = None
 ) -> Verified:
-    """Opens one package. `timeout` is in seconds. Of the weights at most `memory` bytes are held at a time, and the
-    others read from the disk whenever they are needed; None holds all. Raises VerificationFailed."""
+    """Open one package in a fresh process, and check that it computes `logits` [N, T, V] for `ids` [N, T].
+
+    Args:
+        timeout: seconds after which the check fails; None waits for ever.
+        memory: bytes of weights to hold at a time, with the others read from disk when needed; None holds all.
+
+    Raises:
+        VerificationFailed: if the package does not open, lacks tensors or computes other logits.
+    """
     return verify_all([Probe(directory, ids, logits)], timeout=timeout, memory=memory)[0]
 
 
 def verify_all(probes: Sequence[Probe], *, timeout: float | None = None, memory: int | None = None) -> list[Verified]:
-    """Opens several packages, one after the other in the same fresh process. Raises VerificationFailed."""
+    """Open several packages one after the other in the same fresh process; see `verify`. Raises VerificationFailed."""
     with tempfile.TemporaryDirectory(prefix="verify-") as elsewhere:
         arguments = ["all" if memory is None else str(memory)]
         for number, probe in enumerate(probes):
@@ -70,6 +86,7 @@ def verify_all(probes: Sequence[Probe], *, timeout: float | None = None, memory:
 
 
 def _run(arguments: Sequence[str], elsewhere: Path, timeout: float | None) -> list[dict[str, Any]]:
+    """Run the script in the directory `elsewhere`, and return its findings, one object per package."""
     environment = {
         **os.environ,
         "HF_HOME": str(elsewhere),
@@ -84,7 +101,7 @@ def _run(arguments: Sequence[str], elsewhere: Path, timeout: float | None) -> li
             command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=timeout
         )
     except subprocess.TimeoutExpired as error:
-        raise VerificationFailed(f"The package was not open after {timeout} seconds.") from error
+        raise VerificationFailed(f"The package took longer than {timeout} seconds to open and run.") from error
     if process.returncode != 0:
         raise VerificationFailed(f"The package does not open: {process.stderr[-_LAST_OF_ERROR:].strip()}")
     found: list[dict[str, Any]] = json.loads(process.stdout)
@@ -92,6 +109,7 @@ def _run(arguments: Sequence[str], elsewhere: Path, timeout: float | None) -> li
 
 
 def _judge(probe: Probe, facts: dict[str, Any]) -> Verified:
+    """Return the findings for one package. Raises VerificationFailed if they are not as expected."""
     name = probe.directory.name
     for complaint in ("missing", "unexpected", "mismatched", "missing_in_base"):
         if facts[complaint]:
@@ -99,6 +117,7 @@ def _judge(probe: Probe, facts: dict[str, Any]) -> Verified:
     difference = facts["difference"] / facts["scale"]
     if not facts["finite"] or difference > probe.tolerance:
         raise VerificationFailed(
-            f"{name} computes other logits than were recorded: they differ by up to {difference:.2g} of the largest."
+            f"{name} computes other logits than were recorded: they differ by up to {difference:.2g} of the largest "
+            f"logit, and {probe.tolerance:g} is allowed."
         )
     return Verified(difference, facts["parameters"], tuple(facts["generated"]))

@@ -1,4 +1,4 @@
-"""What every writer of a format does."""
+"""The interface of a format's writer."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -9,12 +9,18 @@ from workers.compression.formats.verification import Verified, verify_all
 from workers.compression.overlay import Overlay
 
 Opener = Callable[..., list[Verified]]
-"""Opens written checkpoints in a fresh process, as `verification.verify_all` does."""
+"""A function that opens written checkpoints in a fresh process; see `verification.verify_all` for its arguments."""
 
 
 @dataclass(frozen=True)
 class Written:
-    """A written checkpoint. `parameters` counts the numbers that it stands for, `bytes` those of its weights."""
+    """A written checkpoint.
+
+    Attributes:
+        directory: where it was written.
+        parameters: number of parameters that it represents.
+        bytes: size of its weights in bytes.
+    """
 
     directory: Path
     parameters: int
@@ -22,22 +28,25 @@ class Written:
 
 
 class Writer(ABC):
-    """Writes one format. `spec.formats` has an entry for each, with what can be said of it without torch."""
+    """Writer of one format. Its entry in `spec.formats` describes the format without needing torch."""
 
     open_fresh: Opener = staticmethod(verify_all)
-    """Opens what was written with the engine that the format is for. Formats that share an opener share its process."""
+    """Opens written checkpoints with the format's engine. Formats with the same opener share a process."""
 
     @abstractmethod
     def write(self, overlay: Overlay, destination: Path) -> Written:
-        """Write the model into a directory that appears complete or not at all.
+        """Write the model to the directory `destination`, which appears complete or not at all.
 
-        Raises FileExistsError where `destination` is there already, MalformedModel where the original is not what it
-        was, ValueError where some blocks are narrower than others, and whatever the format's entry refuses.
+        Raises:
+            FileExistsError: if `destination` exists.
+            MalformedModel: if the original has changed since it was compressed.
+            ValueError: if some blocks are narrower than others, or the format does not fit the model.
         """
 
     def restore(self, written: Path, destination: Path) -> None:
-        """Write the numbers that the checkpoint `written` stands for as an ordinary one that can be measured.
+        """Write the weights that the checkpoint `written` represents as an ordinary checkpoint that can be evaluated.
 
-        Only formats that round have one: of all others the main checkpoint is measured. Raises FileExistsError.
+        Only formats that round weights implement this; the others are evaluated by the main checkpoint. Raises
+        FileExistsError if `destination` exists, NotImplementedError if the format does not round.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not round")
+        raise NotImplementedError(f"the format of {type(self).__name__} does not round weights")

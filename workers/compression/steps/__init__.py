@@ -1,4 +1,4 @@
-"""What carries out the steps of a plan. `RUNNERS` is the only list: add a file, and one line here."""
+"""Runners for the steps of a plan. `RUNNERS` is the only list: to add a step, add a file and one line here."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -18,3 +18,4 @@ RUNNERS: Mapping[type[BaseStep], Runner] = MappingProxyType(
         FactorToSize: Runner(factor_to_size.run, applies_at_once=False),
     }
 )
+"""The runner of every kind of step."""

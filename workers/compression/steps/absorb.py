@@ -1,10 +1,10 @@
-"""A removed block whose neighbours take it up, by distilling the few blocks around the gap alone.
+"""Distil each removed block into the few blocks around it.
 
-The removed block's weights are grafted onto the group's blocks (`grafting`), these are trained until what leaves the
-group is what the original has at that place (`local_distillation`), and then folded back to plain weights.
+The removed block's weights are grafted onto the blocks of the group (`grafting`). The group is trained until its output
+is near the original's hidden states at that place (`local_distillation`). The graft is then folded into plain weights.
 
-Promise: one group of blocks is in memory at a time, beside the streams. Killed and resumed, also within a distillation,
-it gives the same parts.
+Promise: one group of blocks is in memory at a time, beside the hidden states. A run that is killed and resumed, also
+within a distillation, yields the same parts.
 """
 
 import math
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from workers.compression.models.edited import EditedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.spec.steps import Absorb
-from workers.compression.steps.grafting import GraftRanks, folded, graft
+from workers.compression.steps.grafting import GraftRanks, folded_tensors, graft
 from workers.compression.steps.local_distillation import LocalDistillationSettings, distil_blocks, relative_error
 from workers.compression.steps.streams import Stream
 from workers.compression.steps.variants import run_in_batches
@@ -31,12 +31,12 @@ _RANKS = GraftRanks(coefficients=32, correction=32)
 
 @dataclass(frozen=True)
 class Absorption:
-    """How the blocks around a removed one take it up.
+    """Settings for distilling a removed block into the blocks around it.
 
     Attributes:
-        distillation: settings of the training that each removed block gets.
-        survivors: number of blocks around the gap that are trained.
-        ranks: ranks of the graft onto each of them.
+        distillation: training settings for each removed block.
+        survivors: number of blocks around the gap to train.
+        ranks: ranks of the graft onto each of these blocks.
     """
 
     distillation: LocalDistillationSettings
@@ -46,10 +46,11 @@ class Absorption:
 
 @dataclass(frozen=True)
 class Absorbed:
-    """All tensors of a trained group by their full names.
+    """The result of distilling a removed block into its group.
 
-    `error` is the norm of what leaves the group minus its target over the norm of the target, as a root mean square
-    over tokens.
+    Attributes:
+        tensors: all tensors of the trained blocks by their full names.
+        error: relative error ‖output − target‖ / ‖target‖ of the group's output, as a root mean square over tokens.
     """
 
     tensors: Mapping[str, Tensor]
@@ -57,26 +58,27 @@ class Absorbed:
 
 
 def survivors_around(kept: Sequence[int], block: int, count: int) -> tuple[int, ...]:
-    """Return the `count` blocks of `kept` that lie around `block`, without itself; fewer where there are fewer.
+    """Return the `count` blocks of `kept` around `block`, without `block` itself; fewer if the model has fewer.
 
-    Of an odd count one more lies before the block. Near an end of the model more of them lie on the other side.
+    If `count` is odd, one more lies before the block than behind it. Near an end of the model, more lie on the other
+    side.
     """
     others = [each for each in kept if each != block]
     start = max(0, min(bisect(others, block) - (count + 1) // 2, len(others) - count))
     return tuple(others[start : start + count])
 
 
-def following(model: EditedModel, index: int, removed: int) -> int:
-    """Return the block that follows `index` once `removed` is gone; the number of blocks if none does.
+def next_block(model: EditedModel, index: int, removed: int) -> int:
+    """Return the next remaining block after `index`, without `removed`; the number of blocks if there is none.
 
-    What enters that block in the original is the target of what leaves block `index`.
+    The input of that block in the original model is the target for the output of block `index`.
     """
     later = (block for block in model.kept if block > index and block != removed)
     return next(later, model.inventory.blocks)
 
 
 def run(step: Absorb, work: Work, finished: Sequence[CompressedPart]) -> Iterator[CompressedPart]:
-    """Yield one part for each block that is missing, from the first to the last, behind the finished ones."""
+    """Yield one part for each removed block, in the order of the model, after the `finished` ones."""
     removed = work.original.inventory.blocks - len(work.model.kept)
     # Rounded up, so that each block is distilled over some tokens where any are asked for.
     settings = LocalDistillationSettings(-(-step.tokens // removed), batch_size=1)
@@ -84,14 +86,14 @@ def run(step: Absorb, work: Work, finished: Sequence[CompressedPart]) -> Iterato
 
 
 def absorb_each(work: Work, settings: Absorption, finished: int = 0) -> Iterator[CompressedPart]:
-    """Yield one part for each block that `work.model` lacks, but for the first ones that are finished already."""
+    """Yield one part for each block that `work.model` lacks, in order; the first `finished` ones are skipped."""
     model = work.model
     removed = [block for block in range(model.inventory.blocks) if block not in model.kept]
     wanted, present = Stream(work.original, work.ids), Stream(model, work.ids)
     for block in removed[finished:]:
         group = survivors_around(model.kept, block, settings.survivors)
         entering = present.entering(group[0])
-        targets = wanted.entering(following(model, group[-1], block))
+        targets = wanted.entering(next_block(model, group[-1], block))
         name = f"{model.inventory.block_prefix}.{block}"
         with work.original.block(block) as donor:
             found = absorb(model, group, donor, entering, targets, settings, work.observer(name))
@@ -108,12 +110,15 @@ def absorb(
     settings: Absorption,
     observer: Observer | None = None,
 ) -> Absorbed:
-    """Return what the blocks of `group` become once they have taken up the block `donor`; `model` stays unchanged.
+    """Distil the block `donor` into the blocks of `group`, and return their new tensors; `model` stays unchanged.
 
     Args:
-        entering: states [N, T, H] that enter the first block of the group.
-        targets: states [N, T, H] that are to leave the last.
-        observer: where the checkpoints of the distillation are kept.
+        group: indices of consecutive remaining blocks, in order.
+        donor: the removed block with the original's weights.
+        entering: hidden states [N, T, H] that enter the first block of the group.
+        targets: hidden states [N, T, H] that the last block of the group is trained to output.
+        settings: settings of the distillation and ranks of the graft.
+        observer: keeps the checkpoints of the distillation.
 
     Raises:
         Diverged: when the distillation finds no finite loss even at lower learning rates.
@@ -128,14 +133,17 @@ def absorb(
         tensors = {
             f"{prefix}.{index}.{name}": tensor
             for index, block in blocks.items()
-            for name, tensor in folded(block).items()
+            for name, tensor in folded_tensors(block).items()
         }
         return Absorbed(tensors, _error(model, blocks, entering, targets))
 
 
 @torch.no_grad()
 def _error(model: EditedModel, blocks: Mapping[int, nn.Module], hidden: Tensor, targets: Tensor) -> float:
-    """Return the root mean square over tokens of the relative error of what leaves the blocks."""
+    """Return the relative error of the blocks' output, as a root mean square over tokens.
+
+    `hidden` [N, T, H] enters the first block; `targets` [N, T, H] is compared with the output of the last.
+    """
     for index, block in blocks.items():
         hidden = run_in_batches(model, block, index, hidden)
     pairs = zip(hidden, targets, strict=True)

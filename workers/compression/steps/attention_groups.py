@@ -1,11 +1,11 @@
-"""Narrower attention: which groups go, and what the output projection must then be.
+"""Remove attention heads in groups and refit the output projection.
 
-A group is a key/value head with the query heads that share it. What its query heads read enters the output projection
-in neighbouring columns, so that the groups are chosen as hidden units of an MLP are: by what their loss costs once the
-others have made up for it.
+A group is a key/value head with the query heads that share it. The outputs of a group enter the output projection in
+neighbouring columns. Groups are therefore chosen as hidden units of an MLP are: by the error that is left once the
+remaining columns are refitted.
 
-Promise: the heads that stay compute what they did. Before MLPs follow, so that these are narrowed on what then enters
-them.
+Promise: the remaining heads compute what they did before. Attention is narrowed before the MLP of the same block, which
+is then fitted to its changed input.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,13 +23,18 @@ from workers.compression.steps.streams import PairedStreams
 from workers.compression.steps.two_streams import BlockwiseModel
 
 DAMPING = 0.1
-"""Of the fit of the output projection: of 0.01, 0.1, 0.3 and 1 what cost least on SmolLM2-135M, with 2 of 3 groups."""
+"""Ridge of the output projection's fit. Of 0.01, 0.1, 0.3 and 1 it cost least on SmolLM2-135M with 2 of 3 groups."""
 
 
 @dataclass(frozen=True)
 class NarrowedAttention:
-    """The attention's `tensors` by their names inside the block; the `error` of its output, relative, and the `site`
-    inside the block that makes it."""
+    """The result of removing key/value heads from one block.
+
+    Attributes:
+        tensors: the new tensors of the attention by their names inside the block.
+        error: relative error of the output projection's output.
+        site: name of the output projection inside the block.
+    """
 
     tensors: dict[str, Tensor]
     error: float
@@ -39,10 +44,20 @@ class NarrowedAttention:
 def narrow_attention(
     streams: PairedStreams, block: nn.Module, index: int, key_value_heads: int, compensation: float
 ) -> NarrowedAttention:
-    """What leaves the block so many of its groups, fitted on what enters it in the narrowed model.
+    """Return the tensors of a block's attention with only `key_value_heads` key/value heads and their query heads.
 
-    `streams` stand before the block and stay there; `compensation` is that of `width.narrow`. Raises HeadsDoNotFit
-    where attention cannot be narrowed, ValueError where there are not more groups than that.
+    The output projection is fitted to the block's input in the narrowed model.
+
+    Args:
+        streams: hidden states before the block; they are not advanced.
+        block: the block in the narrowed model, still with all its heads.
+        index: the block's index in the original.
+        key_value_heads: number of key/value heads to keep.
+        compensation: share of the error of earlier blocks that the fit makes up for, 0 to 1.
+
+    Raises:
+        HeadsDoNotFit: if the architecture's config cannot state fewer heads.
+        ValueError: if the block has no more than `key_value_heads` groups.
     """
     inventory = streams.model.inventory
     attention = ARCHITECTURES[inventory.model_type].attention
@@ -59,8 +74,11 @@ def narrow_attention(
 
 
 def _moments(streams: PairedStreams, block: nn.Module, index: int, leaving: str, *, normed: bool) -> Moments:
-    """Of what enters the output projection, and of the error that the stream has behind it; where a norm stands
-    between, of the error of what the attention gives out."""
+    """Return the moments of the output projection's inputs and of the error behind it.
+
+    The error is that of the residual stream. If a norm follows the projection (`normed`), it is that of the
+    projection's output.
+    """
 
     def passed(model: BlockwiseModel, made: nn.Module, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         for hidden in batches:

@@ -1,8 +1,8 @@
-"""Compressing a model part by part, each fitted to what the parts before it have become.
+"""Replace matrices by compact structures, part by part. Each part is fitted to the parts that are compressed before it.
 
-Two streams of hidden states flow through the blocks: the original's and the compressed model's. A site is fitted to the
-original's output on the input that the compressed model has there after the blocks before it; an output head with a
-matrix of its own comes last. Only one block's weights are in memory; the two streams wait in a temporary directory.
+The hidden states of the original and of the compressed model pass through the blocks side by side. A matrix is fitted
+to give the original's output on the input that it has in the compressed model. An output head with a matrix of its own
+comes last. One block's weights are in memory; hidden states are kept in a temporary directory.
 """
 
 import math
@@ -40,7 +40,7 @@ from workers.compression.structures import CompactLinear
 
 
 def run(step: Factor, work: Work, finished: Sequence[CompressedPart]) -> Iterator[CompressedPart]:
-    """Yield the parts of the step behind the finished ones: see `factor`."""
+    """Yield the parts of the step after the `finished` ones; see `factor`."""
     yield from factor(work.model, step, work.ids, sensitivities=work.sensitivities, finished=finished)
 
 
@@ -52,21 +52,25 @@ def factor(
     sensitivities: Mapping[str, Sensitivity],
     finished: Sequence[CompressedPart] = (),
 ) -> Iterator[CompressedPart]:
-    """Yield the parts of the step behind the `finished` ones, in order; `model` stays as it is.
+    """Yield the parts of the step after the `finished` ones, in order; `model` stays unchanged.
 
-    Both streams are led through what is finished, and what follows is the same as without the interruption.
+    The parts that follow are the same as in a run that was not interrupted.
 
     Args:
         ids: calibration tokens [sequences, length].
-        sensitivities: weigh the outputs of each site by its name; those of the embedding are needed to factor it.
+        sensitivities: weights of each site's outputs, by site name; a site that is missing is fitted unweighted.
+        finished: the first parts of the step, from an earlier run.
+
+    Raises:
+        ValueError: if the step gives the embedding or the output head a structure that it cannot take.
     """
-    # Not under `torch.no_grad`, which holds what a generator yielded until it is asked for more.
+    # Not under `torch.no_grad`: its wrapper of a generator keeps the last yielded part in memory until the next one.
     count = len(factor_labels(model.inventory))
     last = count if step.last is None else step.last
     reached = step.first + len(finished)
 
     def part_before(number: int) -> CompressedPart:
-        """Return a part that `model` lacks; one that it has, or that stays as it is, has no content."""
+        """Return a finished part of this step, or an empty part for one that `model` already contains."""
         return finished[number - step.first] if number >= step.first else CompressedPart("")
 
     part = part_before(0) if reached > 0 else _compress_embedding(model, step, sensitivities)
@@ -88,7 +92,7 @@ def factor(
 def _begin(
     model: BlockwiseModel, embedding: CompressedPart, ids: Tensor, scratch: Path, *, compensated: bool
 ) -> TwoStreams:
-    """The streams before the first block, kept in `scratch`."""
+    """Return the hidden states before the first block, stored in `scratch`; the original's only if `compensated`."""
     original = StoredStates(scratch / "original", embedded(model, ids)) if compensated else None
     with _compressed_embedding(model, embedding):
         compressed = StoredStates(scratch / "compressed", embedded(model, ids))
@@ -97,7 +101,7 @@ def _begin(
 
 @torch.no_grad()
 def _pass_block(streams: TwoStreams, part: CompressedPart, index: int) -> None:
-    """Leads both streams through a block that is finished."""
+    """Advance both streams through a block whose part is finished."""
     with streams.model.block(index) as block:
         streams.advance_original(block, index)
         _restore(block, part, f"{streams.model.inventory.block_prefix}.{index}.")
@@ -108,7 +112,7 @@ def _pass_block(streams: TwoStreams, part: CompressedPart, index: int) -> None:
 def _compress_block(
     streams: TwoStreams, step: Factor, sensitivities: Mapping[str, Sensitivity], index: int
 ) -> CompressedPart:
-    """The block with compact layers in the place of its planned sites; both streams have passed it then."""
+    """Return the part of a block with its planned sites compressed, and advance both streams through the block."""
     with streams.model.block(index) as block:
         part = _with_compact_sites(streams, step, sensitivities, block, index)
         streams.advance_compressed(block, index, changed=bool(part.structures))
@@ -118,7 +122,10 @@ def _compress_block(
 def _with_compact_sites(
     streams: TwoStreams, step: Factor, sensitivities: Mapping[str, Sensitivity], block: nn.Module, index: int
 ) -> CompressedPart:
-    """Puts compact layers in the place of the planned sites of the block."""
+    """Replace the planned sites of the block by compact layers in place, and return them as a part.
+
+    The original stream moves on to the block's output.
+    """
     whole = f"{streams.model.inventory.block_prefix}.{index}"
     planned = {name.removeprefix(f"{whole}."): name for name in step.structures if name.startswith(f"{whole}.")}
     moments = streams.observe(block, index, list(planned))
@@ -157,9 +164,9 @@ def _compress_site(
     target: Problem,
     reorder: Callable[[Tensor], None],
 ) -> float:
-    """Puts a compact layer in the place of a site, and returns its relative error.
+    """Replace a site by a compact layer in place, and return its relative error.
 
-    `reorder` is told of the order of the site's outputs where its structure sets one.
+    `reorder` is called with the order [out] of the site's outputs if the structure changes it.
     """
     factors = data_free(structure, target.target) if step.data_free else fit(structure, target)
     if _is_folded(structure):
@@ -171,11 +178,12 @@ def _compress_site(
 
 
 def _is_folded(structure: Structure) -> bool:
+    """Return whether the structure's permutation of outputs is folded into the modules that read them."""
     return isinstance(structure, Pivoted | Kronecker) and structure.folded
 
 
 def _reorder(block: nn.Module, mlp: Mlp, order: Tensor, moments: StoredMoments, weights: dict[str, Tensor]) -> None:
-    """Puts the MLP's hidden units into an order, and what is known of them."""
+    """Permute the MLP's hidden units in place, and with them the moments and output weights of its sites."""
     reorder_hidden_units(block, mlp, order)
     weights.update({name: weights[name][order] for name in mlp.entering if name in weights})
     if mlp.leaving in moments:
@@ -183,7 +191,8 @@ def _reorder(block: nn.Module, mlp: Mlp, order: Tensor, moments: StoredMoments, 
 
 
 def _tensors_of(block: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """The tensors of some modules, by name in the block, named as in the model."""
+    """Return the tensors of some modules by their full names; `names` maps a module's name in the block to its full
+    name."""
     return {
         f"{full}.{kind}": tensor
         for name, full in names.items()
@@ -192,7 +201,7 @@ def _tensors_of(block: nn.Module, names: Mapping[str, str]) -> dict[str, Tensor]
 
 
 def _replace(block: nn.Module, name: str, structure: Structure, factors: Mapping[str, Tensor]) -> CompactLinear:
-    """The compact layer that now stands in the place of the named one, with its bias."""
+    """Replace a linear layer by a compact one with these factors and the same bias, in place, and return it."""
     bias = getattr(block.get_submodule(name), "bias", None)
     structures.replace(block, {name: structure.to_dict()})
     compact = cast("CompactLinear", block.get_submodule(name))
@@ -201,12 +210,13 @@ def _replace(block: nn.Module, name: str, structure: Structure, factors: Mapping
 
 
 def _load(module: nn.Module, factors: Mapping[str, Tensor]) -> None:
+    """Load `factors` in the dtypes of the module's own tensors."""
     state = module.state_dict()
     module.load_state_dict({name: value.to(state[name].dtype).contiguous() for name, value in factors.items()})
 
 
 def _restore(block: nn.Module, part: CompressedPart, prefix: str) -> None:
-    """Puts a finished part into the block."""
+    """Apply a finished part to the block in place; `prefix` is the block's full name with a dot."""
     structures.replace(block, {name.removeprefix(prefix): form for name, form in part.structures.items()})
     block.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in part.tensors.items()}, strict=False)
 
@@ -215,7 +225,7 @@ def _restore(block: nn.Module, part: CompressedPart, prefix: str) -> None:
 def _compress_embedding(
     model: BlockwiseModel, step: Factor, sensitivities: Mapping[str, Sensitivity]
 ) -> CompressedPart:
-    """The factored table, or a part without content where the step leaves the embedding whole."""
+    """Return the factored embedding, or an empty part if the step leaves the embedding whole."""
     name = model.inventory.embedding.name
     structure = step.structures.get(name)
     if structure is None:
@@ -243,7 +253,7 @@ def _compress_embedding(
 
 
 def _table_weights(table: Tensor, sensitivity: Sensitivity | None) -> tuple[Tensor, Tensor]:
-    """The weights of rows and columns that were measured, or the plain norm where none were."""
+    """Return the measured weights [V] of a table's rows and the weights [E, E] of its columns; ones if unmeasured."""
     if sensitivity is None or sensitivity.inputs is None:
         return torch.ones(len(table), dtype=torch.float64), torch.eye(table.shape[1])
     return sensitivity.outputs, sensitivity.inputs
@@ -253,7 +263,7 @@ def _table_weights(table: Tensor, sensitivity: Sensitivity | None) -> tuple[Tens
 def _compress_head(
     streams: TwoStreams, step: Factor, sensitivities: Mapping[str, Sensitivity], site: Site
 ) -> CompressedPart:
-    """Return the output head's compact layer, or a part without content where the step leaves the head whole."""
+    """Return the output head's compact layer, or an empty part if the step leaves the head whole."""
     structure = step.structures.get(site.name)
     if structure is None:
         return CompressedPart(site.name)
@@ -279,7 +289,7 @@ def _compress_head(
 
 
 def _compressed_embedding(model: BlockwiseModel, part: CompressedPart) -> AbstractContextManager[None]:
-    """The model with the part's embedding, for as long as the context lasts; with its own where that stays whole."""
+    """Use the part's embedding in the model while the context lasts; do nothing if the embedding stays whole."""
     old = model.inventory.embedding
     name = old.name
     form = part.structures.get(name)

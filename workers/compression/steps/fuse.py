@@ -1,11 +1,11 @@
 """FuseGPT as published (arXiv 2411.14507), for comparison.
 
-One block after another is chosen, taken up by its group, and removed before the next one is chosen.
+Blocks are removed one after another. Each is distilled into its group of blocks before the next one is chosen.
 
-Its teacher is the model as it was before the removal, so errors accumulate unseen, and its loss does not see a shift
-that all sequences of a batch share; `fusion` differs in both.
+The teacher is the model before each removal, so errors accumulate without being seen. The loss ignores a shift that all
+sequences of a batch share. The method `fusion` differs in both.
 
-Promise: killed and resumed, also within a distillation, it gives the same parts.
+Promise: a run that is killed and resumed, also within a distillation, yields the same parts.
 """
 
 import math
@@ -16,7 +16,7 @@ from workers.compression.spec.steps import Fuse
 from workers.compression.steps.absorb import (
     Absorption,
     absorb,
-    following,
+    next_block,
     survivors_around,
 )
 from workers.compression.steps.grafting import GraftRanks
@@ -26,11 +26,14 @@ from workers.compression.steps.streams import Stream
 from workers.compression.steps.work import Work
 
 EPOCHS = 20
-"""Passes over the calibration text for each removed block; the paper takes 1024 sequences of 2048 tokens."""
+"""Passes over the calibration text for each removed block. The paper uses 1024 sequences of 2048 tokens."""
 
 
 def fusegpt(tokens: int) -> Absorption:
-    """Return the published hyper-parameters; each removed block is distilled on `tokens`, in the model's own dtype."""
+    """Return the published hyper-parameters (arXiv 2411.14507), in the model's own dtype.
+
+    Each removed block is distilled over `tokens` tokens.
+    """
     return Absorption(
         LocalDistillationSettings(
             tokens=tokens,
@@ -50,7 +53,7 @@ def fusegpt(tokens: int) -> Absorption:
 
 
 def run(step: Fuse, work: Work, finished: Sequence[CompressedPart]) -> Iterator[CompressedPart]:
-    """Yield one part for each block that goes, behind the finished ones."""
+    """Yield one part for each block to remove, after the `finished` ones."""
     in_all = EPOCHS * work.ids.numel() * step.count if step.tokens is None else step.tokens
     going = next_removals(work.model, work.ids, step.count - len(finished), step.criterion)
     yield from fuse_each(work, going, fusegpt(-(-in_all // step.count)))
@@ -59,12 +62,18 @@ def run(step: Fuse, work: Work, finished: Sequence[CompressedPart]) -> Iterator[
 def fuse_each(
     work: Work, removals: Iterable[tuple[int, BlockScores]], settings: Absorption
 ) -> Iterator[CompressedPart]:
-    """Yield one part for each of the removals, which must be in `work.model` before the next one is asked for."""
+    """Yield one part for each of the removals, with the tensors of its group.
+
+    The caller must apply each part to `work.model` before it asks for the next one.
+
+    Raises:
+        Diverged: if a distillation finds no finite loss even at lower learning rates.
+    """
     model, stream = work.model, Stream(work.model, work.ids)
     for block, scores in removals:
         group = survivors_around(model.kept, block, settings.survivors)
         entering = stream.entering(min(group[0], block))
-        targets = stream.entering(following(model, max(group[-1], block), block))
+        targets = stream.entering(next_block(model, max(group[-1], block), block))
         name = f"{model.inventory.block_prefix}.{block}"
         with model.block(block) as donor:
             found = absorb(model, group, donor, entering, targets, settings, work.observer(name))

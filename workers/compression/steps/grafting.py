@@ -1,14 +1,14 @@
-"""A removed block's weights within its neighbours: trainable during their distillation, plain weights afterwards.
+"""Graft a removed block's weights onto other blocks: trainable during distillation, plain weights afterwards.
 
-A receiver's matrix W_j takes up the matrix W_f of the same name in the donor, as FuseGPT does (arXiv 2411.14507):
+A receiver's matrix W_j is combined with the matrix W_f of the same name in the donor, as in FuseGPT (arXiv 2411.14507):
 
     W_j + B A + (C D) ⊙ W_f,     B [out, r], A [r, in], C [out, s], D [s, in]
 
-with B and C zero at the start, so that nothing changes at first. A bias becomes b_j + c ⊙ b_f with b_j and c trained;
-a receiver's other vectors, such as the weights of its norms, are trained directly. The sum is rounded to the
-receiver's dtype where it is used.
+B and C start at zero, so the receiver's output is unchanged at first. A bias becomes b_j + c ⊙ b_f with b_j and c
+trained. The receiver's other vectors, such as norm weights, are trained directly. The sum is rounded to the receiver's
+dtype where it is used.
 
-Promise: `folded` returns plain tensors of the receiver's names, shapes and dtypes, which compute the same.
+Promise: `folded_tensors` returns plain tensors with the receiver's names, shapes and dtypes that compute the same.
 """
 
 import math
@@ -36,11 +36,14 @@ class GraftRanks:
 def graft(
     receiver: nn.Module, donor: nn.Module, ranks: GraftRanks, *, dtype: torch.dtype = torch.float32, seed: int
 ) -> None:
-    """Make a block trainable, in place, together with what it takes up of the donor, a block of the same shapes.
+    """Add trainable parameters to every tensor of a block, in place, as the module's formula says.
 
     Args:
-        dtype: dtype of everything trained.
-        seed: decides the initial values of A and D.
+        receiver: the block to train.
+        donor: the removed block; its tensors have the receiver's names and shapes.
+        ranks: ranks of the low-rank products.
+        dtype: dtype of the trained parameters.
+        seed: seed of the initial values of A and D.
     """
     generator = torch.Generator().manual_seed(seed)
     given = {name: parameter.detach() for name, parameter in donor.named_parameters()}
@@ -51,23 +54,23 @@ def graft(
                 part: nn.Module = _GraftedMatrix(theirs, ranks, dtype, generator)
             else:
                 part = _GraftedVector(theirs if leaf == "bias" and _is_projection(module) else None, parameter, dtype)
-            # Unsafe only in that the check for equal dtypes is left out.
+            # `unsafe` skips torch's check that dtypes stay equal: the trained parameters may be in float32.
             parametrize.register_parametrization(module, leaf, part, unsafe=True)
 
 
-def trained(receiver: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the trained parameters of a grafted block with their names."""
+def trained_parameters(receiver: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield (name, parameter) for each trained parameter of a grafted block."""
     return ((name, parameter) for name, parameter in receiver.named_parameters() if parameter.requires_grad)
 
 
 def is_coefficient(name: str) -> bool:
-    """Whether the trained parameter of this name multiplies the donor's weights."""
+    """Return whether the trained parameter `name` multiplies the donor's weights: C, D or c of the formula."""
     return ".coefficient" in name
 
 
 @torch.no_grad()
-def folded(receiver: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of a grafted block with everything it took up, by their names in the block."""
+def folded_tensors(receiver: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a grafted block with the graft multiplied out, by their names in the block."""
     return {
         f"{name}.{leaf}" if name else leaf: getattr(module, leaf).detach().clone()
         for name, module in receiver.named_modules()
@@ -77,7 +80,7 @@ def folded(receiver: nn.Module) -> dict[str, Tensor]:
 
 
 class _GraftedMatrix(nn.Module):
-    """W_j + B A + (C D) ⊙ W_f, whichever way round the matrices are stored."""
+    """Parametrization W_j + B A + (C D) ⊙ W_f of a matrix [rows, columns], stored as [out, in] or [in, out]."""
 
     def __init__(self, donor: Tensor, ranks: GraftRanks, dtype: torch.dtype, generator: torch.Generator) -> None:
         super().__init__()
@@ -95,7 +98,7 @@ class _GraftedMatrix(nn.Module):
 
 
 class _GraftedVector(nn.Module):
-    """A trained copy of a vector, plus c ⊙ b_f where it is the bias of a matrix."""
+    """Parametrization of a vector: a trained copy, plus c ⊙ b_f if it is the bias of a matrix (`donor` given)."""
 
     def __init__(self, donor: Tensor | None, own: Tensor, dtype: torch.dtype) -> None:
         super().__init__()
@@ -110,6 +113,7 @@ class _GraftedVector(nn.Module):
 
 
 def _is_projection(module: nn.Module) -> bool:
+    """Return whether the module has a weight matrix."""
     weight = getattr(module, "weight", None)
     return isinstance(weight, Tensor) and weight.ndim == 2
 
@@ -121,6 +125,6 @@ def _zeros(rows: int, rank: int, dtype: torch.dtype, device: torch.device) -> nn
 def _uniform(
     rank: int, columns: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator
 ) -> nn.Parameter:
-    """Return [rank, columns] drawn evenly from ± 1/√columns: Kaiming's uniform initialisation with a = √5."""
+    """Return a parameter [rank, columns] drawn uniformly from ±1/√columns: Kaiming initialisation with a = √5."""
     drawn = torch.rand(rank, columns, generator=generator)
     return nn.Parameter(((2 * drawn - 1) / math.sqrt(columns)).to(device, dtype))

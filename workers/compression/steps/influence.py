@@ -1,11 +1,11 @@
-"""Which block a model can spare: what each one's removal does, by one of several criteria.
+"""Choose which blocks to remove: score the effect of each block's removal by one of several criteria.
 
     for block, scores in removals(model, ids, count=8, criterion="macro_influence"):
-        ...                            # the block is gone from here on; the next scores are those of what remains
+        ...                            # the block now counts as removed; the next scores are without it
 
-Promise: a score is that of the model as it stands, all its edits included, and the smaller, the sooner the block goes.
-`candidates` restricts the search to that many blocks, which one pass of `block_influence` has picked: for a criterion
-that is dear, or where the model is larger than memory and loading is the cost.
+Promise: scores describe the model as it is, all edits included. The block with the smallest score goes first.
+`candidates` limits the search to a shortlist of that many blocks, chosen by one pass of `block_influence`. Use it
+for an expensive criterion, or if the model is larger than memory and loading weights is the cost.
 """
 
 import math
@@ -21,67 +21,70 @@ from workers.compression.steps.projections import Refit, refit
 from workers.compression.steps.variants import WHOLE, ShrinkingModel, Variants, run_in_batches
 
 INFLUENCE_SEQUENCES, INFLUENCE_LENGTH = 4, 512
-"""How much of the calibration text shows which block can go; of a short text, half of its sequences."""
+"""Sequences of the calibration text, and tokens of each, on which blocks are scored. At most half of the sequences are
+used if the text is short."""
 
-SHORTLISTED = 0.4
-"""The fraction of the blocks, those of the least block influence, that are asked where asking is dear. On SmolLM2-135M
-11 of 30 hold each of the eight blocks that the loss takes from among all."""
+SHORTLIST_FRACTION = 0.4
+"""The fraction of the blocks, those with the least block influence, that an expensive criterion scores. On SmolLM2-135M
+11 of 30 blocks contain all eight that `loss_after_removal` picks from all of them."""
 
-DEAR = ("loss_after_removal", "trial_fusion")
-"""Criteria that ask a shortlist instead of every block."""
+EXPENSIVE_CRITERIA = ("loss_after_removal", "trial_fusion")
+"""Criteria that score a shortlist instead of every block."""
 
 LOGIT_TOKENS = 512
-"""Tokens that pass through the head at a time, at most."""
+"""The most tokens that pass through the output head at a time."""
 
 TRIAL = Refit(ridge=0.5)
-"""The closed form by which `trial_fusion` judges."""
+"""Settings of the closed-form refit in `trial_fusion`."""
 
 
 @dataclass(frozen=True)
 class BlockScores:
-    """`values`: what leaving out each block costs, by its index in the original model."""
+    """Scores of one round. `values`: the cost of removing each block, by its index in the original model."""
 
     criterion: str
     values: Mapping[int, float]
 
     def least(self, count: int = 1) -> tuple[int, ...]:
-        """The blocks that cost least, the cheapest first; of equals the first of the model."""
+        """Return the `count` blocks with the lowest scores, the lowest first; ties go to the earlier block."""
         return tuple(sorted(self.values, key=lambda block: (self.values[block], block))[:count])
 
 
 Criterion = Callable[[Variants, Sequence[int], Collection[int], int], dict[int, float]]
-"""From variants, the blocks of the model, those to be scored, and the index below which nothing has changed since the
-last call: the score of each."""
+"""A function (variants, blocks, candidates, unchanged) → {block: score}: scores the `candidates` among the `blocks` of
+the model. Blocks below the index `unchanged` are as they were at the last call."""
 
 
 def next_removals(model: ShrinkingModel, ids: Tensor, count: int, criterion: str) -> Iterator[tuple[int, BlockScores]]:
-    """Yield the `count` blocks to go next, and their scores: see `removals`.
+    """Yield the `count` blocks to remove next, each with the scores it was chosen by; see `removals`.
 
-    Part of the calibration tokens `ids` [sequences, length] judges, and, where the criterion is dear, a shortlist of
-    blocks is judged.
+    Scores are taken on part of the calibration tokens `ids` [sequences, length]. Expensive criteria score a shortlist
+    of blocks only. Raises what `removals` raises.
     """
-    candidates = max(2, math.ceil(SHORTLISTED * model.inventory.blocks)) if criterion in DEAR else None
+    is_expensive = criterion in EXPENSIVE_CRITERIA
+    candidates = max(2, math.ceil(SHORTLIST_FRACTION * model.inventory.blocks)) if is_expensive else None
     return removals(model, influence_text(ids), count, criterion, candidates=candidates)
 
 
 def influence_text(ids: Tensor) -> Tensor:
-    """Return the part of the calibration tokens [sequences, length] that shows which block can go."""
+    """Return the part of the calibration tokens [sequences, length] on which blocks are scored."""
     return evenly_spread(ids, min(INFLUENCE_SEQUENCES, -(-len(ids) // 2)))[:, :INFLUENCE_LENGTH]
 
 
 def evenly_spread(ids: Tensor, count: int) -> Tensor:
-    """Return at most `count` of the sequences [N, T], the first and the last among them where there are several."""
+    """Return at most `count` sequences of `ids` [N, T], evenly spaced from the first to the last."""
     return ids[torch.linspace(0, len(ids) - 1, min(count, len(ids))).long()]
 
 
 def score(
     model: ShrinkingModel, ids: Tensor, criterion: str = "macro_influence", *, candidates: int | None = None
 ) -> BlockScores:
-    """The scores of all blocks of the model, or of as many `candidates`, over token ids [N, T].
+    """Return the scores of all blocks of the model, or of a shortlist of `candidates` blocks, on token ids [N, T].
 
-    Raises ValueError for an unknown criterion.
+    Raises:
+        ValueError: if the criterion is unknown.
     """
-    return _scored(Variants(model, ids, disk=0), criterion, model.kept, candidates, unchanged=0)
+    return _score_blocks(Variants(model, ids, disk=0), criterion, model.kept, candidates, unchanged=0)
 
 
 def removals(
@@ -94,20 +97,28 @@ def removals(
     memory: int = 2**31,
     disk: int = 2**32,
 ) -> Iterator[tuple[int, BlockScores]]:
-    """Yields the block to go next and the scores it was chosen by, `count` times.
+    """Yield the block to remove next and the scores it was chosen by, `count` times.
 
-    `memory` and `disk` bound, in bytes, the streams that are held at a time and those kept for the next round. What has
-    been yielded counts as removed; whatever else the caller does to the model meanwhile is seen by the next scores.
-    Raises ValueError for an unknown criterion, and where no block would be left.
+    A block that has been yielded counts as removed. The next scores see whatever else the caller has done to the model
+    in the meantime.
+
+    Args:
+        ids: token ids [N, T] on which blocks are scored.
+        candidates: number of blocks on the shortlist; None scores all.
+        memory: bytes of hidden states held in memory at a time.
+        disk: bytes of hidden states kept in files for the next round.
+
+    Raises:
+        ValueError: if the criterion is unknown or no block would be left.
     """
     if count >= len(model.kept):
-        raise ValueError(f"{count} of {len(model.kept)} blocks cannot be removed: one must be left")
+        raise ValueError(f"cannot remove {count} of {len(model.kept)} blocks: at least one must remain")
     variants = Variants(model, ids, memory=memory, disk=disk)
     gone: set[int] = set()
     unchanged = 0
     for _ in range(count):
         blocks = [index for index in model.kept if index not in gone]
-        scores = _scored(variants, criterion, blocks, candidates, unchanged)
+        scores = _score_blocks(variants, criterion, blocks, candidates, unchanged)
         (block,) = scores.least()
         gone.add(block)
         editions = {index: model.edition(index) for index in blocks}
@@ -115,11 +126,12 @@ def removals(
         unchanged = min(index for index in blocks if index == block or model.edition(index) != editions[index])
 
 
-def _scored(
+def _score_blocks(
     variants: Variants, criterion: str, blocks: Sequence[int], candidates: int | None, unchanged: int
 ) -> BlockScores:
+    """Return the scores of `blocks`, or of a shortlist of `candidates` of them."""
     if criterion not in CRITERIA:
-        raise ValueError(f"unknown criterion {criterion!r}; known are {', '.join(CRITERIA)}")
+        raise ValueError(f"unknown criterion {criterion!r}; choose one of {', '.join(CRITERIA)}")
     chosen = set(blocks)
     if candidates is not None and candidates < len(blocks):
         quick = BlockScores("block_influence", block_influence(variants, blocks, blocks, 0))
@@ -130,22 +142,25 @@ def _scored(
 def macro_influence(
     variants: Variants, blocks: Sequence[int], candidates: Collection[int], unchanged: int
 ) -> dict[int, float]:
-    """1 − the mean cosine between the final hidden states, before the final norm, with and without the block.
+    """Return, per candidate, 1 − the mean cosine similarity of the final hidden states with and without the block.
 
-    FuseGPT (arXiv 2411.14507), with the current model as the reference.
+    The states are taken before the final norm; the mean is over tokens. The criterion is FuseGPT's (arXiv 2411.14507),
+    with the current model as the reference.
     """
     totals = dict.fromkeys(sorted(candidates), 0.0)
     for _, leaving in variants.run(blocks, candidates, unchanged):
         for block in totals:
-            totals[block] += _turning(leaving[WHOLE], leaving[block])
+            totals[block] += _cosine_distance(leaving[WHOLE], leaving[block])
     return _per_token(totals, variants.ids.numel())
 
 
 def loss_after_removal(
     variants: Variants, blocks: Sequence[int], candidates: Collection[int], unchanged: int
 ) -> dict[int, float]:
-    """By how much the language-modelling loss rises without the block, in nats per predicted token: the order of SLEB
-    (arXiv 2402.09025)."""
+    """Return, per candidate, the rise of the language-modelling loss without the block, in nats per predicted token.
+
+    The criterion is that of SLEB (arXiv 2402.09025).
+    """
     totals = dict.fromkeys(sorted(candidates), 0.0)
     for ids, leaving in variants.run(blocks, candidates, unchanged):
         with variants.model.head() as head:
@@ -159,7 +174,10 @@ def loss_after_removal(
 def block_influence(
     variants: Variants, blocks: Sequence[int], candidates: Collection[int], unchanged: int
 ) -> dict[int, float]:
-    """1 − the mean cosine between what enters and what leaves the block: ShortGPT (arXiv 2403.03853)."""
+    """Return, per candidate, 1 − the mean cosine similarity of the block's input and output, over tokens.
+
+    The criterion is that of ShortGPT (arXiv 2403.03853).
+    """
     totals = dict.fromkeys(sorted(candidates), 0.0)
     model = variants.model
     hidden = model.hidden(variants.ids)
@@ -167,7 +185,7 @@ def block_influence(
         with model.block(index) as block:
             following = run_in_batches(model, block, index, hidden)
         if index in totals:
-            totals[index] = _turning(hidden, following)
+            totals[index] = _cosine_distance(hidden, following)
         hidden = following
     return _per_token(totals, variants.ids.numel())
 
@@ -175,9 +193,10 @@ def block_influence(
 def trial_fusion(
     variants: Variants, blocks: Sequence[int], candidates: Collection[int], unchanged: int
 ) -> dict[int, float]:
-    """The macro influence that is left once the block before has been refitted to what the removed one gave.
+    """Return, per candidate, the macro influence that is left once the block before it has been refitted.
 
-    The fit sees the tokens that it is judged by, so they should be many times its inputs.
+    The block before is refitted in closed form to the removed block's output. The fit is scored on the tokens that it
+    was made on, so there should be many times more tokens than the projection has inputs.
     """
     model = variants.model
 
@@ -189,7 +208,7 @@ def trial_fusion(
     totals = dict.fromkeys(sorted(candidates), 0.0)
     for _, leaving in variants.run(blocks, candidates, bridge=bridge):
         for block in totals:
-            totals[block] += _turning(leaving[WHOLE], leaving[block])
+            totals[block] += _cosine_distance(leaving[WHOLE], leaving[block])
     return _per_token(totals, variants.ids.numel())
 
 
@@ -201,10 +220,11 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
         "trial_fusion": trial_fusion,
     }
 )
+"""The criteria by name; a lower score means that the block is easier to spare."""
 
 
-def _turning(before: Tensor, after: Tensor) -> float:
-    """Σ (1 − cos) over the tokens of two streams [n, T, H]."""
+def _cosine_distance(before: Tensor, after: Tensor) -> float:
+    """Return Σ (1 − cosine similarity) over the tokens of two sets of hidden states [n, T, H]."""
     total = 0.0
     for one, other in zip(before, after, strict=True):
         total += (1 - functional.cosine_similarity(one.float(), other.float(), dim=-1)).sum().item()
@@ -213,9 +233,12 @@ def _turning(before: Tensor, after: Tensor) -> float:
 
 @torch.no_grad()
 def _loss(head: Callable[[Tensor], Tensor], hidden: Tensor, ids: Tensor) -> float:
-    """Σ of the negative log-likelihood of the tokens [n, T] after the first of each sequence."""
+    """Return the summed negative log-likelihood, in nats, of all tokens `ids` [n, T] but the first of each sequence.
+
+    `hidden` [n, T, H] is the last block's output.
+    """
     total = 0.0
-    # No longer than a sequence, which the model has positions for.
+    # At most the length of a sequence, because the model may have no positions beyond.
     tokens_at_a_time = min(LOGIT_TOKENS, ids.shape[1] - 1)
     contexts = torch.split(hidden[:, :-1].flatten(0, 1), tokens_at_a_time)
     following = torch.split(ids[:, 1:].flatten(), tokens_at_a_time)

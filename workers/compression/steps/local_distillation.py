@@ -1,8 +1,8 @@
-"""Training a few consecutive blocks alone, until they compute what another model has at that place.
+"""Train a few consecutive blocks alone to reproduce another model's hidden states.
 
     distil_blocks(model, blocks, inputs, targets, LocalDistillationSettings(tokens=32_000))
 
-Promise: that of `training.loop`; a resumed run ends with the weights of one that was not interrupted.
+Promise: a resumed run ends with the weights of one that was not interrupted, as `training.loop` promises.
 """
 
 import math
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from workers.compression.steps.grafting import is_coefficient, trained
+from workers.compression.steps.grafting import is_coefficient, trained_parameters
 from workers.compression.training import losses
 from workers.compression.training.batches import DropLastBatches
 from workers.compression.training.checkpoint import TrainingCheckpoint
@@ -31,17 +31,17 @@ class RunnableModel(Protocol):
     dtype: torch.dtype
 
     def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
-        """Return the output [N, T, H] of a block, numbered `index`, for its input [N, T, H]. Differentiable."""
+        """Return the output [N, T, H] of the block with this index for its input [N, T, H]. Differentiable."""
 
 
 @dataclass(frozen=True)
 class LocalDistillationSettings(TrainingSettings):
-    """How a group of grafted blocks is trained.
+    """Settings for training a group of grafted blocks.
 
     Attributes:
-        coefficient_learning_rate: highest learning rate of the factors that multiply the donor's weights.
+        coefficient_learning_rate: peak learning rate of the factors that multiply the donor's weights.
         loss: a key of LOSSES.
-        float32: hold the trained parameters in float32; otherwise in the model's own dtype.
+        float32: keep the trained parameters in float32; otherwise in the model's own dtype.
     """
 
     learning_rate: float = 3e-4
@@ -52,7 +52,7 @@ class LocalDistillationSettings(TrainingSettings):
 
 
 def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the relative squared error of each token's state, as a mean over tokens; both [N, T, H]."""
+    """Return |student − teacher|² / |teacher|² per token, averaged over tokens, for states [N, T, H] each; a scalar."""
     return losses.relative_error(student, teacher).mean()
 
 
@@ -83,15 +83,17 @@ def distil_blocks(
 
     Args:
         blocks: the blocks by their index, in order.
-        inputs: states [N, T, H] that enter the first block.
-        targets: states [N, T, H] that are to leave the last block.
-        observer: where checkpoints are kept and progress is reported.
+        inputs: hidden states [N, T, H] that enter the first block.
+        targets: hidden states [N, T, H] that the last block is trained to output.
+        observer: keeps checkpoints and reports progress.
 
     Raises:
-        Diverged: when a loss or a gradient is not finite even at lower learning rates.
+        Diverged: if a loss or a gradient is not finite even at lower learning rates.
     """
     loss_of = LOSSES[settings.loss]
-    parameters = {f"{index}.{name}": each for index, block in blocks.items() for name, each in trained(block)}
+    parameters = {
+        f"{index}.{name}": each for index, block in blocks.items() for name, each in trained_parameters(block)
+    }
 
     def backward(chosen: Tensor) -> Tensor:
         hidden = inputs[chosen].to(model.device, model.dtype)

@@ -1,11 +1,11 @@
-"""Narrower MLPs: which hidden units go, and what the down projection must then be. On request narrower attention, too.
+"""Narrow MLPs by removing hidden units and refitting the down projection; on request remove attention heads, too.
 
-Units are chosen by `pruning`, groups of attention heads by `groups`. All blocks keep equally many, so that the result
-has the original's architecture.
+Hidden units are chosen by `math.pruning`, groups of attention heads by `attention_groups`. All blocks keep the same
+numbers of both, so the result has the original's architecture.
 
-Promise: block after block, each fitted on what enters it in the narrowed model to what the original makes of the same
-text. Two blocks' weights are in memory; the two streams wait in a temporary directory. The same inputs give the same
-bytes, resumed or not.
+Promise: blocks are narrowed in order. Each is fitted, on its input in the narrowed model, to the original's hidden
+states on the same text. Two blocks' weights are in memory; hidden states are kept in a temporary directory. The same
+inputs give the same bytes, resumed or not.
 """
 
 import tempfile
@@ -24,26 +24,25 @@ from workers.compression.spec.architectures import ARCHITECTURES
 from workers.compression.spec.steps import Narrow
 from workers.compression.steps.attention_groups import narrow_attention
 from workers.compression.steps.passages import passage
-from workers.compression.steps.projections import adds_to_the_stream
+from workers.compression.steps.projections import adds_to_residual_stream
 from workers.compression.steps.streams import PairedStreams
 from workers.compression.steps.work import Work
 
 DAMPING = 1.0
-"""Of the fit of the down projection. Of 0.1, 0.3 and 1 it costs least on text of another kind, and hardly anything on
-the same kind."""
-
+"""Ridge of the down projection's fit. Of 0.1, 0.3 and 1, this one costs least on text of another kind than the
+calibration's, and hardly anything on the same kind."""
 
 COMPENSATION = 0.5
-"""How much of the difference between the two streams the projections make up for: 0 nothing, 1 all that the text
-shows."""
+"""Share of the difference between the two models' hidden states that the projections are fitted to undo, 0 to 1."""
 
 
 @torch.no_grad()
 def run(step: Narrow, work: Work, finished: Sequence[CompressedPart]) -> Iterator[CompressedPart]:
-    """Yield a part for every block that remains, behind the finished ones.
+    """Yield one part for each remaining block, after the `finished` ones.
 
-    Raises ValueError where a block has no more hidden units or key/value heads than are to remain, and HeadsDoNotFit
-    where attention cannot be narrowed.
+    Raises:
+        ValueError: if a block has no more hidden units or key/value heads than the step keeps.
+        HeadsDoNotFit: if the architecture's config cannot state fewer heads.
     """
     model, original = work.model, work.original
     with tempfile.TemporaryDirectory(prefix="hidden-states-") as scratch:
@@ -63,8 +62,10 @@ def run(step: Narrow, work: Work, finished: Sequence[CompressedPart]) -> Iterato
 
 
 def _narrow_block(streams: PairedStreams, index: int, following: int, step: Narrow) -> CompressedPart:
-    """Return the part that a block becomes. Both streams stand before it; the original's moves on to what enters
-    `following`, the next block that remains."""
+    """Return the part with the block's narrowed tensors, and advance the original's stream.
+
+    Both streams are before the block. The original's moves on to the input of `following`, the next remaining block.
+    """
     tensors: dict[str, Tensor] = {}
     errors: dict[str, float] = {}
     with streams.model.block(index) as block:
@@ -90,7 +91,10 @@ def _narrow_block(streams: PairedStreams, index: int, following: int, step: Narr
 def _narrow_mlp(
     streams: PairedStreams, block: nn.Module, index: int, following: int, size: int
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The MLP's tensors and the error that they leave, by names inside the block."""
+    """Return the tensors of the MLP with `size` hidden units and the relative error, both by names in the block.
+
+    The original's stream moves on to the input of `following`, the next remaining block.
+    """
     mlp = ARCHITECTURES[streams.model.inventory.model_type].mlp
     moments = _observe(streams, block, index, following, mlp.leaving)
     problem = Compensation(moments, block.get_submodule(mlp.leaving), COMPENSATION, DAMPING)
@@ -104,14 +108,14 @@ def _narrow_mlp(
 
 
 def _observe(streams: PairedStreams, block: nn.Module, index: int, following: int, leaving: str) -> Moments:
-    """The moments while the block is still wide; the original's stream moves on to what enters `following`, the next
-    block that remains.
+    """Return the moments of the down projection's inputs and of the error behind it, while the block is still wide.
 
-    Where the MLP writes straight into the stream, the error is that of the stream, which holds those of all blocks
-    before and of those missing behind; where a norm stands between, it is that of what the MLP gives out.
+    If the MLP adds straight to the residual stream, the error is that of the stream: it includes the errors of all
+    earlier blocks and of the removed blocks that follow. If a norm stands between, it is the error of the MLP's output.
+    The original's stream moves on to the input of `following`, the next remaining block.
     """
     found = (passage(streams.model, block, index, hidden, leaving) for hidden in streams.after)
-    if adds_to_the_stream(streams.model, block, index, streams.after[0]):
+    if adds_to_residual_stream(streams.model, block, index, streams.after[0]):
         streams.advance_original(index, following)
         targets = (hidden.float() for hidden in streams.before)
         return Moments.of(

@@ -1,4 +1,4 @@
-"""What a batch of hidden states leaves at one module of a block on its way."""
+"""Record the input and output of one module while a batch of hidden states passes through its block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,26 +11,26 @@ from workers.compression.steps.variants import RunnableModel
 
 
 class _Seen(Exception):
-    """Ends a block's forward where nothing more of it is needed."""
+    """Raised to end a block's forward pass once the module has been reached."""
 
 
 @dataclass(frozen=True)
 class Passage:
-    """What `entered` the module and what it has `written`, [..., in] and [..., out]."""
+    """The input `entered` [..., in] and the output `written` [..., out] of a module."""
 
     entered: Tensor
     written: Tensor
 
 
 def passage(model: RunnableModel, block: nn.Module, index: int, hidden: Tensor, name: str) -> tuple[Passage, Tensor]:
-    """At the module of that name inside the block; and the block's output for `hidden` [n, T, H]."""
+    """Run a block on `hidden` [n, T, H]; return the passage of the module `name` inside it, and the block's output."""
     with _watched(block, name, stop=False) as seen:
         output = model.run(block, index, hidden)
     return seen[0], output
 
 
 def passage_up_to(model: RunnableModel, block: nn.Module, index: int, hidden: Tensor, name: str) -> Passage:
-    """The same without what follows the module."""
+    """Run a block on `hidden` [n, T, H] up to the module `name` inside it, and return that module's passage."""
     with _watched(block, name, stop=True) as seen:
         model.run(block, index, hidden)
     return seen[0]
@@ -38,7 +38,10 @@ def passage_up_to(model: RunnableModel, block: nn.Module, index: int, hidden: Te
 
 @contextmanager
 def _watched(block: nn.Module, name: str, *, stop: bool) -> Iterator[list[Passage]]:
-    """What passes the module meanwhile, which ends there if it is to `stop`."""
+    """Give a list that collects the passages of the module `name` while the context lasts.
+
+    With `stop`, the block's forward pass ends at the module.
+    """
     seen: list[Passage] = []
 
     def see(_: nn.Module, entered: tuple[Any, ...], written: Tensor) -> None:

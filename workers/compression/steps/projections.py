@@ -1,15 +1,15 @@
-"""The closed-form start of a fusion: projections into the stream, fitted anew to what the original has there.
+"""Refit, in closed form, the projections that add to the residual stream to the original's hidden states.
 
-A block's last projection is that of its MLP, y = W z + b, and it is added straight to the stream. The change of W (and
-of b, where there is one) that brings the block's output h nearest to its target t is the ridge regression of t − h on
-z, each token weighted by 1/‖t‖, so that the few states of enormous norm do not decide alone. The output projection of
-the attention, where it is added straight to the stream, is refitted in the same way to the stream behind it.
+A block's last projection is that of its MLP, y = W z + b. Its output is added straight to the residual stream. The
+change of W (and of b, if there is one) that brings the block's output h nearest to its target t is the ridge regression
+of t − h on z. Each token is weighted by 1/‖t‖, so that the few states of enormous norm do not decide alone. The output
+projection of the attention is refitted in the same way to the residual stream behind it, if it adds straight to it.
 
-Where a norm stands between projection and stream, as in Gemma 2 and 3, what is added is g ⊙ y / rms(y). With y's length
-taken as it is, that is linear in W again, with inputs z / rms(y) and outputs divided by the gain g; what the changed
-length costs is then made up for by the gain, each channel of which has a regression of its own.
+If a norm stands between projection and residual stream, as in Gemma 2 and 3, the block adds g ⊙ y / rms(y). With rms(y)
+held fixed, this is linear in W again, with inputs z / rms(y) and outputs divided by the gain g. The gain then makes up
+for the changed rms(y); each of its channels has a regression of its own.
 
-Promise: what leaves the block in another way is not changed.
+Promise: a block whose last projection reaches its output in any other way is left unchanged.
 """
 
 from collections.abc import Iterable, Iterator
@@ -30,30 +30,38 @@ _NO_GAIN = 1e-3
 
 @dataclass(frozen=True)
 class Refit:
-    """`ridge` is added to every direction of the projection's inputs, as part of their mean energy; of the change that
-    is then best, the part `share` is made."""
+    """Settings of a refit.
+
+    Attributes:
+        ridge: ridge parameter, as a fraction of the mean energy of the projection's inputs.
+        share: fraction of the fitted change that is applied, 0 to 1.
+    """
 
     ridge: float
     share: float = 1.0
 
 
 class Batches(Protocol):
-    """Hidden states [n, T, H], some sequences at a time."""
+    """Batches of hidden states [n, T, H]."""
 
     def __iter__(self) -> Iterator[Tensor]:
-        """All of them, from the first."""
+        """Yield every batch, from the first."""
 
     def __getitem__(self, batch: int, /) -> Tensor:
-        """One of them. Raises IndexError behind the last."""
+        """Return one batch. Raises IndexError behind the last."""
 
 
 @torch.no_grad()
 def refit(
     model: RunnableModel, block: nn.Module, index: int, hidden: Batches, targets: Batches, settings: Refit
 ) -> None:
-    """Changes the block's last projection in place, so that its output for `hidden` comes nearer to the `targets`."""
+    """Refit the block's last projection, in place, to bring the block's output for `hidden` nearer to `targets`.
+
+    Both are batches [n, T, H]. If a norm follows the projection, its gain is refitted, too. A block whose last
+    projection does not add to the residual stream is left unchanged.
+    """
     projection, norm = _last_projection(model, block), _norm_behind(model, block)
-    if norm is None and not adds_to_the_stream(model, block, index, hidden[0]):
+    if norm is None and not adds_to_residual_stream(model, block, index, hidden[0]):
         return
     change = settings.share * _regression(model, block, index, hidden, targets, settings.ridge)
     if norm is None:
@@ -69,8 +77,12 @@ def refit(
 def refit_attention(
     model: RunnableModel, block: nn.Module, index: int, hidden: Batches, targets: Iterable[Tensor], settings: Refit
 ) -> None:
-    """Changes in place the output projection of the block's attention, if it is added straight to the stream, so that
-    the stream behind it comes nearer to the `targets`, float32 [n, T, H] for each batch."""
+    """Refit the output projection of the block's attention, in place, to bring the residual stream behind it nearer to
+    `targets`.
+
+    `hidden` are batches [n, T, H] of the block's input, `targets` float32 [n, T, H] for each batch. Nothing is changed
+    if a norm stands between the projection and the residual stream.
+    """
     name = attention_projection(model.inventory)
     if name is None:
         return
@@ -88,7 +100,10 @@ def refit_attention(
 def stream_behind_attention(
     model: RunnableModel, block: nn.Module, index: int, hidden: Iterable[Tensor]
 ) -> Iterator[Tensor]:
-    """What `refit_attention` can be given as targets, batch by batch; nothing where it would do nothing."""
+    """Yield the residual stream behind the attention, float32 [n, T, H], for each batch of the block's input.
+
+    These are targets for `refit_attention`. Nothing is yielded for an architecture that it leaves unchanged.
+    """
     name = attention_projection(model.inventory)
     if name is not None:
         for some in hidden:
@@ -96,6 +111,7 @@ def stream_behind_attention(
 
 
 def _add(projection: Any, change: Tensor) -> None:
+    """Add `change` [in, out] to the projection's weight in place; a further last row is added to its bias."""
     weight, bias = projection.weight, projection.bias
     rows = change[: change.shape[0] - (bias is not None)]
     weight += (rows.T if isinstance(projection, nn.Linear) else rows).to(weight)
@@ -104,13 +120,15 @@ def _add(projection: Any, change: Tensor) -> None:
 
 
 def last_projection(inventory: Inventory) -> str:
-    """The name, inside a block, of the linear layer that leaves the MLP."""
+    """Return the name, inside a block, of the MLP's last linear layer."""
     return ARCHITECTURES[inventory.model_type].mlp.leaving
 
 
 def attention_projection(inventory: Inventory) -> str | None:
-    """The name, inside a block, of the linear layer by which attention adds straight to the stream; None where a norm
-    stands between."""
+    """Return the name, inside a block, of the attention's output projection.
+
+    None if a norm stands between it and the residual stream.
+    """
     attention = ARCHITECTURES[inventory.model_type].attention
     return None if attention.norm is not None else attention.leaving
 
@@ -118,8 +136,10 @@ def attention_projection(inventory: Inventory) -> str | None:
 def refitted_tensors(
     model: RunnableModel, block: nn.Module, index: int, *, attention: bool = False
 ) -> dict[str, Tensor]:
-    """What `refit` changes, by its full name: the last projection's weight, and where there are such, its bias and the
-    norm behind it; with `attention` also what `refit_attention` does."""
+    """Return, by full name, the tensors that `refit` changes; with `attention` also those of `refit_attention`.
+
+    These are the parameters of the projections, and of the norm behind the last one if there is one.
+    """
     mlp = ARCHITECTURES[model.inventory.model_type].mlp
     return {
         f"{model.inventory.block_prefix}.{index}.{name}.{leaf}": each.detach().cpu()
@@ -135,8 +155,13 @@ def _last_projection(model: RunnableModel, block: nn.Module) -> Any:
 
 @dataclass(frozen=True)
 class _Observed:
-    """Of some tokens: `features` [tokens, in], of which `missing` [tokens, out] is to be explained, on the way to what
-    is `wanted` [tokens, H]."""
+    """One batch of a regression.
+
+    Attributes:
+        features: inputs [tokens, in].
+        missing: differences [tokens, out] that the regression is to explain.
+        wanted: target states [tokens, H], whose norms weight the tokens.
+    """
 
     features: Tensor
     missing: Tensor
@@ -146,8 +171,10 @@ class _Observed:
 def _regression(
     model: RunnableModel, block: nn.Module, index: int, hidden: Batches, targets: Batches, ridge: float
 ) -> Tensor:
-    """The change [in, out] of the last projection's matrix, and where it has a bias one row more, the bias's; where a
-    norm follows, that of the matrix with the norm's gain."""
+    """Return the fitted change [in, out] of the last projection's matrix; the last row is the bias's if it has one.
+
+    If a norm follows, the change includes the norm's gain as a factor.
+    """
     name, projection = last_projection(model.inventory), _last_projection(model, block)
     normed = _norm_behind(model, block) is not None
 
@@ -164,13 +191,13 @@ def _regression(
 
 
 def _features(projection: Any, entered: Tensor) -> Tensor:
-    """[..., in] to [tokens, in], and where the projection has a bias a column of ones more."""
+    """Return the inputs [..., in] as float32 [tokens, in], with a column of ones if the projection has a bias."""
     features = entered.flatten(0, -2).float()
     return features if projection.bias is None else torch.cat((features, features.new_ones(len(features), 1)), dim=1)
 
 
 def _ridge_regression(observed: Iterable[_Observed], ridge: float) -> Tensor:
-    """[in, out], each token weighted by the inverse norm of what is wanted."""
+    """Return the solution [in, out] of the ridge regression, each token weighted by 1/‖wanted‖."""
     gram, cross = torch.zeros(()), torch.zeros(())
     for each in observed:
         weights = 1 / each.wanted.norm(dim=1, keepdim=True)
@@ -185,7 +212,7 @@ def _ridge_regression(observed: Iterable[_Observed], ridge: float) -> Tensor:
 def _gain_regression(
     model: RunnableModel, block: nn.Module, index: int, hidden: Batches, targets: Batches, ridge: float
 ) -> Tensor:
-    """The change [out] of the gain of the norm behind the last projection."""
+    """Return the fitted change [out] of the gain of the norm behind the last projection."""
     name = cast("str", ARCHITECTURES[model.inventory.model_type].mlp.norm)
     energy, cross = torch.zeros(()), torch.zeros(())
     for some, wanted in zip(hidden, targets, strict=True):
@@ -199,25 +226,30 @@ def _gain_regression(
 
 
 def _norm_behind(model: RunnableModel, block: nn.Module) -> Any:
-    """The norm between the last projection and the stream, or None."""
+    """Return the norm between the last projection and the residual stream, or None."""
     name = ARCHITECTURES[model.inventory.model_type].mlp.norm
     return None if name is None else block.get_submodule(name)
 
 
 def _gain(norm: Any, hidden: Tensor) -> Tensor:
-    """What the norm multiplies each channel by, [H], however its weight says so."""
+    """Return the factor [H] by which the norm multiplies each channel.
+
+    It is measured, because some norms store the factor minus 1.
+    """
     return norm(torch.ones_like(hidden[0, 0])).float()  # type: ignore[no-any-return]
 
 
 def _root_mean_square(states: Tensor) -> Tensor:
-    """[tokens, H] to [tokens, 1]; never 0."""
+    """Return the root mean square [tokens, 1] of states [tokens, H]; never 0."""
     return states.square().mean(1, keepdim=True).sqrt().clamp_min(torch.finfo(states.dtype).tiny)
 
 
 @torch.no_grad()
-def adds_to_the_stream(model: RunnableModel, block: nn.Module, index: int, hidden: Tensor) -> bool:
-    """Whether a change of the last projection's output is the same change of the block's, tried out on one token of
-    the width and kind of `hidden`."""
+def adds_to_residual_stream(model: RunnableModel, block: nn.Module, index: int, hidden: Tensor) -> bool:
+    """Return whether a change of the last projection's output changes the block's output by the same amount.
+
+    This is tried out on one random token with the width, dtype and device of `hidden`.
+    """
     generator = torch.Generator().manual_seed(0)
     token, added = torch.randn(2, 1, 1, hidden.shape[-1], generator=generator).to(hidden)
     # Far above rounding in bfloat16, and more than a norm behind the projection would let through.

@@ -1,12 +1,12 @@
-"""One sweep over a model that has lost blocks, after which its stream is again near the original's. No training.
+"""Refit the remaining blocks to the original's hidden states, in one sweep without training.
 
-The last projection before each gap is refitted to what the original has after the gap. Behind the first gap every
-block is partly brought back to what the original has there, at its attention's output projection and at its last one:
-each on the stream that the refits before it have left. Where a norm stands behind the attention, as in Gemma 2 and 3,
-that is left alone.
+The last projection before each gap is refitted to the original's hidden states behind the gap. In every block behind
+the first gap, the attention's output projection and the last projection are partly refitted to the original's hidden
+states at the same place. Each refit sees the hidden states that the refits before it have left. An attention that is
+followed by a norm, as in Gemma 2 and 3, is left unchanged.
 
-Promise: every projection is refitted once, from the weights that the model had, so that nothing is fitted twice to the
-same text. Two blocks' weights are in memory; the two streams wait in a temporary directory.
+Promise: every projection is refitted once, from the weights that the model had, so nothing is fitted twice to the same
+text. Two blocks' weights are in memory; hidden states are kept in a temporary directory.
 """
 
 import tempfile
@@ -36,9 +36,9 @@ ATTENTION = Refit(ridge=0.3, share=0.5)
 
 @torch.no_grad()
 def run(step: RefitStep, work: Work, finished: Sequence[CompressedPart]) -> Iterator[CompressedPart]:
-    """Yield one part for each block that remains, behind the finished ones.
+    """Yield one part for each remaining block, after the `finished` ones, which are in `work.model` already.
 
-    Before the first gap there is nothing to refit, and the parts are empty. The finished parts are in `work.model`.
+    The parts of blocks before the first gap are empty, except for the last of these.
     """
     model = work.model
     with tempfile.TemporaryDirectory(prefix="hidden-states-") as scratch:
@@ -50,12 +50,15 @@ def run(step: RefitStep, work: Work, finished: Sequence[CompressedPart]) -> Iter
                 with model.block(index) as block:
                     streams.advance_model(block, index)
             else:
-                yield _refitted(streams, index, following, removed_before=index - number)
+                yield _refit_block(streams, index, following, removed_before=index - number)
 
 
-def _refitted(streams: PairedStreams, index: int, following: int, *, removed_before: int) -> CompressedPart:
-    """Return the part that a block becomes; both streams pass it, the original's also those missing before
-    `following`."""
+def _refit_block(streams: PairedStreams, index: int, following: int, *, removed_before: int) -> CompressedPart:
+    """Refit one block, and return its part.
+
+    Both streams are advanced: the model's behind the block, the original's to the input of `following`, the next
+    remaining block.
+    """
     model, name = streams.model, f"{streams.model.inventory.block_prefix}.{index}"
     is_last_before_a_gap = following > index + 1
     with model.block(index) as block:

@@ -1,4 +1,4 @@
-"""Leave out blocks: as a step of a plan, and as the simplest smaller model, which a method has to beat at its size.
+"""Remove blocks: as a step of a plan, and as the simplest smaller model, a baseline for every method.
 
 count = blocks_to_drop(model.inventory, parameters)
 parts = list(drop(model, ids, count))
@@ -18,16 +18,21 @@ from workers.compression.steps.work import Work
 
 
 def run(step: Remove, work: Work, finished: Sequence[CompressedPart]) -> Iterator[CompressedPart]:
-    """Yield one part for each block that goes, behind the finished ones."""
+    """Yield one part for each block to remove, after the `finished` ones."""
     going = next_removals(work.model, work.ids, step.count - len(finished), step.criterion)
     yield from removal_parts(work.model.inventory, going)
 
 
 def blocks_to_drop(inventory: Inventory, parameters: int) -> int:
-    """Return how many blocks have to go for the stored parameters to come nearest to `parameters`: at least one, and
-    never all. Blocks are alike, so it does not matter which. Raises ValueError for a model of a single block."""
+    """Return how many blocks to remove so that the number of stored parameters is nearest to `parameters`.
+
+    At least one block is removed and at least one remains. Blocks are assumed to be equally large.
+
+    Raises:
+        ValueError: if the model has a single block.
+    """
     if inventory.blocks < 2:
-        raise ValueError("a model of a single block has none to spare")
+        raise ValueError("no block can be removed from a model with a single block")
 
     def miss(count: int) -> int:
         return abs(inventory.total_parameters - sum(inventory.block_parameters[:count]) - parameters)
@@ -36,12 +41,14 @@ def blocks_to_drop(inventory: Inventory, parameters: int) -> int:
 
 
 def drop(model: StreamedModel, ids: Tensor, count: int) -> Iterator[CompressedPart]:
-    """Yield one part for each of `count` blocks, the least influential of those left first (`macro_influence` over
-    token ids [N, T])."""
+    """Yield one part for each of `count` blocks to remove, always the one with the least `macro_influence`.
+
+    Scores are taken on token ids [N, T], anew after every removal. Raises ValueError if no block would be left.
+    """
     yield from removal_parts(model.inventory, removals(EditedModel(model), ids, count))
 
 
 def removal_parts(inventory: Inventory, removals: Iterable[tuple[int, BlockScores]]) -> Iterator[CompressedPart]:
-    """Yield one part for each block that goes, with the scores by which it was chosen."""
+    """Yield one part for each block to remove, with the scores by which it was chosen."""
     for block, scores in removals:
         yield CompressedPart(f"{inventory.block_prefix}.{block}", removed=(block,), scores=scores.values)

@@ -1,8 +1,10 @@
-"""Hidden states over the calibration tokens: of one model at whichever block they are asked for, or of the original and
-of a model made of it side by side, from block to block.
+"""Hidden states over the calibration tokens, kept in files.
 
-Promise: they wait in files. Of a model's stream what `disk` allows is not computed twice, and one at a time is in
-memory; of two side by side only the batch at work is.
+`Stream` gives those of one model at any block. `PairedStreams` has those of the original and of a model made from it,
+and advances them block by block.
+
+Promise: a `Stream` computes nothing twice that `disk` has room for, and holds the hidden states of one block in memory.
+`PairedStreams` holds one batch.
 """
 
 import tempfile
@@ -17,7 +19,7 @@ from workers.compression.steps.variants import run_in_batches
 
 
 class Stream:
-    """A model and the token ids [N, T] that flow through it, kept at as many blocks as `disk` bytes have room for."""
+    """The hidden states of a model over token ids [N, T], cached at as many blocks as fit in `disk` bytes of files."""
 
     def __init__(self, model: StreamedModel, ids: Tensor, *, disk: int = 2**32) -> None:
         self._model = model
@@ -28,7 +30,7 @@ class Stream:
 
     @torch.no_grad()
     def entering(self, index: int) -> Tensor:
-        """What enters the block, [N, T, H]; for the number of blocks, what leaves the last one."""
+        """Return the input [N, T, H] of the block `index`; for the number of blocks, the last block's output."""
         start = max((each for each in self._kept() if each <= index), default=None)
         hidden = self._model.hidden(self._ids) if start is None else torch.load(self._file(start))
         for each in range(start or 0, index):
@@ -39,7 +41,7 @@ class Stream:
         return hidden
 
     def forget(self, index: int) -> None:
-        """To be called when the block has changed: what has passed through it holds no longer."""
+        """Delete the cached states behind the block `index`. Call this after the block has changed."""
         for each in self._kept():
             if each > index:
                 self._file(each).unlink()
@@ -52,25 +54,27 @@ class Stream:
 
 
 class PairedStreams:
-    """What enters the current block, in the original and in the model made of it, in batches."""
+    """The input of the current block, in batches: `before` in the original, `after` in the model made from it."""
 
     def __init__(self, original: BlockwiseModel, model: BlockwiseModel, ids: Tensor, scratch: Path) -> None:
-        """`ids` are token ids [sequences, length]; `scratch` is an empty directory."""
+        """Embed the token ids `ids` [sequences, length] in both models, and store them in the empty directory
+        `scratch`."""
         self.original, self.model = original, model
         self.before = StoredStates(scratch / "original", embedded(original, ids))
         self.after = StoredStates(scratch / "made", embedded(model, ids))
 
     def advance_original(self, index: int, following: int) -> None:
-        """From what enters the one block to what enters the other."""
+        """Advance the original's states from the input of the block `index` to that of the block `following`."""
         for each in range(index, following):
             with self.original.block(each) as block:
                 self.before.pass_through(self.original, block, each)
 
     def advance_model(self, block: nn.Module, index: int) -> None:
+        """Advance the model's states through `block`, whose index is `index`."""
         self.after.pass_through(self.model, block, index)
 
     def error(self) -> float:
-        """How far the model's states are from the original's, relative to them."""
+        """Return the norm of the difference of both models' states over the norm of the original's."""
         lost = [(ours.float() - whole.float()).norm() for ours, whole in zip(self.after, self.before, strict=True)]
         whole = [hidden.float().norm() for hidden in self.before]
         return float(torch.stack(lost).norm() / torch.stack(whole).norm())

@@ -1,6 +1,6 @@
-"""The hidden states of the original and of the compressed model side by side, and what they tell of a block's sites.
+"""The hidden states of the original and of the compressed model side by side, and the moments of a block's sites.
 
-Promise: the states wait in files; only the batch at work is in memory.
+Promise: the states are kept in files; one batch is in memory.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,47 +19,47 @@ TOKENS = 1024
 """Tokens that pass through a block at a time, at least one sequence."""
 
 EMBEDDED = 8
-"""Batches that are embedded at a time: the embedding is read anew each time."""
+"""Batches that are embedded at a time. The embedding is read from the checkpoint once for each such group."""
 
 
 class BlockwiseModel(Protocol):
-    """What this module needs of a model; `models.StreamedModel` is one."""
+    """The methods of a model that this module calls; `models.StreamedModel` has them."""
 
     inventory: Inventory
 
     def hidden(self, ids: Tensor) -> Tensor:
-        """Token ids [batch, length] to the first block's input [batch, length, width]."""
+        """Return the first block's input [batch, length, width] for token ids [batch, length]."""
 
     def block(self, index: int) -> AbstractContextManager[nn.Module]:
-        """A block with its weights, for as long as the context lasts."""
+        """Load a block with its weights while the context lasts."""
 
     def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
-        """The block's output for its input, with the position arguments of its index."""
+        """Return the output [n, T, H] of a block for its input [n, T, H]; `index` decides its position arguments."""
 
     def head_inputs(self, hidden: Tensor) -> Tensor:
-        """The last block's output [batch, length, width] to what enters the output head."""
+        """Return the output head's input for the last block's output [batch, length, width]."""
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Tensors of the checkpoint by name."""
+        """Return tensors of the checkpoint by name."""
 
     def with_embedding(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Puts a module in the place of the embedding, for as long as the context lasts."""
+        """Use `module` as the embedding while the context lasts."""
 
     @property
     def embedding_module(self) -> nn.Module:
-        """The embedding itself."""
+        """The model's embedding."""
 
 
 def embedded(model: BlockwiseModel, ids: Tensor) -> Iterator[Tensor]:
-    """Token ids [sequences, length] to what enters the first block, batch by batch."""
+    """Yield the first block's input [n, length, width] for token ids [sequences, length], batch by batch."""
     batch = max(1, TOKENS // ids.shape[1])
     for some in torch.split(ids, EMBEDDED * batch):
-        # Copies, since a part of a tensor is written to a file with all the rest.
+        # Cloned, because saving a view would write the whole tensor that it is a part of.
         yield from (hidden.clone() for hidden in torch.split(model.hidden(some), batch))
 
 
 class StoredStates:
-    """Hidden states in batches, each in a file of its own: only the one at work is in memory."""
+    """Batches of hidden states [n, T, H], each in a file of its own."""
 
     def __init__(self, directory: Path, batches: Iterable[Tensor]) -> None:
         directory.mkdir()
@@ -79,19 +79,20 @@ class StoredStates:
         return (self[batch] for batch in range(len(self)))
 
     def advance(self, batch: int, hidden: Tensor) -> None:
+        """Replace a batch by `hidden` [n, T, H]."""
         torch.save(hidden, self._files[batch])
 
     def pass_through(self, model: BlockwiseModel, block: nn.Module, index: int) -> None:
-        """From what enters a block of the model to what leaves it."""
+        """Replace every batch by the block's output for it."""
         for batch, hidden in enumerate(self):
             self.advance(batch, model.run(block, index, hidden))
 
 
 class StoredMoments:
-    """The moments of a block's sites, in files: in memory are those alone that were taken out."""
+    """The moments of a block's sites, kept in files and loaded one at a time."""
 
     def __init__(self, directory: Path, moments: dict[str, Moments]) -> None:
-        """`moments` by the site's name, some of them perhaps shared; the dictionary is emptied."""
+        """Write `moments`, by site name, to `directory`, and empty the dictionary; shared moments are written once."""
         directory.mkdir(exist_ok=True)
         self._files: dict[str, Path] = {}
         self._orders: dict[str, Tensor] = {}
@@ -107,21 +108,27 @@ class StoredMoments:
         return name in self._files
 
     def take(self, name: str) -> Moments:
+        """Load the moments of a site."""
         moments = Moments(**torch.load(self._files[name]))
         if name in self._orders:
             moments.reorder(self._orders[name])
         return moments
 
     def reorder(self, name: str, order: Tensor) -> None:
-        """For a site whose inputs have been put into `order`, which lists their former places."""
+        """Permute a site's inputs: input i of the moments that `take` returns is the former input `order[i]`."""
         self._orders[name] = order
 
 
 class TwoStreams:
     """The hidden states of both models before the current block.
 
-    There is no `original` where nothing is compensated for. As long as the streams are `alike`, before the first block
-    that was compressed, sites are observed in one of them.
+    Attributes:
+        model: runs the blocks of both.
+        original: the original's states; None if no error is compensated for.
+        compressed: the compressed model's states.
+        scratch: directory for moments.
+        alike: whether both states are equal, because nothing before the current block is compressed. Sites are then
+            observed in one of them.
     """
 
     def __init__(
@@ -137,17 +144,19 @@ class TwoStreams:
         self.original, self.compressed, self.alike = original, compressed, alike
 
     def advance_original(self, block: nn.Module, index: int) -> None:
+        """Advance the original's states, if there are any, through its `block`."""
         if self.original is not None:
             self.original.pass_through(self.model, block, index)
 
     def advance_compressed(self, block: nn.Module, index: int, *, changed: bool) -> None:
+        """Advance the compressed model's states through its `block`; `changed` says whether the block is compressed."""
         self.compressed.pass_through(self.model, block, index)
         self.alike = self.alike and not changed
 
     def observe(self, block: nn.Module, index: int, names: Sequence[str]) -> StoredMoments:
-        """The moments of the named sites while the block is still whole; those with the same input share theirs.
+        """Return the moments of the named sites of a block that is not compressed yet.
 
-        The original stream moves on to the block's output.
+        Sites with the same input share their moments. The original's states move on to the block's output.
         """
         moments: dict[str, Moments] = {}
         for batch in range(len(self.compressed)):
@@ -169,7 +178,7 @@ class TwoStreams:
         return StoredMoments(self.scratch / "moments", moments)
 
     def observe_head(self) -> Moments:
-        """The moments of what enters the output head, after the last block."""
+        """Return the moments of the output head's input. Call this after the last block."""
         moments = Moments.empty(self.model.inventory.embedding.in_features)
         for batch in range(len(self.compressed)):
             before = None if self.original is None else self.model.head_inputs(self.original[batch])
@@ -179,7 +188,7 @@ class TwoStreams:
     def _inputs(
         self, block: nn.Module, index: int, hidden: Tensor, names: Sequence[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The block's output, and what entered each of the named sites on the way."""
+        """Return the block's output for `hidden`, and the input of each named site."""
         entered: dict[str, Tensor] = {}
 
         def watch(name: str) -> RemovableHandle:

@@ -1,15 +1,15 @@
-"""Running a model and, along with it, every variant that lacks one block.
+"""Run a model together with all its variants that lack one block.
 
     variants = Variants(model, ids, memory=2**31, disk=2**32)
-    for some, leaving in variants.run(blocks, candidates):   # token ids [n, T]; the streams that leave the last block
+    for some, leaving in variants.run(blocks, candidates):   # token ids [n, T]; hidden states behind the last block
         leaving[WHOLE], leaving[7]                           # each [n, T, H]: of all blocks, and of all but block 7
 
-A variant begins with what enters the block that it lacks, so all of them together cost half of running each from the
-start, and a block that has been loaded serves all whose suffix it belongs to: weights are read once a pass. Where the
-streams of all variants would exceed `memory` bytes, a pass takes fewer sequences and there are more passes.
+A variant starts with the input of the block that it lacks, so all of them together cost half as much as running each
+from the start. A loaded block serves all variants that have reached it, so weights are read once per pass. If the
+hidden states of all variants would exceed `memory` bytes, a pass takes fewer sequences and there are more passes.
 
-The streams on the way are kept in at most `disk` bytes of files: when a block changes or goes, the next run resumes
-before it. Promise: resumed or not, the streams are the same.
+Hidden states on the way are kept in at most `disk` bytes of files. After a block has changed or was removed, the next
+run resumes before it. Promise: resumed or not, the hidden states are the same.
 """
 
 import tempfile
@@ -24,57 +24,58 @@ from torch import Tensor, nn
 from workers.compression.spec.inventory import Inventory
 
 WHOLE = -1
-"""The key of the stream that lacks no block."""
+"""The key of the model without a block left out."""
 
 TOKENS = 2048
 """Tokens that pass through a block at a time."""
 
 Streams = dict[int, Tensor]
+"""Hidden states [n, T, H] by the block that the variant lacks, or WHOLE."""
 
 Bridge = Callable[[int, Tensor, Tensor], Tensor]
-"""From the block before one that is left out, what enters the former and what leaves the latter, both [n, T, H]: what
-is to leave the former instead."""
+"""A function (index, entering, wanted) → output, all states [n, T, H]. It gives another output to the block before one
+that is left out. `index` and `entering` are that block and its input; `wanted` is the output of the block left out."""
 
 
 class RunnableModel(Protocol):
-    """What running a block needs of a model; `models.StreamedModel` is one."""
+    """The part of a model that running a block needs; `models.StreamedModel` has it."""
 
     @property
     def inventory(self) -> Inventory:
-        """That of the original."""
+        """The original's inventory."""
 
     def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
-        """The block's output for its input."""
+        """Return the output [n, T, H] of the block with this index for its input [n, T, H]."""
 
 
 class ShrinkingModel(RunnableModel, Protocol):
-    """What this module needs of a model; `models.EditedModel` is one. Blocks go by their index in the original."""
+    """The part of a model that this module calls; `models.EditedModel` has it. Blocks have their original index."""
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """The blocks that remain, in order."""
+        """The remaining blocks, in order."""
 
     def edition(self, index: int) -> int:
-        """A number that rises whenever the block changes."""
+        """Return a number that rises whenever the block changes."""
 
     def hidden(self, ids: Tensor) -> Tensor:
-        """Token ids [batch, length] to the first block's input [batch, length, width]."""
+        """Return the first block's input [batch, length, width] for token ids [batch, length]."""
 
     def block(self, index: int) -> AbstractContextManager[nn.Module]:
-        """A block with its weights, for as long as the context lasts."""
+        """Load a block with its weights while the context lasts."""
 
     def head(self) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
-        """The function from the last block's output to logits."""
+        """Load the function from the last block's output to logits while the context lasts."""
 
 
 def run_in_batches(model: RunnableModel, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
-    """The block's output [n, T, H] for its input [n, T, H], about `TOKENS` at a time."""
+    """Return the block's output [n, T, H] for its input [n, T, H], computed for about `TOKENS` tokens at a time."""
     sequences = max(1, TOKENS // hidden.shape[1])
     return torch.cat([model.run(block, index, some) for some in torch.split(hidden, sequences)])
 
 
 class Variants:
-    """A model, the calibration tokens [N, T] that are run through it, and the streams kept from the last run."""
+    """The runs of a model and its variants over token ids [N, T], and the hidden states cached from the last run."""
 
     def __init__(self, model: ShrinkingModel, ids: Tensor, *, memory: int = 2**31, disk: int = 2**32) -> None:
         self.model = model
@@ -89,11 +90,13 @@ class Variants:
     def run(
         self, blocks: Sequence[int], candidates: Collection[int], unchanged: int = 0, bridge: Bridge | None = None
     ) -> Iterator[tuple[Tensor, Streams]]:
-        """Yields token ids [n, T], some of the calibration's at a time, and the streams [n, T, H] that leave the last.
+        """Yield some of the token ids [n, T] at a time, with the output [n, T, H] of every variant's last block.
 
-        `blocks` are those the model now consists of, `candidates` those to be left out. Below the index `unchanged`
-        the blocks are those of the run before, which is then not repeated. With a `bridge` the block before the one
-        that is left out has another output; then `unchanged` is 0.
+        Args:
+            blocks: the blocks of the model, in order.
+            candidates: the blocks to leave out, one in each variant.
+            unchanged: blocks below this index are as they were in the last run, which is then not repeated for them.
+            bridge: gives another output to the block before the one that is left out; `unchanged` must then be 0.
         """
         self._divide(len(candidates))
         groups = torch.split(self.ids, self._sequences)
@@ -101,7 +104,7 @@ class Variants:
             yield some, self._run(some, prefixes, blocks, candidates, unchanged, bridge)
 
     def _divide(self, candidates: int) -> None:
-        """Settles, once, how many sequences a pass takes."""
+        """Decide, at the first call, how many sequences a pass takes."""
         if self._prefixes:
             return
         stream = self.ids.shape[1] * self.model.inventory.hidden_size * torch.float32.itemsize
@@ -121,6 +124,7 @@ class Variants:
         unchanged: int,
         bridge: Bridge | None,
     ) -> Streams:
+        """Return the output of every variant's last block for token ids [n, T]."""
         start, streams = prefixes.resume(unchanged, candidates) or (0, {WHOLE: self.model.hidden(ids)})
         remaining = [index for index in blocks if index >= start]
         prefixes.expect(streams[WHOLE].nbytes, remaining, candidates)
@@ -137,7 +141,7 @@ class Variants:
 
 
 class _Prefixes:
-    """Files of the streams that entered some of the blocks, at most `limit` bytes of them."""
+    """A cache on disk of the hidden states that entered some of the blocks, in at most `limit` bytes."""
 
     def __init__(self, directory: Path, limit: int) -> None:
         self._directory = directory
@@ -146,7 +150,10 @@ class _Prefixes:
         self._wanted: set[int] = set()
 
     def resume(self, unchanged: int, candidates: Collection[int]) -> tuple[int, Streams] | None:
-        """The last block whose streams still hold and suffice, and these; the files after it are removed."""
+        """Return the last block whose cached input is valid and complete, with that input; None if there is none.
+
+        Files of later blocks are deleted.
+        """
         for index in sorted(self._contents, reverse=True):
             needed = {WHOLE, *(each for each in candidates if each < index)}
             if index <= unchanged and needed <= self._contents[index]:
@@ -157,13 +164,14 @@ class _Prefixes:
         return None
 
     def expect(self, size: int, blocks: Sequence[int], candidates: Collection[int]) -> None:
-        """Chooses, evenly spread, as many of the coming blocks as fit, for streams of `size` bytes each."""
+        """Choose, evenly spaced, as many of `blocks` to cache as fit, for variants of `size` bytes each."""
         total = sum(1 + sum(each < index for each in candidates) for index in blocks) * size
         free = self._limit - sum(file.stat().st_size for file in self._directory.iterdir())
         stride = max(1, -(-total // free)) if free > 0 else len(blocks) + 1
         self._wanted = set(blocks[stride - 1 :: stride])
 
     def keep(self, index: int, streams: Streams) -> None:
+        """Cache the input of the block `index`, if it is one of those chosen."""
         if index in self._wanted:
             torch.save(streams, self._directory / str(index))
             self._contents[index] = set(streams)

@@ -1,4 +1,4 @@
-"""What a step is given, and what carries it out."""
+"""The input of a step, and the runner that carries it out."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,18 +14,23 @@ from workers.compression.training.loop import Observer
 
 
 class CheckpointStore(Protocol):
-    """Keeps how far the distillation within a part is. A part is known by its name."""
+    """Keeps the training checkpoints of distillations, by the name of the part that they belong to."""
 
     def observer(self, part: str) -> Observer:
-        """Return the observer of the distillation within a part, which keeps that part's checkpoints."""
+        """Return an observer that keeps the checkpoints of the distillation within the part `part`."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a step works on: the `original`, and the `model` that the steps before have made of it.
+    """The input of a step.
 
-    `ids` are calibration tokens [sequences, length]; `sensitivities` are by the names of the sites and may be empty;
-    `seed` is that of the labels which are drawn where a step measures sensitivities itself.
+    Attributes:
+        original: the original model.
+        model: the model as the earlier steps have left it.
+        ids: calibration tokens [sequences, length].
+        sensitivities: measured sensitivities by site name; may be empty.
+        checkpoints: where distillations keep checkpoints; None keeps none.
+        seed: seed of the labels that are drawn if a step measures sensitivities itself.
     """
 
     original: StreamedModel
@@ -36,17 +41,18 @@ class Work:
     seed: int = 0
 
     def observer(self, part: str) -> Observer | None:
-        """Return the observer of the distillation within a part; None where no checkpoints are kept."""
+        """Return the observer of the distillation within the part `part`; None if no checkpoints are kept."""
         return None if self.checkpoints is None else self.checkpoints.observer(part)
 
 
 @dataclass(frozen=True)
 class Runner:
-    """What carries out a kind of step.
+    """The function that carries out one kind of step, and when its parts take effect.
 
-    `run(step, work, finished)` yields the parts behind those that are `finished` already, in order. Where it
-    `applies_at_once`, each part is in `work.model` before the next one is asked for, the finished ones included;
-    otherwise `work.model` stays as the steps before have left it until the step ends.
+    Attributes:
+        run: called as `run(step, work, finished)`; yields, in order, the parts after the `finished` ones.
+        applies_at_once: if true, the caller applies each part to `work.model` before it asks for the next one, the
+            finished parts included. Otherwise `work.model` does not change until the step ends.
     """
 
     run: Callable[[Any, Work, Sequence[CompressedPart]], Iterator[CompressedPart]]

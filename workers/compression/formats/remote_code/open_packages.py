@@ -1,10 +1,10 @@
-"""Opens packages as a stranger would, with torch and transformers alone, and prints what happened as one JSON list.
+"""Open packages with torch and transformers alone, and print the findings as one JSON list.
 
     python -I open_packages.py MEMORY PACKAGE PROBE [PACKAGE PROBE ...]
 
-MEMORY is how many bytes of weights are held at a time, or `all`. A probe is a safetensors file with `ids` [N, T] and
-the `logits` [N, T, V] that are expected for them. This file is run, never imported: it must not be able to import
-anything of ours, or it would not show that the package stands alone.
+MEMORY is the number of bytes of weights to hold at a time, or `all`. A probe is a safetensors file with `ids` [N, T]
+and the expected `logits` [N, T, V]. This file is run, never imported. It must not be able to import code of ours, or it
+would not show that the package needs none.
 """
 
 import json
@@ -24,7 +24,10 @@ NEW_TOKENS = 4
 
 @torch.no_grad()
 def facts(package: str, probe: dict[str, torch.Tensor], memory: int | None) -> dict[str, object]:
-    """What loading, one forward and a short generation of the package show."""
+    """Return the findings of loading a package, one forward pass and a short generation.
+
+    `probe` has `ids` [N, T] and `logits` [N, T, V]; `memory` is in bytes, None holds all weights.
+    """
     options: Any = {"trust_remote_code": True, "local_files_only": True, "dtype": probe["logits"].dtype}
     if memory is not None:
         options |= {"device_map": "auto", "max_memory": {"cpu": memory}, "offload_folder": "offloaded"}
