@@ -70,7 +70,7 @@ def test_a_number_that_the_model_cannot_have_is_refused_with_those_that_it_can(c
 
 
 def test_the_last_key_value_head_stays() -> None:
-    with pytest.raises(HeadsDoNotFit, match="none of the model's 1 key/value heads can go"):
+    with pytest.raises(HeadsDoNotFit, match="none of the model's 1 key/value heads can be removed"):
         regrouped(inventory(CONFIG, SHAPES), 1)
 
 
@@ -85,5 +85,5 @@ def test_the_last_key_value_head_stays() -> None:
 )
 def test_where_config_and_weights_do_not_tell_a_heads_size_attention_stays(found: Inventory) -> None:
     assert stated_heads(found) is None
-    with pytest.raises(HeadsDoNotFit, match="cannot say that it has fewer attention heads"):
+    with pytest.raises(HeadsDoNotFit, match="cannot state fewer attention heads"):
         feasible_key_value_heads(found)

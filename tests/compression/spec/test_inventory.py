@@ -108,7 +108,7 @@ def test_contradictions_are_refused(
 
 
 def test_quantised_weights_are_refused() -> None:
-    with pytest.raises(AlreadyQuantised, match="quantised already"):
+    with pytest.raises(AlreadyQuantised, match="are quantised"):
         inventory(LLAMA | {"quantization_config": {"quant_method": "gptq"}}, llama_tensors())
 
 

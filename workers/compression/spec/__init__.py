@@ -1,1 +1,2 @@
-"""What a checkpoint holds and what each method would leave of it, counted exactly. Free of torch: the app asks too."""
+"""The contents of a checkpoint, and the plans of each method with exact parameter counts. Never imports torch, because
+the app imports this package."""

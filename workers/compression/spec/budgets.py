@@ -1,12 +1,11 @@
-"""Which site gets how many parameters: the same fraction everywhere, or what each one's measured error asks for.
+"""Divide a parameter budget among the sites: equally, or by measured errors.
 
-Where errors are measured, every site offers a curve, the divergence of the model against the numbers stored. The plan
-takes the point of each curve at which one more number buys the same everywhere (a Lagrange multiplier found by
-bisection), the embedding included. The first and last blocks, queries or values are not treated alike or apart by rule:
-their curves say what they need.
+If errors are measured, every site has a curve of the model's divergence over the number of stored parameters. The
+budget is divided so that one more parameter lowers the divergence equally at every site, the embedding included (a
+Lagrange multiplier found by bisection). No rule favours certain blocks or projections.
 
-A factored matrix takes two products where a dense one takes one. So a site gives up its wholeness only for a saving
-that is worth a second product, and ranks are such that a product runs at full speed.
+A factored matrix takes two matrix products, a dense one takes one. A site is therefore factored only if the saving is
+worth a second product, and ranks are multiples that hardware multiplies at full speed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,27 +17,32 @@ from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.structures import Structure
 
 SECOND_PRODUCT = 50_000
-"""Starting a matrix product takes as long as reading about this many weights; see
-docs/decisions/003-fee-for-a-second-product.md."""
+"""Fee for a second matrix product, in stored parameters: to start a product takes as long as to read about this many
+weights. See docs/decisions/003-fee-for-a-second-product.md."""
 
 SMALL_SITE = 1 / 4
-"""At most this fraction of a site is asked for a second product, so that small models can be factored at all."""
+"""The fee is at most this fraction of a site's parameters, so that small models can be factored at all."""
 
 RANK_STEP = 32
-"""Ranks are multiples of this where the matrix is large: hardware multiplies whole tiles, and the fewer shapes a model
-has, the fewer kernels take turns in the caches."""
+"""Ranks of large matrices are multiples of this. Hardware multiplies whole tiles, and a model with fewer shapes uses
+fewer kernels."""
 
 STEPS_PER_SITE = 16
 """The least number of ranks to choose from; small matrices take smaller steps."""
 
 TABLE_STEP = 8
-"""The step for a table of tokens: its rows are so many that a larger one would miss the target."""
+"""The step of ranks for embedding and output head. They have so many rows that a larger step would miss the target."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One structure that a site may take, None for the matrix as it is; `stored` counts its numbers, `divergence` is
-    what it costs in nats per token."""
+    """One structure that a site may take.
+
+    Attributes:
+        structure: the structure; None keeps the matrix as it is.
+        stored: number of parameters that it stores.
+        divergence: its cost to the model, in nats per token.
+    """
 
     structure: Structure | None
     stored: int
@@ -47,14 +51,21 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """The points that a site may take, the smallest first and the matrix as it is last. `fee` is what any other
-    structure costs besides, in stored numbers."""
+    """The structures that a site may take.
+
+    Attributes:
+        points: the structures by stored parameters, ascending; the last keeps the matrix as it is.
+        fee: additional cost of every structure but the last, in stored parameters.
+    """
 
     points: tuple[Point, ...]
     fee: float = 0.0
 
     def cheapest(self, price: float) -> int:
-        """Return the index of the point with the least divergence plus `price` times the numbers stored and the fee."""
+        """Return the index of the point with the least total cost: divergence + `price` · (stored parameters + fee).
+
+        `price` is in nats per token and parameter.
+        """
 
         def cost(index: int) -> float:
             point = self.points[index]
@@ -65,7 +76,10 @@ class Curve:
 
 
 def rank_curve(family: Family, site: Site, spectrum: Sequence[float]) -> Curve:
-    """Return the curve of a site. `spectrum`: the nats that leaving out each singular value costs, descending."""
+    """Return the curve of a site over the ranks that `offered_ranks` lists.
+
+    `spectrum` is the cost of leaving out each singular value, in nats per token, descending.
+    """
     whole = site.out_features * site.in_features
     left_out = tuple(accumulate(reversed(spectrum)))[::-1]
     points = [
@@ -76,12 +90,12 @@ def rank_curve(family: Family, site: Site, spectrum: Sequence[float]) -> Curve:
 
 
 def second_product_fee(site: Site) -> float:
-    """Return what a second product costs at the site, in stored numbers; a table's factors are read where it was."""
+    """Return the fee for a second matrix product at the site, in stored parameters; 0 for embedding and output head."""
     return 0.0 if site.block is None else min(SECOND_PRODUCT, SMALL_SITE * site.out_features * site.in_features)
 
 
 def offered_ranks(family: Family, site: Site) -> list[int]:
-    """Return the ranks that the site may take, ascending: both ends of its range, multiples of its step between."""
+    """Return the ranks that the site may take, ascending: both ends of its range and multiples of its step between."""
     smallest, largest = family.smallest(site), family.largest(site)
     step = TABLE_STEP if site.block is None else RANK_STEP
     while step > 1 and step * STEPS_PER_SITE > min(site.out_features, site.in_features):
@@ -91,9 +105,9 @@ def offered_ranks(family: Family, site: Site) -> list[int]:
 
 
 def allocate(curves: Mapping[str, Curve], budget: int) -> dict[str, Structure]:
-    """Return the structures, by site, that keep within `budget` stored numbers at the least divergence in all.
+    """Return {site: structure} with the least total divergence that stores at most `budget` parameters.
 
-    A site whose matrix stays as it is is left out.
+    Sites that keep their matrix are not in the result. `curves` has an entry for each site by name.
     """
     low, high = 0.0, max(point.divergence for curve in curves.values() for point in curve.points)
     picked = {name: curve.cheapest(high) for name, curve in curves.items()}
@@ -109,10 +123,10 @@ def allocate(curves: Mapping[str, Curve], budget: int) -> dict[str, Structure]:
 
 
 def uniform_structures(inventory: Inventory, family: Family, budget: int) -> dict[str, Structure]:
-    """Return structures that leave every site inside the blocks the same fraction of its parameters, such that the
-    whole model stores `budget` numbers.
+    """Return {site: structure} with the same fraction of parameters at every site, for a model of `budget` parameters.
 
-    Embedding and head stay whole while the blocks alone can reach the budget, and pay the same fraction beyond that.
+    Embedding and output head stay whole if the blocks alone can reach the budget; otherwise they are reduced by the
+    same fraction.
     """
     sites = family.sites(inventory)
     blocks = tuple(site for site in sites if site.block is not None)
@@ -130,11 +144,15 @@ def uniform_structures(inventory: Inventory, family: Family, budget: int) -> dic
 
 
 def _stored(curves: Mapping[str, Curve], picked: Mapping[str, int]) -> int:
+    """Return the parameters that the picked points store together."""
     return sum(curves[name].points[index].stored for name, index in picked.items())
 
 
 def _raised(curves: Mapping[str, Curve], picked: Mapping[str, int], budget: int) -> dict[str, int]:
-    """Step up single curves while the budget has room: one that is not convex jumps past many points at one price."""
+    """Move single sites to larger points while the budget has room.
+
+    The bisection leaves room because a curve that is not convex skips many of its points.
+    """
     raised = dict(picked)
     rest = budget - _stored(curves, raised)
     for name, curve in curves.items():
@@ -147,7 +165,7 @@ def _raised(curves: Mapping[str, Curve], picked: Mapping[str, int], budget: int)
 
 
 def _shared_sizes(family: Family, sites: tuple[Site, ...], share: float) -> dict[str, int]:
-    """For every site, the largest size that stores at most this share of it, within its floor and ceiling."""
+    """Return, per site, the largest size that stores at most `share` of its parameters, within the family's limits."""
     return {
         site.name: max(family.smallest(site), min(family.largest(site), family.largest_within(site, budget)))
         for site in sites
@@ -156,7 +174,7 @@ def _shared_sizes(family: Family, sites: tuple[Site, ...], share: float) -> dict
 
 
 def _spend(family: Family, sites: tuple[Site, ...], sizes: Mapping[str, int], rest: int) -> dict[str, int]:
-    """Raise single sizes while the budget has room, so that rounding per site does not add up on a small model."""
+    """Increase single sizes while `rest` parameters allow, so that rounding at each site does not add up."""
     raised = dict(sizes)
     for site in sites:
         size = raised[site.name]

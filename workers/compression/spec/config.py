@@ -1,4 +1,4 @@
-"""What a checkpoint's `config.json` says of the model, for an original and for a compressed package."""
+"""Read the `config.json` of an original or of a compressed package."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,30 +10,33 @@ from workers.compression.spec.json_files import read_object
 
 CONFIG_FILE = "config.json"
 LARGEST_CONFIG = 2_000_000
-"""The most bytes of a config that are read."""
+"""The size in bytes above which a config is refused."""
 
 
 def read_config(directory: Path) -> dict[str, Any]:
     """Return the content of the model's `config.json`.
 
-    Raises MalformedModel where the file is missing, too large or no JSON object.
+    Raises MalformedModel if the file is missing, too large or not a JSON object.
     """
     path = directory / CONFIG_FILE
     if not path.is_file():
-        raise MalformedModel(f"There is no {CONFIG_FILE}; send a model in transformers' format.")
+        raise MalformedModel(f"The model has no {CONFIG_FILE}; send a model in transformers' format.")
     return read_object(path, LARGEST_CONFIG)
 
 
 def is_tied(config: Mapping[str, Any]) -> bool:
-    """Return whether the output head shares the embedding's table. Raises UnsupportedArchitecture."""
+    """Return whether the output head shares the embedding's table.
+
+    Raises UnsupportedArchitecture if the config's model type is not registered.
+    """
     stated = config.get("tie_word_embeddings")
     return architecture_of(config).tied if stated is None else bool(stated)
 
 
 def stated_size(config: Mapping[str, Any], *fields: str) -> int | None:
-    """Return the first of these fields that the config states, or None where it leaves all to the library's defaults.
+    """Return the value of the first of `fields` that the config states; None if it states none of them.
 
-    Raises MalformedModel where the value is no positive whole number.
+    Raises MalformedModel if the value is not a positive integer.
     """
     for field in fields:
         value = config.get(field)
@@ -46,17 +49,17 @@ def stated_size(config: Mapping[str, Any], *fields: str) -> int | None:
 
 
 def compressed_type(model_type: str) -> str:
-    """Return the model type of a package that needs code of its own.
+    """Return the model type of a package with factored layers.
 
-    It differs from the original's, because transformers would open a type that it knows without the package's code.
+    It differs from the original's, because transformers ignores a package's own code for a type that it knows.
     """
     return f"compressed_{model_type}"
 
 
 def original_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Mapping[str, Any]]]:
-    """Return the config of the model that a package was made from, and the package's structures by module name.
+    """Return the config of the model that a package was made from, and the package's {module: structure}.
 
-    A config that is no package's is returned as it is, without structures.
+    The config of any other checkpoint is returned as it is, with no structures.
     """
     compression = config.get("compression")
     if not isinstance(compression, Mapping) or config.get("model_type") != compressed_type(

@@ -1,10 +1,9 @@
-"""Fewer blocks and narrower MLPs: what they store, what config.json says of them and of fewer heads, how their tensors
-are then named.
+"""Plan fewer blocks and narrower MLPs: parameter counts, the resized config, and the new names of tensors.
 
-Torch-free. Blocks are numbered, and parameters counted, as in the inventory that is given: the original's, or that of
-a `models.EditedModel`.
+Torch-free. Blocks are numbered, and parameters counted, as in the given inventory: the original's, or that of a
+`models.EditedModel`.
 
-Promise: the resized config is one that the architecture's own code reads, so nothing of ours is needed to open it.
+Promise: the architecture's own code reads the resized config, so the result opens without code of ours.
 """
 
 import re
@@ -19,14 +18,14 @@ from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.ranges import TOLERANCE, Range, RatioOutOfRange
 
 WIDTH_FLOOR = 1 / 4
-"""The least part of its hidden units that an MLP keeps."""
+"""The least fraction of its hidden units that an MLP keeps."""
 
 UNITS_STEP = 8
-"""Matrix products are fastest where sizes are multiples of this; the target matters more."""
+"""Hidden units are a multiple of this if the target allows, because matrix products are then fastest."""
 
 
 def intermediate_size(inventory: Inventory) -> int:
-    """The hidden units of each MLP. Raises ValueError where they are not equally wide."""
+    """Return the number of hidden units of each MLP. Raises ValueError if the MLPs differ in it."""
     sizes = {site.in_features for site in _mlp_sites(inventory) if _leaves(inventory, site)}
     if len(sizes) != 1:
         raise ValueError(f"the MLPs of the blocks are not equally wide: {sorted(sizes)}")
@@ -34,13 +33,13 @@ def intermediate_size(inventory: Inventory) -> int:
 
 
 def resized_parameters(inventory: Inventory, removed: Collection[int], size: int) -> int:
-    """The stored numbers of the model without the blocks `removed` and with that many hidden units per MLP."""
+    """Return the parameters of the model without the blocks `removed` and with `size` hidden units per MLP."""
     gone = sum(inventory.block_parameters[block] for block in removed)
     return inventory.total_parameters - gone - (intermediate_size(inventory) - size) * _per_unit(inventory, removed)
 
 
 def narrowed(inventory: Inventory, size: int) -> Inventory:
-    """The inventory with that many hidden units per MLP."""
+    """Return the inventory with `size` hidden units per MLP."""
     present = intermediate_size(inventory)
 
     def resized(site: Site) -> Site:
@@ -56,9 +55,10 @@ def narrowed(inventory: Inventory, size: int) -> Inventory:
 
 
 def intermediate_size_for(inventory: Inventory, target_ratio: float, removed: Collection[int] = ()) -> int:
-    """The most hidden units with which the model meets the ratio of stored parameters, before / after.
+    """Return the largest number of hidden units per MLP with which the model meets the compression ratio.
 
-    A multiple of UNITS_STEP where that stays within TOLERANCE of the target. Raises RatioOutOfRange.
+    It is a multiple of UNITS_STEP if that keeps the result within TOLERANCE of the target. The blocks `removed` are
+    counted as gone. Raises RatioOutOfRange if narrower MLPs alone cannot reach the ratio.
     """
     feasible = width_range(inventory, removed)
     if target_ratio not in feasible:
@@ -76,7 +76,10 @@ def intermediate_size_for(inventory: Inventory, target_ratio: float, removed: Co
 
 
 def width_range(inventory: Inventory, removed: Collection[int] = ()) -> Range:
-    """The ratios that narrower MLPs reach once the blocks `removed` are gone: from one unit less to WIDTH_FLOOR."""
+    """Return the compression ratios that narrower MLPs reach without the blocks `removed`.
+
+    The range is from one hidden unit less to WIDTH_FLOOR of them.
+    """
     most, least = intermediate_size(inventory) - 1, least_intermediate_size(inventory)
     total = inventory.total_parameters
     lowest, highest = (total / resized_parameters(inventory, removed, size) for size in (most, least))
@@ -84,12 +87,12 @@ def width_range(inventory: Inventory, removed: Collection[int] = ()) -> Range:
 
 
 def least_intermediate_size(inventory: Inventory) -> int:
-    """The hidden units that an MLP keeps at least."""
+    """Return the least number of hidden units that an MLP may keep."""
     return max(1, round(intermediate_size(inventory) * WIDTH_FLOOR))
 
 
 def _per_unit(inventory: Inventory, removed: Collection[int]) -> int:
-    """What one hidden unit of every remaining MLP stores: its rows, their biases, its column."""
+    """Return the parameters of one hidden unit in every remaining MLP together: its rows, their biases, its column."""
     size = intermediate_size(inventory)
     numbers = 0
     for site in _mlp_sites(inventory):
@@ -103,12 +106,14 @@ def _per_unit(inventory: Inventory, removed: Collection[int]) -> int:
 
 
 def _mlp_sites(inventory: Inventory) -> list[Site]:
+    """Return the linear layers of all MLPs."""
     mlp = ARCHITECTURES[inventory.model_type].mlp
     names = tuple(f".{name}" for name in (*mlp.entering, mlp.leaving))
     return [site for site in inventory.sites if site.name.endswith(names)]
 
 
 def _leaves(inventory: Inventory, site: Site) -> bool:
+    """Return whether the site is the last linear layer of an MLP."""
     return site.name.endswith(f".{ARCHITECTURES[inventory.model_type].mlp.leaving}")
 
 
@@ -119,19 +124,27 @@ def resized_config(
     intermediate_size: int | None = None,
     heads: Heads | None = None,
 ) -> dict[str, Any]:
-    """The config of the model that has only the blocks `kept` of its `blocks`, with that many hidden units per MLP and
-    those attention heads; None: as before.
+    """Return the config of the model with only the blocks `kept` and the given sizes.
 
-    Every list with one entry for each block keeps the entries of the blocks that remain. A list that the file leaves to
-    the library's default is not there to be edited: state it first. Raises UnsupportedArchitecture where a block
-    computes something else at another place.
+    Every list with one entry per block keeps the entries of the remaining blocks. A list that the config leaves to
+    transformers' default is not resized: the caller must add it to `config` first.
+
+    Args:
+        config: the original's config.
+        kept: the remaining blocks, in order.
+        blocks: number of blocks of the original.
+        intermediate_size: hidden units per MLP; None keeps the number.
+        heads: attention heads per block; None keeps them.
+
+    Raises:
+        UnsupportedArchitecture: if the model type is not registered, or what a block computes depends on its number.
     """
     architecture = architecture_of(config)
     resized = dict(config)
     if intermediate_size is not None:
         resized[architecture.width_field] = intermediate_size
     if heads is not None and heads.queries != config["num_attention_heads"]:
-        # Left out, a head's size would follow from the number of heads.
+        # Without `head_dim` the width of a head would be computed from the number of heads.
         resized |= {
             "num_attention_heads": heads.queries,
             "num_key_value_heads": heads.key_values,
@@ -141,14 +154,14 @@ def resized_config(
         return resized
     if config.get("scale_attn_by_inverse_layer_idx"):
         raise UnsupportedArchitecture(
-            "No block can be removed: config.json scales attention by the block's number "
-            "(scale_attn_by_inverse_layer_idx)."
+            "No block of this model can be removed, because config.json scales attention by the block's number "
+            "(scale_attn_by_inverse_layer_idx); choose a method that keeps all blocks, such as low_rank."
         )
-    # GPT-2's config may use the library's common name instead of its own.
+    # GPT-2's config may use transformers' common name instead of its own.
     resized.pop("num_hidden_layers", None)
     resized[architecture.blocks_field] = len(kept)
     for field, value in config.items():
-        # By name too: a list of end tokens may happen to be as long.
+        # The name is checked as well, because a list of end tokens may happen to have the same length.
         if isinstance(value, list) and len(value) == blocks and "layer" in field:
             resized[field] = [value[index] for index in kept]
     if isinstance(last_full := config.get("max_window_layers"), int):
@@ -157,7 +170,10 @@ def resized_config(
 
 
 def renumbered(name: str, prefix: str, kept: Sequence[int]) -> str:
-    """The name of a module or tensor once only the blocks `kept` remain; `prefix` is the path of the blocks."""
+    """Return the new name of a module or tensor in the model with only the blocks `kept`.
+
+    `prefix` is the full name of the list of blocks. Raises ValueError if the block is not kept.
+    """
     match = re.match(rf"{re.escape(prefix)}\.(\d+)(?=\.|$)", name)
     if match is None:
         return name
@@ -165,7 +181,10 @@ def renumbered(name: str, prefix: str, kept: Sequence[int]) -> str:
 
 
 def original_name(name: str, prefix: str, kept: Sequence[int]) -> str:
-    """The name before only the blocks `kept` remained: the inverse of `renumbered`."""
+    """Return the original's name of a module or tensor of the model with only the blocks `kept`.
+
+    This is the inverse of `renumbered`.
+    """
     match = re.match(rf"{re.escape(prefix)}\.(\d+)(?=\.|$)", name)
     if match is None:
         return name
@@ -173,6 +192,9 @@ def original_name(name: str, prefix: str, kept: Sequence[int]) -> str:
 
 
 def block_of(name: str, prefix: str) -> int | None:
-    """The number of the block that a module or tensor lies in; None outside the blocks."""
+    """Return the number of the block that a module or tensor belongs to; None if it is outside the blocks.
+
+    `prefix` is the full name of the list of blocks.
+    """
     match = re.match(rf"{re.escape(prefix)}\.(\d+)\.", name)
     return int(match[1]) if match else None

@@ -1,17 +1,17 @@
-"""The errors of the compression library. Each message says what is wrong and, where there is one, the way out."""
+"""The errors of the compression library. Each message says what is wrong and, if possible, what to do about it."""
 
 from typing import ClassVar
 
 
 class CompressionError(ValueError):
-    """The root of this package's errors; only its subclasses are raised."""
+    """The base class of the library's errors; only subclasses are raised."""
 
     code: ClassVar[str]
-    """A stable name for programs. Each subclass declares its own; causes with the same way out share one."""
+    """A stable code for programs. Each subclass declares it; errors with the same remedy share one."""
 
 
 class UnsupportedArchitecture(CompressionError):
-    """The model type is not in the registry of architectures."""
+    """The model type is not registered, or a model of it cannot be compressed in the way asked for."""
 
     code = "unsupported_architecture"
 
@@ -23,36 +23,36 @@ class AlreadyQuantised(CompressionError):
 
 
 class MalformedModel(CompressionError):
-    """The model's files contradict each other, the format or the architecture."""
+    """The model's files contradict each other, their format or the architecture."""
 
     code = "invalid_model"
 
 
 class MissingWeights(MalformedModel):
-    """The directory holds no safetensors weights."""
+    """The model's directory has no safetensors weights."""
 
     code = "no_safetensors"
 
 
 class VerificationFailed(CompressionError):
-    """A written package does not load as it should or does not compute what was recorded."""
+    """A written package does not load, or does not compute the recorded logits."""
 
     code = "verification_failed"
 
 
 class UnknownTask(CompressionError):
-    """No task, group or tag has the name."""
+    """No evaluation task, task group or tag has this name."""
 
     code = "unknown_task"
 
 
 class TaskDataMissing(CompressionError):
-    """The dataset that a task reads is not on this machine."""
+    """The dataset of an evaluation task is not on this machine."""
 
     code = "task_data_missing"
 
 
 class TaskNotRunnable(CompressionError):
-    """A task cannot be set up, or asks for more than a language model and its text."""
+    """An evaluation task cannot be set up, or needs more than a language model and text."""
 
     code = "task_not_runnable"

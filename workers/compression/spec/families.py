@@ -1,6 +1,6 @@
-"""Families of structures: which structure of a given size a matrix takes, and which sizes it may have.
+"""Families of structures: the structure of a given size for a matrix, and the sizes that are allowed.
 
-A size is a rank, or whatever else orders the structures of a family from the smallest to the largest.
+A size is a rank, or another integer that orders the structures of a family from the smallest to the largest.
 """
 
 from abc import ABC, abstractmethod
@@ -13,43 +13,47 @@ from workers.compression.spec.ranges import Range
 from workers.compression.spec.structures import Kronecker, LowRank, Pivoted, Structure
 
 RANK_FLOOR = 1 / 12
-"""No site falls below this fraction of its full rank: what is left of it would no longer carry the signal."""
+"""The least rank of a site inside the blocks, as a fraction of its full rank; below it too little signal passes."""
 
 TABLE_RANK_FLOOR = 1 / 4
-"""The embedding of a token has no second chance further down the network, nor has its logit: their floor is higher."""
+"""The least rank of embedding and output head, as a fraction of their full rank. It is higher because no other matrix
+can make up for an error in a token's embedding or logit."""
 
 
 class Family(ABC):
-    """The structures of one kind that a site may take. `factors_embedding`: tables of tokens take them, too."""
+    """The structures of one kind that a site may take.
+
+    `factors_embedding`: embedding and output head may take them, too.
+    """
 
     factors_embedding: bool
 
     @abstractmethod
     def structure(self, site: Site, size: int) -> Structure:
-        """Return the structure of that size for the site."""
+        """Return the structure of this size for the site."""
 
     @abstractmethod
     def smallest(self, site: Site) -> int:
-        """Return the least size that the site may be given."""
+        """Return the smallest size that the site may take."""
 
     @abstractmethod
     def largest_inexact(self, site: Site) -> int:
-        """Return the largest size that cannot hold every matrix exactly; 0 where the family does not fit the site."""
+        """Return the largest size that cannot represent every matrix exactly; 0 if no structure fits the site."""
 
     def stored(self, site: Site, size: int) -> int:
-        """Return how many numbers the site stores at that size, its bias excluded."""
+        """Return the number of parameters that the site stores at this size, its bias excluded."""
         return self.structure(site, size).parameters(site.out_features, site.in_features)
 
     def saving(self, site: Site, size: int) -> int:
-        """Return how many numbers the site stores less at that size than as it is."""
+        """Return how many parameters the site saves at this size, compared with its matrix."""
         return site.out_features * site.in_features - self.stored(site, size)
 
     def largest(self, site: Site) -> int:
-        """Return the largest size that stores less than the matrix; 0 where none does."""
+        """Return the largest size that stores fewer parameters than the matrix; 0 if none does."""
         return self.largest_within(site, site.out_features * site.in_features - 1)
 
     def largest_within(self, site: Site, budget: int) -> int:
-        """Return the largest size that stores at most `budget` numbers; 0 where none does."""
+        """Return the largest size that stores at most `budget` parameters; 0 if none does."""
         low, high = 0, self.largest_inexact(site)
         while low < high:
             middle = (low + high + 1) // 2
@@ -57,20 +61,20 @@ class Family(ABC):
         return low
 
     def sites(self, inventory: Inventory) -> tuple[Site, ...]:
-        """Return the sites that the family may touch and that have something to give.
+        """Return the sites that the family can make smaller.
 
-        Tables of another width than the blocks lie behind a projection, as in OPT-350m, and stay whole.
+        Embedding and output head are left out if their width differs from that of the blocks, as in OPT-350m.
         """
         takes_tables = self.factors_embedding and inventory.embedding.in_features == inventory.hidden_size
         sites = (*inventory.sites, *tables_of(inventory)) if takes_tables else inventory.sites
         return tuple(site for site in sites if self.smallest(site) <= self.largest(site))
 
     def structures(self, sites: Iterable[Site], sizes: Mapping[str, int]) -> dict[str, Structure]:
-        """Return the structure of each site, by its name, for sizes by name."""
+        """Return {site: structure} for `sizes` by site name."""
         return {site.name: self.structure(site, sizes[site.name]) for site in sites}
 
     def range(self, inventory: Inventory) -> Range:
-        """Return the lowest and the highest target ratio that the family reaches on the model."""
+        """Return the range of compression ratios that the family reaches on the model."""
         sites = self.sites(inventory)
         least = min((self.saving(site, self.largest(site)) for site in sites), default=0)
         most = sum(self.saving(site, self.smallest(site)) for site in sites)
@@ -80,7 +84,7 @@ class Family(ABC):
 
 @dataclass(frozen=True)
 class LowRankFamily(Family):
-    """Low rank, sized by the rank; `pivoted`: without the redundancy of a plain factorisation."""
+    """Low-rank structures, sized by the rank; `pivoted` ones store an identity in one factor implicitly."""
 
     factors_embedding: bool
     pivoted: bool
@@ -98,7 +102,7 @@ class LowRankFamily(Family):
 
 @dataclass(frozen=True, order=True)
 class Tile:
-    """What the entries of a left Kronecker factor are multiplied with: a right factor of `height` × `width`."""
+    """The shape `height` × `width` of the right factor B in a Kronecker product A ⊗ B."""
 
     height: int
     width: int
@@ -108,25 +112,30 @@ class Tile:
 
     @property
     def entries(self) -> int:
+        """The number of entries of the right factor."""
         return self.height * self.width
 
 
 TILES = (Tile(4, 4), Tile(4, 16))
-"""The tiles that matrices may take. At half the numbers, on matrices of a real model, 4 × 16 lowers the error of 4 × 4
-by 5 to 15 %, and larger tiles lower it no further, while they take more products to compute. The wider of two tiles of
-equal size is fitted faster."""
+"""The tiles for matrices inside the blocks. At half the parameters, on matrices of a real model, 4 × 16 lowers the
+error of 4 × 4 by 5 to 15 %. Larger tiles lower it no further and take more products to compute. The wider of two tiles
+of equal size is fitted faster."""
 
 TABLE_TILES = (Tile(1, 16), Tile(1, 64))
-"""The tiles that tables of tokens may take: the rows of tokens have nothing in common that a tile could share."""
+"""The tiles for embedding and output head. They have one row, because the rows of different tokens share no pattern."""
 
 LARGEST_SHARE = 3 / 4
-"""No sum has more terms than this fraction of what represents every matrix: it would hardly be smaller."""
+"""The most terms of a sum, as a fraction of the number that represents every matrix; more would save hardly anything.
+"""
 
 
 @dataclass(frozen=True)
 class KroneckerFamily(Family):
-    """Kronecker sums of any tile that fits. The size of a structure is its place among all of them, in the order of
-    stored numbers. `permuted`: rows and columns are put in the order that suits the sum."""
+    """Kronecker sums of every tile that fits a site.
+
+    The size of a structure is its position, from 1, in the list of all sums by stored parameters. `permuted`: rows and
+    columns of the matrix are reordered to suit the sum.
+    """
 
     permuted: bool = True
     factors_embedding: bool = True
@@ -141,7 +150,7 @@ class KroneckerFamily(Family):
         return len(self.sums(site))
 
     def tiles(self, site: Site) -> tuple[Tile, ...]:
-        """Return the tiles that divide the site and are smaller than the left factor."""
+        """Return the tiles that divide the site's matrix evenly and are no larger than the left factor."""
         rows, columns = site.out_features, site.in_features
         offered = TABLE_TILES if site.block is None else TILES
         return tuple(
@@ -151,18 +160,18 @@ class KroneckerFamily(Family):
         )
 
     def sums(self, site: Site) -> tuple[Kronecker, ...]:
-        """Return the sums that the site may take, the one that stores least first."""
+        """Return the sums that the site may take, by stored parameters, ascending."""
         return _sums(self, site)
 
     def sum(self, site: Site, tile: Tile, terms: int) -> Kronecker:
-        """Return the sum of so many terms with these tiles."""
+        """Return the sum with `terms` terms whose right factors have the shape `tile`."""
         shapes = (site.out_features // tile.height, tile.height), (site.in_features // tile.width, tile.width)
         folded = self.permuted and site.free_outputs
         permute_out = self.permuted and tile.height > 1 and not folded
         return Kronecker(terms, *shapes, self.permuted, permute_out, folded)
 
     def most_terms(self, tile: Tile) -> int:
-        """Return the greatest number of terms that are offered."""
+        """Return the greatest number of terms that a sum with this tile may have."""
         return int(LARGEST_SHARE * tile.entries)
 
 
@@ -178,15 +187,15 @@ def _sums(family: KroneckerFamily, site: Site) -> tuple[Kronecker, ...]:
 
 
 def tables_of(inventory: Inventory) -> tuple[Site, ...]:
-    """Return the sites outside the blocks, with one row for each token: the embedding, and the output head where it has
-    a matrix of its own."""
+    """Return the sites outside the blocks: the embedding, and the output head if it has a matrix of its own."""
     return (inventory.embedding,) if inventory.head is None else (inventory.embedding, inventory.head)
 
 
 def stored_parameters(inventory: Inventory, structures: Mapping[str, Structure]) -> int:
-    """Return how many numbers the whole model stores under these structures, given by the names of their sites.
+    """Return the number of parameters that the whole model stores with these {site: structure}.
 
-    A tied head that is given a structure adds what that stores. Raises MalformedStructure for one that does not fit.
+    A tied output head that is given a structure adds the parameters of that structure. Raises MalformedStructure if a
+    structure does not fit its site.
     """
     sites = {site.name: site for site in (*inventory.sites, *tables_of(inventory))}
     total = inventory.total_parameters

@@ -1,8 +1,8 @@
-"""The formats that a result can be written in: what each is, what opens it, and for which models it is not. Torch-free.
+"""The formats in which a compressed model can be written, with what opens each and which models it refuses.
 
-`REGISTERED` is the only list: the recipe, the API's schema, the worker and the model card read it. Adding a format is
-one entry here, and one file beside `workers.compression.formats.dense` with the writer that the entry names. The two
-are apart because the service, which checks a recipe by what stands here, must never import torch.
+`REGISTERED` is the only list: the recipe, the API's schema, the worker and the model card read it. To add a format, add
+an entry here and a file beside `workers.compression.formats.dense` with the writer that the entry names. Entry and
+writer are apart because the service checks recipes by the entries and must never import torch.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,25 +14,33 @@ from workers.compression.spec.methods.base import Leaves
 from workers.compression.spec.quantisation import GROUP_SIZE, NotQuantisable, grids
 
 MAIN = "safetensors"
-"""Every package has this one, at its top; each other format lies in a directory of its name."""
+"""The format that every package has at its top level; each other format has a directory of its name."""
 
 TOLERANCE = 1e-3
-"""How far a logit that a written checkpoint computes may lie from the recorded one, as part of the largest logit."""
+"""The largest difference between the logits of a written checkpoint and the recorded ones, as a fraction of the largest
+logit."""
 
 DENSE_TOLERANCE = 0.05
-"""The same for a dense export: each product of factors is rounded to the dtype of the weights. A wrong matrix is off by
-the size of the logits."""
+"""The tolerance for a dense export, whose products of factors are rounded to the dtype of the weights. A wrong matrix
+would change logits by their own size."""
 
 
 @dataclass(frozen=True)
 class Format:
     """One way to write a compressed model.
 
-    `writer` is the import path 'module:class' of a `workers.compression.formats.writer.Writer`. `refuses` returns why
-    what a method leaves of a model cannot be written so, or None where it can; it is given the model's inventory.
-    `description` completes "It holds …" and `opened_by` lists engines, both for people. `rounds`: its numbers differ
-    from the main checkpoint's, so it is measured on its own. `tolerance`: how far a logit may lie from the recorded
-    one, as part of the largest. `library` is the optional package that writes it, installed by modelpress[`extra`].
+    Attributes:
+        name: the name in a recipe, and of the directory.
+        title: a few words, for people.
+        description: for people; completes "This directory holds …".
+        opened_by: the engines that open it, for people.
+        writer: import path 'module:class' of a `workers.compression.formats.writer.Writer`.
+        refuses: called with the original's inventory and what the method leaves; returns why such a model cannot be
+            written in this format, or None if it can.
+        rounds: whether its weights differ from the main checkpoint's, so that it is evaluated on its own.
+        tolerance: largest allowed difference of a logit from the recorded one, as a fraction of the largest logit.
+        library: the optional package that writes it.
+        extra: the extra of modelpress that installs `library`.
     """
 
     name: str
@@ -48,14 +56,21 @@ class Format:
 
 
 def _refuse_plain(inventory: Inventory, leaves: Leaves) -> str | None:
-    return "an ordinary checkpoint is dense as it is" if leaves is Leaves.PLAIN else None
+    """Return why models without factored layers cannot be written, or None for others."""
+    return (
+        "the method leaves no factored layers, so the main checkpoint is dense already"
+        if leaves is Leaves.PLAIN
+        else None
+    )
 
 
 def _refuse_rounding(scheme: str) -> Callable[[Inventory, Leaves], str | None]:
+    """Return the `refuses` of a format that rounds matrices by a scheme of `spec.quantisation`."""
+
     def refuses(inventory: Inventory, leaves: Leaves) -> str | None:
         if leaves is not Leaves.PLAIN:
             return (
-                "factored layers are not rounded to integers; choose a method that always leaves ordinary matrices, "
+                "factored layers cannot be rounded to integers; choose a method that always leaves ordinary matrices, "
                 "such as 'fusion' or 'width'"
             )
         try:
@@ -68,12 +83,13 @@ def _refuse_rounding(scheme: str) -> Callable[[Inventory, Leaves], str | None]:
 
 
 def _integers(name: str, title: str, description: str) -> Format:
+    """Return the entry of an integer format of compressed-tensors."""
     return Format(
         name=name,
         title=title,
         description=f"{description}, in the format of compressed-tensors. Embedding, output head, norms and biases are "
         "those of the main checkpoint",
-        opened_by=("transformers where compressed-tensors is installed", "vLLM (not tried)"),
+        opened_by=("transformers with compressed-tensors installed", "vLLM (not tested)"),
         writer=f"workers.compression.formats.compressed_tensors:{name.capitalize()}",
         refuses=_refuse_rounding(name),
         rounds=True,
@@ -85,16 +101,16 @@ def _integers(name: str, title: str, description: str) -> Format:
 SAFETENSORS = Format(
     name=MAIN,
     title="the compressed checkpoint",
-    description="the compressed model as it is, plain or factored",
-    opened_by=("transformers, with trust_remote_code=True where layers are factored",),
+    description="the compressed model, with ordinary or factored layers",
+    opened_by=("transformers, with trust_remote_code=True if layers are factored",),
     writer="workers.compression.formats.safetensors:Safetensors",
 )
 DENSE = Format(
     name="dense",
     title="dense export",
-    description="the same model with its factors multiplied out, for engines that run no code of a checkpoint. It "
+    description="the same model with its factors multiplied out, for engines that run no code from a checkpoint. It "
     "computes what the main checkpoint computes, up to rounding, and is **not smaller** than any model of its shape",
-    opened_by=("whatever opens the original's architecture",),
+    opened_by=("any engine that opens the original's architecture",),
     writer="workers.compression.formats.dense:Dense",
     refuses=_refuse_plain,
     tolerance=DENSE_TOLERANCE,
@@ -103,8 +119,8 @@ INT8 = _integers("int8", "8-bit integers", "the matrices of the blocks rounded t
 INT4 = _integers(
     "int4",
     "4-bit integers",
-    f"the matrices of the blocks rounded to 4 bits with one scale for each {GROUP_SIZE} numbers of a row, those of "
-    "another width to 8 bits",
+    f"the matrices of the blocks rounded to 4 bits with one scale for each {GROUP_SIZE} weights of a row, or to 8 bits "
+    f"if their width is not a multiple of {GROUP_SIZE}",
 )
 
 REGISTERED: tuple[Format, ...] = (
@@ -113,6 +129,7 @@ REGISTERED: tuple[Format, ...] = (
     INT8,
     INT4,
 )
-"""In the order in which they are listed to people."""
+"""Every format, in the order in which people see them."""
 
 FORMATS: Mapping[str, Format] = MappingProxyType({form.name: form for form in REGISTERED})
+"""Every format by name."""

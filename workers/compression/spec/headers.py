@@ -1,8 +1,8 @@
-"""Names, shapes and places of the tensors in a directory of safetensors files, read from the headers alone.
+"""Read names, shapes and files of the tensors in a directory of safetensors files, from the headers alone.
 
-Promise: whatever is returned lies inside the directory, in regular files whose headers describe each of their bytes
-exactly once. The rules are those of the safetensors format: eight bytes of little-endian length, a JSON object, then
-the tensors without holes.
+Promise: every tensor returned is inside the directory, in a regular file whose header describes each of its bytes
+exactly once. The safetensors format requires this: eight bytes with the header's length (little-endian), a JSON object,
+then the tensors without holes.
 """
 
 import math
@@ -20,9 +20,11 @@ INDEX_FILE = "model.safetensors.index.json"
 
 SHARD_NAME = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
 LENGTH_BYTES = 8
-"""The bytes at the beginning of a file that state the length of its header."""
+"""The number of bytes at the beginning of a file that state the length of its header."""
 LARGEST_HEADER = 32_000_000
+"""The size in bytes above which a header is refused."""
 LARGEST_INDEX = 50_000_000
+"""The size in bytes above which an index is refused."""
 
 ITEM_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -32,7 +34,7 @@ ITEM_BYTES: Mapping[str, int] = {
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """The file that holds one tensor, and what its header says of it. `bytes` is the tensor's size in the file."""
+    """The description of a tensor in a header. `file` holds it, `dtype` is safetensors' name, `bytes` is its size."""
 
     file: Path
     dtype: str
@@ -41,15 +43,17 @@ class StoredTensor:
 
 
 def read_safetensors_headers(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Return {name: shape} of every tensor in `directory`; see `stored_tensors`."""
+    """Return {name: shape} of every tensor in `directory`. Raises what `stored_tensors` raises."""
     return {name: tensor.shape for name, tensor in stored_tensors(directory).items()}
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """Return every tensor in `directory` by name, from `model.safetensors` or from the shards that its index names.
+    """Return {name: description} of the tensors in `model.safetensors`, or in the shards that the index lists.
 
-    Raises MissingWeights where there is neither file. Raises MalformedModel where a file is a link that leaves the
-    directory, is not in the safetensors format, or contradicts the index.
+    Raises:
+        MissingWeights: if the directory has neither `model.safetensors` nor an index.
+        MalformedModel: if a file is a link that leaves the directory, is not in the safetensors format, or contradicts
+            the index.
     """
     root = directory.resolve()
     weight_map = read_weight_map(root)
@@ -69,9 +73,9 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
 
 
 def read_weight_map(directory: Path) -> dict[str, str] | None:
-    """Return {tensor: file} as the index in `directory` states it, or None where there is no index.
+    """Return {tensor: file name} from the index in `directory`, or None if it has no index.
 
-    Raises MalformedModel where it names anything but plain names of safetensors files.
+    Raises MalformedModel if the index has no such map, or lists anything but plain names of safetensors files.
     """
     root = directory.resolve()
     if not (root / INDEX_FILE).exists():
@@ -89,6 +93,7 @@ def read_weight_map(directory: Path) -> dict[str, str] | None:
 
 
 def _inside(root: Path, name: str) -> Path:
+    """Return the path of a regular file in the directory `root`. Raises MalformedModel if it is missing or outside."""
     path = (root / name).resolve()
     if not path.is_relative_to(root):
         raise MalformedModel(f"The file {name} is a link that leaves the model's directory.")
@@ -98,6 +103,7 @@ def _inside(root: Path, name: str) -> Path:
 
 
 def _check_index(weight_map: Mapping[str, str], tensors: Mapping[str, StoredTensor], root: Path) -> None:
+    """Raise MalformedModel unless every tensor of the index is in the file that it states."""
     files = {name: _inside(root, name) for name in set(weight_map.values())}
     for tensor_name, file_name in weight_map.items():
         if tensor_name not in tensors or tensors[tensor_name].file != files[file_name]:
@@ -107,6 +113,7 @@ def _check_index(weight_map: Mapping[str, str], tensors: Mapping[str, StoredTens
 
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of one file by name. Raises MalformedModel if it is not in the safetensors format."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = _header_length(file, size, path.name)
@@ -122,6 +129,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _header_length(file: BinaryIO, size: int, name: str) -> int:
+    """Read the header's length in bytes. Raises MalformedModel if the file, of `size` bytes, cannot hold it."""
     prefix = file.read(LENGTH_BYTES)
     if len(prefix) < LENGTH_BYTES:
         raise MalformedModel(f"{name} is too short to be a safetensors file.")
@@ -134,6 +142,7 @@ def _header_length(file: BinaryIO, size: int, name: str) -> int:
 
 
 def _tensor(path: Path, name: str, entry: Any) -> tuple[StoredTensor, tuple[int, int]]:
+    """Return a header's tensor and its first and last byte in the data. Raises MalformedModel for an invalid entry."""
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if (
             dtype in ITEM_BYTES and _are_sizes(shape) and _are_sizes([begin, end])
@@ -151,6 +160,7 @@ def _are_sizes(values: Iterable[Any]) -> bool:
 
 
 def _check_extents(extents: list[tuple[int, int]], size: int, name: str) -> None:
+    """Raise MalformedModel unless the tensors fill the `size` bytes of data without holes or overlaps."""
     position = 0
     for begin, end in sorted(extents):
         if begin != position:

@@ -1,6 +1,6 @@
-"""The weight matrices of a checkpoint and how many numbers it stores, from its config and the shapes of its tensors.
+"""List the weight matrices of a checkpoint and count its parameters, from its config and the shapes of its tensors.
 
-Torch-free, for the API. Promise: an `Inventory` is only returned for tensors that agree with the config.
+Torch-free, for the API. Promise: an `Inventory` is only returned if the tensors agree with the config.
 """
 
 import math
@@ -25,12 +25,17 @@ _STORED_BUFFER = re.compile(
 
 @dataclass(frozen=True)
 class Site:
-    """A weight matrix that a method may replace by a compact structure.
+    """A target module: a weight matrix that a method may replace by a compact structure.
 
-    `name` is the module's full path in the transformers model, `block` the number of its block, or None for embedding
-    and output head. The matrix maps `in_features` to `out_features`, however `layout` stores it; for an embedding these
-    are width and vocabulary, as for an output head. `free_outputs`: the outputs are hidden units of the MLP, which may
-    be permuted if the rest of the MLP follows; one site of each block sets it.
+    Attributes:
+        name: full name of the module in the transformers model.
+        block: number of its block; None for embedding and output head.
+        out_features: rows of the matrix [out, in], however `layout` stores it; the vocabulary for an embedding.
+        in_features: columns of the matrix [out, in]; the width for an embedding.
+        layout: how the checkpoint stores the matrix: "linear" and "embedding" as [out, in], "conv1d" as [in, out].
+        bias: whether the module has a bias.
+        free_outputs: whether the outputs are hidden units of the MLP that may be permuted, with the rest of the MLP
+            permuted accordingly. At most one site of a block has this set.
     """
 
     name: str
@@ -46,10 +51,18 @@ class Site:
 class Inventory:
     """The weight matrices and parameter counts of a checkpoint.
 
-    `sites` are the matrices inside the blocks. `head` is None where the output head is tied to the embedding.
-    `total_parameters` counts each distinct tensor once: a tied head is free even where a file repeats it.
-    `block_parameters` has one count for each block. `head_size` is the size of an attention head, or None where the
-    config has no way to state fewer heads.
+    Attributes:
+        model_type: the config's `model_type`.
+        blocks: number of blocks.
+        hidden_size: width of the blocks.
+        vocab_size: number of rows of the embedding.
+        sites: the matrices inside the blocks.
+        embedding: the embedding.
+        head: the output head; None if it is tied to the embedding.
+        total_parameters: number of parameters; a tied head is not counted, even if a file repeats it.
+        block_prefix: full name of the list of blocks.
+        block_parameters: number of parameters of each block.
+        head_size: width of an attention head; None if the config cannot state fewer heads.
     """
 
     model_type: str
@@ -70,10 +83,13 @@ class Inventory:
 
 
 def weights(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
-    """Return {canonical name: stored name} of the tensors `names` that are weights.
+    """Return {canonical name: stored name} for those of the stored tensors `names` that are weights.
 
-    Buffers that older releases stored, and a tied head that the files repeat, are left out. Raises MalformedModel where
-    two stored names are the same weight.
+    Buffers from older releases of transformers, and a tied head that a file repeats, are left out.
+
+    Raises:
+        UnsupportedArchitecture: if the config's model type is not registered.
+        MalformedModel: if two stored names are the same weight.
     """
     architecture = architecture_of(config)
     dropped_head = f"{architecture.head}.weight" if is_tied(config) else None
@@ -89,15 +105,17 @@ def weights(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
 
 
 def inventory(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Inventory:
-    """Return the inventory of a checkpoint with this `config.json` and these tensors, {stored name: shape}.
+    """Return the inventory of a checkpoint with the `config.json` `config` and the tensors {stored name: shape}.
 
-    Raises UnsupportedArchitecture; AlreadyQuantised; MalformedModel where the tensors contradict the config or each
-    other.
+    Raises:
+        UnsupportedArchitecture: if the config's model type is not registered.
+        AlreadyQuantised: if the weights are quantised.
+        MalformedModel: if the tensors contradict the config or each other.
     """
     architecture = architecture_of(config)
     if config.get("quantization_config"):
         raise AlreadyQuantised(
-            "Its weights are quantised already (quantization_config); send the original that it was made from."
+            "The model's weights are quantised (quantization_config); send the model that it was quantised from."
         )
     shapes = {name: tuple(tensors[stored]) for name, stored in weights(config, tensors).items()}
     for name, shape in shapes.items():
@@ -126,6 +144,7 @@ def inventory(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Invent
 
 
 def _table(name: str, layout: Layout, shapes: Mapping[str, Shape]) -> Site:
+    """Return the embedding or output head as a site. Raises MalformedModel if its weight is missing or no matrix."""
     shape = shapes.get(f"{name}.weight")
     if shape is None:
         raise MalformedModel(f"The tensor {name}.weight is missing.")
@@ -135,7 +154,7 @@ def _table(name: str, layout: Layout, shapes: Mapping[str, Shape]) -> Site:
 
 
 def _sites(architecture: Architecture, shapes: Mapping[str, Shape]) -> tuple[Site, ...]:
-    """Return the matrices inside the blocks, by block and then in the order of their names."""
+    """Return the matrices inside the blocks, sorted by block and name."""
     pattern = re.compile(rf"({re.escape(architecture.blocks)}\.(\d+)\..+)\.weight")
     sites = []
     for name, shape in shapes.items():
@@ -150,9 +169,9 @@ def _sites(architecture: Architecture, shapes: Mapping[str, Shape]) -> tuple[Sit
 
 
 def _head_size(config: Mapping[str, Any], attention: Attention, sites: Iterable[Site]) -> int | None:
-    """Return the size of an attention head as the weights have it.
+    """Return the width of an attention head according to the weights.
 
-    None where the config does not state the number of heads, or the blocks do not all have the same heads.
+    None if the config does not state the number of heads, or the blocks differ in their heads.
     """
     if attention.heads is None or (heads := stated_size(config, "num_attention_heads")) is None:
         return None
@@ -166,7 +185,7 @@ def _head_size(config: Mapping[str, Any], attention: Attention, sites: Iterable[
         return None
     (rows,), (shared_rows,) = queries, keys
     size = rows // heads
-    # Each key/value head serves a group of query heads; all groups are equally large.
+    # Query heads share key/value heads in groups of equal size.
     alike = size > 0 and rows == heads * size and shared_rows % size == 0 and rows % shared_rows == 0
     return size if alike else None
 
@@ -192,6 +211,7 @@ def _count_blocks(architecture: Architecture, shapes: Mapping[str, Shape]) -> in
 
 
 def _block_parameters(architecture: Architecture, shapes: Mapping[str, Shape], blocks: int) -> tuple[int, ...]:
+    """Return the number of parameters of each block."""
     counted = [0] * blocks
     for name, shape in shapes.items():
         if match := re.match(rf"{re.escape(architecture.blocks)}\.(\d+)\.", name):
@@ -200,6 +220,7 @@ def _block_parameters(architecture: Architecture, shapes: Mapping[str, Shape], b
 
 
 def _check_sizes(config: Mapping[str, Any], embedding: Site, head: Site | None, blocks: int, hidden_size: int) -> None:
+    """Raise MalformedModel if the config states other numbers of blocks, rows or columns than the weights have."""
     vocab_size = stated_size(config, "vocab_size")
     width = stated_size(config, "word_embed_proj_dim") or hidden_size
     stated_blocks = stated_size(config, "num_hidden_layers", "n_layer")

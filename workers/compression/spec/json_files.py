@@ -1,4 +1,4 @@
-"""JSON objects in a model's files, read against a limit."""
+"""Read JSON objects from a model's files, up to a size limit."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from workers.compression.spec.errors import MalformedModel
 def read_object(path: Path, largest: int) -> dict[str, Any]:
     """Return the JSON object in the file `path`.
 
-    Raises MalformedModel where the file has more than `largest` bytes or does not hold a JSON object.
+    Raises MalformedModel if the file has more than `largest` bytes or does not hold a JSON object.
     """
     if path.stat().st_size > largest:
         raise MalformedModel(f"{path.name} is larger than {largest} bytes.")
@@ -18,20 +18,21 @@ def read_object(path: Path, largest: int) -> dict[str, Any]:
 
 
 def parse_object(content: bytes, name: str, *, distinct_keys: bool = False) -> dict[str, Any]:
-    """Return the JSON object that `content` encodes; `name` is the file's, for the message.
+    """Return the JSON object that `content` encodes; `name` is the file's name for error messages.
 
-    `distinct_keys`: a key that appears twice in an object is an error, too. Raises MalformedModel.
+    Raises MalformedModel if `content` is no JSON object or, with `distinct_keys`, if an object has a key twice.
     """
     try:
         parsed = json.loads(content.decode("utf-8"), object_pairs_hook=_distinct if distinct_keys else None)
     except (ValueError, RecursionError) as error:
-        raise MalformedModel(f"{name} does not hold valid JSON where it should: {error}") from error
+        raise MalformedModel(f"{name} does not hold valid JSON where it is expected: {error}") from error
     if not isinstance(parsed, dict):
-        raise MalformedModel(f"{name} does not hold a JSON object where it should.")
+        raise MalformedModel(f"{name} does not hold a JSON object where one is expected.")
     return parsed
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs as a dictionary. Raises ValueError if a key appears twice."""
     content = dict(pairs)
     if len(content) != len(pairs):
         raise ValueError("a key appears twice")

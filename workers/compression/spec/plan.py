@@ -1,4 +1,4 @@
-"""A plan: the steps that make a model smaller, and what it stores before and after them."""
+"""A plan: the steps that make a model smaller, and its number of stored parameters before and after them."""
 
 from collections.abc import Iterator
 from typing import TypeVar
@@ -12,7 +12,14 @@ AStep = TypeVar("AStep", bound=BaseStep)
 
 
 class Plan(BaseModel):
-    """What becomes of a model. `method` is the one that planned it."""
+    """The steps that make a model smaller.
+
+    Attributes:
+        method: name of the method that made the plan.
+        steps: the steps, in order.
+        parameters_before: parameters that the original stores.
+        parameters_after: parameters that the result stores.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,11 +30,11 @@ class Plan(BaseModel):
 
     @property
     def ratio(self) -> float:
-        """Stored parameters, before / after."""
+        """The compression ratio: stored parameters before / after."""
         return self.parameters_before / self.parameters_after
 
     def labels_by_step(self, inventory: Inventory) -> Iterator[tuple[Label, ...]]:
-        """Yield the labels of the parts that each step leaves. `inventory` is the original's."""
+        """Yield, per step, the labels of the parts that it makes. `inventory` is the original's."""
         removed = 0
         for step in self.steps:
             labels = step.labels(inventory, removed)
@@ -39,5 +46,5 @@ class Plan(BaseModel):
         return tuple(label for labels in self.labels_by_step(inventory) for label in labels)
 
     def step(self, kind: type[AStep]) -> AStep | None:
-        """Return the first step of that kind, or None where the plan has none."""
+        """Return the first step of the class `kind`, or None if the plan has none."""
         return next((step for step in self.steps if isinstance(step, kind)), None)

@@ -1,9 +1,9 @@
-"""The steps that a plan is made of. Each one names and numbers the parts that it will leave.
+"""The steps of a plan, each with the labels of the parts that it makes.
 
-`workers.compression.steps` has the function that carries it out.
+`workers.compression.steps` has the function that carries out each of them.
 
-Blocks are numbered as in the original. What a step leaves is a list of parts, each of which is finished by itself and
-can be kept: a compression that was stopped goes on behind the last one.
+Blocks are numbered as in the original. A step makes a list of parts. Each part is stored when it is finished, and a
+compression that was stopped resumes after the last one.
 """
 
 from abc import ABC, abstractmethod
@@ -18,13 +18,16 @@ from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.structures import AnyStructure
 
 Criterion = Literal["macro_influence", "block_influence", "loss_after_removal", "trial_fusion"]
-"""By what the block that goes next is chosen; `workers.compression.steps.influence` computes each."""
+"""The score by which the next block to remove is chosen; `workers.compression.steps.influence` computes each."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """What a part is, for people: 'refitting block 3 of 22'. `block` is the block of the original that it is, or stands
-    before; None where it is neither, or not known before it is chosen."""
+    """The label of a part for people, such as 'refitting block 3 of 22'.
+
+    `block` is the original's block that the part replaces, or the first one behind it; None if there is none, or if it
+    is only known once it is chosen.
+    """
 
     text: str
     block: int | None = None
@@ -36,22 +39,22 @@ class BaseStep(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     removes: ClassVar[bool] = False
-    """Whether the step leaves blocks out."""
+    """Whether each part of the step removes a block."""
 
     @abstractmethod
     def labels(self, inventory: Inventory, removed: int) -> tuple[Label, ...]:
-        """Return one label for each part that the step leaves, in order.
+        """Return one label for each part that the step makes, in order.
 
-        `inventory` is the original's; `removed` says how many of its blocks the steps before have left out.
+        `inventory` is the original's; `removed` is the number of blocks that earlier steps have removed.
         """
 
     @abstractmethod
     def summary(self) -> str:
-        """Return a sentence for the model card that says what the step did."""
+        """Return a sentence for the model card about what the step did."""
 
 
 class Remove(BaseStep):
-    """Leave out `count` blocks, one after another, the one that scores least by `criterion` each time."""
+    """Remove `count` blocks one after another, each time the one with the lowest score by `criterion`."""
 
     removes: ClassVar[bool] = True
 
@@ -67,7 +70,7 @@ class Remove(BaseStep):
 
 
 class Refit(BaseStep):
-    """Refit the projections of the blocks that remain, in closed form, to the original's hidden states."""
+    """Refit the projections of the remaining blocks, in closed form, to the original's hidden states."""
 
     kind: Literal["refit"] = "refit"
 
@@ -80,7 +83,7 @@ class Refit(BaseStep):
 
 
 class Absorb(BaseStep):
-    """Distil each removed block into the blocks around it, over `tokens` tokens for all of them together."""
+    """Distil each removed block into the blocks around it. `tokens` is the training budget of all removed blocks."""
 
     kind: Literal["absorb"] = "absorb"
     tokens: int = Field(ge=1)
@@ -96,9 +99,11 @@ class Absorb(BaseStep):
 
 
 class Fuse(BaseStep):
-    """Fuse `count` blocks away as published in FuseGPT (arXiv 2411.14507): each is distilled into its group of blocks
-    before the next one is chosen. `tokens` counts all distillations together; None stands for 20 passes over the
-    calibration text for each block."""
+    """Remove `count` blocks as FuseGPT does (arXiv 2411.14507): distil each into its group before choosing the next.
+
+    `tokens` is the training budget of all removed blocks together; None takes 20 passes over the calibration text for
+    each block.
+    """
 
     removes: ClassVar[bool] = True
 
@@ -115,8 +120,7 @@ class Fuse(BaseStep):
 
 
 class Narrow(BaseStep):
-    """Make every block narrower: `intermediate_size` hidden units per MLP and `key_value_heads` key/value heads remain.
-    None leaves them as they are."""
+    """Narrow every block to `intermediate_size` hidden units and `key_value_heads` key/value heads; None keeps all."""
 
     kind: Literal["narrow"] = "narrow"
     intermediate_size: int | None = Field(None, ge=1)
@@ -136,15 +140,17 @@ class Narrow(BaseStep):
 
 
 class Factor(BaseStep):
-    """Replace matrices by compact structures, one part after another, each fitted to what the parts before it left.
+    """Replace matrices by compact structures, part by part. Each part is fitted to the outputs of the parts before it.
 
-    The parts are the embedding, the blocks, and the output head where it has a matrix of its own. `structures` maps the
-    module names of the sites to what they become; a site that is not named stays dense. A tied output head that is
-    named is stored on its own. `compensation` says how far a site is fitted to make up for the error of the parts
-    before it: 0 not at all, 1 in full. With `data_free`, the weights themselves are fitted, whatever flows through
-    them.
+    The parts are the embedding, the blocks, and the output head if it has a matrix of its own.
 
-    `first` and `last` bound the parts that the step makes: those outside are in the model already, or follow later.
+    Attributes:
+        structures: {site: structure} by full module name. Other sites keep their matrix; a tied output head with a
+            structure is stored on its own.
+        compensation: share of the error of earlier parts that a site is fitted to undo, 0 to 1.
+        data_free: fit the weights themselves, without activations.
+        first: number of the first part to make; earlier ones are in the model already.
+        last: number of the part to stop before; None goes on to the end.
     """
 
     kind: Literal["factor"] = "factor"
@@ -161,7 +167,7 @@ class Factor(BaseStep):
         return f"Replaced {len(self.structures)} matrices by compact structures."
 
     def part_of(self, site: str, inventory: Inventory) -> int:
-        """Return the number of the part that a site belongs to, counted from the embedding on."""
+        """Return the number of the part that a site belongs to: 0 for the embedding, then the blocks, then the head."""
         block = block_of(site, inventory.block_prefix)
         if block is not None:
             return block + 1
@@ -169,8 +175,10 @@ class Factor(BaseStep):
 
 
 class FactorToSize(BaseStep):
-    """Factor what the steps before have left, by the method `method`, until `parameters` numbers are stored. What an
-    error costs is measured on that model first, so the structures are not known before."""
+    """Factor the model that the earlier steps have left, by the method `method`, to `parameters` stored parameters.
+
+    Sensitivities are measured on that model first, so the plan cannot state the structures.
+    """
 
     kind: Literal["factor_to_size"] = "factor_to_size"
     method: str
@@ -184,11 +192,11 @@ class FactorToSize(BaseStep):
 
 
 Step = Annotated[Remove | Refit | Absorb | Fuse | Narrow | Factor | FactorToSize, Field(discriminator="kind")]
-"""Any step, as a field of a pydantic model: the only list of them."""
+"""Any step, as a field of a pydantic model. This is the only list of steps."""
 
 
 def factor_labels(inventory: Inventory) -> tuple[Label, ...]:
-    """Return the labels of the embedding, every block and, where it has a matrix of its own, the output head."""
+    """Return the labels of the embedding, every block and, if it has a matrix of its own, the output head."""
     blocks = [Label(f"block {number + 1} of {inventory.blocks}", number) for number in range(inventory.blocks)]
     head = [] if inventory.head is None else [Label("the output head")]
     return (Label("the embedding", 0), *blocks, *head)

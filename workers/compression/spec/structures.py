@@ -1,8 +1,8 @@
-"""The compact structures that may replace a weight matrix: what each one stores, counted exactly, and its JSON form.
+"""The compact structures that may replace a weight matrix, with exact parameter counts and JSON forms.
 
 Every stored number counts: the index vector of a pivoted factorisation, the permutations of a Kronecker sum, an output
-head of its own. Biases are stored before and after alike and are left to the total of the inventory. The layers that
-compute with these structures are in `workers.compression.structures`.
+head that is no longer tied. Biases are not counted here, because compression does not change their number. The layers
+that compute with these structures are in `workers.compression.structures`.
 """
 
 from abc import ABC, abstractmethod
@@ -17,25 +17,25 @@ from workers.compression.spec.errors import CompressionError
 
 
 class MalformedStructure(CompressionError):
-    """A structure's description names an unknown kind, lacks a number or does not fit the matrix."""
+    """The description of a structure has an unknown kind, lacks a field or does not fit its matrix."""
 
     code = "internal_error"
 
 
 class Structure(ABC):
-    """What a weight matrix W of out × in becomes. `kind` names it in the config.json of a package."""
+    """A structure that replaces a weight matrix W [out, in]. `kind` names it in the config.json of a package."""
 
     kind: ClassVar[str]
 
     @abstractmethod
     def parameters(self, out_features: int, in_features: int) -> int:
-        """Return how many numbers the structure stores for an out × in matrix, indices included, bias excluded.
+        """Return the number of parameters for a matrix [out, in], indices included, bias excluded.
 
-        Raises MalformedStructure where the structure does not fit the matrix.
+        Raises MalformedStructure if the structure does not fit the matrix.
         """
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form, as it stands in the config.json of a package."""
+        """Return the JSON form that the config.json of a package has."""
         return {"kind": self.kind, **self._fields()}
 
     def _fields(self) -> dict[str, Any]:
@@ -47,13 +47,14 @@ class Structure(ABC):
         return cls(**{name: value for name, value in form.items() if name != "kind"})
 
     def _require(self, fits: bool, out_features: int, in_features: int) -> None:
+        """Raise MalformedStructure unless the structure `fits`."""
         if not fits:
             raise MalformedStructure(f"{self} does not fit a {out_features} by {in_features} matrix")
 
 
 @dataclass(frozen=True)
 class Dense(Structure):
-    """W as it is: for a tied output head that keeps the whole table for itself."""
+    """The whole matrix W, stored on its own: for an output head that was tied and keeps the original table."""
 
     kind: ClassVar[str] = "dense"
 
@@ -63,7 +64,7 @@ class Dense(Structure):
 
 @dataclass(frozen=True)
 class LowRank(Structure):
-    """W = second · first with first of rank × in and second of out × rank."""
+    """W = second · first with first [rank, in] and second [out, rank]."""
 
     kind: ClassVar[str] = "low_rank"
 
@@ -79,11 +80,11 @@ class LowRank(Structure):
 
 @dataclass(frozen=True)
 class Pivoted(Structure):
-    """Low rank with an identity in one factor, so that the rank × rank freedom of a factorisation is not stored.
+    """Low rank with an identity in one factor, which saves the rank² parameters that a factorisation is free to choose.
 
-    The identity sits in `rank` pivot rows of W where out ≤ in, in as many pivot columns otherwise (arXiv 2501.19090).
-    `folded` pivots are the first rows: the outputs stand in an order of their own, which the modules that read them
-    follow.
+    The identity is in `rank` pivot rows of W if out ≤ in, and in `rank` pivot columns otherwise (arXiv 2501.19090).
+    `folded`: the outputs are permuted so that the pivots are the first rows, and no index vector is stored; the modules
+    that read the outputs are permuted accordingly.
     """
 
     kind: ClassVar[str] = "pivoted"
@@ -102,10 +103,15 @@ class Pivoted(Structure):
 
 @dataclass(frozen=True)
 class Kronecker(Structure):
-    """W = P_outᵀ (Σ_k A_k ⊗ B_k) P_in with A_k of m1 × n1 and B_k of m2 × n2, where out = m1·m2 and in = n1·n2.
+    """W = P_outᵀ (Σ_k A_k ⊗ B_k) P_in with A_k [m1, n1] and B_k [m2, n2], where out = m1·m2 and in = n1·n2.
 
-    `out_shape` is (m1, m2) and `in_shape` is (n1, n2). A permutation that is not stored is the identity, but for
-    `folded` outputs: these stand in the order of the sum, which the modules that read them follow.
+    Attributes:
+        terms: number of Kronecker products in the sum.
+        out_shape: (m1, m2).
+        in_shape: (n1, n2).
+        permute_in: whether P_in is stored; otherwise it is the identity.
+        permute_out: whether P_out is stored; otherwise it is the identity.
+        folded: the outputs are in the order of the sum; the modules that read them are permuted accordingly.
     """
 
     kind: ClassVar[str] = "kronecker"
@@ -138,7 +144,7 @@ class Kronecker(Structure):
 
 @dataclass(frozen=True)
 class Halved(Structure):
-    """An embedding whose width is halved `times` times: E = ((A ⊗ b_t) P_t … ⊗ b_1) P_1 with every b of 1 × 2."""
+    """An embedding whose width is halved `times` times: E = ((A ⊗ b_t) P_t … ⊗ b_1) P_1 with every b [1, 2]."""
 
     kind: ClassVar[str] = "halved"
 
@@ -155,7 +161,7 @@ class Halved(Structure):
 
 @dataclass(frozen=True)
 class Tied(Structure):
-    """An output head that reads the factored table of the embedding named `to` and stores nothing."""
+    """An output head that shares the factors of the embedding named `to` and stores nothing itself."""
 
     kind: ClassVar[str] = "tied"
 
@@ -171,20 +177,20 @@ class Tied(Structure):
 STRUCTURES: Mapping[str, type[Structure]] = MappingProxyType(
     {each.kind: each for each in (Dense, LowRank, Pivoted, Kronecker, Halved, Tied)}
 )
-"""Every structure by its kind."""
+"""Every structure class by its kind."""
 
 
 def structure_from_dict(form: Any) -> Structure:
-    """Return the structure that a JSON form describes: the inverse of `Structure.to_dict`.
+    """Return the structure with the given JSON form: the inverse of `Structure.to_dict`.
 
-    Raises MalformedStructure.
+    A structure is returned as it is. Raises MalformedStructure if the form does not describe a structure.
     """
     if isinstance(form, Structure):
         return form
     try:
         return STRUCTURES[form["kind"]].read(form)
     except (KeyError, TypeError, ValueError) as error:
-        raise MalformedStructure(f"not the description of a structure: {form}") from error
+        raise MalformedStructure(f"this is not the JSON form of a structure: {form}") from error
 
 
 AnyStructure = Annotated[

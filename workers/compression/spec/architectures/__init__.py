@@ -1,7 +1,7 @@
 """The architectures that can be compressed: one file for each family, one entry in the table below.
 
-An architecture states names only. Its linear layers need no list: every two-dimensional `.weight` inside a block is
-one (`spec.inventory`).
+An architecture states names only. It does not list linear layers: every two-dimensional `.weight` inside a block is one
+(`spec.inventory`).
 """
 
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
-    """Return the architecture that `config["model_type"]` names. Raises UnsupportedArchitecture."""
+    """Return the architecture of `config["model_type"]`. Raises UnsupportedArchitecture if it is not registered."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise UnsupportedArchitecture(

@@ -11,9 +11,12 @@ __all__ = ["Architecture", "Attention", "GgufNames", "HeadMatrices", "Mlp"]
 class Mlp:
     """The linear layers of a block's MLP, by their names inside the block.
 
-    `entering` are the layers whose output features are the hidden units: gate and up projection, or the first layer of
-    a plain MLP. `stacked` says how many such matrices one of them holds below one another. `leaving` is the layer whose
-    input features are the hidden units. `norm`, where there is one, is the norm between `leaving` and the residual.
+    Attributes:
+        entering: the layers whose output features are the hidden units: gate and up projection, or the first layer of a
+            plain MLP.
+        leaving: the layer whose input features are the hidden units: the down projection.
+        stacked: number of such matrices that one layer of `entering` stacks along its output features.
+        norm: the norm between `leaving` and the residual stream; None if there is none.
     """
 
     entering: tuple[str, ...]
@@ -23,19 +26,19 @@ class Mlp:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """All linear layers of the MLP."""
+        """The names of all linear layers of the MLP."""
         return (*self.entering, self.leaving)
 
     def sets_order(self, site: str) -> bool:
-        """Return whether the hidden units may be permuted to suit the layer `site`: it is the first that enters."""
+        """Return whether hidden units may be permuted to suit the layer `site`: true for the first of `entering`."""
         return self.stacked == 1 and site.endswith(f".{self.entering[0]}")
 
 
 @dataclass(frozen=True)
 class HeadMatrices:
-    """The three projections whose output features are those of the attention heads, by their names inside the block.
+    """The projections of queries, keys and values, by their names inside the block.
 
-    `divides_width`: the config class refuses a hidden size that is no multiple of the number of query heads.
+    `divides_width`: the config class refuses a hidden size that is not a multiple of the number of query heads.
     """
 
     queries: str = "self_attn.q_proj"
@@ -46,11 +49,13 @@ class HeadMatrices:
 
 @dataclass(frozen=True)
 class Attention:
-    """The parts of a block's attention, by their names inside the block.
+    """The modules of a block's attention, by their names inside the block.
 
-    `leaving` is the output projection: its input features are those of all query heads. `norm`, where there is one, is
-    the norm between `leaving` and the residual. `heads` is None where the config has no field for the size of a head,
-    so that heads cannot be removed.
+    Attributes:
+        leaving: the output projection, whose input features are those of all query heads.
+        norm: the norm between `leaving` and the residual stream; None if there is none.
+        heads: the projections of the heads; None if heads cannot be removed, because the config has no field for the
+            width of a head or one matrix holds queries, keys and values.
     """
 
     leaving: str = "self_attn.o_proj"
@@ -62,8 +67,10 @@ class Attention:
 class GgufNames:
     """The names that GGUF files use for an architecture and its modules.
 
-    `architecture` is the value of `general.architecture`. `outside` and `block` map GGUF's name of a module to
-    transformers': the full name outside the blocks, and the name inside a block for GGUF's `blk.N.`.
+    Attributes:
+        architecture: the value of `general.architecture`.
+        outside: {GGUF name: full transformers name} of the modules outside the blocks.
+        block: {GGUF name behind `blk.N.`: transformers name inside the block} of the modules in a block.
     """
 
     architecture: str
@@ -73,13 +80,22 @@ class GgufNames:
 
 @dataclass(frozen=True)
 class Architecture:
-    """The names of a model type's parts in the transformers model, and the defaults of its config.
+    """The names of a model type's modules in the transformers model, and of fields of its config.
 
-    `base` is the attribute that holds the base model; some checkpoints leave it out of their tensor names. `blocks` and
-    `embedding` are full module names. `tied` is the default of `tie_word_embeddings` in the type's config. `layout` is
-    how linear layers store their matrix: "linear" as [out, in], "conv1d" as [in, out]. `old_head` is the output head's
-    name in older checkpoints. `blocks_field` and `width_field` are the config's names for the number of blocks and for
-    the number of an MLP's hidden units. `gguf` is None where GGUF files of the architecture cannot be opened.
+    Attributes:
+        model_type: the config's `model_type`.
+        base: the attribute that holds the base model; some checkpoints leave it out of their tensor names.
+        blocks: full name of the list of blocks.
+        embedding: full name of the embedding.
+        tied: the default of `tie_word_embeddings` in the config.
+        mlp: the linear layers of the MLP.
+        attention: the modules of the attention.
+        layout: how linear layers store their matrix: "linear" as [out, in], "conv1d" as [in, out].
+        head: full name of the output head.
+        old_head: the output head's name in files of older checkpoints; None if it is the same.
+        blocks_field: the config's name for the number of blocks.
+        width_field: the config's name for the number of hidden units of an MLP.
+        gguf: the names in GGUF files; None if GGUF files of the architecture cannot be opened.
     """
 
     model_type: str
@@ -97,7 +113,7 @@ class Architecture:
     gguf: GgufNames | None = None
 
     def canonical(self, name: str) -> str:
-        """Return the name that a stored tensor has in the transformers model with a language-modelling head."""
+        """Return the name in transformers' causal language model of a tensor that is stored as `name`."""
         if self.old_head and name.startswith(f"{self.old_head}."):
             return self.head + name.removeprefix(self.old_head)
         if name.startswith((f"{self.base}.", f"{self.head}.")):

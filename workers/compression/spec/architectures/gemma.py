@@ -3,7 +3,7 @@
 from workers.compression.spec.architectures.architecture import Attention, HeadMatrices, Mlp
 from workers.compression.spec.architectures.llama import GATED_MLP, llama_like
 
-# Since Gemma 2 a norm stands behind attention and MLP, too.
+# Gemma 2 and 3 have a further norm behind attention and MLP.
 _MLP = Mlp(GATED_MLP.entering, GATED_MLP.leaving, norm="post_feedforward_layernorm")
 _ATTENTION = Attention(norm="post_attention_layernorm", heads=HeadMatrices(divides_width=True))
 

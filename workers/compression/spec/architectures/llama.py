@@ -14,7 +14,7 @@ def llama_like(
     attention: Attention = GROUPED_ATTENTION,
     gguf: GgufNames | None = None,
 ) -> Architecture:
-    """Return an architecture whose modules outside the blocks are called as in Llama."""
+    """Return an architecture whose modules outside the blocks have the names of Llama's."""
     return Architecture(
         model_type=model_type,
         base="model",
@@ -28,9 +28,9 @@ def llama_like(
 
 
 def llama_like_gguf(architecture: str, **also: str) -> GgufNames:
-    """Return the GGUF names of an architecture whose files call their tensors as those of Llama do.
+    """Return the GGUF names of an architecture whose files name tensors as Llama's do.
 
-    `also` has the names of further modules inside a block: GGUF's, and transformers'.
+    `also` maps further modules inside a block from GGUF's name to transformers'.
     """
     return GgufNames(
         architecture,

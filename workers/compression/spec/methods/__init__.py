@@ -1,4 +1,4 @@
-"""The methods that a recipe may name. `REGISTERED` is the only list: add a file, and its entry here."""
+"""The methods that a recipe may name. `REGISTERED` is the only list: to add a method, add a file and its entry here."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -37,19 +37,22 @@ REGISTERED: tuple[Method[Any], ...] = (
 )
 
 METHODS: Mapping[str, Method[Any]] = MappingProxyType({method.name: method for method in REGISTERED})
-"""Every method by its name, the default first."""
+"""Every method by name, the default first."""
 
 
 def method_of(options: MethodOptions) -> Method[Any]:
-    """Return the method that the options are for."""
+    """Return the method that `options` belong to."""
     return METHODS[options.name]
 
 
 def planner_of(options: MethodOptions) -> PlanningMethod[Any]:
-    """Return the method that the options are for. Raises TypeError for one that only chooses among others."""
+    """Return the method that `options` belong to, as one that plans.
+
+    Raises TypeError if the method only chooses among others, as `auto` does.
+    """
     method = METHODS[options.name]
     if not isinstance(method, PlanningMethod):
-        raise TypeError(f"{options.name} does not plan; ask one of its candidates")
+        raise TypeError(f"the method {options.name} makes no plan of its own; use one of its candidates")
     return method
 
 

@@ -1,4 +1,4 @@
-"""The default: try several methods and take the one that does best on text that they did not see."""
+"""The default method: try several methods and take the one that does best on held-out text."""
 
 from typing import ClassVar, Literal
 
@@ -12,19 +12,19 @@ from workers.compression.spec.ranges import Range
 
 
 class AutoOptions(MethodOptions):
-    """The method `auto` has no options."""
+    """Options of the method `auto`, which has none."""
 
     name: Literal["auto"] = "auto"
 
 
 class AutoMethod(Method[AutoOptions]):
-    """Plans nothing by itself: a trial of each candidate decides (`workers.compression.choice`)."""
+    """A method that chooses among others by a trial of each candidate (`workers.compression.choice`)."""
 
     name: ClassVar[str] = "auto"
     title: ClassVar[str] = "the best of several, by trial"
     description: ClassVar[str] = (
         "Tries `low_rank`, `width_low_rank`, `width` and `fusion` on part of the calibration text and takes the one "
-        "that does best on text that it kept back. The report lists what each one came to."
+        "that does best on held-out text. The report lists the result of each trial."
     )
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.TRIALS})
     leaves: ClassVar[Leaves] = Leaves.EITHER
@@ -37,6 +37,7 @@ class AutoMethod(Method[AutoOptions]):
         return tuple(each for each, reached in self._ranges(inventory).items() if ratio in reached)
 
     def _ranges(self, inventory: Inventory) -> dict[MethodOptions, Range]:
+        """Return the range of ratios that each candidate reaches on the model."""
         low_rank, both, width, fusion = LowRankOptions(), WidthLowRankOptions(), WidthOptions(), FusionOptions()
         return {
             low_rank: LOW_RANK.range(inventory, low_rank),

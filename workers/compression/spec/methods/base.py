@@ -1,9 +1,9 @@
-"""What a method is: how it is called, what it needs and leaves, which ratios it reaches, and how it plans.
+"""The interface of a method: its name and needs, the ratios that it reaches, and its plan.
 
-    WIDTH.range(inventory, WIDTH.options())                  # the ratios it reaches on a model
-    WIDTH.plan(inventory, 1.3, WIDTH.options(), {})          # the steps that lead there
+    WIDTH.range(inventory, WIDTH.options())                  # the ratios that it reaches on a model
+    WIDTH.plan(inventory, 1.3, WIDTH.options(), {})          # the steps to a ratio
 
-Free of torch: the service asks all of it when a job is posted, so that a refusal and the compressor never disagree.
+Torch-free: the service calls the same code when a job is posted, so it refuses exactly what the compressor would.
 """
 
 from abc import ABC, abstractmethod
@@ -22,11 +22,14 @@ from workers.compression.spec.ranges import Range
 
 @dataclass(frozen=True)
 class SiteErrors:
-    """What an error at a site costs, in nats per token of the model's divergence.
+    """The cost of an error at a site: the rise of the model's divergence, in nats per token.
 
-    `spectrum`: leaving out each singular value, descending. `tiles`, by the tile as '4x16': what a Kronecker sum of 0,
-    1, 2, … terms with this tile costs; nothing for methods that do not ask for it. See
-    `workers.compression.math.sensitivity`.
+    See `workers.compression.math.sensitivity`.
+
+    Attributes:
+        spectrum: cost of leaving out each singular value, descending.
+        tiles: by the tile as '4x16', the cost of a Kronecker sum with 0, 1, 2, … terms; empty unless the method's
+            `tiled` asks for it.
     """
 
     spectrum: Sequence[float]
@@ -34,18 +37,18 @@ class SiteErrors:
 
 
 Measured = Mapping[str, SiteErrors]
-"""What an error costs, by the name of the site."""
+"""The cost of errors by site name."""
 
 
 class MethodOptions(BaseModel):
-    """What a recipe says of its method. Unknown options are refused: a misspelt one must not be ignored in silence."""
+    """The method of a recipe and its options. Unknown options are refused, so that a misspelt one is not ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
 
     def model_post_init(self, context: Any, /) -> None:
-        """Count the name as set, so that a client that sends only what was set sends it."""
+        """Mark the name as set, so that `exclude_unset` keeps it."""
         self.__pydantic_fields_set__.add("name")
 
 
@@ -53,7 +56,7 @@ Options = TypeVar("Options", bound=MethodOptions)
 
 
 class Need(StrEnum):
-    """What a method must be given."""
+    """An input that a method needs: calibration text, measured sensitivities, or trials of candidates."""
 
     CALIBRATION = "calibration"
     SENSITIVITIES = "sensitivities"
@@ -61,8 +64,11 @@ class Need(StrEnum):
 
 
 class Leaves(StrEnum):
-    """What kind of checkpoint a method leaves: one of the original's architecture, which stock engines open, or one
-    with factored layers. `either` depends on the model."""
+    """The kind of checkpoint that a method leaves.
+
+    `plain` is a checkpoint of the original's architecture, which stock engines open; `factored` has compact layers;
+    `either` depends on the model.
+    """
 
     PLAIN = "plain"
     FACTORED = "factored"
@@ -72,8 +78,15 @@ class Leaves(StrEnum):
 class Method(ABC, Generic[Options]):
     """A way of making a model smaller, as a recipe names it.
 
-    `title` says what it does in a few words, `description` in a sentence or two; `paper` is where it was published.
-    `phased`: all that it does is to replace one matrix after another, so a training may come between.
+    Attributes:
+        name: the name in a recipe.
+        title: a few words, for people.
+        description: a sentence or two, for people.
+        paper: the publication of the method; None if there is none.
+        needs: the inputs that it needs.
+        leaves: the kind of checkpoint that it leaves.
+        phased: whether it only replaces matrices one by one, so that training may come between.
+        options: the class of its options.
     """
 
     name: ClassVar[str]
@@ -87,21 +100,23 @@ class Method(ABC, Generic[Options]):
 
     @abstractmethod
     def range(self, inventory: Inventory, options: Options) -> Range:
-        """Return the lowest and the highest target ratio that the method reaches on the model.
+        """Return the range of compression ratios that the method reaches on the model.
 
-        Raises MethodDoesNotFit where the method is not for this model, and OptionDoesNotFit where an option is not.
+        Raises:
+            MethodDoesNotFit: if the method cannot be used on this model.
+            OptionDoesNotFit: if an option cannot be used on this model.
         """
 
     @abstractmethod
     def candidates(self, inventory: Inventory, ratio: float, options: Options) -> tuple[MethodOptions, ...]:
-        """Return the methods that plan in this one's name: itself, or several, of which a trial picks one."""
+        """Return the options of the methods that may make the plan: these options, or several for a trial to choose."""
 
 
 class PlanningMethod(Method[Options]):
-    """A method that plans by itself."""
+    """A method that makes its own plan."""
 
     def tiled(self, options: Options) -> KroneckerFamily | None:
-        """Return the Kronecker sums whose errors are to be measured for `plan`; None where it asks for none."""
+        """Return the Kronecker sums whose errors `plan` needs to be measured; None if it needs none."""
         return None
 
     def candidates(self, inventory: Inventory, ratio: float, options: Options) -> tuple[MethodOptions, ...]:
@@ -109,7 +124,8 @@ class PlanningMethod(Method[Options]):
 
     @abstractmethod
     def plan(self, inventory: Inventory, ratio: float, options: Options, measured: Measured) -> Plan:
-        """Return the steps that make the model `ratio` times smaller, within TOLERANCE.
+        """Return the plan that makes the model `ratio` times smaller, within TOLERANCE.
 
-        `measured` is needed by methods that need sensitivities. Raises RatioOutOfRange, and what `range` raises.
+        `measured` may be empty unless the method needs sensitivities. Raises RatioOutOfRange if the method does not
+        reach the ratio, and what `range` raises.
         """

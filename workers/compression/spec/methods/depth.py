@@ -1,4 +1,4 @@
-"""What methods share that remove blocks first and narrow the MLPs for the remainder."""
+"""The common base of methods that remove blocks first and narrow the MLPs for the rest of the target."""
 
 from abc import abstractmethod
 from typing import ClassVar
@@ -20,8 +20,10 @@ BLOCKS_FLOOR = 1 / 2
 
 
 class DepthMethod(PlanningMethod[Options]):
-    """A method that removes as many blocks as the target allows, then narrows MLPs. The blocks of a model are alike, so
-    how many go is known before it is known which."""
+    """A method that removes as many blocks as the target allows, then narrows MLPs.
+
+    The blocks of a model are equally large, so the number to remove is known before the blocks are chosen.
+    """
 
     leaves: ClassVar[Leaves] = Leaves.PLAIN
 
@@ -47,7 +49,7 @@ class DepthMethod(PlanningMethod[Options]):
 
 
 def _blocks_to_remove(inventory: Inventory, ratio: float) -> int:
-    """Return the most blocks whose removal meets the target, or leaves what narrower MLPs can give up to meet it."""
+    """Return the largest number of blocks whose removal meets the target, alone or together with narrower MLPs."""
     whole = intermediate_size(inventory)
     counts = range(_most_blocks(inventory), 0, -1)
     return next(
@@ -62,10 +64,11 @@ def _blocks_to_remove(inventory: Inventory, ratio: float) -> int:
 
 
 def _is_met(inventory: Inventory, ratio: float, after: int) -> bool:
-    """Return whether a model that stores `after` numbers meets the target within the tolerance."""
+    """Return whether a model with `after` stored parameters meets the ratio within TOLERANCE."""
     wanted = inventory.total_parameters / ratio
     return abs(after - wanted) <= TOLERANCE * wanted
 
 
 def _most_blocks(inventory: Inventory) -> int:
+    """Return the largest number of blocks that may be removed."""
     return int(inventory.blocks * (1 - BLOCKS_FLOOR))

@@ -1,4 +1,4 @@
-"""Why a method cannot be used on a model."""
+"""The errors of a method that cannot be used on a model."""
 
 from workers.compression.spec.errors import CompressionError
 
@@ -10,7 +10,7 @@ class MethodDoesNotFit(CompressionError):
 
 
 class OptionDoesNotFit(CompressionError):
-    """An option of the method asks for what the model does not have; `option` is its name."""
+    """An option of the method cannot be used on this model; `option` is its name."""
 
     code = "method_does_not_fit"
 

@@ -1,4 +1,4 @@
-"""What methods share that do nothing but replace matrices by compact structures."""
+"""The common base of methods that only replace matrices by compact structures."""
 
 from typing import ClassVar
 
@@ -13,7 +13,12 @@ from workers.compression.spec.structures import Structure
 
 
 class FactoredMethod(PlanningMethod[Options]):
-    """A method that plans a single step, `Factor`. `compensation` is that of the step."""
+    """A method whose plan is a single `Factor` step.
+
+    Attributes:
+        family: the structures that matrices may take; see `family_of`.
+        compensation: the `compensation` of the step.
+    """
 
     leaves: ClassVar[Leaves] = Leaves.FACTORED
     phased: ClassVar[bool] = True
@@ -21,7 +26,7 @@ class FactoredMethod(PlanningMethod[Options]):
     compensation: ClassVar[float] = 0.5
 
     def family_of(self, options: Options) -> Family:
-        """Return the structures that matrices may take under these options."""
+        """Return the family of structures that matrices may take under these options."""
         return self.family
 
     def range(self, inventory: Inventory, options: Options) -> Range:
@@ -42,7 +47,7 @@ class FactoredMethod(PlanningMethod[Options]):
     def structures(
         self, inventory: Inventory, budget: int, options: Options, measured: Measured
     ) -> dict[str, Structure]:
-        """Return the structure of each site, by name, such that the whole model stores `budget` numbers."""
+        """Return {site: structure} for a model of `budget` stored parameters."""
         family = self.family_of(options)
         if Need.SENSITIVITIES not in self.needs:
             return uniform_structures(inventory, family, budget)
@@ -50,6 +55,6 @@ class FactoredMethod(PlanningMethod[Options]):
         return allocate(self.curves(inventory, options, measured), budget - inventory.total_parameters + taken)
 
     def curves(self, inventory: Inventory, options: Options, measured: Measured) -> dict[str, Curve]:
-        """Return what each site offers, by name."""
+        """Return {site: curve} of the structures that each site may take and their measured cost."""
         family = self.family_of(options)
         return {site.name: rank_curve(family, site, measured[site.name].spectrum) for site in family.sites(inventory)}

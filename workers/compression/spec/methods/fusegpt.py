@@ -11,7 +11,7 @@ from workers.compression.spec.steps import Criterion, Fuse, Step
 
 
 class FuseGptOptions(MethodOptions):
-    """How blocks are chosen and taken up."""
+    """Options of the method `fusegpt`: how blocks are chosen and distilled."""
 
     name: Literal["fusegpt"] = "fusegpt"
     criterion: Criterion = Field("macro_influence", description=CRITERION_HELP)
@@ -19,19 +19,19 @@ class FuseGptOptions(MethodOptions):
         None,
         ge=16,
         le=100_000_000_000,
-        description="tokens of the calibration text over which the removed blocks are distilled into their groups, for "
-        "all of them together; null takes 20 passes over the text for each removed block, as published",
+        description="training budget, in tokens of the calibration text, for distilling all removed blocks into their "
+        "groups; null takes 20 passes over the text for each removed block, as published",
     )
 
 
 class FuseGptMethod(DepthMethod[FuseGptOptions]):
-    """Distils each block into seven others before it chooses the next one."""
+    """FuseGPT (arXiv 2411.14507): each block is distilled into seven others before the next one is chosen."""
 
     name: ClassVar[str] = "fusegpt"
-    title: ClassVar[str] = "fewer blocks as published, for comparison"
+    title: ClassVar[str] = "FuseGPT as published, for comparison"
     description: ClassVar[str] = (
         "Removes blocks as FuseGPT does: each is distilled into seven others, with 20 passes over the calibration "
-        "text, before the next one is chosen. On a CPU that takes hours for a small model; `tokens` bounds it."
+        "text, before the next one is chosen. On a CPU this takes hours for a small model; `tokens` limits it."
     )
     paper: ClassVar[str | None] = "arXiv 2411.14507"
     options = FuseGptOptions

@@ -1,4 +1,4 @@
-"""Fewer blocks, the others refitted to make up for them: an ordinary checkpoint of the original's architecture."""
+"""Remove blocks and refit the others to make up for them. The result has the original's architecture."""
 
 from typing import ClassVar, Literal
 
@@ -9,14 +9,15 @@ from workers.compression.spec.methods.depth import DepthMethod
 from workers.compression.spec.steps import Absorb, Criterion, Refit, Remove, Step
 
 CRITERION_HELP = (
-    "by what the next block to go is chosen: `macro_influence`, how far the final hidden state turns without it; "
-    "`block_influence`, how far the block turns what enters it; `loss_after_removal`, how much worse the calibration "
-    "text is predicted without it; `trial_fusion`, what a refit of the block before it leaves of its macro influence"
+    "score by which the next block to remove is chosen: `macro_influence`, the cosine distance between the final "
+    "hidden states with and without the block; `block_influence`, the cosine distance between the block's input and "
+    "output; `loss_after_removal`, the rise of the loss on the calibration text without the block; `trial_fusion`, the "
+    "macro influence that is left once the block before it has been refitted"
 )
 
 
 class FusionOptions(MethodOptions):
-    """How blocks are chosen and taken up."""
+    """Options of the method `fusion`: how blocks are chosen and distilled."""
 
     name: Literal["fusion"] = "fusion"
     criterion: Criterion = Field("loss_after_removal", description=CRITERION_HELP)
@@ -24,19 +25,19 @@ class FusionOptions(MethodOptions):
         None,
         ge=16,
         le=100_000_000_000,
-        description="tokens of the calibration text over which the blocks around each removed one are distilled to "
-        "take it up, for all of them together; null distils none",
+        description="training budget, in tokens of the calibration text, for distilling all removed blocks into the "
+        "blocks around them; null distils none",
     )
 
 
 class FusionMethod(DepthMethod[FusionOptions]):
-    """Removes the blocks that the predictions miss least and refits the others in closed form."""
+    """A method that removes the blocks that matter least to the predictions and refits the others in closed form."""
 
     name: ClassVar[str] = "fusion"
     title: ClassVar[str] = "fewer blocks"
     description: ClassVar[str] = (
-        "Removes the blocks that the predictions miss least, one after another, refits those that stay to the "
-        "original's hidden states, and narrows the MLPs for the remainder. Leaves an ordinary checkpoint."
+        "Removes the blocks that matter least to the predictions, one after another, refits the remaining blocks to "
+        "the original's hidden states, and narrows the MLPs for the rest of the target. Leaves an ordinary checkpoint."
     )
     paper: ClassVar[str | None] = "after arXiv 2411.14507"
     options = FusionOptions

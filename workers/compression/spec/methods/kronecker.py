@@ -12,29 +12,30 @@ from workers.compression.spec.methods.factored import FactoredMethod
 
 
 class KroneckerOptions(MethodOptions):
-    """What a recipe may say of the method `kronecker`."""
+    """Options of the method `kronecker`."""
 
     name: Literal["kronecker"] = "kronecker"
     permutations: Literal["searched", "none"] = Field(
         "searched",
-        description="whether rows and columns of each matrix are put in the order that suits its Kronecker sum; the "
-        "index vectors count as stored numbers, but for the hidden units of an MLP, whose order is folded into the "
-        "weights",
+        description="`searched` permutes the rows and columns of each matrix to suit its Kronecker sum, `none` keeps "
+        "their order. Index vectors count as stored parameters; the hidden units of an MLP need none, because their "
+        "order is folded into the weights",
     )
 
 
 class KroneckerMethod(FactoredMethod[KroneckerOptions]):
-    """W ≈ P_outᵀ (Σ_k A_k ⊗ B_k) P_in for the matrices of the blocks, the embedding and the output head.
+    """A method that replaces W by P_outᵀ (Σ_k A_k ⊗ B_k) P_in, as TQCompressor does (arXiv 2401.16367).
 
-    Each site takes the tile, the shape of its B_k, whose measured error is least at the site's budget.
+    It applies to the matrices of the blocks, the embedding and the output head. Each site takes the tile, that is the
+    shape of its B_k, with the least measured error at the site's budget.
     """
 
     name: ClassVar[str] = "kronecker"
     title: ClassVar[str] = "permuted Kronecker sums"
     description: ClassVar[str] = (
-        "Replaces matrices by sums of Kronecker products in the order of rows and columns that suits them, the "
-        "embedding included. The numbers of terms follow what an error in each matrix does to the model's output, and "
-        "each block is fitted to undo the error of the blocks before it."
+        "Replaces matrices, the embedding included, by sums of Kronecker products with permuted rows and columns. The "
+        "number of terms follows the measured effect of an error in each matrix on the model's output, and each block "
+        "is fitted to undo the error of the blocks before it."
     )
     paper: ClassVar[str | None] = "arXiv 2401.16367"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.SENSITIVITIES})
@@ -52,7 +53,7 @@ class KroneckerMethod(FactoredMethod[KroneckerOptions]):
 
 
 def _curve(family: KroneckerFamily, site: Site, measured: Measured) -> Curve:
-    """The sums of all tiles that are worth their numbers: a larger one that costs more nats is left out."""
+    """Return the curve of a site over the sums of all tiles; a sum that costs more than a smaller one is left out."""
     whole = site.out_features * site.in_features
     points: list[Point] = []
     for form in family.sums(site):

@@ -1,4 +1,4 @@
-"""Pivoted low rank with budgets by measured error: the best of the factorisations that were measured."""
+"""Pivoted low rank with budgets by measured error: the best factorisation in our measurements."""
 
 from typing import ClassVar, Literal
 
@@ -8,23 +8,24 @@ from workers.compression.spec.methods.factored import FactoredMethod
 
 
 class LowRankOptions(MethodOptions):
-    """The method `low_rank` has no options."""
+    """Options of the method `low_rank`, which has none."""
 
     name: Literal["low_rank"] = "low_rank"
 
 
 class LowRankMethod(FactoredMethod[LowRankOptions]):
-    """Low rank without the redundancy of a factorisation (arXiv 2501.19090).
+    """Low rank without the redundancy of a plain factorisation (arXiv 2501.19090).
 
-    One structure serves all matrices: where each could choose by its measured error at equal size, all chose pivoted
-    low rank (docs/decisions/001-pivoted-low-rank.md).
+    All matrices take this structure: when each could choose by measured error at equal size, all chose it (see
+    docs/decisions/001-pivoted-low-rank.md).
     """
 
     name: ClassVar[str] = "low_rank"
-    title: ClassVar[str] = "low rank where the output feels it least"
+    title: ClassVar[str] = "low rank, with ranks by measured error"
     description: ClassVar[str] = (
-        "Replaces matrices by pivoted low-rank factors, the embedding included. Ranks follow what an error in each "
-        "matrix does to the model's output, and each block is fitted to undo the error of the blocks before it."
+        "Replaces matrices, the embedding included, by pivoted low-rank factors. Ranks follow the measured effect of "
+        "an error in each matrix on the model's output, and each block is fitted to undo the error of the blocks "
+        "before it."
     )
     paper: ClassVar[str | None] = "arXiv 2501.19090"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.SENSITIVITIES})

@@ -1,4 +1,4 @@
-"""Plain whitened low rank: the usual baseline."""
+"""Plain low rank, fitted to the activations: the usual baseline."""
 
 from typing import ClassVar, Literal
 
@@ -8,19 +8,19 @@ from workers.compression.spec.methods.factored import FactoredMethod
 
 
 class SvdOptions(MethodOptions):
-    """The method `svd` has no options."""
+    """Options of the method `svd`, which has none."""
 
     name: Literal["svd"] = "svd"
 
 
 class SvdMethod(FactoredMethod[SvdOptions]):
-    """Two full factors for each matrix of the blocks, as in SVD-LLM (arXiv 2403.07378)."""
+    """A method that replaces each matrix of the blocks by two full factors, as SVD-LLM does (arXiv 2403.07378)."""
 
     name: ClassVar[str] = "svd"
     title: ClassVar[str] = "plain low rank, for comparison"
     description: ClassVar[str] = (
-        "Replaces the matrices of the blocks by two low-rank factors, fitted to the activations, with the same budget "
-        "everywhere: the usual baseline."
+        "Replaces each matrix of the blocks by two low-rank factors, fitted to the activations, with the same fraction "
+        "of parameters everywhere: the usual baseline."
     )
     paper: ClassVar[str | None] = "arXiv 2403.07378"
     family: ClassVar[Family] = LowRankFamily(factors_embedding=False, pivoted=False)

@@ -1,13 +1,13 @@
 """TQCompressedGPT-2 as released (arXiv 2401.16367), for comparison.
 
-The released configuration halves the embedding's width twice and turns both MLP matrices of every odd block into four
-Kronecker terms with small factors of 2 × 4 and permutations on both sides. Attention and even blocks stay whole, and no
-data enters the fit. The release keeps a whole output head beside the halved embedding; its count of 81 million leaves
-that head out, and the permutations as well. Ours counts every stored number.
+The released configuration halves the embedding's width twice and replaces both MLP matrices of every odd block by four
+Kronecker terms with small factors of 2 × 4 and permutations on both sides. Attention and even blocks stay whole. The
+fit uses no data. The release keeps a whole output head beside the halved embedding; its count of 81 million parameters
+leaves out that head and the permutations. Here every stored number counts.
 
-The published order of the steps matters only to the training between them, which is not part of a plan. Without it each
-fit sees one matrix as the original has it, and the second halving sees the codes that the first one left, whatever
-became of the blocks meanwhile. So both halvings are one structure here.
+The published order of steps matters only for the training between them, which is not part of a plan. Without training,
+each fit depends on one matrix of the original alone, and the second halving on the result of the first. So both
+halvings are one structure here.
 """
 
 from typing import ClassVar, Literal
@@ -30,18 +30,18 @@ WIDE, NARROW = 4, 2
 
 
 class TqCompressorOptions(MethodOptions):
-    """Which of the two published sizes is meant."""
+    """Options of the method `tqcompressor`: which of the two published sizes to make."""
 
     name: Literal["tqcompressor"] = "tqcompressor"
     tied_head: bool = Field(
         False,
-        description="let the output head read the halved embedding, which makes the model as small as its published "
-        "count; otherwise the head keeps the whole table, as the released weights do",
+        description="true: the output head shares the halved embedding, which gives the published parameter count; "
+        "false: the head keeps the whole table, as the released weights do",
     )
 
 
 class TqCompressorMethod(PlanningMethod[TqCompressorOptions]):
-    """A published configuration: it says what every matrix becomes, so it has one ratio on each model."""
+    """A published configuration (arXiv 2401.16367). It fixes every structure, so each model has a single ratio."""
 
     name: ClassVar[str] = "tqcompressor"
     title: ClassVar[str] = "TQCompressedGPT-2 as released, for comparison"
@@ -62,11 +62,12 @@ class TqCompressorMethod(PlanningMethod[TqCompressorOptions]):
         plan = self._plan(inventory, options)
         if ratio not in Range.around(plan.ratio):
             raise RatioOutOfRange(
-                f"{self.name} makes this model {plan.ratio:.3f} times smaller; {ratio:g} was asked for"
+                f"{self.name} makes this model {plan.ratio:.3f} times smaller and cannot reach a ratio of {ratio:g}"
             )
         return plan
 
     def _plan(self, inventory: Inventory, options: TqCompressorOptions) -> Plan:
+        """Return the only plan for the model. Raises MethodDoesNotFit or OptionDoesNotFit."""
         if inventory.model_type != "gpt2":
             raise MethodDoesNotFit(f"{self.name} is defined for gpt2 and not for {inventory.model_type}; send low_rank")
         if options.tied_head and inventory.head is not None:
@@ -84,6 +85,7 @@ class TqCompressorMethod(PlanningMethod[TqCompressorOptions]):
 
 
 def _structures(inventory: Inventory, *, tied_head: bool) -> dict[str, Structure]:
+    """Return {site: structure} of the published configuration."""
     structures: dict[str, Structure] = {inventory.embedding.name: Halved(HALVINGS)}
     if not tied_head and inventory.head is None:
         structures[ARCHITECTURES[inventory.model_type].head] = Dense()
@@ -92,7 +94,7 @@ def _structures(inventory: Inventory, *, tied_head: bool) -> dict[str, Structure
 
 
 def _four_terms(site: Site) -> Kronecker:
-    """Return the structure of an MLP matrix: the small factor's larger side lies along that of the matrix."""
+    """Return the structure of an MLP matrix. The longer side of the small factor is along the matrix's longer side."""
     rows, columns = (WIDE, NARROW) if site.out_features > site.in_features else (NARROW, WIDE)
     out_shape, in_shape = (site.out_features // rows, rows), (site.in_features // columns, columns)
     return Kronecker(TERMS, out_shape, in_shape, permute_in=True, permute_out=True)

@@ -1,4 +1,4 @@
-"""Narrower MLPs and, on request, fewer attention heads: an ordinary checkpoint of the original's architecture."""
+"""Narrow the MLPs and, on request, remove attention heads. The result has the original's architecture."""
 
 from typing import ClassVar, Literal
 
@@ -19,25 +19,26 @@ from workers.compression.spec.steps import Narrow
 
 
 class WidthOptions(MethodOptions):
-    """What narrower blocks are to keep."""
+    """Options of the method `width`."""
 
     name: Literal["width"] = "width"
     key_value_heads: int | None = Field(
         None,
         ge=1,
-        description="key/value heads that each block keeps, with the query heads that share them, for architectures "
-        "whose config can say so; the MLPs pay for what the ratio then still asks; null keeps all heads",
+        description="number of key/value heads that each block keeps, with the query heads that share them, for "
+        "architectures whose config can state fewer; the MLPs are narrowed for the rest of the ratio; null keeps all "
+        "heads",
     )
 
 
 class WidthMethod(PlanningMethod[WidthOptions]):
-    """Removes the hidden units whose loss the others make up for best, and fits the down projection anew."""
+    """A method that removes the hidden units that others can best make up for, and refits the down projection."""
 
     name: ClassVar[str] = "width"
     title: ClassVar[str] = "narrower MLPs"
     description: ClassVar[str] = (
-        "Removes hidden units of the MLPs, those whose loss the others can best make up for, and fits the down "
-        "projections anew. Leaves an ordinary checkpoint."
+        "Removes the hidden units of the MLPs that the remaining ones can best make up for, and refits the down "
+        "projections. Leaves an ordinary checkpoint."
     )
     leaves: ClassVar[Leaves] = Leaves.PLAIN
     options = WidthOptions
@@ -54,7 +55,7 @@ class WidthMethod(PlanningMethod[WidthOptions]):
         before, after = inventory.total_parameters, narrower.total_parameters
         rest, size = ratio * after / before, None
         if options.key_value_heads is None or rest > 1 + TOLERANCE:
-            # On a tiny model a single hidden unit may be more than the tolerance.
+            # `max`, because on a tiny model a single hidden unit may be more than the tolerance.
             size = intermediate_size_for(narrower, max(rest, width_range(narrower).lowest))
             after = resized_parameters(narrower, (), size)
         step = Narrow(intermediate_size=size, key_value_heads=options.key_value_heads)
@@ -62,7 +63,10 @@ class WidthMethod(PlanningMethod[WidthOptions]):
 
 
 def _with_heads(inventory: Inventory, options: WidthOptions) -> Inventory:
-    """Return the inventory with as many key/value heads as the options ask for. Raises OptionDoesNotFit."""
+    """Return the inventory with the number of key/value heads that the options state.
+
+    Raises OptionDoesNotFit if the model cannot have this number.
+    """
     if options.key_value_heads is None:
         return inventory
     try:

@@ -1,4 +1,4 @@
-"""Narrower MLPs for one half of the target, low rank for the other."""
+"""Narrow the MLPs for one half of the target, and factor matrices for the other."""
 
 import math
 from typing import ClassVar, Literal
@@ -18,25 +18,25 @@ from workers.compression.spec.steps import FactorToSize, Narrow
 
 
 class WidthLowRankOptions(MethodOptions):
-    """The method `width_low_rank` has no options."""
+    """Options of the method `width_low_rank`, which has none."""
 
     name: Literal["width_low_rank"] = "width_low_rank"
 
 
 class WidthLowRankMethod(PlanningMethod[WidthLowRankOptions]):
-    """Divides the target on a logarithmic scale: both halves make the model √ratio times smaller."""
+    """A method that makes the model √ratio times smaller by narrower MLPs, then √ratio times by low rank."""
 
     name: ClassVar[str] = "width_low_rank"
     title: ClassVar[str] = "narrower MLPs, then low rank"
     description: ClassVar[str] = (
-        "Narrows the MLPs as `width` does for one half of the target, and factors what is left as `low_rank` does for "
-        "the other."
+        "Narrows the MLPs as `width` does for one half of the target, and factors the matrices as `low_rank` does for "
+        "the other half."
     )
     leaves: ClassVar[Leaves] = Leaves.FACTORED
     options = WidthLowRankOptions
 
     def range(self, inventory: Inventory, options: WidthLowRankOptions) -> Range:
-        # What factors reach depends on the width; what they reach at the narrowest holds for all.
+        # The range of the factors depends on the width; their range at the narrowest width holds for all.
         width = width_range(inventory)
         narrowest = narrowed(inventory, least_intermediate_size(inventory))
         factored = LOW_RANK.range(narrowest, LowRankOptions())
