@@ -22,7 +22,12 @@ SHARD_NAME = re.compile(r"[\w.-]+\.safetensors", re.ASCII)
 LENGTH_BYTES = 8
 """The bytes at the beginning of a file that state the length of its header."""
 LARGEST_HEADER = 32_000_000
-LARGEST_INDEX = 50_000_000
+LARGEST_INDEX = 32_000_000
+MOST_HEADER_VALUES = 2_000_000
+"""The most values that a header or an index may expand to."""
+LONGEST_NAME = 256
+
+_LONG_NUMBER = re.compile(r"\d{7}")
 
 ITEM_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -46,13 +51,14 @@ def read_safetensors_headers(directory: Path) -> dict[str, tuple[int, ...]]:
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """Return every tensor in `directory` by name, from `model.safetensors` or from the shards that its index names.
+    """Return every tensor in `directory` by name, from `model.safetensors` or else from the shards of its index.
 
-    Raises MissingWeights where there is neither file. Raises MalformedModel where a file is a link that leaves the
-    directory, is not in the safetensors format, or contradicts the index.
+    Where both are there, transformers opens the former, too. Raises MissingWeights where there is neither file. Raises
+    MalformedModel where a file is a link that leaves `boundary_of(directory)`, is not in the safetensors format, or
+    contradicts the index.
     """
     root = directory.resolve()
-    weight_map = read_weight_map(root)
+    weight_map = None if (root / WEIGHTS_FILE).exists() else read_weight_map(root)
     names = sorted(set(weight_map.values())) if weight_map is not None else [WEIGHTS_FILE]
     if weight_map is None and not (root / WEIGHTS_FILE).exists():
         raise MissingWeights(f"There is no {WEIGHTS_FILE} and no {INDEX_FILE}; only safetensors weights can be opened.")
@@ -68,6 +74,18 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def boundary_of(directory: Path) -> Path:
+    """Return the folder that links in a model's directory may lead into: the directory itself.
+
+    Of a snapshot in the hub's cache (`models--ORG--NAME/snapshots/COMMIT`) it is the repository's folder, which holds
+    the blobs, too.
+    """
+    root = directory.resolve()
+    repository = root.parent.parent
+    in_cache = root.parent.name == "snapshots" and repository.name.startswith("models--")
+    return repository if in_cache else root
+
+
 def read_weight_map(directory: Path) -> dict[str, str] | None:
     """Return {tensor: file} as the index in `directory` states it, or None where there is no index.
 
@@ -76,7 +94,7 @@ def read_weight_map(directory: Path) -> dict[str, str] | None:
     root = directory.resolve()
     if not (root / INDEX_FILE).exists():
         return None
-    content = read_object(_inside(root, INDEX_FILE), LARGEST_INDEX)
+    content = read_object(_inside(root, INDEX_FILE), LARGEST_INDEX, MOST_HEADER_VALUES, distinct_keys=True)
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise MalformedModel(f"{INDEX_FILE} has no weight_map.")
@@ -90,7 +108,7 @@ def read_weight_map(directory: Path) -> dict[str, str] | None:
 
 def _inside(root: Path, name: str) -> Path:
     path = (root / name).resolve()
-    if not path.is_relative_to(root):
+    if not path.is_relative_to(boundary_of(root)):
         raise MalformedModel(f"The file {name} is a link that leaves the model's directory.")
     if not path.is_file():
         raise MalformedModel(f"The file {name} is missing or is not a regular file.")
@@ -110,7 +128,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = _header_length(file, size, path.name)
-        header = parse_object(file.read(length), path.name, distinct_keys=True)
+        header = parse_object(file.read(length), path.name, MOST_HEADER_VALUES, distinct_keys=True)
     header.pop("__metadata__", None)
     tensors: dict[str, StoredTensor] = {}
     extents: list[tuple[int, int]] = []
@@ -134,6 +152,8 @@ def _header_length(file: BinaryIO, size: int, name: str) -> int:
 
 
 def _tensor(path: Path, name: str, entry: Any) -> tuple[StoredTensor, tuple[int, int]]:
+    if len(name) > LONGEST_NAME or _LONG_NUMBER.search(name):
+        raise MalformedModel(f"{path.name} names a tensor as no architecture does: {name[:80]!r}.")
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if (
             dtype in ITEM_BYTES and _are_sizes(shape) and _are_sizes([begin, end])
