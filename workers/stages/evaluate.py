@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from app.contract.codes import FailureCode
 from app.contract.job import Comparison, Metrics, Protocol
@@ -200,7 +200,7 @@ def peaks_of(context: Context, directories: Sequence[Path]) -> list[int | None]:
 
 def use_of(context: Context, whole: PreTrainedModel) -> Use:
     length = prompt_length(context)
-    tokenizer = AutoTokenizer.from_pretrained(inspect.model_dir(context))
+    tokenizer = inspect.tokenizer_of(context)
     pace = context.meter.speed(whole, prompt=length, new_tokens=min(SPEED_NEW_TOKENS, length))
     sample = greedy_sample(whole, tokenizer, PROMPT)
     return Use(pace.prefill, pace.decode, None if sample is None else sample.replace("\0", "\ufffd"))
@@ -208,13 +208,15 @@ def use_of(context: Context, whole: PreTrainedModel) -> Use:
 
 def prompt_length(context: Context) -> int:
     """Tokens of the prompt that speed and memory are measured with; what is written must fit behind it."""
-    positions: int = AutoConfig.from_pretrained(inspect.model_dir(context)).max_position_embeddings
+    positions: int = AutoConfig.from_pretrained(
+        inspect.model_dir(context), trust_remote_code=False, local_files_only=True
+    ).max_position_embeddings
     return min(SPEED_PROMPT, positions // 2)
 
 
 def protocols_of(context: Context) -> dict[str, Protocol]:
     """For each evaluation dataset how it was measured, and how much of it was known."""
-    vocabulary = AutoTokenizer.from_pretrained(inspect.model_dir(context)).get_vocab()
+    vocabulary = inspect.tokenizer_of(context).get_vocab()
     limit, known = context.assignment.recipe.evaluation.max_tokens, overlap.overlaps_of(context)
     found = {}
     for dataset, windows in calibrate.evaluations(context).items():
