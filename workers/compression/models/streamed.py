@@ -21,7 +21,7 @@ the blocks is the model's own.
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -46,7 +46,7 @@ from workers.compression.models.skeleton import (
 from workers.compression.overlay import Original, Overlay
 from workers.compression.spec.architectures import architecture_of
 from workers.compression.spec.config import is_tied, original_config, read_config
-from workers.compression.spec.errors import MalformedModel
+from workers.compression.spec.errors import MalformedModel, NoTokenizer
 from workers.compression.spec.headers import StoredTensor, stored_tensors
 from workers.compression.spec.inventory import weights
 
@@ -377,21 +377,28 @@ class StreamedModel:
             )
 
 
-def convert_gguf(path: Path, directory: Path) -> None:
+def convert_gguf(path: Path, directory: Path, rope_scaling: Mapping[str, Any] | None = None) -> None:
     """Writes the model and tokenizer of a GGUF file as safetensors in bfloat16, dequantised, into `directory`.
 
-    The whole model passes through memory. Raises UnsupportedArchitecture, and MalformedModel where transformers cannot
-    read the file.
+    `rope_scaling` is what the file says of it in transformers' terms, which transformers' own reader leaves out. The
+    whole model passes through memory. Raises UnsupportedArchitecture, NoTokenizer, and MalformedModel where
+    transformers cannot read the file.
     """
-    source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
+    source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **source)
+    except Exception as error:  # a stranger's file makes transformers raise anything
+        raise NoTokenizer(f"The tokenizer of the GGUF file {path.name} cannot be read: {error}") from error
     try:
         architecture_of(AutoConfig.from_pretrained(path.parent, **source).to_dict())
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         opened = AutoModelForCausalLM.from_pretrained(path.parent, **source, **_dequantised(), dtype=torch.bfloat16)
     except (OSError, KeyError, NotImplementedError, RuntimeError) as error:
         raise MalformedModel(f"The GGUF file {path.name} cannot be read: {error}") from error
     # A model that came from GGUF refuses to be saved, so its weights move into one that did not.
     settings = {name: value for name, value in opened.config.to_dict().items() if name != "quantization_config"}
+    if rope_scaling is not None:
+        field = "rope_parameters" if "rope_parameters" in settings else "rope_scaling"
+        settings[field] = {**(settings[field] or {}), **rope_scaling}
     model = empty_model(settings, torch.bfloat16, torch.device("cpu"))
     model.load_state_dict(opened.state_dict(), assign=True)
     model.tie_weights()
