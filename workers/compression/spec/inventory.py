@@ -49,7 +49,8 @@ class Inventory:
     `sites` are the matrices inside the blocks. `head` is None where the output head is tied to the embedding.
     `total_parameters` counts each distinct tensor once: a tied head is free even where a file repeats it.
     `block_parameters` has one count for each block. `head_size` is the size of an attention head, or None where the
-    config has no way to state fewer heads.
+    config has no way to state fewer heads. `numbered_blocks`: what a block computes depends on its number, so that none
+    of them can be removed.
     """
 
     model_type: str
@@ -63,6 +64,7 @@ class Inventory:
     block_prefix: str
     block_parameters: tuple[int, ...] = ()
     head_size: int | None = None
+    numbered_blocks: bool = False
 
     def sites_of(self, block: int) -> tuple[Site, ...]:
         """Return the matrices inside one block."""
@@ -122,6 +124,7 @@ def inventory(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Invent
         block_prefix=architecture.blocks,
         block_parameters=_block_parameters(architecture, shapes, blocks),
         head_size=_head_size(config, architecture.attention, sites),
+        numbered_blocks=bool(config.get("scale_attn_by_inverse_layer_idx")),
     )
 
 
