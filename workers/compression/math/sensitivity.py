@@ -221,10 +221,15 @@ class _SiteMoments:
         moments = self.inputs.pop(name)
         squared = (self.gradients[name] / moments.tokens).double().cpu()
         outputs = (squared + SHRINKAGE * squared.mean()).sqrt()
+        unread = not bool(squared.any())
+        if unread:
+            # Behind it stands a projection of zeros: no error here costs anything, and all outputs weigh alike.
+            outputs = torch.ones_like(outputs)
         spend = all(moments is not other for other in self.inputs.values())
         site = problem(matrix_of(self.modules[name]), moments, outputs=outputs, spend=spend)
         tiles = _errors_of_tiles(described, site.weighted(), tiled) if tiled else {}
-        return Sensitivity(spectrum(site) / 2, outputs, tiles=tiles)
+        found = spectrum(site) / 2
+        return Sensitivity(torch.zeros_like(found) if unread else found, outputs, tiles=tiles)
 
     def _passed(self, name: str, module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
         inputs = arguments[0].detach()
