@@ -10,12 +10,12 @@ import torch
 from safetensors import safe_open
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
+from workers.compression.formats.checkpoint import write_package
 
 from tests.compression.formats.test_checkpoint import OnePart
 from tests.support.models import byte_tokenizer
 from tests.support.tiny_models import save_tiny_model
 from workers.compression.companions import open_tokenizer, sample_texts, tokenised
-from workers.compression.formats.checkpoint import write_package
 from workers.compression.formats.dense import write_dense
 from workers.compression.formats.verification import Probe, verify_all
 from workers.compression.models.streamed import StreamedModel

@@ -123,8 +123,6 @@ def _write_shard(path: Path, shard: Sequence[Entry], tensors: Iterator[tuple[str
             file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-
-
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """As transformers writes its configs."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -229,7 +229,9 @@ class _SiteMoments:
         site = problem(matrix_of(self.modules[name]), moments, outputs=outputs, spend=spend)
         tiles = _errors_of_tiles(described, site.weighted(), tiled) if tiled else {}
         found = spectrum(site) / 2
-        return Sensitivity(torch.zeros_like(found) if unread else found, outputs, tiles=tiles)
+        if unread:
+            found, tiles = torch.zeros_like(found), {tile: torch.zeros_like(each) for tile, each in tiles.items()}
+        return Sensitivity(found, outputs, tiles=tiles)
 
     def _passed(self, name: str, module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
         inputs = arguments[0].detach()
