@@ -50,6 +50,11 @@ class InvalidModel(Refused):
     title = code.kind.title
 
 
+class NoTokenizer(Refused):
+    code = FailureCode.NO_TOKENIZER
+    title = code.kind.title
+
+
 class UnsupportedModel(Refused):
     code = FailureCode.UNSUPPORTED_ARCHITECTURE
     title = code.kind.title

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pydantic import BaseModel
+
 from app.contract.job import (
     Attempt,
     AttemptOutcome,
@@ -43,6 +45,9 @@ from workers.compression.spec.formats import FORMATS
 from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods import Leaves, method_of
 from workers.compression.spec.ranges import Range
+
+SHORTEST_WINDOW = 16
+"""The least tokens of a window that a recipe may ask for."""
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +79,7 @@ class JobService:
         """
         text_revisions = self.check_texts(recipe)
         model = self.models.resolve(recipe.model)
+        recipe = fitted(recipe, model.config)
         check_lengths(recipe, model.config)
         check_ratio(recipe, model.inventory)
         check_trained(recipe)
@@ -163,10 +169,34 @@ def check_overlap(recipe: Recipe) -> None:
             raise Refused(field, f"{dataset!r} is also {made_from[dataset]}; evaluate on other text")
 
 
+def fitted(recipe: Recipe, config: Mapping[str, Any]) -> Recipe:
+    """The recipe with each length that the client left open no longer than the positions that the model knows."""
+    positions = positions_of(config)
+    if positions is None or positions < SHORTEST_WINDOW:
+        return recipe
+    sections: dict[str, BaseModel | None] = {
+        "calibration": recipe.calibration,
+        "evaluation": recipe.evaluation,
+        "distillation": recipe.distillation,
+    }
+    changed = {}
+    for name, section in sections.items():
+        field = "window" if name == "evaluation" else "length"
+        if section is not None and field not in section.model_fields_set and getattr(section, field) > positions:
+            changed[name] = section.model_copy(update={field: positions})
+    return recipe.model_copy(update=changed)
+
+
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """How many positions the model knows; None where its config does not say."""
+    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    return positions if isinstance(positions, int) else None
+
+
 def check_lengths(recipe: Recipe, config: Mapping[str, Any]) -> None:
     """The windows of text must fit into the positions that the model knows."""
-    positions = config.get("max_position_embeddings", config.get("n_positions"))
-    if not isinstance(positions, int):
+    positions = positions_of(config)
+    if positions is None:
         return
     lengths = {"calibration.length": recipe.calibration.length, "evaluation.window": recipe.evaluation.window}
     if recipe.distillation is not None:

@@ -14,6 +14,8 @@ from typing import Any
 
 from app.sources.hub import Hub, RemoteFile, Repository
 from app.sources.local import resolved
+from workers.compression.spec.architectures import ARCHITECTURES
+from workers.compression.spec.companions import is_companion, require_tokenizer
 from workers.compression.spec.config import CONFIG_FILE, LARGEST_CONFIG, read_config
 from workers.compression.spec.errors import MalformedModel, MissingWeights
 from workers.compression.spec.headers import (
@@ -22,15 +24,19 @@ from workers.compression.spec.headers import (
     LARGEST_INDEX,
     LENGTH_BYTES,
     WEIGHTS_FILE,
-    read_safetensors_headers,
+    boundary_of,
     read_weight_map,
+    stored_tensors,
 )
+from workers.compression.spec.stored import check_kinds
 
-COMPANION = re.compile(
-    r"\w[\w.-]*\.(json|txt|model|jinja)|(?i:LICEN[SC]E|NOTICE|USE_POLICY)[\w.-]*|README\.md", re.ASCII
-)
+DESCRIPTION = re.compile(r"\w[\w.-]*\.(json|txt|model)|README\.md", re.ASCII)
+"""Names of the files that are read here beside those that travel into the package: config, model card."""
+ADAPTER = "adapter_config.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 
+LARGEST_COMPANION = 128_000_000
+MOST_FILES = 10_000
 LARGEST_FILE = 2**43  # what every common file system can hold, if only as a hole
 FIRST_READ = 128 * 1024
 READERS = 8
@@ -48,8 +54,11 @@ class Checkpoint:
     shapes: dict[str, tuple[int, ...]]
 
 
-def read_checkpoint(directory: Path) -> Checkpoint:
-    """Return config and tensor shapes of `directory`, a real path.
+def read_checkpoint(directory: Path, roots: tuple[Path, ...] = ()) -> Checkpoint:
+    """Return config and tensor shapes of `directory`, a real path, without reading its companions.
+
+    No file in it, however deep, may be a link out of the directory; in a snapshot of the hub's cache links may lead to
+    the repository's blobs, where these lie below one of `roots`.
 
     Raises:
         MissingWeights: there are no safetensors weights.
@@ -57,26 +66,55 @@ def read_checkpoint(directory: Path) -> Checkpoint:
             directory.
         NeedsRemoteCode: the config asks for code of its own.
     """
-    for path in sorted(directory.iterdir()):
-        target = resolved(path)
-        if target is not None and not target.is_relative_to(directory):
-            raise MalformedModel(f"{path.name} is a link that leads out of the model's directory; put a copy there.")
+    check_links(directory, roots)
     config = read_config_without_code(directory)
     try:
-        return Checkpoint(config, read_safetensors_headers(directory))
+        tensors = stored_tensors(directory)
     except MissingWeights as error:
         raise MissingWeights(absence([path.name for path in directory.iterdir()])) from error
+    check_kinds(config, tensors)
+    return Checkpoint(config, {name: tensor.shape for name, tensor in tensors.items()})
+
+
+def check_links(directory: Path, roots: tuple[Path, ...]) -> None:
+    """Raise MalformedModel for a link, at any depth, that leads out of where the model's files may lie."""
+    boundary = boundary_of(directory)
+    for number, path in enumerate(directory.rglob("*")):
+        if number == MOST_FILES:
+            raise MalformedModel(f"The model's directory holds more than {MOST_FILES} files.")
+        target = resolved(path)
+        if target is None or target.is_relative_to(directory):
+            continue
+        if not target.is_relative_to(boundary) or not any(target.is_relative_to(root) for root in roots):
+            raise MalformedModel(
+                f"{path.relative_to(directory)} is a link that leads out of the model's directory; put a copy there."
+            )
 
 
 def read_config_without_code(directory: Path) -> dict[str, Any]:
     """Return the model's config. Raises MalformedModel; NeedsRemoteCode where it asks for code of its own."""
+    if not (directory / CONFIG_FILE).is_file():
+        raise MalformedModel(missing_config(directory))
     config = read_config(directory)
-    if "auto_map" in config:
+    if "auto_map" in config and config.get("model_type") not in ARCHITECTURES:
         raise NeedsRemoteCode(
             f"Its {CONFIG_FILE} asks for code of its own (auto_map), and remote code is not run here; send a model of "
             "an architecture that transformers itself has."
         )
+    for field in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
+        if not isinstance(config.get(field), str | None) or "/" in (config.get(field) or ""):
+            raise NeedsRemoteCode(f"Its {CONFIG_FILE} asks for code of somebody else ({field}); take that field out.")
     return config
+
+
+def missing_config(directory: Path) -> str:
+    """The sentence for a directory without config.json, by what lies there in its place."""
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    if ADAPTER in names:
+        return "It is an adapter, such as LoRA makes, and no model; merge it into the model that it was trained on."
+    if found := next((name for name in names if name.lower().endswith(".gguf")), None):
+        return f"There is no {CONFIG_FILE}, but a GGUF file; send the name of the file: '…/{found}'."
+    return f"There is no {CONFIG_FILE}; send a model in transformers' format."
 
 
 def read_remote_checkpoint(hub: Hub, repository: Repository) -> Checkpoint:
@@ -87,7 +125,10 @@ def read_remote_checkpoint(hub: Hub, repository: Repository) -> Checkpoint:
     """
     with TemporaryDirectory(prefix="modelpress-") as folder:
         directory = Path(folder).resolve()
-        for name, largest in ((CONFIG_FILE, LARGEST_CONFIG), (INDEX_FILE, LARGEST_INDEX)):
+        described: tuple[tuple[str, int], ...] = ((CONFIG_FILE, LARGEST_CONFIG),)
+        if repository.file(WEIGHTS_FILE) is None:
+            described += ((INDEX_FILE, LARGEST_INDEX),)
+        for name, largest in described:
             if (file := repository.file(name)) is not None:
                 (directory / name).write_bytes(hub.read(repository, file, 0, largest + 1))
         if (directory / CONFIG_FILE).exists():
@@ -97,7 +138,9 @@ def read_remote_checkpoint(hub: Hub, repository: Repository) -> Checkpoint:
             raise MissingWeights(absence([file.name for file in repository.files]))
         with ThreadPoolExecutor(READERS) as readers:
             list(readers.map(partial(lay_out_header, hub, repository, directory), shards))
-        return read_checkpoint(directory)
+        checkpoint = read_checkpoint(directory)
+        require_tokenizer({file.name for file in repository.files})
+        return checkpoint
 
 
 def lay_out_header(hub: Hub, repository: Repository, directory: Path, file: RemoteFile) -> None:
@@ -115,21 +158,27 @@ def lay_out_header(hub: Hub, repository: Repository, directory: Path, file: Remo
 
 
 def weight_files(repository: Repository, directory: Path) -> tuple[RemoteFile, ...]:
-    """Return the repository's weight files: those that the index in `directory` names, without an index the single one.
+    """Return the repository's weight files: the single file, which transformers prefers, or those that the index in
+    `directory` names.
 
     A file that the repository lacks is left out; reading the directory then refuses the index. Raises MalformedModel.
     """
-    weight_map = read_weight_map(directory)
-    names = {WEIGHTS_FILE} if weight_map is None else set(weight_map.values())
+    if (single := repository.file(WEIGHTS_FILE)) is not None:
+        return (single,)
+    names = set((read_weight_map(directory) or {}).values())
     return tuple(file for file in repository.files if file.name in names)
 
 
 def companion_files(repository: Repository) -> tuple[RemoteFile, ...]:
-    """Return the files that are downloaded beside the weights: config, tokenizer, chat template, licence, model card.
+    """Return the files that are downloaded beside the weights: config, tokenizer, chat templates, licence, model card.
 
-    Code and pickles are never among them.
+    Code and pickles are never among them. Raises MalformedModel where one of them is larger than any of its kind.
     """
-    return tuple(file for file in repository.files if COMPANION.fullmatch(file.name))
+    files = tuple(file for file in repository.files if DESCRIPTION.fullmatch(file.name) or is_companion(file.name))
+    for file in files:
+        if file.bytes > LARGEST_COMPANION:
+            raise MalformedModel(f"{file.name} has {file.bytes} bytes; at most {LARGEST_COMPANION} are read.")
+    return files
 
 
 def absence(names: list[str]) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TypedDict
 
 JSON_LINES = ".jsonl"
+JSON_LINES_ENCODING = "utf-8-sig"
+"""Windows programs begin a file with a byte order mark, which is no part of its first line."""
 
 
 class Message(TypedDict):
@@ -21,13 +23,18 @@ Document = str | Sequence[Message]
 
 def read_documents(path: Path) -> Iterator[Document]:
     """The documents of a file. Raises ValueError, which completes 'the file …' and names the line."""
-    with path.open(encoding="utf-8") as file:
-        if path.suffix != JSON_LINES:
-            yield file.read()
-            return
+    if not is_json_lines(path):
+        yield path.read_text(encoding="utf-8")
+        return
+    with path.open(encoding=JSON_LINES_ENCODING) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield parse_line(line, number)
+
+
+def is_json_lines(path: Path) -> bool:
+    """Return whether the file is one of JSON lines, by its name."""
+    return path.suffix.lower() == JSON_LINES
 
 
 def parse_line(line: str, number: int) -> Document:

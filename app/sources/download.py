@@ -15,7 +15,9 @@ from typing import TypeVar
 from app.errors import DownloadCorrupted, HubUnavailable
 from app.sources.checkpoint import companion_files, read_checkpoint, weight_files
 from app.sources.hub import Hub, RemoteFile, Repository
+from workers.compression.spec.companions import check_companions, is_companion
 from workers.compression.spec.files import file_sha256, sync
+from workers.compression.spec.inventory import inventory
 
 PROGRESS_SECONDS = 0.5
 
@@ -47,18 +49,21 @@ class Downloads:
                 partial = final.with_name(f"{commit}.partial")
                 self.files(repository, companion_files(repository), partial)
                 self.files(repository, weight_files(repository, partial), partial)
-                read_checkpoint(partial)
+                check_downloaded(partial)
                 partial.rename(final)
         return final
 
     def files(self, repository: Repository, files: tuple[RemoteFile, ...], directory: Path) -> None:
-        """Put these files of a repository into a directory, each under the last part of its name."""
+        """Put these files of a repository into a directory, each under the last part of its name; only named chat
+        templates keep their folder."""
         directory.mkdir(parents=True, exist_ok=True)
         meter = Meter(self.progress, sum(file.bytes for file in files))
         for file in files:
-            self.file(repository, file, directory / Path(file.name).name, meter)
+            kept = is_companion(file.name)
+            self.file(repository, file, directory / (file.name if kept else Path(file.name).name), meter)
 
     def file(self, repository: Repository, file: RemoteFile, target: Path, meter: "Meter") -> None:
+        target.parent.mkdir(exist_ok=True)
         if target.exists():
             meter.add(file.bytes, file.name)
             return
@@ -141,6 +146,13 @@ def git_blob(path: Path, size: int) -> str:
         return hashlib.file_digest(
             content, lambda: hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
         ).hexdigest()
+
+
+def check_downloaded(directory: Path) -> None:
+    """Read a model's files as those of a local one. Raises MissingWeights, MalformedModel, NeedsRemoteCode."""
+    checkpoint = read_checkpoint(directory)
+    found = inventory(checkpoint.config, checkpoint.shapes)
+    check_companions(directory, found.vocab_size)
 
 
 def folder_name(repository: str) -> str:

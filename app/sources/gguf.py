@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from app.sources.gguf_errors import MalformedGguf, UnsupportedGguf
+from app.sources.gguf_rotary import DEFAULT_THETA, llama3_parameters, rope_parameters
 from workers.compression.spec.architectures import ARCHITECTURES, GgufNames
 from workers.compression.spec.architectures.architecture import Architecture
 
@@ -44,21 +46,26 @@ CONFIG_KEYS = {
     "rope.freq_base": "rope_theta",
 }
 NEEDED = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
-DERIVED = {"rope_freqs.weight"}
+DIVISORS = "rope_freqs.weight"
+LARGEST_DIVISORS = 4096
+F32 = 0
 
-
-class MalformedGguf(ValueError):
-    """The file is not what its format promises. The message is a sentence."""
-
-
-class UnsupportedGguf(ValueError):
-    """A sound file of an architecture, or with a tensor, that is not read. The message is a sentence."""
+ROTARY_KEYS = frozenset(
+    {
+        "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
+        "rope.scaling.attn_factor", "rope.scaling.finetuned", "rope.scale_linear",
+    }
+)  # fmt: skip
+OTHER_KEYS = frozenset({"vocab_size", "attention.value_length", "tensor_data_layout", "attention.causal"})
+TOKENIZERS = ("gpt2", "llama")
+"""What `tokenizer.ggml.model` may say: the kinds that transformers builds for ARCHITECTURES."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
     shape: tuple[int, ...]
     """Outermost dimension first, as torch counts."""
+    kind: int
     start: int
     end: int  # bytes, counted from the beginning of the data
 
@@ -83,13 +90,27 @@ def read_gguf(path: Path) -> Gguf:
         raise MalformedGguf("The file is cut off: it is shorter than its header says.")
     architecture, names = architecture_of(metadata)
     config = config_of(metadata, architecture, names)
+    if DIVISORS in stored:
+        divisors = read_divisors(path, data_start, stored[DIVISORS])
+        if (scaling := llama3_parameters(divisors, config.get("rope_theta", DEFAULT_THETA))) is not None:
+            config["rope_scaling"] = scaling
     shapes = {
         transformers_name(name, architecture, names): tensor.shape
         for name, tensor in stored.items()
-        if name not in DERIVED
+        if name != DIVISORS
     }
     config["tie_word_embeddings"] = "lm_head.weight" not in shapes
     return Gguf(config, shapes)
+
+
+def read_divisors(path: Path, data_start: int, tensor: StoredTensor) -> tuple[float, ...]:
+    """Return the numbers of the tensor that divides rotary frequencies."""
+    count = math.prod(tensor.shape)
+    if tensor.kind != F32 or count > LARGEST_DIVISORS:
+        raise UnsupportedGguf(f"The file holds '{DIVISORS}' in a form that is not read.")
+    with path.open("rb") as file:
+        file.seek(data_start + tensor.start)
+        return struct.unpack(f"<{count}f", file.read(4 * count))
 
 
 class Reader:
@@ -127,7 +148,7 @@ class Reader:
         if kind not in BLOCKS:
             raise UnsupportedGguf(f"The file stores '{name}' in the GGML type {kind}, which is not read.")
         numbers, block_bytes = BLOCKS[kind]
-        return name, StoredTensor(shape[::-1], start, start + math.prod(shape) // numbers * block_bytes)
+        return name, StoredTensor(shape[::-1], kind, start, start + math.prod(shape) // numbers * block_bytes)
 
     def value(self, kind: int) -> Any:
         if kind in SCALARS:
@@ -200,14 +221,32 @@ def config_of(metadata: Mapping[str, Any], architecture: Architecture, names: Gg
     """Return the config in transformers' terms. Raises UnsupportedGguf; MalformedGguf where a size is missing."""
     if f"{names.architecture}.expert_count" in metadata:
         raise UnsupportedGguf("The file holds a mixture of experts, which is not read.")
-    own = {key.removeprefix(f"{names.architecture}."): value for key, value in metadata.items()}
+    if (tokenizer := metadata.get("tokenizer.ggml.model")) not in TOKENIZERS:
+        raise UnsupportedGguf(
+            f"The file has a tokenizer of the kind '{tokenizer}'; in GGUF files these are read: {', '.join(TOKENIZERS)}"
+        )
+    prefix = f"{names.architecture}."
+    own = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+    if unknown := sorted(own.keys() - CONFIG_KEYS.keys() - ROTARY_KEYS - OTHER_KEYS):
+        raise UnsupportedGguf(f"The file states '{prefix}{unknown[0]}', which may change what the model computes.")
     config = {name: own[key] for key, name in CONFIG_KEYS.items() if key in own}
     if missing := [name for name in NEEDED if type(config.get(name)) is not int]:
         raise MalformedGguf(f"The file does not say its {missing[0]}.")
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
     config["model_type"] = architecture.model_type
+    check_heads(own, config)
+    if (scaling := rope_parameters(own, config)) is not None:
+        config["rope_scaling"] = scaling
     config["vocab_size"] = own.get("vocab_size", metadata.get("tokenizer.ggml.tokens"))
     return config
+
+
+def check_heads(own: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Raise UnsupportedGguf for heads that rotate in part, or whose values are of another size than their keys."""
+    size = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    for key in ("rope.dimension_count", "attention.value_length"):
+        if own.get(key, size) != size:
+            raise UnsupportedGguf(f"The file states '{key}' as {own[key]}, but its attention heads are of {size}.")
 
 
 def transformers_name(name: str, architecture: Architecture, names: GgufNames) -> str:

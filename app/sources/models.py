@@ -7,19 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from app.errors import InvalidModel, NoSafetensors, UnknownModel, UnsupportedModel
+from app.errors import InvalidModel, NoSafetensors, NoTokenizer, UnknownModel, UnsupportedModel
 from app.settings import SourceSettings
 from app.sources.checkpoint import NeedsRemoteCode, read_checkpoint, read_remote_checkpoint
-from app.sources.gguf import MalformedGguf, UnsupportedGguf, read_gguf
+from app.sources.gguf import read_gguf
+from app.sources.gguf_errors import MalformedGguf, UnsupportedGguf
 from app.sources.hub import HUB_SECONDS, Hub, NotOnHub, Repository
 from app.sources.local import locate
+from workers.compression.spec.companions import check_companions
 from workers.compression.spec.errors import (
     AlreadyQuantised,
     MalformedModel,
     MissingWeights,
     UnsupportedArchitecture,
 )
+from workers.compression.spec.errors import NoTokenizer as NoVocabulary
 from workers.compression.spec.inventory import Inventory, inventory
+from workers.compression.spec.stored import check_agreement
 
 FIELD = "model"
 LOCAL = "local:"
@@ -56,7 +60,7 @@ class ModelSources:
 
         Raises:
             UnknownModel, OutsideRoots: there is nothing by that name that may be read.
-            NoSafetensors, InvalidModel, UnsupportedModel: there is, and it cannot be compressed here.
+            NoSafetensors, NoTokenizer, InvalidModel, UnsupportedModel: there is, and it cannot be compressed here.
             HubUnavailable: the hub gave no usable answer within seconds.
         """
         with explained(reference):
@@ -68,9 +72,11 @@ class ModelSources:
         name = reference.removeprefix(LOCAL)
         path = locate(name, self.roots, field=FIELD, unknown=UnknownModel, setting=ROOTS_SETTING)
         if path.is_dir():
-            checkpoint = read_checkpoint(path)
-            return resolved_model(reference, "directory", checkpoint.config, checkpoint.shapes, path=path)
-        if path.suffix == ".gguf" and path.is_file():
+            checkpoint = read_checkpoint(path, self.roots)
+            model = resolved_model(reference, "directory", checkpoint.config, checkpoint.shapes, path=path)
+            check_companions(path, model.inventory.vocab_size)
+            return model
+        if path.suffix.lower() == ".gguf" and path.is_file():
             gguf = read_gguf(path)
             return resolved_model(reference, "gguf", gguf.config, gguf.shapes, path=path)
         raise InvalidModel(
@@ -99,6 +105,8 @@ def resolved_model(
     path: Path | None = None,
     repository: Repository | None = None,
 ) -> ResolvedModel:
+    found = inventory(config, shapes)
+    check_agreement(config, shapes, found)
     return ResolvedModel(
         reference=reference,
         kind=kind,
@@ -106,7 +114,7 @@ def resolved_model(
         revision=repository.revision if repository else None,
         path=path,
         config=config,
-        inventory=inventory(config, shapes),
+        inventory=found,
     )
 
 
@@ -121,6 +129,8 @@ def explained(reference: str) -> Iterator[None]:
         raise UnsupportedModel(FIELD, f"'{reference}' cannot be used. {error}") from error
     except MissingWeights as error:
         raise NoSafetensors(FIELD, f"'{reference}' cannot be used. {error}") from error
+    except NoVocabulary as error:
+        raise NoTokenizer(FIELD, f"'{reference}' cannot be used. {error}") from error
     except (MalformedModel, MalformedGguf) as error:
         raise InvalidModel(FIELD, f"'{reference}' cannot be used. {error}") from error
     except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from app.errors import UnknownDataset
 from app.settings import SourceSettings
-from app.sources.documents import JSON_LINES, parse_line
+from app.sources.documents import JSON_LINES, JSON_LINES_ENCODING, is_json_lines, parse_line
 from app.sources.hub import HUB_SECONDS, Hub, NotOnHub, RemoteFile, Repository
 from app.sources.local import locate
 
@@ -19,6 +19,8 @@ PARQUET = ".parquet"
 BEGINNINGS = {PARQUET: b"PAR1", JSON_LINES: b"{"}
 """What a file of a hub dataset begins with, by how its name ends; where there are both kinds, the first is taken."""
 FIRST_READ = 64 * 1024
+FIRST_BYTES = 256
+FIRST_LINES = 1000
 LONGEST_LINE = 16 * 2**20
 HUB_NAME = re.compile(
     r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<config>[\w.-]+))?/(?P<split>[\w.-]+)", re.ASCII
@@ -71,7 +73,7 @@ class TextSources:
 
     def check_local(self, reference: str, name: str, field: str) -> ResolvedText:
         path = locate(name, self.roots, field=field, unknown=UnknownDataset, setting=ROOTS_SETTING)
-        if path.suffix not in (".txt", JSON_LINES) or not path.is_file():
+        if path.suffix.lower() not in (".txt", JSON_LINES) or not path.is_file():
             raise UnknownDataset(field, f"'{reference}' is not a .txt or .jsonl file")
         if complaint := complaint_about(path):
             raise UnknownDataset(field, f"'{reference}' {complaint}")
@@ -91,10 +93,12 @@ class TextSources:
                 )
             suffix = Path(files[0].name).suffix
             # A listing can be public, the files not.
-            beginning = self.hub.read(repository, files[0], 0, len(BEGINNINGS[suffix]))
+            beginning = self.hub.read(repository, files[0], 0, FIRST_BYTES)
         except NotOnHub as error:
             raise UnknownDataset(field, str(error)) from error
-        if beginning != BEGINNINGS[suffix]:
+        if suffix == JSON_LINES:
+            beginning = beginning.removeprefix(codecs.BOM_UTF8).lstrip()
+        if not beginning.startswith(BEGINNINGS[suffix]):
             raise UnknownDataset(field, f"'{files[0].name}' of '{name}' is not a {suffix} file")
         return ResolvedText(reference, "hub", revision=repository.revision, repository=repository, files=files)
 
@@ -129,10 +133,17 @@ def complaint_about(path: Path) -> str | None:
         codecs.getincrementaldecoder("utf-8")().decode(beginning)
     except UnicodeDecodeError:
         return "is not UTF-8 text"
-    if path.suffix == JSON_LINES:
+    return complaint_about_lines(path) if is_json_lines(path) else None
+
+
+def complaint_about_lines(path: Path) -> str | None:
+    """What is wrong with the first line of JSON lines that is not blank."""
+    with path.open(encoding=JSON_LINES_ENCODING) as lines:
         try:
-            with path.open(encoding="utf-8") as lines:
-                parse_line(lines.readline(LONGEST_LINE), 1)
+            for number in range(1, FIRST_LINES + 1):
+                if (line := lines.readline(LONGEST_LINE)).strip():
+                    parse_line(line, number)
+                    return None
         except ValueError as error:
             return str(error)
-    return None
+    return f"has no JSON in its first {FIRST_LINES} lines"

@@ -19,6 +19,7 @@ from app.sources.documents import (
     Document,
     characters,
     conversation,
+    is_json_lines,
     join_lines,
     read_documents,
     to_line,
@@ -93,7 +94,7 @@ class TextFiles:
             try:
                 if text.repository is not None:
                     self.downloads.files(text.repository, (file,), directory)
-                yield from read_documents(path) if path.suffix == JSON_LINES else parquet_rows(path)
+                yield from read_documents(path) if is_json_lines(path) else parquet_rows(path)
             except NotOnHub as error:
                 raise UnknownDataset(FIELD, str(error)) from error
             except (pyarrow.ArrowException, KeyError) as error:
@@ -115,7 +116,7 @@ class TextFiles:
 def check_local(reference: str, path: Path) -> None:
     """Read all of a file of the operator's, of which the beginning was checked when the job was posted."""
     try:
-        if path.suffix == JSON_LINES:
+        if is_json_lines(path):
             for _ in read_documents(path):
                 pass
         else:

@@ -1,5 +1,6 @@
 """Trying the methods on a model and judging them on text that they did not see."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,6 +56,12 @@ def test_a_method_that_does_not_reach_the_ratio_is_not_tried(directory: Path) ->
     assert "low_rank" in names
 
 
+def test_no_method_that_removes_blocks_is_tried_where_their_place_counts(directory: Path) -> None:
+    model = StreamedModel.open(directory)
+    model.inventory = dataclasses.replace(model.inventory, numbered_blocks=True)
+    assert {method.name for method in candidates(model)} == {"low_rank", "width_low_rank", "width"}
+
+
 def test_a_method_is_judged_by_text_that_was_kept_back(directory: Path) -> None:
     model, ids = StreamedModel.open(directory), calibration()
     seen, kept_back = split_calibration(ids)
@@ -85,7 +92,15 @@ def test_of_a_single_sequence_one_half_judges(directory: Path) -> None:
     assert len(list(tried(StreamedModel.open(directory), one))) == 4
 
 
-@pytest.mark.parametrize("error", [CompressionError("it does not fit"), torch.linalg.LinAlgError("singular")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        CompressionError("it does not fit"),
+        torch.linalg.LinAlgError("singular"),
+        RuntimeError("U[25,25] is zero"),
+        ZeroDivisionError("float division by zero"),
+    ],
+)
 def test_a_method_that_fails_on_the_model_is_left_out(
     error: Exception, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

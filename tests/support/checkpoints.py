@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ SHAPES: dict[str, tuple[int, ...]] = {
     **{f"model.layers.{block}.{name}.weight": shape for block in range(2) for name, shape in BLOCK.items()},
 }
 PARAMETERS = sum(math.prod(shape) for shape in SHAPES.values())
+TOKENIZER = {"model": {"type": "BPE", "vocab": {f"token{number}": number for number in range(32)}, "merges": []}}
 GGUF_NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -72,7 +74,7 @@ def single_file() -> dict[str, bytes]:
     return {
         "config.json": json_bytes(CONFIG),
         "model.safetensors": safetensors_bytes(SHAPES),
-        "tokenizer.json": b"{}",
+        "tokenizer.json": json_bytes(TOKENIZER),
         "LICENSE": b"Apache-2.0",
     }
 
@@ -85,6 +87,7 @@ def sharded() -> dict[str, bytes]:
     return {
         "config.json": json_bytes(CONFIG),
         "model.safetensors.index.json": json_bytes(index),
+        "tokenizer.json": json_bytes(TOKENIZER),
         **{file: safetensors_bytes({name: SHAPES[name] for name in half}) for file, half in halves.items()},
     }
 
@@ -96,8 +99,18 @@ def write_files(directory: Path, files: dict[str, bytes]) -> Path:
     return directory
 
 
-def write_gguf(path: Path, *, architecture: str = "llama", head: bool = False) -> Path:
-    """The same model as a GGUF file; `head`: with an output head of its own."""
+def write_gguf(
+    path: Path,
+    *,
+    architecture: str = "llama",
+    head: bool = False,
+    tokenizer: str = "gpt2",
+    scaling: gguf.RopeScalingType | None = None,
+    divisors: Sequence[float] = (),
+    theta: float = 10_000.0,
+    settings: Mapping[str, float] | None = None,
+) -> Path:
+    """The same model as a GGUF file; `head`: with an output head of its own; `settings`: more metadata."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(2)
     writer.add_context_length(64)
@@ -106,11 +119,21 @@ def write_gguf(path: Path, *, architecture: str = "llama", head: bool = False) -
     writer.add_head_count(2)
     writer.add_head_count_kv(1)
     writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(theta)
+    if scaling is not None:
+        writer.add_rope_scaling_type(scaling)
+        writer.add_rope_scaling_factor(4.0)
+        writer.add_rope_scaling_orig_ctx_len(16)
+    for key, value in (settings or {}).items():
+        writer.add_uint32(key, value) if isinstance(value, int) else writer.add_float32(key, value)
+    writer.add_tokenizer_model(tokenizer)
     writer.add_token_list([f"token{number}" for number in range(32)])
     tensors = {"token_embd": (32, 8), "output_norm": (8,)} | ({"output": (32, 8)} if head else {})
     tensors |= {f"blk.{block}.{GGUF_NAMES[name]}": shape for block in range(2) for name, shape in BLOCK.items()}
     for name, shape in tensors.items():
         writer.add_tensor(f"{name}.weight", np.zeros(shape, dtype=np.float32))
+    if divisors:
+        writer.add_tensor("rope_freqs.weight", np.array(divisors, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

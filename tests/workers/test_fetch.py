@@ -43,7 +43,7 @@ from workers.fetch import FetchReport, FetchRequest, fetch, fetch_environment, f
 NAME = "acme/tiny"
 ROOT = Path(__file__).parents[2]
 BIG = {**SHAPES, "model.embed_tokens.weight": (32 * 1000, 8)}
-BIG_FILES = {
+BIG_FILES = single_file() | {
     "config.json": json_bytes({**CONFIG, "vocab_size": 32 * 1000}),
     "model.safetensors": safetensors_bytes(BIG),
 }
@@ -111,6 +111,12 @@ def test_code_pickles_and_folders_stay_on_the_hub(hub: LoopbackHub, request_for:
     assert contents(fetch(request_for(), silent).model_path) == single_file()
 
 
+def test_named_chat_templates_keep_their_folder(hub: LoopbackHub, request_for: MakeRequest) -> None:
+    hub.add(NAME, single_file() | {"additional_chat_templates/tool_use.jinja": b"{{ tools }}"})
+    directory = fetch(request_for(), silent).model_path
+    assert (directory / "additional_chat_templates" / "tool_use.jinja").read_bytes() == b"{{ tools }}"
+
+
 def test_the_commit_of_the_job_is_fetched_though_the_branch_has_moved(
     hub: LoopbackHub, request_for: MakeRequest
 ) -> None:
@@ -165,7 +171,7 @@ def test_a_damaged_model_is_refused_although_its_digests_are_right(hub: Loopback
 
 
 def test_remote_code_is_refused_again(hub: LoopbackHub, request_for: MakeRequest) -> None:
-    hub.add(NAME, single_file() | {"config.json": json_bytes({**CONFIG, "auto_map": {}})})
+    hub.add(NAME, single_file() | {"config.json": json_bytes({**CONFIG, "model_type": "evil", "auto_map": {}})})
     with pytest.raises(UnsupportedModel, match="auto_map"):
         fetch(request_for(), silent)
 

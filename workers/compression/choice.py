@@ -20,7 +20,6 @@ from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import PartStore
 from workers.compression.pipeline import compress
-from workers.compression.spec.errors import CompressionError
 from workers.compression.spec.methods import MethodOptions, Need, planner_of
 from workers.compression.steps.influence import evenly_spread
 
@@ -66,8 +65,10 @@ def trials(
         try:
             tried = EditedModel(model, _compress_by(model, options, ratio, seen, store(), seed))
             left = perplexity(tried, kept_back).value
-        except (CompressionError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-            log.warning("skip the method %s, which fails on this model: %s", options.name, error)
+        except (MemoryError, torch.OutOfMemoryError, OSError):
+            raise
+        except Exception as error:  # whatever a method cannot do with this model, the others are still there
+            log.warning("skip the method %s, which fails on this model: %s", options.name, error, exc_info=True)
             continue
         if math.isfinite(left):
             yield Trial(options, left)

@@ -83,7 +83,8 @@ class Original:
     @classmethod
     def read(cls, directory: Path) -> "Original":
         """Read the config and headers of an ordinary checkpoint. Raises UnsupportedArchitecture and MalformedModel."""
-        config, tensors = read_config(directory), stored_tensors(directory)
+        config = {name: value for name, value in read_config(directory).items() if name != "auto_map"}
+        tensors = stored_tensors(directory)
         contents = inventory(config, {name: tensor.shape for name, tensor in tensors.items()})
         return cls(directory, config, contents, weights(config, tensors), tensors)
 

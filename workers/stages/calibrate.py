@@ -1,16 +1,14 @@
 """Turn the recipe's texts into windows of tokens: some to calibrate on, some to distil on, some for each evaluation."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from app.contract.codes import FailureCode
 from app.contract.recipe import TEACHER, Distillation, Recipe
@@ -20,6 +18,7 @@ from workers.stages import inspect, names, tasks, teacher_text
 from workers.stages.context import Context
 from workers.stages.overlap import record_overlaps
 from workers.stages.stage import Stage
+from workers.stages.time_limit import TimeUp, time_limit
 
 FILE = "tokens.safetensors"
 CALIBRATION = "calibration"
@@ -29,6 +28,11 @@ BETWEEN = "\n\n"
 WRITTEN_LIKE_THE_REST = 131_072
 """The original writes this many tokens in the time that all stages of a plain job take together."""
 
+MOST_UNKNOWN = 0.5
+"""Part of a text that may be unknown to the tokenizer."""
+LETTER = "a"
+TEMPLATE_SECONDS = 10.0
+PANIC = "PanicException"
 PIECE = 2**18
 """Characters that are tokenised at a time: the tokenizer takes some 200 bytes for each token of them."""
 
@@ -36,16 +40,46 @@ PIECE = 2**18
 def run(context: Context, directory: Path) -> None:
     recipe = context.assignment.recipe
     tasks.require_data(context)
-    tokenizer = AutoTokenizer.from_pretrained(inspect.model_dir(context))
+    tokenizer = inspect.tokenizer_of(context)
     windows = {CALIBRATION: calibration_windows(context, tokenizer)}
     if recipe.distillation is not None:
         windows[DISTILLATION] = distillation_windows(context, tokenizer, recipe.distillation)
     for index, dataset in enumerate(recipe.evaluation.datasets):
         context.progress(index / len(recipe.evaluation.datasets), f"reading {dataset}")
         windows[EVALUATION + dataset] = evaluation_windows(context, tokenizer, dataset)
+    require_usable(windows, tokenizer, inspect.model_inventory(context).vocab_size)
     save_file(windows, directory / FILE)
     judged = {name.removeprefix(EVALUATION): ids for name, ids in windows.items() if name.startswith(EVALUATION)}
     record_overlaps(directory, judged, [ids for name, ids in windows.items() if not name.startswith(EVALUATION)])
+
+
+def require_usable(windows: Mapping[str, Tensor], tokenizer: Any, rows: int) -> None:
+    """Raise AttemptFailed where a text holds a token that the embedding has no row for, or hardly one that is known.
+
+    `windows`: for each text the ids [windows, length]. `rows`: those of the embedding.
+    """
+    unknown = tokenizer.unk_token_id
+    separate = unknown is not None and unknown not in (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    for name, ids in windows.items():
+        if (largest := int(ids.max())) >= rows:
+            raise AttemptFailed(
+                FailureCode.INVALID_MODEL,
+                f"the text for {name.removesuffix(':')} holds the token {tokenizer.convert_ids_to_tokens(largest)!r} "
+                f"with the number {largest}, but the embedding has {rows} rows; resize the model to its tokenizer",
+            )
+        share = float((ids == unknown).double().mean()) if separate else 0.0
+        if share > MOST_UNKNOWN:
+            raise AttemptFailed(
+                FailureCode.NO_TOKENIZER,
+                f"the model's tokenizer does not know {share:.0%} of the text for {name.removesuffix(':')}; "
+                "its vocabulary is missing or of another script",
+            )
+
+
+def beginning_of(tokenizer: Any) -> int | None:
+    """The id of the token that the tokenizer puts before every text; None where it puts none."""
+    begin: int | None = tokenizer.bos_token_id
+    return begin if begin is not None and tokenizer(LETTER)["input_ids"][:1] == [begin] else None
 
 
 def calibration_windows(context: Context, tokenizer: Any) -> Tensor:
@@ -78,10 +112,13 @@ def distillation_windows(context: Context, tokenizer: Any, distillation: Distill
 
 def evaluation_windows(context: Context, tokenizer: Any, dataset: str) -> Tensor:
     """The beginning of the text, its documents separated by blank lines."""
-    evaluation = context.assignment.recipe.evaluation
+    evaluation, begin = context.assignment.recipe.evaluation, beginning_of(tokenizer)
     texts = separated(plain_text(tokenizer, document) for document in documents_of(context, dataset))
-    tokens = first_tokens(tokenizer, texts, evaluation.max_tokens)
-    return cut(tokens, evaluation.window, dataset, "evaluation.window")
+    most = evaluation.max_tokens
+    if begin is not None:
+        most = most // evaluation.window * (evaluation.window - 1)  # each window spends one on its beginning
+    tokens = first_tokens(tokenizer, texts, most)
+    return cut(tokens, evaluation.window, dataset, "evaluation.window", begin)
 
 
 def separated(texts: Iterable[str]) -> Iterator[str]:
@@ -104,9 +141,11 @@ def first_tokens(tokenizer: Any, texts: Iterable[str], most: int) -> Tensor:
 
 def windows_of(context: Context, tokenizer: Any, dataset: str, length: int, field: str) -> Tensor:
     """[windows, length] of a dataset, in its order; `field` of the recipe is the one that asks for the length."""
+    begin = beginning_of(tokenizer)
     if dataset == TEACHER:
-        return cut(teacher_text.written(context, tokenizer), length, dataset, field)
-    return packed(token_documents(context, tokenizer, dataset), tokenizer.eos_token_id, length, dataset, field)
+        return cut(teacher_text.written(context, tokenizer), length, dataset, field, begin)
+    tokens = packed(token_documents(context, tokenizer, dataset), tokenizer.eos_token_id)
+    return cut(tokens, length, dataset, field, begin)
 
 
 def token_documents(context: Context, tokenizer: Any, dataset: str) -> Iterator[Tensor]:
@@ -130,8 +169,16 @@ def plain_text(tokenizer: Any, document: Document) -> str:
     if tokenizer.chat_template is None:
         return BETWEEN.join(message["content"] for message in document)
     try:
-        return str(tokenizer.apply_chat_template(document, tokenize=False))
-    except TemplateError as error:
+        with time_limit(TEMPLATE_SECONDS):
+            return str(tokenizer.apply_chat_template(document, tokenize=False))
+    except TimeUp as error:
+        raise AttemptFailed(
+            FailureCode.CONVERSATION_REFUSED,
+            f"the model's chat template takes over {TEMPLATE_SECONDS:g} s for a conversation",
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a template is a program of strangers, and may raise whatever it likes
         roles = ", ".join(message["role"] for message in document)
         raise AttemptFailed(
             FailureCode.CONVERSATION_REFUSED,
@@ -142,7 +189,15 @@ def plain_text(tokenizer: Any, document: Document) -> str:
 def tokenize(tokenizer: Any, text: str) -> Iterator[Tensor]:
     """The token ids of a text, piece by piece."""
     for piece in pieces(text):
-        yield torch.tensor(tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
+        try:
+            ids = tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+        except BaseException as error:  # a panic of the tokenizers library is no Exception
+            if type(error).__name__ != PANIC:
+                raise
+            raise AttemptFailed(
+                FailureCode.NO_TOKENIZER, f"the model's tokenizer fails on a text: {str(error)[:200]}"
+            ) from error
+        yield torch.tensor(ids, dtype=torch.int64)
 
 
 def pieces(text: str) -> Iterator[str]:
@@ -156,22 +211,27 @@ def pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def packed(documents: Iterable[Tensor], end: int | None, length: int, dataset: str, field: str) -> Tensor:
-    """Documents of token ids, one behind the other with the token `end` between them, as windows [windows, length]."""
+def packed(documents: Iterable[Tensor], end: int | None) -> Tensor:
+    """Documents of token ids as one row [tokens], the token `end` between them."""
     separator = torch.tensor([] if end is None else [end], dtype=torch.int64)
     pieces = [piece for document in documents for piece in (document, separator)]
-    return cut(torch.cat([separator[:0], *pieces[:-1]]), length, dataset, field)
+    return torch.cat([separator[:0], *pieces[:-1]])
 
 
-def cut(tokens: Tensor, length: int, dataset: str, field: str) -> Tensor:
-    """[tokens] → [windows, length], without overlap; the rest is left out."""
-    count = len(tokens) // length
+def cut(tokens: Tensor, length: int, dataset: str, field: str, begin: int | None = None) -> Tensor:
+    """[tokens] → [windows, length], without overlap; the rest is left out. Each window begins with the token `begin`,
+    where there is one: models that always saw it compute something else without it."""
+    if begin is not None and tokens[:1].tolist() == [begin]:
+        tokens = tokens[1:]
+    taken = length if begin is None else length - 1
+    count = len(tokens) // taken
     if count == 0:
         raise AttemptFailed(
             FailureCode.TEXT_TOO_SHORT,
             f"{dataset} has {len(tokens)} tokens, less than one window; lower {field} ({length})",
         )
-    return tokens[: count * length].view(count, length)
+    windows = tokens[: count * taken].view(count, taken)
+    return windows if begin is None else torch.nn.functional.pad(windows, (1, 0), value=begin)
 
 
 def shuffled(count: int, seed: int) -> Tensor:

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from app.contract.codes import FailureCode
 from app.contract.job import Comparison, Metrics, Protocol
@@ -215,7 +215,7 @@ def peaks_of(context: Context, directories: Sequence[Path]) -> list[int | None]:
 def use_of(context: Context, whole: PreTrainedModel) -> Use:
     """Return the speed and a sample text of a whole model."""
     length = prompt_length(context)
-    tokenizer = AutoTokenizer.from_pretrained(inspect.model_dir(context))
+    tokenizer = inspect.tokenizer_of(context)
     pace = context.meter.speed(whole, prompt=length, new_tokens=min(SPEED_NEW_TOKENS, length))
     sample = greedy_sample(whole, tokenizer, PROMPT)
     return Use(pace.prefill, pace.decode, None if sample is None else sample.replace("\0", "\ufffd"))
@@ -223,13 +223,15 @@ def use_of(context: Context, whole: PreTrainedModel) -> Use:
 
 def prompt_length(context: Context) -> int:
     """Return the prompt length, in tokens, for measuring speed and memory; as many new tokens fit behind it."""
-    positions: int = AutoConfig.from_pretrained(inspect.model_dir(context)).max_position_embeddings
+    positions: int = AutoConfig.from_pretrained(
+        inspect.model_dir(context), trust_remote_code=False, local_files_only=True
+    ).max_position_embeddings
     return min(SPEED_PROMPT, positions // 2)
 
 
 def protocols_of(context: Context) -> dict[str, Protocol]:
     """Return, for each evaluation dataset, how it was measured and how much of it the result was also made from."""
-    vocabulary = AutoTokenizer.from_pretrained(inspect.model_dir(context)).get_vocab()
+    vocabulary = inspect.tokenizer_of(context).get_vocab()
     limit, known = context.assignment.recipe.evaluation.max_tokens, overlap.overlaps_of(context)
     found = {}
     for dataset, windows in calibrate.evaluations(context).items():

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerBase
 
-from app.contract.codes import FailureCode
+from app.sources.gguf import read_gguf
+from workers.compression.companions import open_tokenizer
+from workers.compression.models.checked import check_model
 from workers.compression.models.gguf import convert_gguf
 from workers.compression.spec.config import read_config
 from workers.compression.spec.headers import read_safetensors_headers
 from workers.compression.spec.inventory import Inventory, inventory
-from workers.messages import AttemptFailed
 from workers.stages import names
 from workers.stages.context import Context
 from workers.stages.stage import Stage
@@ -21,14 +22,11 @@ def run(context: Context, directory: Path) -> None:
     path = context.assignment.model_path
     if is_gguf(path):
         context.progress(0.1, "opening the GGUF file")
-        convert_gguf(path, directory / CONVERTED)
+        convert_gguf(path, directory / CONVERTED, read_gguf(path).config.get("rope_scaling"))
         path = directory / CONVERTED
-    try:
-        AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise AttemptFailed(
-            FailureCode.NO_TOKENIZER, "the model has no tokenizer that transformers can open"
-        ) from error
+    open_tokenizer(path)
+    context.progress(0.5, "reading the weights once")
+    check_model(path)
     found = inventory_of(path)
     context.progress(1.0, f"{found.model_type}, {found.blocks} blocks, {found.total_parameters:,} parameters")
 
@@ -37,6 +35,11 @@ def model_dir(context: Context) -> Path:
     """The original as a directory of safetensors."""
     path = context.assignment.model_path
     return context.results[names.INSPECT] / CONVERTED if is_gguf(path) else path
+
+
+def tokenizer_of(context: Context) -> PreTrainedTokenizerBase:
+    """Return the original's tokenizer. Raises NoTokenizer."""
+    return open_tokenizer(model_dir(context))
 
 
 def model_inventory(context: Context) -> Inventory:
@@ -49,7 +52,7 @@ def inventory_of(directory: Path) -> Inventory:
 
 
 def is_gguf(path: Path) -> bool:
-    return path.suffix == ".gguf"
+    return path.suffix.lower() == ".gguf"
 
 
 STAGE = Stage(names.INSPECT, run, lambda recipe, turn: 0.08, once=True)

@@ -22,14 +22,18 @@ def run(context: Context, directory: Path) -> None:
     package = directory / NAME
     shutil.rmtree(package, ignore_errors=True)
     for form in write.written(context):
-        destination = place_of(package, form.name)
-        destination.mkdir(parents=True, exist_ok=True)
-        for file in write.directory_of(context, form.name).iterdir():
-            if file.name != SUMS_FILE:
-                # Not a copy: a checkpoint can be large.
-                os.link(file, destination / file.name)
+        link_all(write.directory_of(context, form.name), place_of(package, form.name))
     write_report(context, package)
     write_sums(package)
+
+
+def link_all(source: Path, destination: Path) -> None:
+    """Link every file of a checkpoint but its digests, at the same place below `destination`. A copy could be large."""
+    for file in source.rglob("*"):
+        if file.is_file() and file.name != SUMS_FILE:
+            place = destination / file.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.link(file, place)
 
 
 def package_dir(context: Context) -> Path:

@@ -8,7 +8,7 @@ import torch
 
 from app.contract.recipe import Recipe
 from app.contract.report import Environment, OriginalRecord, Reproducibility, TextRecord
-from workers.compression.formats.files import companions
+from workers.compression.spec.companions import companion_names
 from workers.compression.spec.files import file_sha256
 from workers.compression.spec.headers import INDEX_FILE, stored_tensors
 from workers.stages import compute, distill, tasks
@@ -46,7 +46,7 @@ def files_of(model: Path) -> list[Path]:
         return [model]
     weights = {tensor.file for tensor in stored_tensors(model).values()}
     stated = [path for path in (model / "config.json", model / INDEX_FILE) if path.exists()]
-    return sorted({*stated, *weights, *companions(model)}, key=lambda path: path.name)
+    return sorted({*stated, *weights, *(model / name for name in companion_names(model))}, key=lambda path: path.name)
 
 
 def environment(context: Context) -> Environment:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
-from transformers import AutoTokenizer
 
 from app.contract.codes import FailureCode
 from app.contract.job import Metrics, TaskResult
@@ -113,7 +112,7 @@ def run_tasks(
     answered = {}
     for name in names:
         context.progress(AFTER_THE_REST, f"task {part_of(context, directory, name)}")
-        tokenizer = AutoTokenizer.from_pretrained(inspect.model_dir(context))
+        tokenizer = inspect.tokenizer_of(context)
         found = scores(tasks[name], whole, tokenizer, limit=context.assignment.recipe.evaluation.task_limit)
         answered[name] = {task: TaskResult.model_validate(asdict(score)) for task, score in found.items()}
         store_result(context, directory, name, answered[name])

@@ -2,16 +2,18 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import load_file
 
+from workers.compression.companions import sample_texts, tokenised
 from workers.compression.formats import writer_of
 from workers.compression.formats.verification import Probe, Verified
 from workers.compression.formats.writer import Opener
 from workers.compression.spec.formats import MAIN, Format
 from workers.messages import DoneReport
-from workers.stages import evaluate, gate, memory, names, package, write
+from workers.stages import evaluate, gate, inspect, memory, names, package, write
 from workers.stages.context import Context
 from workers.stages.stage import Stage
 
@@ -25,9 +27,13 @@ not fit into memory are read again for each token."""
 
 def run(context: Context, directory: Path) -> None:
     context.progress(0.1, "opening the package in a fresh process")
+    tokenizer = inspect.tokenizer_of(context)
+    texts = sample_texts(tokenizer)
+    expected = tokenised(tokenizer, texts)
     sizes, found = write.sizes(context), dict[str, Verified]()
     for opener, forms in by_opener(write.written(context)).items():
-        probes, stored = [probe_of(context, form) for form in forms], [sizes[form.name] for form in forms]
+        stored = [sizes[form.name] for form in forms]
+        probes = [replace(probe_of(context, form), texts=texts, tokenised=expected) for form in forms]
         weights = max(size.parameters * probe.logits.itemsize for size, probe in zip(stored, probes, strict=True))
         room = memory.for_opening(context, weights)
         limit = timeout_of(size.bytes for size in stored)

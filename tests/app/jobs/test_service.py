@@ -1,5 +1,6 @@
 """What can be done with a job from outside, against a real database and real files."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,26 @@ def test_a_wrong_recipe_is_refused_by_field_and_nothing_is_kept(
     assert refused.value.field == field
     assert service.page(None, 10, None).jobs == ()
     assert doorbell.rung == []
+
+
+def test_lengths_that_the_client_left_open_fit_the_model(service: JobService, tiny: dict[str, Any]) -> None:
+    texts = {"datasets": ["local:calibration.txt"]}
+    asked = {"calibration": texts, "evaluation": {"datasets": ["local:evaluation.txt"]}, "distillation": {}}
+    job = service.submit(recipe(tiny, **asked))
+    assert job.recipe.calibration.length == job.recipe.evaluation.window == 256
+    assert job.recipe.distillation is not None
+    assert job.recipe.distillation.length == 256
+
+
+def test_no_block_goes_where_attention_is_scaled_by_its_number(
+    service: JobService, tiny_gpt2: dict[str, Any], model_root: Path
+) -> None:
+    path = model_root / tiny_gpt2["model"].removeprefix("local:") / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scale_attn_by_inverse_layer_idx": True}))
+    with pytest.raises(Refused, match="scale_attn_by_inverse_layer_idx") as refused:
+        service.submit(recipe(tiny_gpt2, method="fusion"))
+    assert refused.value.field == "method"
+    assert service.submit(recipe(tiny_gpt2, method="width")).state is State.QUEUED
 
 
 def test_text_that_the_original_writes_itself_is_accepted(service: JobService, tiny: dict[str, Any]) -> None:

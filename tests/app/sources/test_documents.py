@@ -38,3 +38,8 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, complaint: str) -> None:
 
 def test_lines_become_documents_of_about_the_asked_size() -> None:
     assert list(join_lines(["aaa", "", "bbb", "cccccc", "d"], 6)) == ["aaa\n\n\n\nbbb", "cccccc", "d"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('\ufeff{"text": "x"}\n', encoding="utf-8")
+    assert list(read_documents(tmp_path / "a.jsonl")) == ["x"]

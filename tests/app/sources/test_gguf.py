@@ -4,8 +4,12 @@ from pathlib import Path
 
 import gguf
 import pytest
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from app.sources.gguf import BLOCKS, MalformedGguf, architecture_of, read_gguf, transformers_name
+from app.sources.gguf import BLOCKS, architecture_of, read_gguf, transformers_name
+from app.sources.gguf_errors import MalformedGguf, UnsupportedGguf
+from app.sources.gguf_rotary import llama3_divisors
 from tests.support.checkpoints import CONFIG, SHAPES, write_gguf
 from workers.compression.spec.architectures import ARCHITECTURES
 
@@ -57,3 +61,74 @@ def test_lengths_that_lie_cost_no_memory(tmp_path: Path) -> None:
     (tmp_path / "lie.gguf").write_bytes(content)
     with pytest.raises(MalformedGguf, match="count"):
         read_gguf(tmp_path / "lie.gguf")
+
+
+def test_linear_scaling_of_rotary_positions_is_carried_over(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", scaling=gguf.RopeScalingType.LINEAR)
+    assert read_gguf(path).config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+
+
+def test_yarn_is_carried_over(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", scaling=gguf.RopeScalingType.YARN)
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    assert read_gguf(path).config["rope_scaling"] == scaling
+
+
+def test_another_scaling_is_refused(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", scaling=gguf.RopeScalingType.LONGROPE)
+    with pytest.raises(UnsupportedGguf, match="longrope"):
+        read_gguf(path)
+
+
+def test_the_scaling_of_llama_3_is_found_from_its_divisors(tmp_path: Path) -> None:
+    divisors = llama3_divisors(32, 500_000.0, 8.0, 8192)
+    path = write_gguf(tmp_path / "tiny.gguf", divisors=divisors, theta=500_000.0)
+    assert read_gguf(path).config["rope_scaling"] == {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+
+
+def test_the_divisors_are_those_of_transformers() -> None:
+    scaling = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    config = LlamaConfig(
+        hidden_size=64,
+        num_attention_heads=1,
+        max_position_embeddings=131_072,
+        rope_parameters={"rope_type": "llama3", "rope_theta": 500_000.0, **scaling},
+    )
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    plain = [500_000.0 ** (-index / 32) for index in range(32)]
+    divisors = llama3_divisors(32, 500_000.0, 8.0, 8192)
+    computed = [frequency / divisor for frequency, divisor in zip(plain, divisors, strict=True)]
+    assert scaled.tolist() == pytest.approx(computed, rel=1e-4)
+
+
+def test_divisors_of_no_known_scaling_are_refused(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", divisors=[1, 1, 2, 4, 8, 8, 8, 8])
+    with pytest.raises(UnsupportedGguf, match="rope_freqs"):
+        read_gguf(path)
+
+
+def test_divisors_of_one_change_nothing(tmp_path: Path) -> None:
+    assert "rope_scaling" not in read_gguf(write_gguf(tmp_path / "tiny.gguf", divisors=[1.0, 1.0])).config
+
+
+@pytest.mark.parametrize("kind", ["bert", "none", "t5"])
+def test_a_tokenizer_of_another_kind_is_named(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(UnsupportedGguf, match=f"'{kind}'"):
+        read_gguf(write_gguf(tmp_path / "tiny.gguf", tokenizer=kind))
+
+
+@pytest.mark.parametrize("key", ["attention.sliding_window", "logit_scale", "attention.scale"])
+def test_a_setting_that_may_change_the_computation_is_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(UnsupportedGguf, match=key):
+        read_gguf(write_gguf(tmp_path / "tiny.gguf", settings={f"llama.{key}": 2.0}))
+
+
+def test_heads_that_rotate_in_part_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedGguf, match="dimension_count"):
+        read_gguf(write_gguf(tmp_path / "tiny.gguf", settings={"llama.rope.dimension_count": 2}))

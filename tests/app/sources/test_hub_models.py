@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from app.errors import HubUnavailable, InvalidModel, NoSafetensors, Refused, UnknownModel, UnsupportedModel
+from app.errors import (
+    HubUnavailable,
+    InvalidModel,
+    NoSafetensors,
+    NoTokenizer,
+    Refused,
+    UnknownModel,
+    UnsupportedModel,
+)
 from app.settings import SourceSettings
 from app.sources import models
 from app.sources.checkpoint import FIRST_READ
@@ -59,7 +67,10 @@ def test_a_sharded_model_is_resolved(sources: ModelSources, hub: LoopbackHub) ->
 def test_only_the_headers_of_the_weights_are_read(sources: ModelSources, hub: LoopbackHub) -> None:
     shapes = {**SHAPES, "model.embed_tokens.weight": (200_000, 8)}
     config = {**CONFIG, "vocab_size": 200_000}
-    hub.add("acme/big", {"config.json": json_bytes(config), "model.safetensors": safetensors_bytes(shapes)})
+    hub.add(
+        "acme/big",
+        single_file() | {"config.json": json_bytes(config), "model.safetensors": safetensors_bytes(shapes)},
+    )
     sources.resolve("acme/big")
     ranges = [seen.range for seen in hub.requests if seen.path.endswith(".safetensors")]
     assert set(ranges) == {f"bytes=0-{FIRST_READ - 1}"}
@@ -70,7 +81,10 @@ def test_a_header_longer_than_the_first_read_is_read_whole(sources: ModelSources
     block = {name.removeprefix("model.layers.0."): shape for name, shape in SHAPES.items() if ".layers.0." in name}
     layers = {f"model.layers.{number}.{name}": shape for number in range(150) for name, shape in block.items()}
     shapes = {name: shape for name, shape in SHAPES.items() if ".layers." not in name} | layers
-    hub.add("acme/deep", {"config.json": json_bytes(config), "model.safetensors": safetensors_bytes(shapes)})
+    hub.add(
+        "acme/deep",
+        single_file() | {"config.json": json_bytes(config), "model.safetensors": safetensors_bytes(shapes)},
+    )
     assert sources.resolve("acme/deep").inventory.blocks == 150
 
 
@@ -146,7 +160,7 @@ def test_only_pickles_are_refused(sources: ModelSources, hub: LoopbackHub) -> No
 
 
 def test_remote_code_is_refused_before_the_weights_are_looked_at(sources: ModelSources, hub: LoopbackHub) -> None:
-    config = json_bytes({**CONFIG, "auto_map": {"AutoModel": "modeling.Evil"}})
+    config = json_bytes({**CONFIG, "model_type": "evil", "auto_map": {"AutoModel": "modeling.Evil"}})
     hub.add("acme/custom", single_file() | {"config.json": config})
     error = refusal(sources, "acme/custom")
     assert isinstance(error, UnsupportedModel)
@@ -242,3 +256,20 @@ def test_nothing_is_left_in_the_temporary_directory(
 )
 def test_a_part_of_an_answer_is_cut_out_exactly(skipped: int, wanted: int, expected: bytes) -> None:
     assert b"".join(part(iter([b"abc", b"def", b"ghi"]), skipped, wanted)) == expected
+
+
+def test_a_model_without_a_tokenizer_is_refused_before_it_is_downloaded(
+    sources: ModelSources, hub: LoopbackHub
+) -> None:
+    files = {name: content for name, content in single_file().items() if name != "tokenizer.json"}
+    hub.add("acme/mute", files | {"tokenizer_config.json": b"{}"})
+    assert isinstance(refusal(sources, "acme/mute"), NoTokenizer)
+
+
+def test_of_two_layouts_of_weights_the_single_file_is_read_as_transformers_does(
+    sources: ModelSources, hub: LoopbackHub
+) -> None:
+    hub.add("acme/both", sharded() | single_file())
+    sources.resolve("acme/both")
+    read = {seen.path.rpartition("/")[2] for seen in hub.requests if seen.path.endswith(".safetensors")}
+    assert read == {"model.safetensors"}

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
-from app.errors import InvalidModel, NoSafetensors, OutsideRoots, Refused, UnknownModel, UnsupportedModel
+from app.errors import InvalidModel, NoSafetensors, NoTokenizer, OutsideRoots, Refused, UnknownModel, UnsupportedModel
 from app.settings import SourceSettings
 from app.sources.models import ModelSources
 from tests.support.checkpoints import (
     CONFIG,
     PARAMETERS,
     SHAPES,
+    TOKENIZER,
     json_bytes,
     safetensors_bytes,
     sharded,
@@ -107,6 +108,10 @@ def with_index(place: object) -> dict[str, bytes]:
     return sharded() | {"model.safetensors.index.json": json_bytes(index)}
 
 
+def tokenizer_with(added: dict[str, Any]) -> bytes:
+    return json_bytes(TOKENIZER | {"added_tokens": [added]})
+
+
 WEIGHTS = safetensors_bytes(SHAPES)
 BROKEN: dict[str, tuple[dict[str, bytes], type[Refused], str]] = {
     "no config": (without("config.json"), InvalidModel, "config.json"),
@@ -114,8 +119,37 @@ BROKEN: dict[str, tuple[dict[str, bytes], type[Refused], str]] = {
     "config is no JSON": (single_file() | {"config.json": b"{"}, InvalidModel, "config.json"),
     "config nests deeply": (single_file() | {"config.json": b'{"a":' * 100_000}, InvalidModel, "config.json"),
     "config is huge": (single_file() | {"config.json": b" " * 3_000_000 + b"{}"}, InvalidModel, "larger"),
-    "remote code": (with_config(auto_map={"AutoModel": "modeling.Evil"}), UnsupportedModel, "auto_map"),
+    "remote code": (
+        with_config(model_type="evil", auto_map={"AutoModel": "modeling.Evil"}),
+        UnsupportedModel,
+        "auto_map",
+    ),
     "quantised": (with_config(quantization_config={"bits": 4}), UnsupportedModel, "quantised"),
+    "foreign kernel": (with_config(attn_implementation="evil/kernel"), UnsupportedModel, "attn_implementation"),
+    "byte order mark": (
+        single_file() | {"config.json": b"\xef\xbb\xbf" + json_bytes(CONFIG)},
+        InvalidModel,
+        "byte order mark",
+    ),
+    "an adapter": ({"adapter_config.json": b"{}", "adapter_model.safetensors": b""}, InvalidModel, "adapter"),
+    "a GGUF file in a folder": ({"tiny.GGUF": b"GGUF"}, InvalidModel, "tiny.GGUF"),
+    "no tokenizer": (without("tokenizer.json"), NoTokenizer, "tokenizer"),
+    "tokenizer config alone": (
+        without("tokenizer.json") | {"tokenizer_config.json": b"{}"},
+        NoTokenizer,
+        "tokenizer_config.json alone",
+    ),
+    "tokenizer is a pointer": (
+        single_file() | {"tokenizer.json": b"version https://git-lfs.github.com/spec/v1\n"},
+        InvalidModel,
+        "Git LFS",
+    ),
+    "tokenizer without vocabulary": (single_file() | {"tokenizer.json": b"{}"}, NoTokenizer, "vocabulary"),
+    "tokenizer beyond the table": (
+        single_file() | {"tokenizer.json": tokenizer_with({"content": "fox", "id": 32, "special": False})},
+        InvalidModel,
+        "'fox' with the number 32",
+    ),
     "unknown architecture": (with_config(model_type="bert"), UnsupportedModel, "bert"),
     "no model type": (with_config(model_type=None), UnsupportedModel, "architecture"),
     "sizes that disagree": (with_config(vocab_size=33), InvalidModel, "33"),
@@ -180,3 +214,62 @@ def test_a_gguf_file_of_another_architecture_is_refused(sources: ModelSources, m
     error = refusal(sources, "local:mamba.gguf")
     assert isinstance(error, UnsupportedModel)
     assert "'mamba'" in error.message
+
+
+def test_code_beside_an_architecture_of_transformers_is_not_needed(sources: ModelSources, model_root: Path) -> None:
+    write_files(model_root / "native", with_config(auto_map={"AutoConfig": "configuration_llama.LlamaConfig"}))
+    assert sources.resolve("local:native").inventory.model_type == "llama"
+
+
+def test_a_special_token_may_lack_a_row_as_that_for_images_does(sources: ModelSources, model_root: Path) -> None:
+    content = tokenizer_with({"content": "<image>", "id": 32, "special": True})
+    write_files(model_root / "text", single_file() | {"tokenizer.json": content})
+    assert sources.resolve("local:text").inventory.vocab_size == 32
+
+
+def hub_cache(model_root: Path, *, blobs: Path) -> None:
+    """A snapshot as the hub's own cache lays it out: links to content in `blobs`."""
+    snapshot = model_root / "models--acme--tiny" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir(parents=True)
+    for name, content in single_file().items():
+        (blobs / name).write_bytes(content)
+        (snapshot / name).symlink_to(blobs / name)
+
+
+def test_a_snapshot_of_the_hub_s_cache_is_resolved(sources: ModelSources, model_root: Path) -> None:
+    hub_cache(model_root, blobs=model_root / "models--acme--tiny" / "blobs")
+    model = sources.resolve("local:models--acme--tiny/snapshots/abc")
+    assert model.inventory.total_parameters == PARAMETERS
+
+
+def test_a_snapshot_whose_blobs_lie_outside_the_roots_is_refused(sources: ModelSources, model_root: Path) -> None:
+    hub_cache(model_root, blobs=model_root.parent / "elsewhere")
+    assert isinstance(refusal(sources, "local:models--acme--tiny/snapshots/abc"), InvalidModel)
+
+
+def test_a_snapshot_named_by_a_narrower_root_is_refused(settings: SourceSettings, model_root: Path) -> None:
+    hub_cache(model_root, blobs=model_root / "models--acme--tiny" / "blobs")
+    narrow = settings.model_copy(update={"model_roots": (model_root / "models--acme--tiny" / "snapshots",)})
+    assert isinstance(refusal(ModelSources(narrow), "local:abc"), InvalidModel)
+
+
+def test_a_link_out_at_any_depth_is_refused(sources: ModelSources, model_root: Path, tmp_path: Path) -> None:
+    directory = write_files(model_root / "deep", single_file())
+    (tmp_path / "secret.jinja").write_text("secret")
+    (directory / "additional_chat_templates").mkdir()
+    (directory / "additional_chat_templates" / "tool.jinja").symlink_to(tmp_path / "secret.jinja")
+    error = refusal(sources, "local:deep")
+    assert isinstance(error, InvalidModel)
+    assert "additional_chat_templates/tool.jinja" in error.message
+
+
+def test_a_folder_that_is_a_link_out_is_refused(sources: ModelSources, model_root: Path, tmp_path: Path) -> None:
+    directory = write_files(model_root / "deep", single_file())
+    (tmp_path / "templates").mkdir()
+    (directory / "additional_chat_templates").symlink_to(tmp_path / "templates")
+    assert isinstance(refusal(sources, "local:deep"), InvalidModel)
+
+
+def test_a_name_in_capitals_is_that_of_a_gguf_file_too(sources: ModelSources, model_root: Path) -> None:
+    assert sources.resolve(f"local:{write_gguf(model_root / 'TINY.GGUF').name}").kind == "gguf"

@@ -41,7 +41,17 @@ def test_an_unknown_scheme_is_refused(sources: TextSources, reference: str) -> N
     assert isinstance(refusal(sources, reference), UnknownDataset)
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.txt", "Grüße\n"), ("b.jsonl", '{"text": "one"}\n{"text": "two"}\n')])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "Grüße\n"),
+        ("A.TXT", "Grüße\n"),
+        ("b.jsonl", '{"text": "one"}\n{"text": "two"}\n'),
+        ("B.JSONL", '{"text": "one"}\n'),
+        ("mark.jsonl", '\ufeff{"text": "one"}\n'),
+        ("blank.jsonl", '\n  \n{"text": "one"}\n'),
+    ],
+)
 def test_local_text_is_found(sources: TextSources, data_root: Path, name: str, content: str) -> None:
     (data_root / name).write_text(content, encoding="utf-8")
     assert sources.check(f"local:{name}", FIELD).path == data_root / name
@@ -59,6 +69,7 @@ def test_a_character_cut_by_the_first_read_is_no_error(sources: TextSources, dat
         ("latin.txt", "Grüße".encode("latin-1"), "UTF-8"),
         ("page.html", b"<p>", ".txt"),
         ("a.jsonl", b"not json\n", "JSON"),
+        ("blank.jsonl", b"\n\nnot json\n", "JSON in line 3"),
         ("b.jsonl", b'{"body": "x"}\n', '"text"'),
         ("c.jsonl", b'{"text": 7}\n', '"text"'),
         ("d.jsonl", b'{"messages": []}\n', '"messages"'),

@@ -115,3 +115,32 @@ def test_a_directory_in_the_place_of_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").mkdir()
     with pytest.raises(MalformedModel, match="regular file"):
         read_safetensors_headers(tmp_path)
+
+
+def test_a_single_file_comes_before_an_index_as_in_transformers(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "model.safetensors", {"a": entry(2)}, bytes(8))
+    write_safetensors(tmp_path / "old.safetensors", {"a": entry(3)}, bytes(12))
+    write_shards(tmp_path, {"a": "old.safetensors"})
+    assert read_safetensors_headers(tmp_path) == {"a": (2,)}
+
+
+def test_links_of_a_snapshot_may_lead_to_the_blobs_of_its_repository(tmp_path: Path) -> None:
+    repository = tmp_path / "models--acme--tiny"
+    snapshot = repository / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    blob = write_safetensors(repository / "blob", {"a": entry(2)}, bytes(8))
+    (snapshot / "model.safetensors").symlink_to(blob)
+    assert read_safetensors_headers(snapshot) == {"a": (2,)}
+
+
+@pytest.mark.parametrize("name", ["x" * 300, f"model.layers.{'9' * 5000}.weight"])
+def test_a_name_that_no_tensor_has_is_refused(name: str, tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "model.safetensors", {name: entry(2)}, bytes(8))
+    with pytest.raises(MalformedModel, match="names a tensor"):
+        read_safetensors_headers(tmp_path)
+
+
+def test_a_header_of_too_many_values_is_refused_unparsed(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "model.safetensors", "[" + "0," * 2_000_001 + "0]", b"")
+    with pytest.raises(MalformedModel, match="values"):
+        read_safetensors_headers(tmp_path)

@@ -4,12 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from app.contract.recipe import Recipe
 from app.sources.documents import Document, to_line
 from tests.support.jobs import context_of
-from tests.support.text_models import byte_tokenizer
+from tests.support.text_models import byte_tokenizer, write_tiny_model
 from workers.messages import Assignment, AttemptFailed
 from workers.stages import calibrate
 from workers.stages.context import Context
@@ -27,7 +32,7 @@ class Job:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        (directory / "model").mkdir()
+        write_tiny_model(directory / "model", blocks=1)
         self.tokenizer = byte_tokenizer()
         self.texts: dict[str, Path] = {}
         self.write("e", "e" * 32)
@@ -201,3 +206,88 @@ def test_of_an_evaluation_text_no_more_is_read_than_is_measured(job: Job, monkey
 
     assert len(calibrate.first_tokens(tokenizer, ["12345678" * 10, "never"], 20)) == 20
     assert read == ["12345678"] * 3
+
+
+def with_beginning(job: Job) -> int:
+    """Let the tokenizer put a token before every text."""
+    begin = job.tokenizer.bos_token_id
+    job.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|end|> $A", special_tokens=[("<|end|>", begin)]
+    )
+    return begin
+
+
+def test_every_window_begins_as_the_tokenizer_begins_a_text(job: Job) -> None:
+    begin = with_beginning(job)
+    job.write("a", "x" * 70)
+    context = job.windows(distillation=distillation("a", tokens=32))
+    windows = [
+        calibrate.calibration(context), calibrate.distillation(context), *calibrate.evaluations(context).values()
+    ]  # fmt: skip
+    for ids in windows:
+        assert ids.shape[1] == 16
+        assert (ids[:, 0] == begin).all()
+        assert (ids[:, 1:] != begin).all()
+
+
+def test_as_many_evaluation_windows_begin_so_as_would_without(job: Job) -> None:
+    with_beginning(job)
+    job.write("a", "x" * 70)
+    (windows,) = calibrate.evaluations(job.windows(evaluation={**RECIPE["evaluation"], "max_tokens": 31})).values()
+    assert windows.shape == (1, 16)
+
+
+def test_a_beginning_that_the_text_has_already_is_not_doubled(job: Job) -> None:
+    begin = with_beginning(job)
+    job.write("a", "<|end|>" + "x" * 62)
+    ids = calibrate.calibration(job.windows())
+    assert (ids == begin).sum() == len(ids)
+
+
+def test_a_tokenizer_that_begins_no_text_leaves_windows_as_they_are(job: Job) -> None:
+    job.write("a", "x" * 64)
+    assert (calibrate.calibration(job.windows()) != job.tokenizer.bos_token_id).all()
+
+
+def test_a_token_without_a_row_is_named_before_anything_is_computed(job: Job) -> None:
+    job.tokenizer.add_tokens(["fox"])
+    job.write("e", "a fox " * 32)
+    with pytest.raises(AttemptFailed, match="'fox' with the number 257, but the embedding has 257 rows") as failed:
+        job.write("a", "x" * 64)
+        job.windows()
+    assert failed.value.code == "invalid_model"
+
+
+def test_a_text_of_unknown_tokens_is_refused(job: Job) -> None:
+    vocabulary = {"<unk>": 0, "<s>": 1, "known": 2}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    job.tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>")
+    job.write("a", "strange words " * 40)
+    job.write("e", "known " * 40)
+    with pytest.raises(AttemptFailed, match="does not know 100% of the text for calibration") as failed:
+        job.windows()
+    assert failed.value.code == "no_tokenizer"
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def test_a_chat_template_that_does_not_end_is_given_up(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "TEMPLATE_SECONDS", 0.2)
+    job.tokenizer.chat_template = ENDLESS
+    job.write("a", [{"role": "user", "content": "x"}])
+    with pytest.raises(AttemptFailed, match=r"over 0\.2 s") as failed:
+        job.windows()
+    assert failed.value.code == "conversation_refused"
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ 1 / 0 }}", "{{ messages[7].content.x }}", "{{ ''.__class__.__mro__ }}", "{% x %}"]
+)
+def test_a_chat_template_that_fails_is_said_to_refuse(job: Job, template: str) -> None:
+    job.tokenizer.chat_template = template
+    job.write("a", [{"role": "user", "content": "x"}])
+    with pytest.raises(AttemptFailed) as failed:
+        job.windows()
+    assert failed.value.code == "conversation_refused"

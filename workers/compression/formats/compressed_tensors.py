@@ -31,7 +31,8 @@ from compressed_tensors.utils import match_name
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from workers.compression.formats.files import complete, copy_companions, write_json, write_weights
+from workers.compression.companions import copy_companions
+from workers.compression.formats.files import complete, write_json, write_weights
 from workers.compression.formats.writer import Writer, Written
 from workers.compression.models.skeleton import empty_model
 from workers.compression.overlay import Overlay

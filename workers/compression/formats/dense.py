@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
 
 from workers.compression import structures
-from workers.compression.formats.files import complete, copy_companions, widely_named, write_json, write_weights
+from workers.compression.companions import copy_companions
+from workers.compression.formats.files import complete, widely_named, write_json, write_weights
 from workers.compression.formats.writer import Writer, Written
 from workers.compression.models.skeleton import empty_model, head_name
 from workers.compression.overlay import Overlay

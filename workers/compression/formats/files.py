@@ -7,7 +7,6 @@ with complete(destination) as directory:          # appears under its name when 
 """
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,11 +27,6 @@ SHARD_BYTES = 5_000_000_000
 
 SUMS_FILE = "SHA256SUMS"
 
-_COMPANIONS = re.compile(
-    r"tokenizer\.(json|model)|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)"
-    r"|merges\.txt|chat_template\.(jinja|json)|generation_config\.json|(?i:LICEN[CS]E|NOTICE|USE_POLICY)[\w.-]*",
-    re.ASCII,
-)
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -140,17 +134,6 @@ def _write_shard(path: Path, shard: Sequence[Entry], tensors: Iterator[tuple[str
             file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def companions(source: Path) -> list[Path]:
-    """Return the files of tokenizer, generation config, chat template, licence and notices in a model's directory."""
-    return [path for path in sorted(source.iterdir()) if path.is_file() and _COMPANIONS.fullmatch(path.name)]
-
-
-def copy_companions(source: Path, directory: Path) -> None:
-    """Copy the files that `companions` lists from `source` into `directory`."""
-    for path in companions(source):
-        shutil.copyfile(path, directory / path.name)
-
-
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object with the indentation that transformers uses for its configs."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -166,7 +149,7 @@ def write_sums(directory: Path) -> None:
 
 def publish(partial: Path, destination: Path) -> None:
     """Sync the files of `partial` to disk, then rename it to `destination`."""
-    for path in partial.iterdir():
+    for path in partial.rglob("*"):
         sync(path)
     sync(partial)
     partial.rename(destination)

@@ -20,10 +20,10 @@ from typing import Any
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from workers.compression import structures as structures_module
+from workers.compression.companions import copy_companions
 from workers.compression.formats.files import (
     SHARD_BYTES,
     complete,
-    copy_companions,
     widely_named,
     write_json,
     write_sums,

@@ -11,8 +11,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,16 @@ class Probe:
         ids: token ids [N, T].
         logits: expected logits [N, T, V]; the package is loaded in their dtype.
         tolerance: largest allowed difference of a logit, as a fraction of the largest logit.
+        texts: texts to tokenise.
+        tokenised: what the original's tokenizer makes of the texts, as `companions.tokenised` gives it.
     """
 
     directory: Path
     ids: Tensor
     logits: Tensor
     tolerance: float = TOLERANCE
+    texts: Sequence[str] = ()
+    tokenised: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,8 @@ def verify_all(probes: Sequence[Probe], *, timeout: float | None = None, memory:
         arguments = ["all" if memory is None else str(memory)]
         for number, probe in enumerate(probes):
             expected = Path(elsewhere) / f"{number}.safetensors"
-            save_file({"ids": probe.ids.contiguous(), "logits": probe.logits.contiguous()}, expected)
+            tensors = {"ids": probe.ids.contiguous(), "logits": probe.logits.contiguous()}
+            save_file(tensors, expected, metadata={"texts": json.dumps(list(probe.texts))})
             arguments += [str(probe.directory.resolve()), str(expected)]
         found = _run(arguments, Path(elsewhere), timeout)
     return [_judge(probe, facts) for probe, facts in zip(probes, found, strict=True)]
@@ -120,4 +125,19 @@ def _judge(probe: Probe, facts: dict[str, Any]) -> Verified:
             f"{name} computes other logits than were recorded: they differ by up to {difference:.2g} of the largest "
             f"logit, and {probe.tolerance:g} is allowed."
         )
+    _compare_tokenizers(probe, facts["tokenised"])
     return Verified(difference, facts["parameters"], tuple(facts["generated"]))
+
+
+def _compare_tokenizers(probe: Probe, found: Mapping[str, Any]) -> None:
+    name = probe.directory.name
+    for aspect, expected in probe.tokenised.items():
+        if found.get(aspect) == expected:
+            continue
+        if aspect == "ids":
+            texts = zip(probe.texts, expected, found["ids"], strict=True)
+            text = next(text for text, ids, others in texts if ids != others)
+            raise VerificationFailed(f"{name} splits {text!r} into other tokens than the original does.")
+        raise VerificationFailed(
+            f"The tokenizer of {name} differs from the original's in its {aspect.replace('_', ' ')}."
+        )

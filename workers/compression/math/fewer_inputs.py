@@ -83,7 +83,8 @@ class Compensation:
             cross -= torch.outer(self._error_mean, self._input_mean)
         energies = self.inputs.diagonal().clone()
         ridge = damping * (energies + FLOOR * energies.mean())
-        self.inputs.diagonal().add_(ridge.clamp_min(torch.finfo(torch.float64).tiny))
+        # Where nothing ever came in, any ridge gives the same fit.
+        self.inputs.diagonal().add_(ridge.clamp_min(torch.finfo(torch.float64).tiny) if energies.any() else 1.0)
         self.target = self._matrix + torch.linalg.solve(self.inputs, cross.T).T
 
     def tensors(self, name: str, found: Pruned) -> dict[str, Tensor]:

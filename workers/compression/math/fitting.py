@@ -12,6 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from workers.compression.math.degenerate import relative, ridge_of
 from workers.compression.math.kronecker import WeightedTarget, weighted_fit
 from workers.compression.spec.structures import Dense, Kronecker, LowRank, Pivoted, Structure
 from workers.compression.structures import build
@@ -28,6 +29,12 @@ SLICE = 512
 
 FEW = 128
 """Rows that are computed at a time where several intermediate results per row are in memory together."""
+
+LARGEST_MIXING = 1e3
+"""An entry of the mixing matrix beyond this is that of columns which depend on one another but for rounding."""
+
+NULL = 1e-12
+"""Singular values below this part of the largest one are rounding."""
 
 EXCHANGES = 2
 """Upper bound of row exchanges per pivot. Each exchange enlarges the pivots' volume; only rounding could make them
@@ -115,7 +122,7 @@ class Problem:
             target = self.target[rows]
             lost += self._energy(target - approximation[rows].detach().to(target), rows)
             total += self._energy(target, rows)
-        return lost / total
+        return relative(lost, total)
 
     def reordered(self, order: Tensor) -> "Problem":
         """Return the same fit with its outputs in `order` [out], which lists their present positions."""
@@ -303,7 +310,7 @@ def damped(moments: Tensor, damping: float = DAMPING) -> tuple[Tensor, float]:
 
 def _damp(second: Tensor, damping: float) -> float:
     """Add the ridge to the diagonal in place and return the ridge."""
-    ridge = damping * max(second.diagonal().mean().item(), torch.finfo(torch.float64).tiny)
+    ridge = ridge_of(second.diagonal(), damping)
     second.diagonal().add_(ridge)
     return ridge
 
@@ -330,7 +337,9 @@ def dominant_rows(factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     the limit on exchanges (EXCHANGES).
     """
     rank = factor.shape[1]
-    packed, exchanges = torch.linalg.lu_factor(factor)
+    packed, exchanges, zero_pivot = torch.linalg.lu_factor_ex(factor)
+    if zero_pivot:
+        return _dominant_rows_of_fewer(factor)
     order = _row_order(len(factor), exchanges)
     mixing = torch.linalg.solve_triangular(packed[:rank], packed[rank:], upper=False, left=False, unitriangular=True)
     del packed
@@ -342,7 +351,31 @@ def dominant_rows(factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         pivots[column], others[row] = others[row].clone(), pivots[column].clone()
         _exchange(mixing, row, column)
     # Solve again: the exchanges have accumulated rounding errors.
-    return pivots, others, torch.linalg.solve(factor[pivots], factor[others], left=False)
+    mixing, singular = torch.linalg.solve_ex(factor[pivots], factor[others], left=False)
+    if singular or not bool((mixing.abs() <= LARGEST_MIXING).all()):
+        return _dominant_rows_of_fewer(factor)
+    return pivots, others, mixing
+
+
+def _dominant_rows_of_fewer(factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `dominant_rows` returns, for a factor [m, r] whose columns depend on one another.
+
+    The rows are found in an orthonormal basis of the space that the columns span; rows that nothing is mixed from make
+    up their number.
+    """
+    count, rank = factor.shape
+    left, values, _ = torch.linalg.svd(factor, full_matrices=False)
+    independent = int((values > NULL * values[0]).sum()) if values[0] > 0 else 0
+    pivots, others = torch.arange(0), torch.arange(count)
+    mixing = factor.new_zeros(count, 0)
+    if independent:
+        pivots, others, mixing = dominant_rows(left[:, :independent])
+    spare = rank - independent
+    return (
+        torch.cat((pivots, others[:spare])),
+        others[spare:],
+        torch.cat((mixing[spare:], mixing.new_zeros(len(mixing) - spare, spare)), dim=1),
+    )
 
 
 def _row_order(count: int, exchanges: Tensor) -> Tensor:

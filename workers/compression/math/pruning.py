@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workers.compression.math.degenerate import relative
+
 REMOVED_AT_ONCE = 32
 """Columns that are removed between two updates of the whole inverse."""
 
@@ -70,7 +72,7 @@ def _refit(matrix: Tensor, moments: Tensor, kept: Tensor) -> Pruned:
     columns = torch.linalg.solve(moments[kept][:, kept], (matrix @ moments[:, kept]).T).T
     lost = matrix.clone()
     lost[:, kept] -= columns
-    return Pruned(kept, columns, math.sqrt(_energy(lost, moments) / _energy(matrix, moments)))
+    return Pruned(kept, columns, math.sqrt(relative(_energy(lost, moments), _energy(matrix, moments))))
 
 
 def _survivors(matrix: Tensor, inverse: Tensor, size: int) -> Tensor:

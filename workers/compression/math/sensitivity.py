@@ -234,10 +234,17 @@ class _SiteMoments:
         moments = self.inputs.pop(name)
         squared = (self.gradients[name] / moments.tokens).double().cpu()
         outputs = (squared + SHRINKAGE * squared.mean()).sqrt()
+        unread = not bool(squared.any())
+        if unread:
+            # Behind it stands a projection of zeros: no error here costs anything, and all outputs weigh alike.
+            outputs = torch.ones_like(outputs)
         spend = all(moments is not other for other in self.inputs.values())
         site = problem(matrix_of(self.modules[name]), moments, outputs=outputs, spend=spend)
         tiles = _errors_of_tiles(described, site.weighted(), tiled) if tiled else {}
-        return Sensitivity(spectrum(site) / 2, outputs, tiles=tiles)
+        found = spectrum(site) / 2
+        if unread:
+            found, tiles = torch.zeros_like(found), {tile: torch.zeros_like(each) for tile, each in tiles.items()}
+        return Sensitivity(found, outputs, tiles=tiles)
 
     def _on_output(self, name: str, module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
         """Add the inputs of a module's forward call, once for modules that read the same tensor."""

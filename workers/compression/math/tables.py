@@ -9,6 +9,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from workers.compression.math.degenerate import relative
 from workers.compression.math.fitting import Problem, damped, dominant_rows, fit, leading
 from workers.compression.math.kronecker import WeightedTarget, weighted_fit
 from workers.compression.math.permutation import search
@@ -135,7 +136,7 @@ def table_error(
         target = rows.double() if moved is None else rows.double() @ moved
         lost += float((table_gram(target - approximate, weights) * moments).sum())
         total += float((table_gram(target, weights) * moments).sum())
-    return lost / total
+    return relative(lost, total)
 
 
 def table_gram(table: Tensor, outputs: Tensor) -> Tensor:

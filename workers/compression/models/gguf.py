@@ -1,5 +1,6 @@
 """Convert a GGUF file into a checkpoint of safetensors that `StreamedModel` opens."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +10,31 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from workers.compression.models.skeleton import empty_model
 from workers.compression.spec.architectures import architecture_of
-from workers.compression.spec.errors import MalformedModel
+from workers.compression.spec.errors import MalformedModel, NoTokenizer
 
 
-def convert_gguf(path: Path, directory: Path) -> None:
+def convert_gguf(path: Path, directory: Path, rope_scaling: Mapping[str, Any] | None = None) -> None:
     """Dequantise a GGUF file and write its model (safetensors, bfloat16) and tokenizer into `directory`.
 
-    The whole model passes through memory. Raises UnsupportedArchitecture, and MalformedModel where transformers cannot
-    read the file.
+    `rope_scaling` is what the file says of it in transformers' terms, which transformers' own reader leaves out. The
+    whole model passes through memory. Raises UnsupportedArchitecture, NoTokenizer, and MalformedModel where
+    transformers cannot read the file.
     """
-    source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
+    source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, **source)
+    except Exception as error:  # a stranger's file makes transformers raise anything
+        raise NoTokenizer(f"The tokenizer of the GGUF file {path.name} cannot be read: {error}") from error
     try:
         architecture_of(AutoConfig.from_pretrained(path.parent, **source).to_dict())
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         opened = AutoModelForCausalLM.from_pretrained(path.parent, **source, **_dequantised(), dtype=torch.bfloat16)
     except (OSError, KeyError, NotImplementedError, RuntimeError) as error:
-        raise MalformedModel(f"transformers cannot read the GGUF file {path.name}: {error}") from error
+        raise MalformedModel(f"The GGUF file {path.name} cannot be read: {error}") from error
     # A model that came from GGUF refuses to be saved, so its weights move into an ordinary one.
     settings = {name: value for name, value in opened.config.to_dict().items() if name != "quantization_config"}
+    if rope_scaling is not None:
+        field = "rope_parameters" if "rope_parameters" in settings else "rope_scaling"
+        settings[field] = {**(settings[field] or {}), **rope_scaling}
     model = empty_model(settings, torch.bfloat16, torch.device("cpu"))
     model.load_state_dict(opened.state_dict(), assign=True)
     model.tie_weights()

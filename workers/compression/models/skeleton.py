@@ -40,14 +40,30 @@ def inventory_of(
 
 
 def empty_model(config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """Return the transformers model with empty weights on the meta device and real buffers (rotary frequencies)."""
-    settings = CONFIG_MAPPING[config["model_type"]].from_dict(config)
-    with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, dtype=dtype)  # type: ignore[no-untyped-call]
+    """Return the transformers model with empty weights on the meta device and real buffers (rotary frequencies).
+
+    Raises MalformedModel where transformers cannot build it.
+    """
+    try:
+        model = _built(config, dtype)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a stranger's config makes transformers raise anything
+        raise MalformedModel(
+            "transformers cannot build the model that config.json describes: "
+            f"{type(error).__name__}: {str(error)[:300]}"
+        ) from error
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
     model.train(False).requires_grad_(False)
+    return model
+
+
+def _built(config: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    settings = CONFIG_MAPPING[config["model_type"]].from_dict(config)
+    with init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, dtype=dtype)  # type: ignore[no-untyped-call]
     return model
 
 

@@ -59,12 +59,13 @@ def compressed_type(model_type: str) -> str:
 def original_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], Mapping[str, Mapping[str, Any]]]:
     """Return the config of the model that a package was made from, and the package's {module: structure}.
 
-    The config of any other checkpoint is returned as it is, with no structures.
+    The config of any other checkpoint is returned with no structures. Neither names code to run (`auto_map`): a
+    supported architecture needs none.
     """
     compression = config.get("compression")
     if not isinstance(compression, Mapping) or config.get("model_type") != compressed_type(
         str(compression.get("base_model_type"))
     ):
-        return dict(config), {}
+        return {name: value for name, value in config.items() if name != "auto_map"}, {}
     original = {name: value for name, value in config.items() if name not in ("compression", "auto_map")}
     return original | {"model_type": compression["base_model_type"]}, compression["structures"]

@@ -34,6 +34,18 @@ class MissingWeights(MalformedModel):
     code = "no_safetensors"
 
 
+class NoTokenizer(MalformedModel):
+    """The model's files hold no tokenizer that transformers opens without code of the model's own."""
+
+    code = "no_tokenizer"
+
+
+class NotFinite(CompressionError):
+    """The model's weights hold NaN or infinity."""
+
+    code = "not_finite"
+
+
 class VerificationFailed(CompressionError):
     """A written package does not load, or does not compute the recorded logits."""
 

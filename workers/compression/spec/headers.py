@@ -23,8 +23,14 @@ LENGTH_BYTES = 8
 """The number of bytes at the beginning of a file that state the length of its header."""
 LARGEST_HEADER = 32_000_000
 """The size in bytes above which a header is refused."""
-LARGEST_INDEX = 50_000_000
+LARGEST_INDEX = 32_000_000
 """The size in bytes above which an index is refused."""
+MOST_HEADER_VALUES = 2_000_000
+"""The most values that a header or an index may expand to."""
+LONGEST_NAME = 256
+"""The most characters of a tensor's name."""
+
+_LONG_NUMBER = re.compile(r"\d{7}")
 
 ITEM_BYTES: Mapping[str, int] = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
@@ -48,15 +54,17 @@ def read_safetensors_headers(directory: Path) -> dict[str, tuple[int, ...]]:
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """Return {name: description} of the tensors in `model.safetensors`, or in the shards that the index lists.
+    """Return {name: description} of the tensors in `model.safetensors`, or else in the shards that the index lists.
+
+    Where both are there, transformers opens the former, too.
 
     Raises:
         MissingWeights: if the directory has neither `model.safetensors` nor an index.
-        MalformedModel: if a file is a link that leaves the directory, is not in the safetensors format, or contradicts
-            the index.
+        MalformedModel: if a file is a link that leaves `boundary_of(directory)`, is not in the safetensors format, or
+            contradicts the index.
     """
     root = directory.resolve()
-    weight_map = read_weight_map(root)
+    weight_map = None if (root / WEIGHTS_FILE).exists() else read_weight_map(root)
     names = sorted(set(weight_map.values())) if weight_map is not None else [WEIGHTS_FILE]
     if weight_map is None and not (root / WEIGHTS_FILE).exists():
         raise MissingWeights(f"There is no {WEIGHTS_FILE} and no {INDEX_FILE}; only safetensors weights can be opened.")
@@ -72,6 +80,18 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
+def boundary_of(directory: Path) -> Path:
+    """Return the folder that links in a model's directory may lead into: the directory itself.
+
+    Of a snapshot in the hub's cache (`models--ORG--NAME/snapshots/COMMIT`) it is the repository's folder, which holds
+    the blobs, too.
+    """
+    root = directory.resolve()
+    repository = root.parent.parent
+    in_cache = root.parent.name == "snapshots" and repository.name.startswith("models--")
+    return repository if in_cache else root
+
+
 def read_weight_map(directory: Path) -> dict[str, str] | None:
     """Return {tensor: file name} from the index in `directory`, or None if it has no index.
 
@@ -80,7 +100,7 @@ def read_weight_map(directory: Path) -> dict[str, str] | None:
     root = directory.resolve()
     if not (root / INDEX_FILE).exists():
         return None
-    content = read_object(_inside(root, INDEX_FILE), LARGEST_INDEX)
+    content = read_object(_inside(root, INDEX_FILE), LARGEST_INDEX, MOST_HEADER_VALUES, distinct_keys=True)
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise MalformedModel(f"{INDEX_FILE} has no weight_map.")
@@ -95,7 +115,7 @@ def read_weight_map(directory: Path) -> dict[str, str] | None:
 def _inside(root: Path, name: str) -> Path:
     """Return the path of a regular file in the directory `root`. Raises MalformedModel if it is missing or outside."""
     path = (root / name).resolve()
-    if not path.is_relative_to(root):
+    if not path.is_relative_to(boundary_of(root)):
         raise MalformedModel(f"The file {name} is a link that leaves the model's directory.")
     if not path.is_file():
         raise MalformedModel(f"The file {name} is missing or is not a regular file.")
@@ -117,7 +137,7 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = _header_length(file, size, path.name)
-        header = parse_object(file.read(length), path.name, distinct_keys=True)
+        header = parse_object(file.read(length), path.name, MOST_HEADER_VALUES, distinct_keys=True)
     header.pop("__metadata__", None)
     tensors: dict[str, StoredTensor] = {}
     extents: list[tuple[int, int]] = []
@@ -143,6 +163,8 @@ def _header_length(file: BinaryIO, size: int, name: str) -> int:
 
 def _tensor(path: Path, name: str, entry: Any) -> tuple[StoredTensor, tuple[int, int]]:
     """Return a header's tensor and its first and last byte in the data. Raises MalformedModel for an invalid entry."""
+    if len(name) > LONGEST_NAME or _LONG_NUMBER.search(name):
+        raise MalformedModel(f"{path.name} names a tensor as no architecture does: {name[:80]!r}.")
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if (
             dtype in ITEM_BYTES and _are_sizes(shape) and _are_sizes([begin, end])

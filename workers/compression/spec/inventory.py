@@ -63,6 +63,7 @@ class Inventory:
         block_prefix: full name of the list of blocks.
         block_parameters: number of parameters of each block.
         head_size: width of an attention head; None if the config cannot state fewer heads.
+        numbered_blocks: whether what a block computes depends on its number, so that none can be removed.
     """
 
     model_type: str
@@ -76,6 +77,7 @@ class Inventory:
     block_prefix: str
     block_parameters: tuple[int, ...] = ()
     head_size: int | None = None
+    numbered_blocks: bool = False
 
     def sites_of(self, block: int) -> tuple[Site, ...]:
         """Return the matrices inside one block."""
@@ -140,6 +142,7 @@ def inventory(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Invent
         block_prefix=architecture.blocks,
         block_parameters=_block_parameters(architecture, shapes, blocks),
         head_size=_head_size(config, architecture.attention, sites),
+        numbered_blocks=bool(config.get("scale_attn_by_inverse_layer_idx")),
     )
 
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from workers.compression.math.degenerate import ridge_of
 from workers.compression.spec.architectures import ARCHITECTURES
 from workers.compression.spec.inventory import Inventory
 from workers.compression.steps.passages import passage, passage_up_to
@@ -26,6 +27,7 @@ from workers.compression.steps.variants import RunnableModel
 
 _PROBE_TOLERANCE = 0.05
 _NO_GAIN = 1e-3
+_SILENT = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -200,12 +202,12 @@ def _ridge_regression(observed: Iterable[_Observed], ridge: float) -> Tensor:
     """Return the solution [in, out] of the ridge regression, each token weighted by 1/‖wanted‖."""
     gram, cross = torch.zeros(()), torch.zeros(())
     for each in observed:
-        weights = 1 / each.wanted.norm(dim=1, keepdim=True)
+        weights = 1 / each.wanted.norm(dim=1, keepdim=True).clamp_min(_SILENT)
         weighted = each.features * weights
         gram = gram.to(weighted) + weighted.T @ weighted
         cross = cross.to(weighted) + weighted.T @ (each.missing * weights)
     damped = gram.double()
-    damped.diagonal().add_(ridge * damped.diagonal().mean())
+    damped.diagonal().add_(ridge_of(damped.diagonal(), ridge))
     return torch.cholesky_solve(cross.double(), torch.linalg.cholesky(damped)).float()
 
 
@@ -218,11 +220,11 @@ def _gain_regression(
     for some, wanted in zip(hidden, targets, strict=True):
         seen, output = passage(model, block, index, some, name)
         missing, states = (wanted.float() - output.float()).flatten(0, 1), seen.entered.flatten(0, -2).float()
-        weights = 1 / wanted.flatten(0, 1).float().norm(dim=1, keepdim=True)
+        weights = 1 / wanted.flatten(0, 1).float().norm(dim=1, keepdim=True).clamp_min(_SILENT)
         weighted = states / _root_mean_square(states) * weights
         energy = energy.to(weighted) + weighted.square().sum(0)
         cross = cross.to(weighted) + (weighted * missing * weights).sum(0)
-    return cross / (energy + ridge * energy.mean())
+    return cross / (energy + ridge * energy.mean()).clamp_min(_SILENT)
 
 
 def _norm_behind(model: RunnableModel, block: nn.Module) -> Any:

@@ -3,8 +3,8 @@
     python -I open_packages.py MEMORY PACKAGE PROBE [PACKAGE PROBE ...]
 
 MEMORY is the number of bytes of weights to hold at a time, or `all`. A probe is a safetensors file with `ids` [N, T]
-and the expected `logits` [N, T, V]. This file is run, never imported. It must not be able to import code of ours, or it
-would not show that the package needs none.
+and the expected `logits` [N, T, V]; its metadata may hold `texts`, a JSON list to tokenise. This file is run, never
+imported. It must not be able to import code of ours, or it would not show that the package needs none.
 """
 
 import json
@@ -16,8 +16,9 @@ for ours in ("workers", "app"):
     sys.modules[ours] = None  # type: ignore[assignment]
 
 import torch  # noqa: E402
+from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-from transformers import AutoModel, AutoModelForCausalLM  # noqa: E402
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 NEW_TOKENS = 4
 
@@ -53,7 +54,26 @@ def facts(package: str, probe: dict[str, torch.Tensor], memory: int | None) -> d
     }
 
 
+def tokenised(package: str, probe: str) -> dict[str, object]:
+    """What the package's tokenizer makes of the texts of the probe; nothing where there are none."""
+    with safe_open(probe, framework="pt") as file:
+        texts = json.loads((file.metadata() or {}).get("texts", "[]"))
+    if not texts:
+        return {}
+    tokenizer: Any = AutoTokenizer.from_pretrained(package, trust_remote_code=True, local_files_only=True)
+    return {
+        "ids": [tokenizer(text)["input_ids"] for text in texts],
+        "special_tokens": {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())},
+        "padding_side": tokenizer.padding_side,
+        "chat_template": tokenizer.chat_template,
+    }
+
+
 if __name__ == "__main__":
     held = None if sys.argv[1] == "all" else int(sys.argv[1])
     pairs = zip(sys.argv[2::2], sys.argv[3::2], strict=True)
-    json.dump([facts(package, load_file(Path(probe)), held) for package, probe in pairs], sys.stdout)
+    found = [
+        facts(package, load_file(Path(probe)), held) | {"tokenised": tokenised(package, probe)}
+        for package, probe in pairs
+    ]
+    json.dump(found, sys.stdout)

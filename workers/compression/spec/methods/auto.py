@@ -39,12 +39,12 @@ class AutoMethod(Method[AutoOptions]):
     def _ranges(self, inventory: Inventory) -> dict[MethodOptions, Range]:
         """Return the range of ratios that each candidate reaches on the model."""
         low_rank, both, width, fusion = LowRankOptions(), WidthLowRankOptions(), WidthOptions(), FusionOptions()
-        return {
+        ranges: dict[MethodOptions, Range] = {
             low_rank: LOW_RANK.range(inventory, low_rank),
             both: WIDTH_LOW_RANK.range(inventory, both),
             width: WIDTH.range(inventory, width),
-            fusion: FUSION.range(inventory, fusion),
         }
+        return ranges if inventory.numbered_blocks else {**ranges, fusion: FUSION.range(inventory, fusion)}
 
 
 AUTO = AutoMethod()

@@ -11,6 +11,7 @@ from workers.compression.spec.dimensions import (
 )
 from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods.base import Leaves, Measured, Options, PlanningMethod
+from workers.compression.spec.methods.errors import MethodDoesNotFit
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.ranges import TOLERANCE, Range
 from workers.compression.spec.steps import Narrow, Step
@@ -32,6 +33,11 @@ class DepthMethod(PlanningMethod[Options]):
         """Return the steps that remove `count` blocks, at least one."""
 
     def range(self, inventory: Inventory, options: Options) -> Range:
+        if inventory.numbered_blocks:
+            raise MethodDoesNotFit(
+                "no block can be removed: config.json scales attention by the block's number "
+                "(scale_attn_by_inverse_layer_idx)"
+            )
         gone = range(_most_blocks(inventory))
         return Range(width_range(inventory).lowest, width_range(inventory, gone).highest)
 

@@ -1,0 +1,40 @@
+"""A model's files held against what transformers builds, and its numbers read once, before anything is computed."""
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from workers.compression.models.skeleton import check_complete, empty_model, names_in
+from workers.compression.spec.architectures import architecture_of
+from workers.compression.spec.config import is_tied, original_config, read_config
+from workers.compression.spec.errors import NotFinite
+from workers.compression.spec.headers import stored_tensors
+from workers.compression.spec.inventory import weights
+
+NUMBERS_AT_A_TIME = 2**24
+
+
+def check_model(directory: Path) -> None:
+    """Check that every tensor has its place in the model that config.json describes, and holds finite numbers.
+
+    Raises:
+        MalformedModel: transformers cannot build the model, or a tensor is missing, unexpected or of another shape.
+        NotFinite: a tensor holds NaN or infinity, if only in the row of a token that no text uses.
+    """
+    config, _ = original_config(read_config(directory))
+    tensors = stored_tensors(directory)
+    skeleton = empty_model(config, torch.float32, torch.device("cpu"))
+    stored_names = names_in(skeleton, architecture_of(config).head, weights(config, tensors))
+    check_complete(skeleton, tensors, stored_names, tied=is_tied(config))
+    for name in stored_names.values():
+        # Opened anew each time: a mapping that stays open keeps every page that was read resident.
+        with safe_open(tensors[name].file, framework="pt") as file:
+            _require_finite(name, file.get_tensor(name))
+
+
+def _require_finite(name: str, tensor: torch.Tensor) -> None:
+    for numbers in torch.split(tensor.flatten(), NUMBERS_AT_A_TIME):
+        wrong = int(numbers.isfinite().logical_not().sum())
+        if wrong:
+            raise NotFinite(f"The tensor {name} holds NaN or infinity, at least {wrong} times.")
