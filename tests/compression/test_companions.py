@@ -10,15 +10,15 @@ import torch
 from safetensors import safe_open
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
-from workers.compression.formats.checkpoint import write_package
 
-from tests.compression.formats.test_checkpoint import OnePart
-from tests.support.models import byte_tokenizer
-from tests.support.tiny_models import save_tiny_model
+from tests.support.models import save_tiny_model
+from tests.support.packages import write_package
+from tests.support.text_models import byte_tokenizer
 from workers.compression.companions import open_tokenizer, sample_texts, tokenised
 from workers.compression.formats.dense import write_dense
 from workers.compression.formats.verification import Probe, verify_all
 from workers.compression.models.streamed import StreamedModel
+from workers.compression.parts import CompressedPart
 from workers.compression.spec.errors import NoTokenizer, VerificationFailed
 
 TEXT = "In 1999 there were 12345 HelloWorld items  and 2024 camelCase names; the quick brown fox don't mind 345"
@@ -82,7 +82,8 @@ def write_original(directory: Path, architecture: str, tokenizer: Tokenizer, con
 def factored(directory: Path, destination: Path, site: str) -> Path:
     """A package with a type of its own: one matrix is factored."""
     rows, columns = site_shape(directory, site)
-    part = OnePart(
+    part = CompressedPart(
+        "factors",
         {site: {"kind": "low_rank", "rank": 2}},
         {f"{site}.first": torch.randn(2, columns), f"{site}.second": torch.randn(rows, 2)},
     )

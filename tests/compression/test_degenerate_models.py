@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.compression.steps.test_factor import calibration
+from tests.support.compression import calibration
+from tests.support.models import save_tiny_model
 from tests.support.planning import plan_of
-from tests.support.tiny_models import save_tiny_model
 from workers.compression.evaluation.fidelity import perplexity
 from workers.compression.math.sensitivity import measure_all
 from workers.compression.models.edited import EditedModel
