@@ -16,8 +16,9 @@ router = APIRouter(tags=["methods"])
 def list_methods(
     service: Service,
     model: Annotated[
-        str | None, Query(description="a model as in a recipe; the answer then says which ratios each method reaches")
+        str | None,
+        Query(description="a model as in a recipe, for which the answer adds the ratios that each method reaches"),
     ] = None,
 ) -> MethodList:
-    """List every method with its options, and what it leaves."""
+    """List every method with its options and the kind of checkpoint that it leaves."""
     return method_list(None if model is None else service.models.resolve(model).inventory)
