@@ -176,7 +176,7 @@ def test_a_second_interrupt_does_not_wait_for_a_child_that_hangs(serve: Serve, g
     worker = served.top.child("app.cli worker")
     os.kill(worker.pid, signal.SIGSTOP)
     served.process.send_signal(signal.SIGINT)
-    served.wait_for_complaint("Ending worker")
+    served.wait_for_complaint("Stopping worker")
     served.process.send_signal(signal.SIGINT)
     assert worker.ends()
     assert served.status() == 0
