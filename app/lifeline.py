@@ -1,7 +1,7 @@
-"""A pipe by which a child notices that its parent is gone, however it went: kill -9 closes it too.
+"""A pipe by which a child notices that its parent has ended, even by kill -9.
 
-The parent alone holds the writing end and writes nothing; the child reads until the end of file. (A death signal of
-Linux would be sent as soon as the *thread* that started the child ends, and on no other system at all.)
+Only the parent holds the writing end, and it writes nothing; the child reads until the end of file. (Linux would send a
+parent-death signal as soon as the *thread* that started the child ends, and other systems have none.)
 """
 
 import os
@@ -11,18 +11,19 @@ import time
 
 
 class Lifeline:
-    """The parent's side: children get `reading_end` by `pass_fds` and end once this process is gone."""
+    """The parent's side: children inherit `reading_end` by `pass_fds`, and end when this process does."""
 
     def __init__(self) -> None:
         self.reading_end, self._writing_end = os.pipe()
 
     def close(self) -> None:
+        """Close both ends, whereupon the children end."""
         os.close(self.reading_end)
         os.close(self._writing_end)
 
 
 def end_with_parent(reading_end: int, *, grace_seconds: float) -> None:
-    """Makes this process end itself when its parent is gone: SIGTERM first, and after the grace without asking."""
+    """Make this process end when its parent does: by SIGTERM, then, after `grace_seconds`, at once."""
 
     def watch() -> None:
         while os.read(reading_end, 1):

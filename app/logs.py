@@ -10,7 +10,7 @@ NAMES = {"asctime": "time", "levelname": "level", "name": "logger", "message": "
 
 
 def configure_logs(level: int = logging.INFO) -> None:
-    """Send every record of this process to standard error."""
+    """Write every log record of this process to standard error as JSON."""
     formatter = JsonFormatter(FIELDS, style="{", rename_fields=NAMES, datefmt="%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime
     handler = logging.StreamHandler()

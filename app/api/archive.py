@@ -1,7 +1,7 @@
-"""A job's files as one tar, made while it is sent.
+"""All files of a job as one tar, generated while it is sent.
 
-The layout of an uncompressed tar follows from names and sizes alone. So its length and its entity tag are known before
-a byte is read, nothing is kept in memory or in a temporary file, and the download can be resumed at any position.
+The layout of an uncompressed tar follows from names and sizes alone. So its length and entity tag are known before a
+byte is read, nothing is held in memory or in a temporary file, and a download can resume at any position.
 """
 
 import hashlib
@@ -19,15 +19,24 @@ Read = Callable[[str, int, int], Chunks]
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of bytes of the archive: bytes that are at hand, or a file."""
+    """A range of the archive: literal bytes, or the content of the file with this name."""
 
     size: int
     content: bytes | str
 
 
 class Archive:
+    """An uncompressed tar whose size, entity tag and bytes at any position are known without building it."""
+
     def __init__(self, folder: str, files: Sequence[StoredFile], modified: datetime, read: Read) -> None:
-        """`folder` is what the archive unpacks to; `read(name, start, stop)` gives a range of a file's bytes."""
+        """Lay out the archive.
+
+        Args:
+            folder: directory that the archive unpacks to.
+            files: the files in the archive, in order.
+            modified: modification time of every file.
+            read: `read(name, start, stop)` yields a range of a file's bytes.
+        """
         self._read = read
         self._segments = lay_out(folder, files, int(modified.timestamp()))
         self._starts = list(accumulate((segment.size for segment in self._segments), initial=0))
@@ -48,6 +57,7 @@ class Archive:
 
 
 def lay_out(folder: str, files: Sequence[StoredFile], modified: int) -> list[Segment]:
+    """Return the segments of the archive: header, content and padding of each file, then the end of the tar."""
     segments = []
     for file in files:
         header = member_header(f"{folder}/{file.name}", file.bytes, modified)
@@ -60,6 +70,7 @@ def lay_out(folder: str, files: Sequence[StoredFile], modified: int) -> list[Seg
 
 
 def member_header(name: str, size: int, modified: int) -> bytes:
+    """Return the tar header of one file, in the pax format."""
     member = tarfile.TarInfo(name)
     member.size = size
     member.mtime = modified
@@ -67,7 +78,7 @@ def member_header(name: str, size: int, modified: int) -> bytes:
 
 
 def identity(segments: Sequence[Segment], files: Sequence[StoredFile]) -> str:
-    """A hash of everything that determines the archive's bytes."""
+    """Return a hash of everything that determines the archive's bytes."""
     digest = hashlib.sha256()
     for segment in segments:
         if isinstance(segment.content, bytes):

@@ -1,4 +1,4 @@
-"""The files of a job's result: listed, downloaded one by one, or all in one archive."""
+"""The files of a job's result: list them, download one, or download all in one archive."""
 
 from functools import partial
 from pathlib import PurePosixPath
@@ -21,7 +21,7 @@ router = APIRouter(tags=["artifacts"])
 
 @router.get("/jobs/{job_id}/artifacts", operation_id="list_artifacts", responses=refusals(404))
 def list_artifacts(job_id: JobId, service: Service) -> ArtifactList:
-    """The files of the result; none where there is no result, or not yet."""
+    """List the files of the result; none while there is no result."""
     return ArtifactList(artifacts=tuple(as_artifact(job_id, stored) for stored in service.artifacts(job_id)))
 
 
@@ -33,7 +33,7 @@ def list_artifacts(job_id: JobId, service: Service) -> ArtifactList:
     responses=BYTES | refusals(404, 409, 416),
 )
 def download_artifact(job_id: JobId, name: str, request: Request, service: Service, artifacts: Artifacts) -> Response:
-    """One file, bit for bit as it was packaged. Resume with `Range` and `If-Range`; check with `Repr-Digest`."""
+    """Download one file, bit for bit as packaged. Resume with `Range` and `If-Range`; verify with `Repr-Digest`."""
     stored = find(service, job_id, name)
     require(artifacts, job_id, stored)
     download = Download(
@@ -55,7 +55,7 @@ def download_artifact(job_id: JobId, name: str, request: Request, service: Servi
     responses=BYTES | refusals(404, 409, 416),
 )
 def download_checkpoint(job_id: JobId, request: Request, service: Service, artifacts: Artifacts) -> Response:
-    """The whole checkpoint as one uncompressed tar that unpacks to a folder named after the job. Resumable, too."""
+    """Download all files as one uncompressed tar that unpacks to a folder named after the job. Resume with `Range`."""
     stored = service.artifacts(job_id)
     job = service.get(job_id)
     finished = job.timestamps.succeeded or job.timestamps.failed
@@ -73,6 +73,11 @@ def download_checkpoint(job_id: JobId, request: Request, service: Service, artif
 
 
 def find(service: JobService, job_id: str, name: str) -> StoredArtifact:
+    """Return the artifact with this name.
+
+    Raises:
+        ArtifactNotFound: the job has none.
+    """
     for stored in service.artifacts(job_id):
         if stored.file.name == name:
             return stored
@@ -88,12 +93,17 @@ def not_finished(job: Job) -> NotFinished:
 
 
 def require(storage: Storage, job_id: str, stored: StoredArtifact) -> None:
-    """Raises ArtifactNotFound where a file of the result is no longer stored."""
+    """Check that a file of the result is still stored.
+
+    Raises:
+        ArtifactNotFound: it is not.
+    """
     if not storage.exists(job_id, stored.attempt, stored.file.name):
         raise ArtifactNotFound(f"the file {stored.file.name!r} of this job is no longer stored")
 
 
 def as_artifact(job_id: str, stored: StoredArtifact) -> Artifact:
+    """Return the stored artifact as the API shows it."""
     file = stored.file
     return Artifact(
         name=file.name,

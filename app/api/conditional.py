@@ -1,4 +1,4 @@
-"""Requests that depend on an entity tag or ask for a range of bytes (RFC 9110, sections 13 and 14)."""
+"""Conditional requests and range requests (RFC 9110, sections 13 and 14)."""
 
 import re
 
@@ -8,17 +8,17 @@ SINGLE_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)
 
 
 def unchanged(request: Request, etag: str) -> bool:
-    """Whether `If-None-Match` says that the client already has this representation."""
+    """Return whether `If-None-Match` says that the client already has this representation."""
     known = request.headers.get("if-none-match", "")
     return known.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(","))
 
 
 def requested_range(request: Request, size: int, etag: str) -> range | None:
-    """The positions of the bytes that are asked for, or None for the whole.
+    """Return the requested positions of bytes, or None for all bytes.
 
-    A header that is malformed or asks for several ranges is ignored, as the standard allows, and that of any request
-    but GET, as it demands; so is one whose `If-Range` does not hold this very tag, for the client would append to
-    something else.
+    The header is ignored if it is malformed or asks for several ranges, which the standard allows, and for any method
+    but GET, as it demands. It is also ignored if `If-Range` holds another tag, because the client would then append
+    bytes of another file.
 
     Raises:
         HTTPException: 416, the range lies outside the representation.
@@ -37,6 +37,11 @@ def requested_range(request: Request, size: int, etag: str) -> range | None:
 
 
 def satisfiable(positions: range, size: int) -> range:
+    """Return the positions if there are any.
+
+    Raises:
+        HTTPException: 416, there are none.
+    """
     if positions:
         return positions
     raise HTTPException(

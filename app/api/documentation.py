@@ -1,4 +1,4 @@
-"""What OpenAPI says beyond the types: examples, problem documents, downloads. And `/docs` without a network."""
+"""Additions to the OpenAPI document beyond the types: examples, problem documents and downloads."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ REASONS = {
     413: "The body is too large",
     415: "The body is not JSON",
     416: "The range lies outside the file",
-    422: "The request is refused; each wrong field is named",
-    503: "Something that is needed does not answer; try again later",
+    422: "The request is refused; the problem names each wrong field",
+    503: "A service that this one depends on does not answer; try again later",
 }
 
 DESCRIPTION = """
-Makes transformer language models smaller: post a model and a target ratio, poll the job, download a checkpoint that
-loads.
+Compresses transformer language models: post a model and a target ratio, poll the job, and download a checkpoint that
+opens with transformers.
 
 Every error is a problem document (RFC 9457); its `type` is an address on this service that explains it.
 """
@@ -69,17 +69,18 @@ BYTES: Responses = {
 
 
 def job_at(code: int) -> Responses:
+    """Return the documentation of an answer with a job, for the status `code`."""
     return {code: {"description": "The job", "content": {"application/json": {"example": JOB_EXAMPLE}}}}
 
 
 def refusals(*codes: int) -> Responses:
-    """The problem documents that an endpoint is known to answer with, and room for those that any may."""
+    """Return the documentation of the problems that an endpoint answers with: those of `codes`, and any other."""
     named: Responses = {code: {"model": Problem, "description": REASONS[code]} for code in codes}
     return named | {"default": {"model": Problem, "description": "Any other problem"}}
 
 
 def install(app: FastAPI) -> None:
-    """Give problem documents their media type in the document of `app`, where the framework knows one type for all."""
+    """Give problem documents their media type in the OpenAPI document of `app`, which FastAPI does not."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -93,6 +94,7 @@ def install(app: FastAPI) -> None:
 
 
 def retype_problems(document: dict[str, Any]) -> None:
+    """Change the media type of every error answer in an OpenAPI document to that of a problem document."""
     for operations in document["paths"].values():
         for operation in operations.values():
             for code, response in operation["responses"].items():

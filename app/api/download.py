@@ -1,4 +1,4 @@
-"""Bytes for a client that may be cut off and come back: ranges, strong entity tags, digests."""
+"""Downloads that can be interrupted and resumed: ranges, strong entity tags and digests."""
 
 import base64
 from collections.abc import Callable
@@ -22,13 +22,16 @@ class Download:
     media_type: str
     read: Callable[[int, int], Chunks]
     sha256: str | None = None
-    """In hexadecimal; None when knowing it would mean reading everything first."""
+    """Hexadecimal SHA-256; None if computing it would require reading everything first."""
 
 
 def respond(request: Request, download: Download) -> Response:
-    """Answer GET and HEAD: 200, 206, 304, or 416 as an exception.
+    """Return the answer to GET or HEAD: 200, 206 or 304.
 
-    `no-cache` lets a client keep the bytes and makes it ask each time, which costs one 304.
+    `no-cache` lets a client keep the bytes but makes it revalidate them, which costs one 304.
+
+    Raises:
+        HTTPException: 416, the requested range lies outside the file.
     """
     headers = {
         "Accept-Ranges": "bytes",

@@ -21,7 +21,8 @@ async def list_methods(
     service: Service,
     lookups: Lookups,
     model: Annotated[
-        str | None, Query(description="a model as in a recipe; the answer then says which ratios each method reaches")
+        str | None,
+        Query(description="a model as in a recipe, for which the answer adds the ratios that each method reaches"),
     ] = None,
 ) -> MethodList:
     """List every method with its options, and what it leaves."""

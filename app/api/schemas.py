@@ -1,4 +1,4 @@
-"""The schemas of files that travel with a result, for programs that read them."""
+"""The JSON schemas of the report files in a package."""
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
@@ -19,7 +19,7 @@ router = APIRouter(tags=["schemas"])
     responses=SCHEMA | refusals(),
 )
 def get_report_schema() -> JSONResponse:
-    """The JSON schema of `compression_report.json`, of the version that its `schema_version` states."""
+    """Return the JSON schema of `compression_report.json` with this `schema_version`."""
     return JSONResponse(report_schema(), media_type=SCHEMA_TYPE)
 
 
@@ -30,5 +30,5 @@ def get_report_schema() -> JSONResponse:
     responses=SCHEMA | refusals(),
 )
 def get_sweep_report_schema() -> JSONResponse:
-    """The JSON schema of `sweep_report.json`, which a job with several ratios has."""
+    """Return the JSON schema of `sweep_report.json`, the report of a job with several ratios."""
     return JSONResponse(sweep_report_schema(), media_type=SCHEMA_TYPE)

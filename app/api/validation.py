@@ -1,4 +1,4 @@
-"""What is wrong with a request, field by field, in words for the person who sent it."""
+"""Explain what is wrong with a request, field by field, to the person who sent it."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +18,9 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def field_errors(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Pydantic's errors as a problem document lists them: at most 20, and never with the value that was sent.
+    """Return pydantic's errors as a problem document lists them: at most 20, and never with the value that was sent.
 
-    A list with a wrong item is to pydantic also too short by that item; only the item is named here.
+    For a list with a wrong item, pydantic also reports that the list is too short; only the item is listed here.
     """
     around = {error["loc"][:depth] for error in errors for depth in range(len(error["loc"]))}
     innermost = [error for error in errors if error["loc"] not in around]
@@ -28,16 +28,20 @@ def field_errors(errors: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def field_name(location: Location) -> str:
-    """`("body", "calibration", "length")` is the field `calibration.length`; the body itself is `body`."""
+    """Return the dotted name of a field: `("body", "calibration", "length")` is `calibration.length`.
+
+    The body itself is `body`.
+    """
     return ".".join(printable(part) for part in field_path(location[1:])) or printable(location[0])
 
 
 def printable(part: str | int) -> str:
-    """A name out of a hostile body, cut to a sensible length and without lone surrogates."""
+    """Return a name from an untrusted body, cut to 64 characters and without lone surrogates."""
     return str(part)[:LONGEST_NAME].encode("utf-8", "backslashreplace").decode()
 
 
 def message(error: Mapping[str, Any]) -> str:
+    """Return what is wrong with a field."""
     if error["type"] == "extra_forbidden":
         return unknown_field(error["loc"][1:])
     if error["type"] == "missing" and len(error["loc"]) == 1:
@@ -46,7 +50,7 @@ def message(error: Mapping[str, Any]) -> str:
 
 
 def unknown_field(location: Location) -> str:
-    """Names the field that was probably meant."""
+    """Return the message about a field that does not exist; it names the field that was probably meant."""
     known = fields_at(Recipe, location[:-1])
     close = get_close_matches(str(location[-1])[:LONGEST_NAME], known, n=1)
     if close:
@@ -55,7 +59,7 @@ def unknown_field(location: Location) -> str:
 
 
 def fields_at(model: type[BaseModel], location: Location) -> tuple[str, ...]:
-    """Return the fields that the recipe has where `location` points to."""
+    """Return the names of the fields that the recipe has at `location`."""
     if len(location) == 2 and location[0] == "method" and location[1] in METHODS:
         return tuple(METHODS[str(location[1])].options.model_fields)
     for part in location:
@@ -68,7 +72,7 @@ def fields_at(model: type[BaseModel], location: Location) -> tuple[str, ...]:
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section of the recipe that a field holds, be it that it may be null."""
+    """Return the section of the recipe that a field of this type may hold, or None."""
     kinds = (kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type))
     return next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
 
@@ -77,7 +81,7 @@ def refuse_unstorable(recipe: Recipe) -> None:
     """Refuse what PostgreSQL does not keep as it was sent: NUL characters, and halves of surrogate pairs.
 
     Raises:
-        Refused: naming the field.
+        Refused: a text has one; the error names the field.
     """
     for field, text in texts(recipe.model_dump(mode="python")):
         if "\0" in text:
@@ -87,7 +91,7 @@ def refuse_unstorable(recipe: Recipe) -> None:
 
 
 def texts(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
-    """Every string in a JSON value, keys included, with the dotted name of its place."""
+    """Yield every string in a JSON value, keys included, with the dotted name of its place."""
     if isinstance(value, str):
         yield field, value
     elif isinstance(value, dict):

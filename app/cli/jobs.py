@@ -84,7 +84,7 @@ def compress_somewhere(recipe: Recipe, out: Path, path: LocalModel | None, url: 
 
 def jobs(
     url: Url = None,
-    limit: Annotated[int, typer.Option(help="Most jobs to list.")] = 20,
+    limit: Annotated[int, typer.Option(help="Number of jobs to list, at most.")] = 20,
     state: Annotated[State | None, typer.Option(help="Only jobs in this state.")] = None,
 ) -> None:
     """List jobs, newest first."""

@@ -1,1 +1,1 @@
-"""The wire format: imported by the API, the workers and the client; imports nothing of ours."""
+"""The wire format, shared by API, workers and client."""

@@ -1,4 +1,4 @@
-"""What the service offers: `GET /methods` and `GET /architectures` list it."""
+"""The answers of `GET /methods` and `GET /architectures`."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from workers.compression.spec.methods import Leaves, Need
 
 
 class RatioRange(Answer):
-    """The target ratios that a method reaches on a model."""
+    """The target ratios that a method can reach on a model."""
 
     lowest: float
     highest: float
@@ -19,19 +19,20 @@ class MethodInfo(Answer):
     """A method that a recipe may name."""
 
     name: str
-    title: str = Field(description="what it does, in a few words")
+    title: str = Field(description="short name of what it does")
     description: str
-    paper: str | None = Field(description="where it was published; null for a method of this project's own")
-    needs: tuple[Need, ...] = Field(description="what it computes from, besides the weights")
+    paper: str | None = Field(description="address of the paper; null for a method of this project")
+    needs: tuple[Need, ...] = Field(description="inputs that it needs besides the weights")
     leaves: Leaves = Field(
-        description="`plain`: a checkpoint of the original's architecture, which stock engines open; `factored`: one "
-        "whose own code travels with it; `either`: the one or the other, depending on the model"
+        description="kind of checkpoint that it leaves. `plain`: the original's architecture, which stock engines "
+        "open; `factored`: factored matrices, with model code in the package; `either`: one of both, depending on the "
+        "model"
     )
     options: dict[str, Any] = Field(description="JSON schema of the object that a recipe may send as its method")
     range: RatioRange | None = Field(
-        None, description="the ratios that it reaches on the model that was asked about, with its default options"
+        None, description="ratios that it reaches on the requested model with its default options"
     )
-    refusal: str | None = Field(None, description="why it is not for the model that was asked about")
+    refusal: str | None = Field(None, description="why it cannot compress the requested model")
 
 
 class MethodList(Answer):
@@ -44,7 +45,7 @@ class ArchitectureInfo(Answer):
     """An architecture whose models can be compressed."""
 
     model_type: str = Field(description="as in the model's config.json")
-    gguf: bool = Field(description="whether a GGUF file of the architecture can be sent, too")
+    gguf: bool = Field(description="whether GGUF files of the architecture are accepted")
     fewer_heads: bool = Field(description="whether `width` can remove key/value heads")
 
 

@@ -1,4 +1,4 @@
-"""Every code that a job can fail with: what it means, what to do about it, whether another attempt can help.
+"""Every code that a job can fail with: its meaning, what to do about it, and whether another attempt can help.
 
 `/problems/<code>` shows an entry of the table as a page.
 """
@@ -11,7 +11,7 @@ from typing import Final
 
 
 class FailureCode(StrEnum):
-    """Why a job has failed. A code never changes its meaning; a later version of the service may add some."""
+    """Why a job has failed. A code never changes its meaning; later versions of the service may add codes."""
 
     # The model and the text that the recipe names.
     UNKNOWN_MODEL = "unknown_model"
@@ -52,19 +52,19 @@ class FailureCode(StrEnum):
 
     @property
     def kind(self) -> "FailureKind":
-        """What the table says about the code."""
+        """Return the explanation of the code."""
         return FAILURES[self]
 
 
 @dataclass(frozen=True)
 class FailureKind:
-    """What a person needs to know about one failure code."""
+    """The explanation of a failure code for a person."""
 
     title: str
     explanation: str
     way_out: str
     retryable: bool = False
-    """Whether the cause may pass: the service then retries the job by itself, and posting it again can help."""
+    """Whether the cause may be temporary: the service then retries the job, and posting it again can help."""
 
 
 FAILURES: Final[Mapping[FailureCode, FailureKind]] = MappingProxyType(
@@ -88,7 +88,7 @@ FAILURES: Final[Mapping[FailureCode, FailureKind]] = MappingProxyType(
             "Name a revision with safetensors, or convert the weights with transformers' save_pretrained.",
         ),
         FailureCode.INVALID_MODEL: FailureKind(
-            "The model's files are not what they should be",
+            "The model's files are invalid",
             "A file is damaged or missing, or the files contradict each other. The message names the first fault.",
             "Download or export the model again.",
         ),
@@ -100,13 +100,13 @@ FAILURES: Final[Mapping[FailureCode, FailureKind]] = MappingProxyType(
         ),
         FailureCode.NO_TOKENIZER: FailureKind(
             "The model has no usable tokenizer",
-            "The model's directory holds no tokenizer that transformers can open, so no text can be read for it.",
+            "The model's directory has no tokenizer that transformers can open, so no text can be tokenized.",
             "Put the tokenizer's files beside the weights.",
         ),
         FailureCode.UNKNOWN_DATASET: FailureKind(
-            "There is no such text",
-            "The name leads to no text that the service can read.",
-            "Check the name; the message says what the text lacks.",
+            "There is no such dataset",
+            "The dataset does not exist, or the service cannot read its text.",
+            "Check the name; the message says what is missing.",
         ),
         FailureCode.TEXT_TOO_SHORT: FailureKind(
             "A text is too short",
@@ -121,8 +121,8 @@ FAILURES: Final[Mapping[FailureCode, FailureKind]] = MappingProxyType(
         ),
         FailureCode.EVALUATION_OVERLAP: FailureKind(
             "The evaluation text is also calibration text",
-            "Too much of an evaluation dataset also occurs in the text that the result is made from, so its perplexity "
-            "would prove nothing.",
+            "Too much of an evaluation dataset also occurs in the text of the calibration or the distillation, so its "
+            "perplexity would say nothing about other text.",
             "Evaluate on other text.",
         ),
         FailureCode.HUB_UNAVAILABLE: FailureKind(
@@ -132,8 +132,8 @@ FAILURES: Final[Mapping[FailureCode, FailureKind]] = MappingProxyType(
             retryable=True,
         ),
         FailureCode.DOWNLOAD_CORRUPTED: FailureKind(
-            "A download is not what the hub promised",
-            "A downloaded file has another digest than the hub lists. It was thrown away.",
+            "A downloaded file is corrupted",
+            "A downloaded file has another digest than the hub lists. It was deleted.",
             "Post the recipe again. If it happens again, look for a proxy or a mirror that changes files.",
             retryable=True,
         ),
@@ -144,7 +144,7 @@ FAILURES: Final[Mapping[FailureCode, FailureKind]] = MappingProxyType(
         ),
         FailureCode.RATIO_OUT_OF_RANGE: FailureKind(
             "The target ratio cannot be reached",
-            "The method cannot make this model so much smaller, or so little.",
+            "The ratio is outside the range that the method reaches on this model.",
             "Send a ratio from the range that the message names, or choose another method.",
         ),
         FailureCode.NO_METHOD_FITS: FailureKind(
@@ -154,23 +154,23 @@ FAILURES: Final[Mapping[FailureCode, FailureKind]] = MappingProxyType(
         ),
         FailureCode.NOT_FINITE: FailureKind(
             "A perplexity is not finite",
-            "The model named in the message computes infinite or undefined numbers on the evaluation text.",
+            "The model named in the message computes infinite or undefined numbers (NaN) on the evaluation text.",
             "If it is the original, its weights are damaged. If it is the result, ask for a smaller ratio.",
         ),
         FailureCode.DIVERGED: FailureKind(
             "The distillation diverged",
-            "The training loss ran away more than once, although the learning rate was halved each time.",
+            "The training loss diverged more than once, although the learning rate was halved each time.",
             "Lower distillation.learning_rate.",
         ),
         FailureCode.VERIFICATION_FAILED: FailureKind(
             "The finished checkpoint does not verify",
-            "A fresh process could not open the checkpoint with transformers, or it computed other numbers than were "
-            "recorded. Nothing was published.",
+            "A fresh process could not open the checkpoint, or it computed other numbers than were recorded. Nothing "
+            "was published.",
             "This is a fault of the service: report the job's id and recipe to its operator.",
         ),
         FailureCode.QUALITY_GATE: FailureKind(
             "The result misses the recipe's gate",
-            "The job ran to its end, and its result is worse than the gate allows. Its files can be downloaded.",
+            "The job is complete, but its result is worse than the gate allows. Its files can be downloaded.",
             "Ask for a smaller ratio, add distillation, or loosen the gate.",
         ),
         FailureCode.UNKNOWN_TASK: FailureKind(
@@ -194,13 +194,13 @@ FAILURES: Final[Mapping[FailureCode, FailureKind]] = MappingProxyType(
             "Ask the operator to install the extra that the message names.",
         ),
         FailureCode.OUT_OF_MEMORY: FailureKind(
-            "The worker's memory does not suffice",
+            "The worker has too little memory",
             "The machine or its GPU has too little memory for this model and recipe.",
             "Lower the lengths or batch sizes of the recipe, or ask the operator for a larger worker.",
         ),
         FailureCode.DISK_FULL: FailureKind(
             "The worker's disk is full",
-            "There was no space left to write to.",
+            "No space was left on the worker's disk.",
             "Ask the operator to free space, then post the recipe again.",
             retryable=True,
         ),
@@ -217,27 +217,27 @@ FAILURES: Final[Mapping[FailureCode, FailureKind]] = MappingProxyType(
         ),
         FailureCode.COMPUTE_KILLED: FailureKind(
             "The computing process was killed",
-            "The system killed the computing process without a word, as it does when memory runs out.",
-            "Post the recipe again; if it happens again, ask the operator for a larger worker, or for a limit in "
-            "MODELPRESS_MEMORY_BYTES that the process then stays below.",
+            "The system killed the computing process, as it does when memory runs out.",
+            "Post the recipe again; if it happens again, ask the operator for a larger worker, or to limit the process "
+            "with MODELPRESS_MEMORY_BYTES.",
             retryable=True,
         ),
         FailureCode.COMPUTE_CRASHED: FailureKind(
             "The computing process crashed",
-            "The computing process ended by itself without reporting a result. The message holds its last words.",
+            "The computing process ended without reporting a result. The message has the end of its log.",
             "Post the recipe again; if it happens again, report the job's id to the operator.",
             retryable=True,
         ),
         FailureCode.WORKER_LOST: FailureKind(
-            "The workers fell silent",
+            "The workers were lost",
             "Every attempt ended because its worker stopped renewing its lease: it was killed, or lost its network.",
             "Post the recipe again once the operator has looked at the workers.",
             retryable=True,
         ),
         FailureCode.INTERNAL_ERROR: FailureKind(
             "The service has failed",
-            "The fault lies with the service. Its log tells more, under the job's id, or under the request id that the "
-            "header X-Request-Id carries.",
+            "This is a fault of the service. Its log has details under the job's id, or under the request id in the "
+            "header X-Request-Id.",
             "Report the id to the operator.",
         ),
     }

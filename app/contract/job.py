@@ -1,4 +1,4 @@
-"""What the service answers: a job, its measurements, its files."""
+"""The answers of the service: jobs, their measurements and their files."""
 
 from datetime import datetime
 from enum import StrEnum
@@ -10,6 +10,8 @@ from app.contract.recipe import Recipe
 
 
 class State(StrEnum):
+    """The state of a job."""
+
     QUEUED = "queued"
     RUNNING = "running"
     CANCELLING = "cancelling"
@@ -19,18 +21,20 @@ class State(StrEnum):
 
     @property
     def has_ended(self) -> bool:
-        """Whether a job in this state stays in it for ever."""
+        """Return whether this state is final."""
         return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
 
 class Answer(BaseModel):
+    """Base of all answers: immutable."""
+
     model_config = ConfigDict(frozen=True)
 
 
 class Source(Answer):
     """The model and the texts as they were found when the job was posted."""
 
-    reference: str = Field(description="as posted")
+    reference: str = Field(description="the model as named in the recipe")
     revision: str | None = Field(None, description="commit of a hub model; null for a local one")
     model_type: str
     parameters: int = Field(description="stored parameters, each distinct tensor counted once")
@@ -38,101 +42,110 @@ class Source(Answer):
 
 
 class TaskMetric(Answer):
-    """What a model came to by one measure."""
+    """The value of one metric of a task."""
 
-    value: float | None = Field(description="null where it is no finite number")
-    stderr: float | None = Field(None, description="standard error; null where it has none")
-    higher_is_better: bool | None = Field(None, description="null where the task does not say")
+    value: float | None = Field(description="null if it is not finite")
+    stderr: float | None = Field(None, description="standard error; null if the metric has none")
+    higher_is_better: bool | None = Field(None, description="null if the task does not say")
 
     def __str__(self) -> str:
-        """'0.4200 ± 0.0494'; nothing without a value."""
+        """Return value and standard error, such as '0.4200 ± 0.0494', or '' without a value."""
         shown = (f"{number:.4f}" for number in (self.value, self.stderr) if number is not None)
         return "" if self.value is None else " ± ".join(shown)
 
 
 class TaskResult(Answer):
-    """What a model came to on a task of lm-eval, or on a group of them as a whole."""
+    """The result of a model on one lm-eval task, or on a group of tasks as a whole."""
 
-    version: str | None = Field(None, description="the task's own; results compare where it is the same")
-    examples: int = Field(description="that were asked")
-    shots: int | None = Field(None, description="solved examples before each that is asked; null where they differ")
-    metrics: dict[str, TaskMetric] = Field(description="by the library's names, such as 'acc' or 'exact_match,strict'")
+    version: str | None = Field(None, description="version of the task; only results of one version are comparable")
+    examples: int = Field(description="number of examples")
+    shots: int | None = Field(None, description="few-shot examples in each prompt; null if the tasks of a group differ")
+    metrics: dict[str, TaskMetric] = Field(description="by lm-eval's names, such as 'acc' or 'exact_match,strict'")
 
 
 class Metrics(Answer):
-    """One model, measured."""
+    """The measurements of one model."""
 
     parameters: int = Field(description="stored parameters, each distinct tensor counted once")
     bytes: int = Field(description="bytes of those tensors")
     perplexity: dict[str, float] = Field(description="per evaluation dataset")
     kl_divergence: dict[str, float] = Field(
         default_factory=dict,
-        description="of what it predicts from what the original predicts, mean in nats per token, per evaluation "
-        "dataset; empty for the original itself",
+        description="mean KL divergence of its next-token distributions from the original's, in nats per token, per "
+        "evaluation dataset; empty for the original itself",
     )
     top1_agreement: dict[str, float] = Field(
         default_factory=dict,
-        description="share of tokens for which it and the original hold the same one most likely; likewise",
+        description="share of positions at which it and the original predict the same most likely token, per "
+        "evaluation dataset; empty for the original itself",
     )
     prefill_tokens_per_second: float | None = Field(
-        description="reading a prompt; null where the model does not fit into the worker's memory"
+        description="speed of reading a prompt; null if the model does not fit into the worker's memory"
     )
-    decode_tokens_per_second: float | None = Field(description="writing, with a cache; null likewise")
+    decode_tokens_per_second: float | None = Field(
+        description="speed of generating tokens with a key/value cache; null if the model does not fit"
+    )
     peak_memory_bytes: int | None = Field(
         None,
-        description="greatest resident memory of a fresh process that opens it with transformers, reads a prompt and "
-        "writes, Python and its libraries included; on a GPU, of the device's; null likewise",
+        description="peak resident memory of a fresh process that opens it with transformers, reads a prompt and "
+        "generates tokens, including Python and its libraries; on a GPU, peak device memory; null if it does not fit",
     )
-    sample: str | None = Field(description="a greedy continuation of a fixed prompt; null likewise")
+    sample: str | None = Field(description="greedy continuation of a fixed prompt; null if the model does not fit")
     tasks: dict[str, TaskResult] = Field(
-        default_factory=dict, description="per task; a tag, and a group without figures of its own, stands as its tasks"
+        default_factory=dict,
+        description="result of each task; a tag, or a group without metrics of its own, is listed as its tasks",
     )
-    tasks_skipped: str | None = Field(None, description="why this model was not asked the recipe's tasks")
+    tasks_skipped: str | None = Field(None, description="why the recipe's tasks were not run on this model")
 
     def task_metric(self, task: str, name: str) -> TaskMetric | None:
-        """What the model came to on a task by one of its measures; None where there is no such figure."""
+        """Return the metric `name` of a task, or None if it was not measured."""
         return self.tasks[task].metrics.get(name) if task in self.tasks else None
 
 
 class Protocol(Answer):
-    """What was measured on. Perplexities, divergences and agreements compare where the id is the same."""
+    """How an evaluation dataset was measured.
 
-    id: str = Field(description="of all that follows, except `overlap`")
+    Perplexities, divergences and agreements are comparable if their protocols have the same id.
+    """
+
+    id: str = Field(description="hash of the fields below except `overlap`")
     corpus: str = Field(description="SHA-256 of the text")
     tokenizer: str = Field(description="SHA-256 of the vocabulary")
     tokens: str = Field(description="SHA-256 of the token ids that were measured")
-    window: int = Field(description="tokens per window; each window is predicted on its own")
-    stride: int = Field(description="tokens from the beginning of a window to that of the next")
-    max_tokens: int
-    overlap: float = Field(description="share of the tokens in passages that the result was also made from")
+    window: int = Field(description="tokens per window; no window sees another's text")
+    stride: int = Field(description="tokens from the beginning of one window to the beginning of the next")
+    max_tokens: int = Field(description="most tokens of the dataset that are measured")
+    overlap: float = Field(description="share of the tokens in passages that calibration or distillation text also has")
 
 
 class Comparison(Answer):
+    """The measurements of the original, the result and, on request, a baseline."""
+
     before: Metrics
     after: Metrics
     baseline: Metrics | None = Field(
-        None, description="the original without as many of its blocks as make it about as small as the result"
+        None, description="the original with blocks dropped until it is about as small as the result"
     )
     formats: dict[str, Metrics] = Field(
         default_factory=dict,
-        description="per format of the recipe that rounds, such as `int4`: `parameters` counts the numbers that its "
-        "codes stand for, so only `bytes` is less; its speed is that of computing with them in floating point",
+        description="per format that rounds, such as `int4`: `parameters` counts the dequantised weights, so only "
+        "`bytes` is smaller; its speed is measured with dequantised weights in floating point",
     )
     protocols: dict[str, Protocol] = Field(default_factory=dict, description="per evaluation dataset")
 
     @property
     def ratio(self) -> float:
-        """Stored parameters before / after."""
+        """Return stored parameters before / after."""
         return self.before.parameters / self.after.parameters
 
 
 class SweepResult(Answer):
-    """What one of several ratios came to."""
+    """The result for one of several ratios."""
 
     target_ratio: float
     achieved_ratio: float
-    directory: str = Field(description="of its checkpoint among the artifacts")
-    method: str = Field(description="the recipe's, or the one that 'auto' chose")
+    directory: str = Field(description="directory of its checkpoint among the artifacts")
+    method: str = Field(description="the recipe's method, or the one that 'auto' chose")
     metrics: Comparison
 
 
@@ -141,7 +154,7 @@ class Failure(Answer):
 
     code: FailureCode | str = Field(
         union_mode="left_to_right",
-        description="`/problems/<code>` explains it; treat a code that you do not know by `retryable`",
+        description="`/problems/<code>` explains it; for a code that you do not know, rely on `retryable`",
     )
     message: str
     stage: str | None = Field(None, description="the stage in which it happened")
@@ -150,40 +163,42 @@ class Failure(Answer):
 
     @classmethod
     def of(cls, code: FailureCode, message: str, *, attempt: int, stage: str | None = None) -> "Failure":
-        """Return the failure of a known code, retryable as its table says."""
+        """Return the failure of a known code, which determines whether it is retryable."""
         return cls(code=code, message=message, stage=stage, retryable=code.kind.retryable, attempt=attempt)
 
 
 class Resumed(Answer):
-    """Where an attempt went on from the durable results of the ones before it."""
+    """Where an attempt continued from the durable results of earlier attempts."""
 
     stage: str
-    block: int | None = Field(None, description="first block that still had to be computed, inside `compress`")
+    block: int | None = Field(None, description="first block that still had to be computed; only for compression")
 
 
 class AttemptOutcome(StrEnum):
-    """How an attempt ended; the job itself may go on with another one."""
+    """How an attempt ended; after some outcomes the job continues with another attempt."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     LOST = "lost"
-    """The worker fell silent or met a passing fault."""
+    """The worker stopped renewing its lease, or met a temporary fault."""
     RELEASED = "released"
-    """The worker shut down and handed the job back, which does not count against it."""
+    """The worker shut down and handed the job back, which does not count as a failed attempt."""
     CANCELLED = "cancelled"
 
 
 class Attempt(Answer):
+    """One attempt at a job by one worker."""
+
     number: int
     worker: str
     started_at: datetime
     ended_at: datetime | None = None
-    outcome: AttemptOutcome | None = Field(None, description="null while it is under way")
+    outcome: AttemptOutcome | None = Field(None, description="null while it is running")
     resumed: Resumed | None = None
 
 
 class Timestamps(Answer):
-    """When the job last entered each state; null where it never did."""
+    """When the job last entered each state; null for a state that it never had."""
 
     queued: datetime
     running: datetime | None = None
@@ -194,34 +209,42 @@ class Timestamps(Answer):
 
 
 class Job(Answer):
+    """A job, from the posting of its recipe to its result."""
+
     id: str
     state: State
     stage: str | None = Field(
         None,
-        description="fetch, inspect, calibrate, plan, compress, distill, write, evaluate, package or verify, run in "
-        "this order, as far as the recipe asks for them; null while no worker has the job",
+        description="fetch, inspect, calibrate, plan, compress, distill, write, evaluate, package or verify; they run "
+        "in this order, and distill only if the recipe asks for it. Null while no worker has the job",
     )
-    progress: float = Field(0.0, ge=0, le=1, description="of the whole job")
+    progress: float = Field(0.0, ge=0, le=1, description="finished fraction of the whole job")
     detail: str | None = Field(None, description="what the stage is doing, such as 'block 12 of 30'")
-    seconds_left: float | None = Field(None, description="an estimate, from the pace so far")
-    attempt: int = Field(description="0 while no worker has claimed the job")
+    seconds_left: float | None = Field(None, description="estimate from the pace of this attempt")
+    attempt: int = Field(description="number of the latest attempt; 0 while no worker has claimed the job")
     attempts: tuple[Attempt, ...] = ()
     timestamps: Timestamps
     recipe: Recipe
     source: Source
-    achieved_ratio: float | None = Field(None, description="of several ratios, for the first")
-    metrics: Comparison | None = Field(None, description="of several ratios, for the first")
-    sweep: tuple[SweepResult, ...] = Field((), description="where the recipe lists ratios, for each in its order")
+    achieved_ratio: float | None = Field(
+        None, description="stored parameters before / after; for the first ratio, if there are several"
+    )
+    metrics: Comparison | None = Field(None, description="measurements; for the first ratio, if there are several")
+    sweep: tuple[SweepResult, ...] = Field((), description="one result for each ratio, if the recipe lists ratios")
     error: Failure | None = None
     links: dict[str, str]
 
 
 class JobPage(Answer):
+    """One page of the list of jobs, newest first."""
+
     jobs: tuple[Job, ...]
     next: str | None = Field(None, description="send as ?after= for the next page; null on the last one")
 
 
 class Artifact(Answer):
+    """A file of a job's result."""
+
     name: str
     bytes: int
     sha256: str
@@ -230,6 +253,8 @@ class Artifact(Answer):
 
 
 class ArtifactList(Answer):
+    """The files of a job's result."""
+
     artifacts: tuple[Artifact, ...]
 
 
@@ -241,4 +266,4 @@ class Problem(BaseModel):
     status: int
     detail: str
     instance: str | None = None
-    errors: list[dict[str, str]] | None = Field(None, description="one entry a field: 'field' and 'message'")
+    errors: list[dict[str, str]] | None = Field(None, description="'field' and 'message' of each wrong field")

@@ -1,4 +1,4 @@
-"""The recipe's method: one of those that the registry has, by its name alone or with its options."""
+"""The `method` of a recipe: the name of a registered method, or an object with its name and options."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -14,7 +14,7 @@ Location = Sequence[str | int]
 
 
 class _AnyMethod:
-    """Makes a field of MethodOptions take the options of every registered method, told apart by `name`."""
+    """Makes pydantic validate a MethodOptions field as the options of the method that `name` selects."""
 
     @staticmethod
     def _union() -> Any:
@@ -25,12 +25,16 @@ class _AnyMethod:
         return core_schema.no_info_before_validator_function(_with_name, handler.generate_schema(self._union()))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        names = {"type": "string", "enum": list(METHODS), "description": "a method with its options as they are"}
+        names = {"type": "string", "enum": list(METHODS), "description": "a method with its default options"}
         return {"anyOf": [names, handler(schema)]}
 
 
 def _with_name(method: Any) -> Any:
-    """Return the form that holds options as well. Raises ValueError where no method is named."""
+    """Return the method as an object with its name.
+
+    Raises:
+        ValueError: no registered method is named.
+    """
     if isinstance(method, MethodOptions):
         return method
     form = {"name": method} if isinstance(method, str) else method
@@ -49,7 +53,7 @@ MethodChoice = Annotated[MethodOptions, _AnyMethod()]
 
 
 def field_path(location: Location) -> Location:
-    """Return the place in a recipe where pydantic found a fault, without the name of the method that it chose."""
+    """Return the place of a fault in a recipe as a client knows it, without the method's name that pydantic inserts."""
     if len(location) > 2 and location[0] == "method":
         return (location[0], *location[2:])
     return location

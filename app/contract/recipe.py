@@ -1,4 +1,4 @@
-"""The recipe of a job: what a client asks for, as it travels over the wire and lies in the database."""
+"""The recipe of a job: what a client asks for, as it is sent and stored."""
 
 import math
 import re
@@ -33,63 +33,72 @@ DATASET = re.compile(
 )
 TASK = re.compile(r"[A-Za-z0-9][\w.()+-]{0,127}", re.ASCII)
 TEXTS = (
-    "where the text comes from; 'teacher:' is text that the original writes itself, which takes minutes and, "
-    "meanwhile, memory for the whole of the original"
+    "datasets to read: 'builtin:NAME', 'local:NAME', 'hub:org/name/config/split', or 'teacher:' for text that the "
+    "original generates, which takes minutes and needs memory for the whole original"
 )
 
 
 def check_model(reference: str) -> str:
+    """Return the reference if it is a valid model reference; raise ValueError otherwise."""
     if HUB_MODEL.fullmatch(reference) or LOCAL_NAME.fullmatch(reference):
         return reference
     raise ValueError("send 'org/name', 'org/name@revision' or 'local:NAME'")
 
 
 def check_dataset(reference: str) -> str:
+    """Return the reference if it is a valid dataset reference; raise ValueError otherwise."""
     if DATASET.fullmatch(reference):
         return reference
     raise ValueError("send 'builtin:NAME', 'local:NAME', 'hub:org/name/config/split' or 'teacher:'")
 
 
-def check_foreign(reference: str) -> str:
+def check_evaluation_dataset(reference: str) -> str:
+    """Return the reference; raise ValueError if it is `teacher:`."""
     if reference != TEACHER:
         return reference
-    raise ValueError("a model judged by text of its own proves nothing; send other text, such as 'local:NAME'")
+    raise ValueError("text by the original itself is no independent test; send other text, such as 'local:NAME'")
 
 
 def check_task(name: str) -> str:
-    # A name alone: the library that runs tasks would also take a path, and run what lies there.
+    """Return the name if it can be a task's; raise ValueError otherwise."""
+    # Only names: lm-eval also accepts a path, and would run the code there.
     if TASK.fullmatch(name):
         return name
     raise ValueError("send the name of a task of lm-eval, such as 'arc_easy', or of the operator's own")
 
 
 def check_tasks(tasks: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the tasks; raise ValueError if one is named twice."""
     if len(set(tasks)) < len(tasks):
         raise ValueError("name each task once")
     return tasks
 
 
 def check_format(name: str) -> str:
+    """Return the name if it is a format's; raise ValueError otherwise."""
     if name not in FORMATS:
         raise ValueError(f"send one of {', '.join(FORMATS)}")
     return name
 
 
 def check_formats(formats: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the formats; raise ValueError if one is named twice or the main format is missing."""
     if len(set(formats)) < len(formats):
         raise ValueError("name each format once")
     if MAIN not in formats:
-        raise ValueError(f"{MAIN!r} is the checkpoint that all others are made beside; add it")
+        raise ValueError(f"{MAIN!r} is always written, so add it to the list")
     return formats
 
 
 def check_mixture(datasets: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the datasets; raise ValueError if one is named twice."""
     if len(set(datasets)) < len(datasets):
-        raise ValueError("name each dataset once; `shares` says how much of each is read")
+        raise ValueError("name each dataset once; use `shares` to read more of one")
     return datasets
 
 
 def check_ratio(ratio: float) -> float:
+    """Return the ratio; raise ValueError unless it is above 1."""
     if ratio > 1:
         return ratio
     hint = f"send {1 / ratio:.3g}" if 0 < ratio < 1 else "send a number above 1, such as 1.5"
@@ -97,13 +106,14 @@ def check_ratio(ratio: float) -> float:
 
 
 def check_ratios(ratios: tuple[float, ...]) -> tuple[float, ...]:
+    """Return the ratios; raise ValueError if one is listed twice."""
     if len(set(ratios)) < len(ratios):
         raise ValueError("send each ratio once")
     return ratios
 
 
 def check_target(target: Any, _: ValidatorFunctionWrapHandler) -> float | tuple[float, ...]:
-    """A list is judged as a list and all else as a number, so that what is wrong is said of what was meant."""
+    """Validate a list as ratios and anything else as one ratio, so that the error fits what was sent."""
     if isinstance(target, list | tuple):
         return RATIOS.validate_python(target)
     return RATIO.validate_python(target)
@@ -114,7 +124,7 @@ Ratios = Annotated[tuple[Ratio, ...], Field(min_length=1, max_length=8), AfterVa
 RATIO: TypeAdapter[float] = TypeAdapter(Ratio)
 RATIOS: TypeAdapter[tuple[float, ...]] = TypeAdapter(Ratios)
 Dataset = Annotated[str, AfterValidator(check_dataset)]
-Foreign = Annotated[Dataset, AfterValidator(check_foreign)]
+EvaluationDataset = Annotated[Dataset, AfterValidator(check_evaluation_dataset)]
 Tasks = Annotated[
     tuple[Annotated[str, AfterValidator(check_task)], ...], Field(max_length=16), AfterValidator(check_tasks)
 ]
@@ -125,29 +135,32 @@ Mixture = Annotated[tuple[Dataset, ...], Field(min_length=1, max_length=8), Afte
 
 
 class Options(BaseModel):
-    """Unknown fields are refused: a misspelt option must not be ignored in silence."""
+    """Base of all parts of a recipe: immutable, and strict, so that no misspelt option is ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Mixed(Options):
-    """Text of one dataset or of several."""
+    """Text from one dataset or a mixture of several."""
 
     datasets: Mixture = Field(("builtin:python-docs",), description=TEXTS)
     shares: tuple[Share, ...] | None = Field(
-        None, description="of the datasets in their order; [1, 2] reads twice as much of the second; null: equally much"
+        None,
+        description="relative number of sequences from each dataset, in order; [1, 2] reads twice as much of the "
+        "second; null: equal shares",
     )
 
     @field_validator("shares")
     @classmethod
     def check_shares(cls, shares: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, ...] | None:
+        """Raise ValueError unless there is one share for each dataset."""
         datasets = info.data.get("datasets", ())
         if shares is not None and datasets and len(shares) != len(datasets):
             raise ValueError(f"{len(shares)} shares for {len(datasets)} datasets; send one for each, or leave them out")
         return shares
 
     def divided(self, sequences: int) -> dict[str, int]:
-        """How many of so many sequences come from each dataset."""
+        """Return how many of `sequences` sequences come from each dataset, in proportion to the shares."""
         shares = self.shares or (1,) * len(self.datasets)
         ends = [sequences * end // sum(shares) for end in accumulate(shares, initial=0)]
         return {dataset: end - begin for dataset, (begin, end) in zip(self.datasets, pairwise(ends), strict=True)}
@@ -161,6 +174,7 @@ class Calibration(Mixed):
 
     @model_validator(mode="after")
     def check_sequences(self) -> Self:
+        """Raise ValueError if the sequences do not suffice for one of each dataset."""
         for dataset, sequences in self.divided(self.sequences).items():
             if sequences == 0:
                 raise ValueError(f"{self.sequences} sequences leave none for {dataset}; raise sequences")
@@ -168,18 +182,18 @@ class Calibration(Mixed):
 
 
 class Distillation(Mixed):
-    """Training of the compressed model, the student, to predict what the original, its teacher, predicts.
+    """Training of the compressed model, the student, to predict what the original, the teacher, predicts.
 
     The loss, in nats per token, is the KL divergence of the student's next-token distributions from the teacher's, plus
-    the further losses that are given a weight here. Teacher, student (float32) and six times the trained parameters
-    (float32) must fit into the worker's memory together; otherwise the job ends with `out_of_memory`. With several GPUs
-    each needs that much. If the training is `sharded`, each needs only its share of the blocks, but all of the
-    embedding and the head, and room for both models while they are opened; the first process then also needs host
-    memory for three times the trained parameters.
+    the other losses that have a weight here. Teacher, student (float32) and six times the trained parameters (float32)
+    must fit into the worker's memory together; otherwise the job fails with `out_of_memory`. With several GPUs, each
+    needs that much. If the training is `sharded`, each GPU needs only its share of the blocks, but the whole embedding
+    and head, and memory for both models while they are opened; the first process then also needs host memory for three
+    times the trained parameters.
     """
 
     tokens: int = Field(
-        262_144, ge=16, le=1_000_000_000, description="tokens to train on in all; text that is shorter is repeated"
+        262_144, ge=16, le=1_000_000_000, description="tokens to train on in all; shorter text is repeated"
     )
     length: int = Field(512, ge=16, le=32768, description="tokens per sequence")
     batch_size: int = Field(4, ge=1, le=4096, description="sequences per optimizer step")
@@ -187,8 +201,8 @@ class Distillation(Mixed):
         2,
         ge=1,
         le=4096,
-        description="sequences per forward and backward pass, whose gradients are summed over the batch; fewer need "
-        "less memory",
+        description="sequences per forward and backward pass; gradients accumulate over the batch. Fewer need less "
+        "memory",
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass, which needs less memory and more time"
@@ -197,7 +211,7 @@ class Distillation(Mixed):
         1e-4,
         gt=0,
         le=0.1,
-        description="AdamW's rate at the end of the warm-up; from there it falls to 0 as a cosine",
+        description="AdamW's learning rate after the warm-up, from which it falls to 0 along a cosine",
     )
     warmup_ratio: float = Field(
         0.05, ge=0, le=1, description="share of the optimizer steps in which the learning rate rises"
@@ -206,8 +220,8 @@ class Distillation(Mixed):
         1.0,
         ge=0.1,
         le=20,
-        description="divides the logits of teacher and student before they are compared; the divergence is multiplied "
-        "by its square",
+        description="divisor of the logits of teacher and student before they are compared; the KL divergence is "
+        "multiplied by its square",
     )
     cross_entropy_weight: float = Field(
         0.0, ge=0, le=100, description="weight of the student's cross entropy on the text itself"
@@ -216,7 +230,7 @@ class Distillation(Mixed):
         0.0,
         ge=0,
         le=100,
-        description="weight of the relative squared error of the student's last hidden states from the teacher's",
+        description="weight of the relative squared error between the last hidden states of student and teacher",
     )
     trainable: Trainable = Field(
         "all", description="which parameters are trained: all, those of factored matrices, or norms and biases"
@@ -226,7 +240,7 @@ class Distillation(Mixed):
         ge=0,
         le=4096,
         description="cache this many of the teacher's largest logits per token on disk (8 bytes each) and reuse them "
-        "when text is repeated; the probability of all other tokens is compared as one sum. 0 caches nothing",
+        "when text is repeated; the probabilities of all other tokens are compared as one sum. 0 caches nothing",
     )
     sharded: bool = Field(
         False,
@@ -239,12 +253,13 @@ class Distillation(Mixed):
         ge=1,
         le=1024,
         description="compress the matrices in this many groups, from the embedding and the first blocks to the last, "
-        "and train the whole model after each group on an equal share of the tokens; above 1 only for methods that do "
-        "nothing but factor matrices",
+        "and train the whole model after each group on an equal share of the tokens; more than 1 only for methods that "
+        "only factor matrices",
     )
 
     @model_validator(mode="after")
     def check_teacher_cache(self) -> Self:
+        """Raise ValueError if cached logits are combined with an option that they cannot serve."""
         if self.teacher_top_k and self.hidden_weight:
             raise ValueError("hidden states are not cached; send teacher_top_k or hidden_weight, not both")
         if self.teacher_top_k and self.sharded:
@@ -256,6 +271,7 @@ class Distillation(Mixed):
 
     @model_validator(mode="after")
     def check_tokens(self) -> Self:
+        """Raise ValueError unless the tokens suffice for a batch of each phase and a sequence of each dataset."""
         batch = self.batch_size * self.length
         if self.tokens < batch:
             raise ValueError(
@@ -276,54 +292,69 @@ class Distillation(Mixed):
 
     @property
     def windows(self) -> int:
-        """Number of sequences that hold the tokens, rounded up."""
+        """Return the number of sequences that hold the tokens, rounded up."""
         return math.ceil(self.tokens / self.length)
 
 
 class Gate(Options):
-    """What the result must reach on every evaluation dataset. A miss ends the job as `failed` with the code
-    `quality_gate`; its checkpoint is kept and can be downloaded."""
+    """Bounds that the result must meet on every evaluation dataset.
 
-    max_perplexity_ratio: float | None = Field(None, ge=1, description="perplexity after / before", allow_inf_nan=False)
+    If it misses one, the job fails with the code `quality_gate`; its checkpoint can still be downloaded.
+    """
+
+    max_perplexity_ratio: float | None = Field(
+        None, ge=1, description="greatest perplexity after / before", allow_inf_nan=False
+    )
     min_top1_agreement: float | None = Field(
-        None, gt=0, le=1, description="share of tokens for which original and result hold the same one most likely"
+        None,
+        gt=0,
+        le=1,
+        description="share of positions at which original and result predict the same most likely token",
     )
 
     @model_validator(mode="after")
     def check_bounds(self) -> Self:
+        """Raise ValueError if there is no bound."""
         if self.max_perplexity_ratio is None and self.min_top1_agreement is None:
             raise ValueError("send max_perplexity_ratio, min_top1_agreement or both")
         return self
 
 
 class Evaluation(Options):
-    """Text on which original and result are compared; never text of the calibration or the distillation."""
+    """Text on which original and result are compared. It must not be text of the calibration or the distillation."""
 
-    datasets: tuple[Foreign, ...] = Field(("builtin:python-docs-test",), min_length=1, max_length=8)
+    datasets: tuple[EvaluationDataset, ...] = Field(
+        ("builtin:python-docs-test",),
+        min_length=1,
+        max_length=8,
+        description="datasets to measure on, each by itself; all but 'teacher:'",
+    )
     window: int = Field(1024, ge=16, le=32768, description="tokens per window; windows do not overlap")
-    max_tokens: int = Field(20_480, ge=16, le=10_000_000, description="at most this many tokens of each dataset")
-    gate: Gate | None = Field(None, description="what the result must reach; null: nothing")
+    max_tokens: int = Field(20_480, ge=16, le=10_000_000, description="most tokens of each dataset to measure on")
+    gate: Gate | None = Field(None, description="bounds that the result must meet; null: none")
     baseline: bool = Field(
-        False, description="also measure the original with so many blocks dropped that it is as small"
+        False, description="also measure the original with blocks dropped until it is about as small as the result"
     )
 
     tasks: Tasks = Field(
         (),
-        description="names of tasks, groups or tags of lm-eval that original and result are asked, which takes minutes "
-        "to hours each; their data must lie on the worker, and whether the result was made from it is not checked",
+        description="lm-eval tasks, groups or tags to run on original and result, which takes minutes to hours each; "
+        "their data must be on the worker. Overlap with the calibration or distillation text is not checked",
     )
     task_limit: int | None = Field(
-        None, ge=1, le=1_000_000, description="at most this many examples of each task, the first; null: all"
+        None, ge=1, le=1_000_000, description="run only this many examples of each task, the first ones; null: all"
     )
 
     @model_validator(mode="after")
     def check_limit(self) -> Self:
+        """Raise ValueError if there is a limit but no task."""
         if self.task_limit is not None and not self.tasks:
-            raise ValueError("task_limit is of no use without tasks; name some or leave it out")
+            raise ValueError("task_limit has no effect without tasks; send tasks or leave it out")
         return self
 
     @model_validator(mode="after")
     def check_window(self) -> Self:
+        """Raise ValueError if the tokens do not suffice for one window."""
         if self.max_tokens < self.window:
             raise ValueError(f"max_tokens ({self.max_tokens}) is less than one window ({self.window}); lower window")
         return self
@@ -343,8 +374,8 @@ class Recipe(Options):
     )
     target_ratio: Annotated[Ratio | Ratios, WrapValidator(check_target)] = Field(
         description="stored parameters before / after, each distinct tensor counted once; 1.5 means 1.5 times smaller. "
-        "A list of up to 8 makes a checkpoint for each, every one in a directory named after its ratio, beside a "
-        "report that holds them against each other; one calibration serves them all"
+        "A list of up to 8 makes a checkpoint for each, in a directory named after its ratio, and a report that "
+        "compares them; all share one calibration"
     )
     method: MethodChoice = Field(
         default_factory=AutoOptions,
@@ -356,38 +387,40 @@ class Recipe(Options):
     evaluation: Evaluation = Evaluation()
     formats: Formats = Field(
         (MAIN,),
-        description=f"how the result is written. {MAIN!r} is always among them and lies at the top of the package, "
-        "each other in a directory of its name. "
+        description=f"formats in which the result is written. {MAIN!r} is required and lies at the top of the package, "
+        "every other format in a directory named after it. "
         + "; ".join(f"`{form.name}`: {form.title}, {form.description}" for form in FORMATS.values()),
     )
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of all random choices")
     metadata: dict[str, str] = Field(
-        default_factory=dict, max_length=16, description="yours; kept and returned as sent"
+        default_factory=dict, max_length=16, description="any keys and values of yours, stored and returned unchanged"
     )
 
     @field_validator("metadata")
     @classmethod
     def check_metadata(cls, metadata: dict[str, str]) -> dict[str, str]:
+        """Raise ValueError if a key or a value is too long."""
         for key, value in metadata.items():
             if len(key) > 64 or len(value) > 512:
-                raise ValueError("keys are at most 64 characters long, values 512")
+                raise ValueError("keys may have up to 64 characters, values up to 512")
         return metadata
 
     @property
     def is_sweep(self) -> bool:
-        """Whether the ratios came as a list, be it of one: the result is then laid out as that of several."""
+        """Return whether the ratio was sent as a list, even of one; the result then has a directory for each ratio."""
         return isinstance(self.target_ratio, tuple)
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """In the order in which they were sent."""
+        """Return the target ratios in the order in which they were sent."""
         return self.target_ratio if isinstance(self.target_ratio, tuple) else (self.target_ratio,)
 
     @property
     def teacher_text(self) -> tuple[int, int] | None:
-        """Sequences of TEACHER and tokens in each, enough for every section that reads it; None where none does.
+        """Return the number and length of the sequences of `teacher:` text that serve every section, or None.
 
-        They are as long as those of the section that reads most: the longer a sequence, the slower it is written.
+        The length is that of the section that needs most tokens, because longer sequences take longer to write. None
+        means that no section uses `teacher:`.
         """
         asked = [(sequences[TEACHER], length) for sequences, length in self._readers() if TEACHER in sequences]
         if not asked:
@@ -396,17 +429,17 @@ class Recipe(Options):
         return math.ceil(tokens / length), length
 
     def _readers(self) -> Iterator[tuple[dict[str, int], int]]:
-        """Of each section how many sequences it reads of each dataset at most, and their length."""
+        """Yield, for calibration and distillation, the number of sequences by dataset and their length in tokens."""
         yield self.calibration.divided(self.calibration.sequences), self.calibration.length
         if self.distillation is not None:
             yield self.distillation.divided(self.distillation.windows), self.distillation.length
 
     def at(self, ratio: float) -> Self:
-        """The recipe that makes one checkpoint of a sweep on its own."""
+        """Return the recipe that makes only the checkpoint of this ratio."""
         return self.model_copy(update={"target_ratio": ratio})
 
     def texts(self) -> Iterator[tuple[str, str]]:
-        """Every field that names text to be had, such as 'calibration.datasets.0', and its dataset: all but TEACHER."""
+        """Yield field, such as 'calibration.datasets.0', and name of every dataset except `teacher:`."""
         sections = {"calibration": self.calibration, "distillation": self.distillation, "evaluation": self.evaluation}
         for name, section in sections.items():
             for index, dataset in enumerate(section.datasets if section else ()):

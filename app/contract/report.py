@@ -1,8 +1,8 @@
-"""`compression_report.json` and `sweep_report.json`: what was done to a model, what it cost, and how to do it again.
+"""The files `compression_report.json` and `sweep_report.json`: what was done to a model, with what result.
 
-The files travel with the checkpoints, so they are understood without the service: `GET /schemas/compression-report/1`
-and `GET /schemas/sweep-report/1` have their schemas. Fields may be added to a version; none changes its meaning or goes
-without a new one.
+The files are part of the package, so they can be read without the service; their schemas are at `GET
+/schemas/compression-report/1` and `GET /schemas/sweep-report/1`. Within a version, fields may be added, but none
+changes its meaning or is removed.
 """
 
 from typing import Any, Literal
@@ -20,58 +20,61 @@ SWEEP_SCHEMA_PATH = f"/schemas/sweep-report/{SWEEP_SCHEMA_VERSION}"
 
 
 class Section(BaseModel):
+    """Base of all parts of a report: immutable."""
+
     model_config = ConfigDict(frozen=True)
 
 
 class SiteReport(Section):
-    """One matrix of the original and what became of it."""
+    """One matrix of the original, and what became of it."""
 
     name: str = Field(description="the module's name in the original")
     block: int | None = Field(None, description="number of its block in the original; null outside the blocks")
-    role: str = Field(description="its name within the block, such as 'mlp.down_proj'; outside, its whole name")
-    structure: dict[str, Any] | None = Field(None, description="as in config.json; null where it is a plain matrix")
+    role: str = Field(description="its name within the block, such as 'mlp.down_proj'; elsewhere its whole name")
+    structure: dict[str, Any] | None = Field(None, description="as in config.json; null for a plain matrix")
     parameters_before: int
-    parameters_after: int = Field(description="0 where the matrix is gone, or reads the table of another")
+    parameters_after: int = Field(description="0 if the matrix was removed or shares the weights of another")
     relative_error: float | None = Field(
         None,
-        description="norm of the difference of its outputs from their target / norm of the target, before training",
+        description="relative error of its outputs on the calibration text before training: ‖output - target‖ / "
+        "‖target‖",
     )
 
     @property
     def kept(self) -> float:
-        """The part of its parameters that is left."""
+        """Return parameters after / before."""
         return self.parameters_after / self.parameters_before
 
 
 class RemovedBlock(Section):
-    """A block of the original that is gone, and the scores of the blocks that were asked when it was chosen."""
+    """A removed block of the original, and the scores of the blocks that were candidates."""
 
     block: int
-    criterion: Criterion = Field(description="what the scores are, as in the recipe's method")
-    scores: dict[int, float] = Field(description="by block; the least of them went")
+    criterion: Criterion = Field(description="how the scores are computed, as in the recipe's method")
+    scores: dict[int, float] = Field(description="score of each candidate block; the lowest was removed")
 
 
 class CurvePoint(Section):
-    """A point of the loss curve: the mean loss of the steps since the point before."""
+    """A point of the loss curve."""
 
     step: int = Field(description="optimizer steps so far, all phases together")
     tokens: int = Field(description="tokens trained on so far")
-    loss: float
+    loss: float = Field(description="mean loss of the steps since the previous point, in nats per token")
 
 
 class DistillationPhase(Section):
     """One phase: a group of matrices was compressed, then the whole model trained."""
 
     compressed: tuple[str, ...] = Field(
-        description="what was compressed in this phase: embedding, blocks and head by their names in the original"
+        description="parts compressed in this phase: embedding, blocks and head by their names in the original"
     )
     tokens: int = Field(description="tokens that the phase trained on")
-    restarts: int = Field(description="how often the phase's training diverged and continued at half the learning rate")
+    restarts: int = Field(description="how often its training diverged and continued at half the learning rate")
     loss: float = Field(description="loss at the end of the phase")
 
 
 class DistillationReport(Section):
-    """How the distillation went."""
+    """The course of the distillation."""
 
     tokens: int = Field(description="tokens trained on in all")
     restarts: int = Field(
@@ -82,39 +85,39 @@ class DistillationReport(Section):
 
 
 class TeacherText(Section):
-    """Text that the original wrote for `teacher:`, and what that cost."""
+    """The cost of the text that the original wrote for `teacher:`."""
 
     tokens: int
-    seconds: float = Field(description="in all attempts together")
+    seconds: float = Field(description="time to write them, all attempts together")
 
 
 class OriginalRecord(Section):
-    """Exactly which model was compressed."""
+    """The exact model that was compressed."""
 
-    reference: str = Field(description="as in the recipe")
+    reference: str = Field(description="the model as named in the recipe")
     revision: str | None = Field(None, description="commit of a hub model")
-    sha256: dict[str, str] = Field(description="of each of its files that was read")
+    sha256: dict[str, str] = Field(description="SHA-256 of each file that was read")
 
 
 class TextRecord(Section):
-    """Exactly which text was read."""
+    """The exact text of a dataset."""
 
     revision: str | None = Field(None, description="commit of a hub dataset")
     sha256: str
 
 
 class Environment(Section):
-    """Where it was computed. Elsewhere sums are rounded in another order, and the last bits differ."""
+    """The machine that computed the result. Another machine may round sums differently, so the last bits can differ."""
 
     device: str = Field(description="the processor's instruction set, or the name of the GPU")
-    dtype: str = Field(description="in which matrices were multiplied")
+    dtype: str = Field(description="data type of matrix products")
     threads: int
-    processes: int = Field(1, description="that a distillation was divided among")
+    processes: int = Field(1, description="processes among which a distillation was divided")
     platform: str
 
 
 class Reproducibility(Section):
-    """With the recipe, all that the result depends on: the same again gives the same weights, bit for bit."""
+    """Everything besides the recipe that the result depends on; with the same values it is the same, bit for bit."""
 
     original: OriginalRecord
     texts: dict[str, TextRecord] = Field(description="by their names in the recipe")
@@ -128,27 +131,26 @@ class CompressionReport(Section):
     schema_version: Literal[1] = SCHEMA_VERSION
     job_id: str
     recipe: Recipe
-    method: str = Field(description="the recipe's, or the one that 'auto' chose")
+    method: str = Field(description="the recipe's method, or the one that 'auto' chose")
     tried: dict[str, float] = Field(
-        description="perplexity that each method left which 'auto' tried, on text kept back for that"
+        description="perplexity on held-out calibration text that each method tried by 'auto' left"
     )
     target_ratio: float
     achieved_ratio: float = Field(description="stored parameters before / after")
     metrics: Comparison
-    sites: tuple[SiteReport, ...] = Field(description="every matrix, those of the embedding and the head included")
-    removed_blocks: tuple[RemovedBlock, ...] = Field(description="in the order in which they went")
-    steps: tuple[Step, ...] = Field(description="what was done, in this order")
-    teacher_text: TeacherText | None = Field(None, description="null where the recipe does not ask for `teacher:`")
+    sites: tuple[SiteReport, ...] = Field(description="every matrix, including embedding and head")
+    removed_blocks: tuple[RemovedBlock, ...] = Field(description="in the order of their removal")
+    steps: tuple[Step, ...] = Field(description="steps of the compression, in order")
+    teacher_text: TeacherText | None = Field(None, description="null if the recipe does not use `teacher:`")
     distillation: DistillationReport | None = None
     formats: tuple[str, ...] = Field(
-        description="that the package holds: `safetensors` at its top, each other in a directory of its name"
+        description="formats in the package: `safetensors` at its top, every other in a directory named after it"
     )
     reproducibility: Reproducibility
 
 
 class SweepReport(Section):
-    """`sweep_report.json`, the report of a job with several ratios: what each came to. Everything about one of them
-    stands in the `compression_report.json` of its directory."""
+    """The report of a job with several ratios; each has a `compression_report.json` in its own directory."""
 
     schema_version: Literal[1] = SWEEP_SCHEMA_VERSION
     job_id: str
@@ -157,16 +159,17 @@ class SweepReport(Section):
 
 
 def report_schema() -> dict[str, Any]:
-    """The JSON schema of the report."""
+    """Return the JSON schema of `compression_report.json`."""
     return schema_of(CompressionReport, SCHEMA_PATH)
 
 
 def sweep_report_schema() -> dict[str, Any]:
-    """The JSON schema of the report on several ratios."""
+    """Return the JSON schema of `sweep_report.json`."""
     return schema_of(SweepReport, SWEEP_SCHEMA_PATH)
 
 
 def schema_of(report: type[Section], path: str) -> dict[str, Any]:
+    """Return the JSON schema of a report, with `path` as its `$id`."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": path,

@@ -168,7 +168,7 @@ def test_a_child_that_dies_ends_everything_and_is_named(serve: Serve, given_serv
     os.kill(served.top.child(f"app.cli {name}").pid, signal.SIGKILL)
     assert served.status() == 1
     assert all(child.ends() for child in children)
-    assert f"The {name} ended unasked with status -9" in served.complaints
+    assert f"The {name} ended unexpectedly with status -9" in served.complaints
 
 
 def test_a_second_interrupt_does_not_wait_for_a_child_that_hangs(serve: Serve, given_servers: dict[str, str]) -> None:
@@ -176,7 +176,7 @@ def test_a_second_interrupt_does_not_wait_for_a_child_that_hangs(serve: Serve, g
     worker = served.top.child("app.cli worker")
     os.kill(worker.pid, signal.SIGSTOP)
     served.process.send_signal(signal.SIGINT)
-    served.wait_for_complaint("Ending worker")
+    served.wait_for_complaint("Stopping worker")
     served.process.send_signal(signal.SIGINT)
     assert worker.ends()
     assert served.status() == 0

@@ -16,4 +16,4 @@ def test_where_no_method_leaves_a_working_model_the_job_says_which_ratios_to_ask
     report = last_report(assignment.model_copy(update={"recipe": recipe}))
     assert isinstance(report, ErrorReport)
     assert report.code == "no_method_fits"
-    assert "another ratio between" in report.message
+    assert "another target_ratio between" in report.message
