@@ -1,1 +1,1 @@
-"""What lies beside the weights: the plots and the model card, drawn and written from the report alone."""
+"""Draw the plots and write the model card that accompany the weights, from the report alone."""

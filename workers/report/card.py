@@ -1,9 +1,9 @@
-"""The model card: what the model is, what it came to, how to make it again; for people, and for the hub.
+"""Write the model card, for people and for the hub: what the model is, how it was measured and how it was made.
 
     text = model_card(report, original, plots, own_code=True)
 
-`original` is the front matter of the original's card, from which licence and language are inherited. Promise: nothing
-is claimed that the report or the original does not say.
+`original` is the front matter of the original's card, from which licence and language are inherited. Promise: every
+claim comes from the report or from the original's card.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,35 +16,41 @@ from app.contract.job import Metrics
 from app.contract.recipe import Distillation, Mixed
 from app.contract.report import CompressionReport
 from workers.compression.spec.formats import FORMATS, MAIN, Format
-from workers.report.plots import Plot, measured
+from workers.report.plots import Plot, measured_models
 
 CARD = "README.md"
 RELATION = "finetune"
-"""Of the hub's four relations (adapter, merge, quantized, finetune) the one for weights that were changed and then
-stand for themselves."""
+"""The hub's relation to the base model. Of its four (adapter, merge, quantized, finetune) this one is for a complete
+checkpoint with changed weights."""
 
 
 def front_matter_of(directory: Path) -> Mapping[str, Any]:
-    """What a model's card states for the hub; nothing where it has no card, or none that can be read."""
+    """Return the front matter of the card in a model's directory; empty if there is no card or it cannot be read."""
     try:
         card = ModelCard((directory / CARD).read_text(encoding="utf-8"), ignore_metadata_errors=True)
         stated: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
         return stated | ({"language": languages(stated["language"])} if "language" in stated else {})
-    except Exception:  # noqa: BLE001 - a stranger wrote it, and nothing in it is worth a job that is all but done
+    except Exception:  # noqa: BLE001 - the card is untrusted, and must not fail a job that is almost done
         return {}
 
 
 def languages(stated: Any) -> Any:
-    """As they were meant: YAML takes the code of Norwegian for False."""
+    """Return language codes as they were meant: YAML reads `no`, the code of Norwegian, as False."""
     if isinstance(stated, list):
         return [languages(each) for each in stated]
     return "no" if stated is False else stated
 
 
 def model_card(report: CompressionReport, original: Mapping[str, Any], plots: Sequence[Plot], *, own_code: bool) -> str:
-    """`own_code`: the package brings a modelling file, and opens with `trust_remote_code`."""
+    """Return the model card as Markdown.
+
+    Args:
+        original: front matter of the original's card.
+        plots: the pictures to embed.
+        own_code: whether the package has a modelling file, and opens with `trust_remote_code`.
+    """
     sections = [
-        what_it_is(report),
+        introduction(report),
         how_to_load(own_code),
         *other_formats(report),
         results(report, plots),
@@ -57,6 +63,7 @@ def model_card(report: CompressionReport, original: Mapping[str, Any], plots: Se
 
 
 def front_matter(report: CompressionReport, original: Mapping[str, Any]) -> ModelCardData:
+    """Return the card's metadata for the hub; licence and language are the original's."""
     base = hub_model(report)
     inherited = {
         name: original[name] for name in ("license", "license_name", "license_link", "language") if name in original
@@ -80,7 +87,7 @@ def front_matter(report: CompressionReport, original: Mapping[str, Any]) -> Mode
 
 
 def eval_results(report: CompressionReport) -> Iterator[EvalResult]:
-    """The result's perplexities in the hub's form."""
+    """Yield the result's perplexities in the hub's form."""
     for dataset, perplexity in report.metrics.after.perplexity.items():
         name, config, split = hub_dataset(dataset)
         yield EvalResult(
@@ -97,7 +104,7 @@ def eval_results(report: CompressionReport) -> Iterator[EvalResult]:
 
 
 def task_results(report: CompressionReport) -> Iterator[EvalResult]:
-    """What the result came to on tasks, in the hub's form. Which dataset a task reads is its own affair."""
+    """Yield the result's metrics on tasks in the hub's form. The task stands for its dataset, which is not known."""
     for task, result in report.metrics.after.tasks.items():
         for name, reached in result.metrics.items():
             if reached.value is not None:
@@ -113,13 +120,13 @@ def task_results(report: CompressionReport) -> Iterator[EvalResult]:
 
 
 def hub_model(report: CompressionReport) -> str | None:
-    """'org/name' of an original from the hub."""
+    """Return 'org/name' of an original from the hub; None for a local one."""
     reference = report.recipe.model
     return None if reference.startswith("local:") else reference.partition("@")[0]
 
 
 def hub_dataset(dataset: str) -> tuple[str, str | None, str | None]:
-    """Name, configuration and split of a dataset of the hub; any other has a name alone."""
+    """Return name, configuration and split of a dataset from the hub; only the name of any other."""
     kind, _, name = dataset.partition(":")
     if kind != "hub":
         return name, None, None
@@ -128,11 +135,13 @@ def hub_dataset(dataset: str) -> tuple[str, str | None, str | None]:
 
 
 def title(report: CompressionReport) -> str:
+    """Return the card's title: the original's name and the compression ratio."""
     name = (hub_model(report) or report.recipe.model.removeprefix("local:")).rpartition("/")[2]
     return f"{name}, {report.achieved_ratio:.2f} times smaller"
 
 
-def what_it_is(report: CompressionReport) -> str:
+def introduction(report: CompressionReport) -> str:
+    """Return the title and a sentence about the original and both sizes."""
     base = hub_model(report)
     source = f"[{base}](https://huggingface.co/{base})" if base else code(report.recipe.model)
     before, after = report.metrics.before.parameters, report.metrics.after.parameters
@@ -144,12 +153,13 @@ def what_it_is(report: CompressionReport) -> str:
 
 
 def how_to_load(own_code: bool) -> str:
+    """Return the section with the code that loads the model."""
     trust = ", trust_remote_code=True" if own_code else ""
     needs = (
         "It needs torch and transformers 4.57 or newer, and runs the two small Python files beside the weights, which "
-        "hold its compact layers."
+        "define its compact layers."
         if own_code
-        else "It is an ordinary checkpoint of the original's architecture: whatever opens that opens this."
+        else "It is an ordinary checkpoint of the original's architecture, and opens wherever the original does."
     )
     return f"""## How to load it
 
@@ -164,24 +174,25 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory"{trust})
 
 
 def results(report: CompressionReport, plots: Sequence[Plot]) -> str:
+    """Return the section with the measurements, the protocol and the pictures."""
     evaluation = report.recipe.evaluation
     how = (
-        f"Perplexity over at most {evaluation.max_tokens:,} tokens of each text in windows of {evaluation.window}, on "
-        "text other than that of the calibration and of any training."
+        f"Perplexity is measured on at most {evaluation.max_tokens:,} tokens of each text in windows of "
+        f"{evaluation.window}. The text is not used for calibration or training."
     )
     known = max((protocol.overlap for protocol in report.metrics.protocols.values()), default=0.0)
     if known > 0:
-        how += f" Up to {known:.1%} of a text stands in passages that the result was also made from."
+        how += f" Up to {known:.1%} of a text also occurs in the text that the result was made from."
     if report.metrics.baseline is not None:
-        how += " Beside it, as a yardstick: the original with as many blocks dropped as make it about as small."
+        how += " The model 'blocks dropped' is a baseline: the original with blocks dropped until it is about as small."
     for text, protocol in report.metrics.protocols.items():
-        how += f" Protocol of {code(text)}: `{protocol.id}`."
+        how += f" The protocol for {code(text)} is `{protocol.id}`."
     pictures = [f"![{plot.caption}]({plot.name})" for plot in plots]
-    return "\n\n".join(["## Results", results_table(measured(report)), how, *tasks(report), *pictures])
+    return "\n\n".join(["## Results", results_table(measured_models(report)), how, *tasks(report), *pictures])
 
 
 def results_table(models: Mapping[str, Metrics]) -> str:
-    """A column for each model that was measured."""
+    """Return the table of all measurements but tasks, with a column per model, by its label."""
     texts = next(iter(models.values())).perplexity
     rows: list[tuple[str, list[float | None], str]] = [
         ("stored parameters", [model.parameters for model in models.values()], "{:,}"),
@@ -196,12 +207,16 @@ def results_table(models: Mapping[str, Metrics]) -> str:
         for text in texts
     ]
     rows += [
-        (f"same first choice, {code(text)}", [model.top1_agreement.get(text) for model in models.values()], "{:.1%}")
+        (
+            f"top-1 agreement with the original, {code(text)}",
+            [model.top1_agreement.get(text) for model in models.values()],
+            "{:.1%}",
+        )
         for text in texts
     ]
     rows += [
-        ("tokens/s, reading", [model.prefill_tokens_per_second for model in models.values()], "{:,.1f}"),
-        ("tokens/s, writing", [model.decode_tokens_per_second for model in models.values()], "{:,.1f}"),
+        ("tokens/s, prefill", [model.prefill_tokens_per_second for model in models.values()], "{:,.1f}"),
+        ("tokens/s, decoding", [model.decode_tokens_per_second for model in models.values()], "{:,.1f}"),
     ]
     lines = [f"| | {' | '.join(models)} |", "|---|" + "---:|" * len(models)]
     for name, values, style in rows:
@@ -212,25 +227,25 @@ def results_table(models: Mapping[str, Metrics]) -> str:
 
 
 def tasks(report: CompressionReport) -> Iterator[str]:
-    """What the models came to on tasks of lm-eval, and which of them were not asked; nothing where none was."""
-    models = measured(report)
+    """Yield the table of results on lm-eval tasks, and why models were not evaluated on them; nothing without tasks."""
+    models = measured_models(report)
     measures = dict.fromkeys(
         (task, name) for model in models.values() for task, result in model.tasks.items() for name in result.metrics
     )
     if measures:
         version = report.reproducibility.versions.get("lm_eval", "")
-        yield f"Tasks, asked by lm-eval {version} of each model in turn, with standard errors:"
+        yield f"Tasks, evaluated by lm-eval {version} for each model in the same way, with standard errors:"
         header = f"| task | version | shots | examples | | {' | '.join(models)} |"
         lines = [header, "|---|" + "---:|" * (4 + len(models))]
         lines += [task_row(task, name, models.values()) for task, name in measures]
         yield "\n".join(lines)
     for name, model in models.items():
         if model.tasks_skipped is not None:
-            yield f"Tasks were not asked of the model '{name}': {model.tasks_skipped}."
+            yield f"The model '{name}' was not evaluated on tasks: {model.tasks_skipped}."
 
 
 def task_row(task: str, name: str, models: Collection[Metrics]) -> str:
-    """What each model came to by one measure of a task."""
+    """Return the table row of one metric of a task."""
     result = next(model.tasks[task] for model in models if task in model.tasks)
     facts = ["–" if fact is None else str(fact) for fact in (result.version, result.shots, result.examples)]
     found = [str(model.task_metric(task, name) or "") or "–" for model in models]
@@ -238,13 +253,14 @@ def task_row(task: str, name: str, models: Collection[Metrics]) -> str:
 
 
 def how_it_was_made(report: CompressionReport) -> str:
+    """Return the section about method, calibration, steps and training."""
     recipe = report.recipe
     chosen = f" (chosen by `{recipe.method.name}`)" if recipe.method.name != report.method else ""
     facts = [
-        f"Method: `{report.method}`{chosen}. Asked for {report.target_ratio:g} times fewer stored parameters, came to "
-        f"{report.achieved_ratio:.4g}.",
+        f"Method: `{report.method}`{chosen}. The target was {report.target_ratio:g} times fewer stored parameters; the "
+        f"result has {report.achieved_ratio:.4g} times fewer.",
         f"Calibration: {recipe.calibration.sequences} sequences of {recipe.calibration.length} tokens of "
-        f"{mixed(recipe.calibration)}.",
+        f"{dataset_mix(recipe.calibration)}.",
     ]
     facts += [step.summary() for step in report.steps]
     if report.removed_blocks:
@@ -253,19 +269,22 @@ def how_it_was_made(report: CompressionReport) -> str:
     if report.distillation is not None and recipe.distillation is not None:
         facts.append(
             f"Distillation from the original: {report.distillation.tokens:,} tokens of "
-            f"{mixed(recipe.distillation)}, learning rate {recipe.distillation.learning_rate:g}, trained: "
-            f"{recipe.distillation.trainable}{in_phases(len(report.distillation.phases))}; the loss is the divergence "
-            f"from the original's predictions{softened(recipe.distillation)}{further_losses(recipe.distillation)}."
+            f"{dataset_mix(recipe.distillation)}, learning rate {recipe.distillation.learning_rate:g}, trained: "
+            f"{recipe.distillation.trainable}{phases_clause(len(report.distillation.phases))}; the loss is the "
+            f"divergence from the original's predictions{temperature_clause(recipe.distillation)}"
+            f"{loss_terms(recipe.distillation)}."
         )
-    facts.append("What became of each matrix stands in `compression_report.json`.")
+    facts.append("`compression_report.json` lists what each matrix was replaced by.")
     return "## How it was made\n\n" + "\n".join(f"- {fact}" for fact in facts)
 
 
-def softened(distillation: Distillation) -> str:
+def temperature_clause(distillation: Distillation) -> str:
+    """Return the part of the sentence that names the temperature, or nothing if it is 1."""
     return f" at temperature {distillation.temperature:g}" if distillation.temperature != 1 else ""
 
 
-def further_losses(distillation: Distillation) -> str:
+def loss_terms(distillation: Distillation) -> str:
+    """Return the part of the sentence that lists the further terms of the loss, or nothing without any."""
     weights = {
         "the cross entropy of the text": distillation.cross_entropy_weight,
         "the normalised error of the last hidden states": distillation.hidden_weight,
@@ -273,33 +292,36 @@ def further_losses(distillation: Distillation) -> str:
     return "".join(f", plus {weight:g} times {name}" for name, weight in weights.items() if weight)
 
 
-def in_phases(count: int) -> str:
+def phases_clause(count: int) -> str:
+    """Return the part of the sentence that states the number of phases, or nothing if there is one."""
     return f"; in {count} phases, each after the compression of some of the matrices" if count > 1 else ""
 
 
 def other_formats(report: CompressionReport) -> Iterator[str]:
-    """What the package holds besides the main checkpoint; nothing where that is all."""
+    """Yield the section about formats beside the main checkpoint; nothing if there are none."""
     beside = [FORMATS[name] for name in report.formats if name != MAIN]
     if beside:
-        facts = [f"- `{form.name}/`, {form.title}: {form.description}. Opened by {listed(form)}." for form in beside]
+        facts = [f"- `{form.name}/`, {form.title}: {form.description}. Opened by {openers(form)}." for form in beside]
         yield "\n".join(["## Other formats", "", *facts])
 
 
 def format_card(report: CompressionReport, form: Format, original: Mapping[str, Any]) -> str:
-    """The card of a format that lies beside the main checkpoint, and may travel alone."""
+    """Return the card for the directory of a format beside the main checkpoint, which may be copied on its own."""
     return (
         f"---\n{front_matter(report, original).to_yaml()}\n---\n\n"
         f"# {plain(title(report))}: {form.title}\n\n"
-        f"This directory holds {form.description}. It is opened by {listed(form)}. The compressed checkpoint, its "
-        f"measurements and its report lie one directory above.\n\n{licence_notice(report, original)}\n"
+        f"This directory holds {form.description}. It is opened by {openers(form)}. The compressed checkpoint, its "
+        f"measurements and its report are one directory above.\n\n{licence_notice(report, original)}\n"
     )
 
 
-def listed(form: Format) -> str:
+def openers(form: Format) -> str:
+    """Return the engines that open a format, as text."""
     return " and ".join(form.opened_by)
 
 
 def reproducibility(report: CompressionReport) -> str:
+    """Return the section about the original, the seed, versions and the machine."""
     record = report.reproducibility
     original = f"- Original: {code(record.original.reference)}"
     if record.original.revision:
@@ -318,32 +340,35 @@ same machine gives the same weights bit for bit. `sha256sum --check SHA256SUMS` 
 
 
 def limits(report: CompressionReport, own_code: bool) -> str:
+    """Return the section about the limits of the model."""
     worse = max(
         report.metrics.after.perplexity[text] / before for text, before in report.metrics.before.perplexity.items()
     )
     facts = [
         f"It is not the original: on the texts above its perplexity is up to {worse:.2f} times the original's, and it "
         "may lose more on text, languages or tasks that differ from its calibration.",
-        "What was not measured above, such as safety, facts or following instructions, has to be measured before it is "
-        "relied on. The original's own limits and biases stay.",
+        "Abilities that are not measured above, such as safety, factual knowledge or following instructions, must be "
+        "evaluated before use. The original's own limits and biases remain.",
     ]
     if own_code:
-        facts.append("Engines that do not run code of a checkpoint cannot open it as it is.")
+        facts.append("Engines that do not run code from a checkpoint cannot open it.")
     return "## Limits\n\n" + "\n".join(f"- {fact}" for fact in facts)
 
 
 def licence_notice(report: CompressionReport, original: Mapping[str, Any]) -> str:
+    """Return the section about the original's licence."""
     stated = original.get("license_name") or original.get("license")
     if stated is None:
-        notice = "The original states no licence that could be read. Ask its authors before you pass this model on."
+        notice = "The original states no licence that could be read. Ask its authors before you distribute this model."
     else:
         link = original.get("license_link")
         name = f"[{plain(str(stated))}]({link})" if link else plain(str(stated))
         notice = f"This model is a derivative of the original and under its licence: {name}."
-    return f"## Licence\n\n{notice} Licence and notice files that came with the original lie beside the weights."
+    return f"## Licence\n\n{notice} The original's licence and notice files are beside the weights."
 
 
-def mixed(text: Mixed) -> str:
+def dataset_mix(text: Mixed) -> str:
+    """Return the datasets of a mix, with their shares if it states any, as text."""
     named = [code(dataset) for dataset in text.datasets]
     if text.shares is None:
         return ", ".join(named)
@@ -353,10 +378,10 @@ def mixed(text: Mixed) -> str:
 
 
 def code(text: str) -> str:
-    """Text as code, which Markdown leaves alone, also in a table."""
+    """Return text as Markdown code that is safe inside a table."""
     return f"`{text.replace('`', '').replace('|', '')}`"
 
 
 def plain(text: str) -> str:
-    """Text that Markdown must not take for its own."""
+    """Return text with Markdown's special characters escaped."""
     return "".join(f"\\{character}" if character in "\\`*_[]<>|#" else character for character in text)

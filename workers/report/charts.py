@@ -1,7 +1,7 @@
-"""Charts in the style of the house. They know numbers and names, and nothing of what these mean.
+"""Charts of plain numbers and names in one common style.
 
-Fonts come with matplotlib, colours are told apart without colour vision, and nothing depends on a display or on state
-that pyplot keeps.
+Fonts are those of matplotlib. Colours can be told apart by colour-blind readers. Nothing depends on a display or on
+pyplot's global state.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,27 +40,28 @@ STYLE: Any = {
 }
 
 Cells = Mapping[tuple[str, int], float]
-"""By row and column."""
+"""Values by row name and column number."""
 
 
 def save(figure: Figure, path: Path) -> None:
-    """As PNG, without the version of matplotlib that it would otherwise name."""
+    """Write the figure as PNG, without matplotlib's version in the metadata, so that the same figure gives the same
+    bytes."""
     figure.savefig(path, dpi=DOTS_PER_INCH, metadata={"Software": None})
 
 
 def save_drawing(figure: Figure, path: Path) -> None:
-    """As SVG, without the date and the version of matplotlib that it would otherwise name."""
+    """Write the figure as SVG, without date and matplotlib's version, so that the same figure gives the same bytes."""
     with rc_context({"svg.hashsalt": path.name}):
         figure.savefig(path, metadata={"Date": None, "Creator": None})
 
 
 def styled() -> Any:
-    """A context in which figures are made and saved in the style of the house."""
+    """Return a context in which figures are made and saved in the common style."""
     return rc_context(STYLE)
 
 
 def new_figure(height_inches: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure with its axes side by side."""
+    """Return a figure with `columns` axes side by side."""
     figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
     return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
@@ -68,7 +69,10 @@ def new_figure(height_inches: float, columns: int = 1) -> tuple[Figure, list[Axe
 def heatmap(
     cells: Cells, *, title: str, label: str, scale: tuple[float, float] | None = None, note: str = ""
 ) -> Figure:
-    """Rows by name, columns by number; cells that are not there stay pale. The colours span `scale`, or the values."""
+    """Return a heat map of `cells`; missing cells are pale. Colours span `scale`, or the values if it is None.
+
+    `label` names the values, `note` is printed below the columns.
+    """
     rows, columns = axes_of(cells)
     figure, (axes,) = new_figure(1.7 + 0.34 * len(rows))
     table = [[cells.get((row, column), float("nan")) for column in columns] for row in rows]
@@ -90,7 +94,10 @@ def heatmap(
 def column_chart(
     values: Mapping[int, float], *, title: str, label: str, marked: Mapping[int, str] | None = None, note: str = ""
 ) -> Figure:
-    """One column for each number; those in `marked` stand out and carry their mark."""
+    """Return a chart with a column for each value; columns in `marked` have another colour and a text above.
+
+    `label` names the values, `note` is printed below the columns.
+    """
     marked = marked or {}
     figure, (axes,) = new_figure(3.4)
     colours = [ORANGE if number in marked else BLUE for number in values]
@@ -104,7 +111,10 @@ def column_chart(
 
 
 def bars(axes: Axes, groups: Mapping[str, Mapping[str, float]], colours: Mapping[str, str], style: str) -> None:
-    """Horizontal bars: a group for each name, in it one bar for each label of `colours`, with the number at its end."""
+    """Draw horizontal bars: a group for each name, with a bar for each label of `colours` and its value at the end.
+
+    `groups` maps names to {label: value}; `style` formats the values.
+    """
     thickness = 0.8 / len(colours)
     for number, (label, colour) in enumerate(colours.items()):
         present = [(place, group[label]) for place, group in enumerate(groups.values()) if label in group]
@@ -120,8 +130,10 @@ def bars(axes: Axes, groups: Mapping[str, Mapping[str, float]], colours: Mapping
 
 
 def lines(axes: Axes, series: Mapping[str, Mapping[float, float]], style: str) -> None:
-    """A line for each name through values by place, from zero upwards. Numbers stand at each value of a single line, or
-    else at the ends, where lines that begin together have parted."""
+    """Draw a line for each name through its {x: y}, with the y axis from zero.
+
+    A single line has its values at every point. Several lines have them at the end only. `style` formats the values.
+    """
     for (name, values), colour in zip(series.items(), cycle((BLUE, ORANGE, GREEN, GREY)), strict=False):
         axes.plot(list(values), list(values.values()), color=colour, marker="o", linewidth=2, label=name)
         for point in [*values.items()][0 if len(series) == 1 else -1 :]:
@@ -132,7 +144,7 @@ def lines(axes: Axes, series: Mapping[str, Mapping[float, float]], style: str) -
 
 
 def curve(places: Sequence[float], values: Sequence[float], *, title: str, across: str, label: str) -> Figure:
-    """A noisy course, pale, and its moving mean on top."""
+    """Return a chart of noisy values, pale, with their moving mean on top; `across` labels the x axis."""
     figure, (axes,) = new_figure(3.4)
     smooth = moving_mean(values, len(values) // 40)
     if len(values) >= 20:
@@ -154,16 +166,17 @@ def curve(places: Sequence[float], values: Sequence[float], *, title: str, acros
 
 
 def moving_mean(values: Sequence[float], span: int) -> list[float]:
-    """The mean around each value, of up to so many on either side."""
+    """Return, for each value, the mean of it and of up to `span` neighbours on either side."""
     return [fmean(values[max(0, place - span) : place + span + 1]) for place in range(len(values))]
 
 
 def axes_of(cells: Cells) -> tuple[list[str], list[int]]:
-    """The names of the rows in the order in which they come, and every number from the first column to the last."""
+    """Return the row names in order of appearance, and all numbers from the first column to the last."""
     columns = [column for _, column in cells]
     return list(dict.fromkeys(row for row, _ in cells)), list(range(min(columns), max(columns) + 1))
 
 
 def number_blocks(axes: Axes, note: str) -> None:
+    """Label the x axis with block numbers, and print `note` below."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
     axes.set_xlabel("block" + (f"\n{note}" if note else ""))

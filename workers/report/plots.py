@@ -1,10 +1,10 @@
-"""The pictures of a report: what it all came to, what each matrix lost and kept, which blocks went, how training ran.
+"""Draw the pictures of a report: size and perplexity, error and size of each matrix, removed blocks, training loss.
 
     for plot in draw(report, package):        # writes PNG files below package / "plots"
         plot.name, plot.caption
 
-Promise: readable at 600 pixels of width; the same report gives the same bytes with the same matplotlib. A picture that
-would have nothing to show is left out.
+Promise: pictures are readable at a width of 600 pixels. The same report gives the same bytes with the same matplotlib.
+A picture without data is left out.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ DIRECTORY = "plots"
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture below the package: its name there, and what it shows in a sentence."""
+    """A written picture: its path relative to the package, and a caption of one sentence."""
 
     name: str
     caption: str
@@ -32,18 +32,23 @@ class Plot:
 
 @dataclass(frozen=True)
 class Picture:
+    """A kind of picture. `draw` returns the figure, or None if the report has no data for it."""
+
     name: str
     caption: str
-    drawn: Callable[[CompressionReport], Figure | None]
+    draw: Callable[[CompressionReport], Figure | None]
 
 
 def draw(report: CompressionReport, package: Path) -> tuple[Plot, ...]:
-    """Writes every picture that the report has something to show in."""
+    """Write every picture that the report has data for to `package` / "plots", and return them.
+
+    Raises FileExistsError if that directory exists.
+    """
     plots = []
     (package / DIRECTORY).mkdir()
     with charts.styled():
         for picture in PICTURES:
-            if (figure := picture.drawn(report)) is not None:
+            if (figure := picture.draw(report)) is not None:
                 plot = Plot(f"{DIRECTORY}/{picture.name}.png", picture.caption)
                 charts.save(figure, package / plot.name)
                 plots.append(plot)
@@ -51,8 +56,8 @@ def draw(report: CompressionReport, package: Path) -> tuple[Plot, ...]:
 
 
 def before_and_after(report: CompressionReport) -> Figure:
-    """Size, and perplexity on each text, of every model that was measured."""
-    models = measured(report)
+    """Return a chart of the size and the perplexities of every measured model."""
+    models = measured_models(report)
     colour_of = dict(zip(models, cycle((charts.GREY, charts.BLUE, charts.ORANGE, charts.GREEN)), strict=False))
     texts = list(report.metrics.before.perplexity)
     sizes = {"": {name: model.bytes / 1e6 for name, model in models.items()}}
@@ -69,14 +74,15 @@ def before_and_after(report: CompressionReport) -> Figure:
 
 
 def in_two_lines(dataset: str) -> str:
-    """The name of a dataset without its kind; of one from the hub 'org/name' above 'config/split'."""
+    """Return a dataset's name without its kind; for one from the hub, 'org/name' on one line and 'config/split' on the
+    next."""
     kind, _, name = dataset.partition(":")
     parts = name.split("/")
     return "\n".join(("/".join(parts[:2]), "/".join(parts[2:]))) if kind == "hub" else name
 
 
-def measured(report: CompressionReport) -> dict[str, Metrics]:
-    """Every model that was measured, by what it is called in pictures and tables."""
+def measured_models(report: CompressionReport) -> dict[str, Metrics]:
+    """Return the metrics of every measured model by its label in pictures and tables."""
     found = report.metrics
     models = {"original": found.before, "compressed": found.after}
     if found.baseline is not None:
@@ -85,16 +91,17 @@ def measured(report: CompressionReport) -> dict[str, Metrics]:
 
 
 def error_per_site(report: CompressionReport) -> Figure | None:
+    """Return a chart of the relative error of each matrix's outputs; None if none was measured."""
     cells = {
         (site.role, site.block): site.relative_error
         for site in report.sites
         if site.block is not None and site.relative_error is not None
     }
-    label = "relative error of the outputs"
-    return per_site(report, cells, "How far each matrix is from the original", label)
+    return per_site(report, cells, "Error of each matrix", "relative error of the outputs")
 
 
 def allocation(report: CompressionReport) -> Figure | None:
+    """Return a chart of the share of parameters that each matrix keeps; None if all keep everything."""
     gone = {removed.block for removed in report.removed_blocks}
     cells = {
         (site.role, site.block): 100 * site.kept
@@ -104,16 +111,19 @@ def allocation(report: CompressionReport) -> Figure | None:
     if all(kept == 100 for kept in cells.values()):
         return None
     scale = (min(50, *cells.values()), 100)
-    return per_site(report, cells, "Which matrix keeps how much", "parameters kept, %", scale)
+    return per_site(report, cells, "Size of each matrix", "parameters kept, %", scale)
 
 
 def per_site(
     report: CompressionReport, cells: charts.Cells, title: str, label: str, scale: tuple[float, float] | None = None
 ) -> Figure | None:
-    """By role and block, or by block alone where there is one role."""
+    """Return a chart of values by matrix: a heat map by role and block, or columns by block if there is one role.
+
+    None if there are no values.
+    """
     if not cells:
         return None
-    # Roles in the same order in every picture, whichever of them the first block has.
+    # Sorted, so that roles have the same order in every picture.
     cells = dict(sorted(cells.items()))
     roles, _ = charts.axes_of(cells)
     if len(roles) == 1:
@@ -124,15 +134,19 @@ def per_site(
 
 
 SCORES: Mapping[Criterion, str] = {
-    "macro_influence": "turning of the final hidden state",
-    "block_influence": "turning of what enters the block",
+    "macro_influence": "cosine distance of final states",
+    "block_influence": "cosine distance of input and output",
     "loss_after_removal": "rise of the loss (nats per token)",
-    "trial_fusion": "turning of the final state after a refit",
+    "trial_fusion": "cosine distance of final states after a refit",
 }
+"""The axis label for each criterion's scores."""
 
 
 def block_influence(report: CompressionReport) -> Figure | None:
-    """Each block's score in the last round in which it was asked, which is that in which it went, if it did."""
+    """Return a chart of each block's score in the last round that scored it; None if no block was removed.
+
+    For a removed block, this is the round in which it was removed.
+    """
     if not report.removed_blocks:
         return None
     scores: dict[int, float] = {}
@@ -141,7 +155,7 @@ def block_influence(report: CompressionReport) -> Figure | None:
     order = {removed.block: str(number) for number, removed in enumerate(report.removed_blocks, start=1)}
     return charts.column_chart(
         dict(sorted(scores.items())),
-        title="Which blocks the model can spare",
+        title="Cost of removing each block",
         label=SCORES[report.removed_blocks[0].criterion],
         marked=order,
         note="orange: removed, in the order of the numbers",
@@ -149,6 +163,7 @@ def block_influence(report: CompressionReport) -> Figure | None:
 
 
 def loss_curve(report: CompressionReport) -> Figure | None:
+    """Return a chart of the distillation loss over tokens; None without a distillation."""
     if report.distillation is None or not report.distillation.points:
         return None
     points = report.distillation.points
@@ -166,10 +181,10 @@ PICTURES = (
     Picture(
         "error_per_site", "Relative error of each matrix's outputs, by block, before any training.", error_per_site
     ),
-    Picture("allocation", "The part of its parameters that each matrix keeps, by block.", allocation),
+    Picture("allocation", "Share of its parameters that each matrix keeps, by block.", allocation),
     Picture(
         "block_influence",
-        "What the model loses without each block that was asked; removed ones are orange.",
+        "Cost of removing each block that was scored; removed blocks are orange.",
         block_influence,
     ),
     Picture("loss_curve", "Loss of the distillation; the line is its moving mean.", loss_curve),

@@ -1,4 +1,4 @@
-"""The report of a job with several ratios, for people: the trade-off as a picture and as a table.
+"""Draw and write the trade-off of a job with several ratios, as a picture and a card with a table.
 
     plot = draw_tradeoff(report, package)        # writes tradeoff.svg
     text = sweep_card(report, original, plot)
@@ -24,7 +24,7 @@ INHERITED = ("license", "license_name", "license_link", "language")
 
 
 def draw_tradeoff(report: SweepReport, package: Path) -> Plot:
-    """Perplexity on each text and bytes of the weights against the ratio that was asked for; the original is at 1."""
+    """Write a picture of perplexities and sizes over the target ratio, with the original at 1, and return it."""
     models = by_target(report)
     perplexities = {
         in_two_lines(text): {ratio: model.perplexity[text] for ratio, model in models.items()}
@@ -39,24 +39,30 @@ def draw_tradeoff(report: SweepReport, package: Path) -> Plot:
         label(weights, "Size", "weights, megabytes")
         figure.legend(*quality.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
         charts.save_drawing(figure, package / TRADEOFF)
-    return Plot(TRADEOFF, "Perplexity and size against the ratio asked for; the original is at 1.")
+    return Plot(TRADEOFF, "Perplexity and size over the target ratio; the original is at 1.")
 
 
 def label(axes: Axes, title: str, values: str) -> None:
-    axes.set(title=title, xlabel="times fewer stored parameters, as asked for", ylabel=values)
+    """Set title and labels; the x axis is the target ratio."""
+    axes.set(title=title, xlabel="target: times fewer stored parameters", ylabel=values)
 
 
 def original_of(report: SweepReport) -> Metrics:
+    """Return the metrics of the original."""
     return report.results[0].metrics.before
 
 
 def by_target(report: SweepReport) -> dict[float, Metrics]:
-    """Every model that was measured, by the ratio asked for, the least first; two of them may reach the same one."""
+    """Return the metrics of every model by its target ratio, ascending, with the original at 1.
+
+    The key is the target, because two models may achieve the same ratio.
+    """
     found = {1.0: original_of(report)} | {result.target_ratio: result.metrics.after for result in report.results}
     return dict(sorted(found.items()))
 
 
 def sweep_card(report: SweepReport, original: Mapping[str, Any], plot: Plot) -> str:
+    """Return the card of the whole package as Markdown."""
     name = report.recipe.model.removeprefix("local:").partition("@")[0].rpartition("/")[2]
     ratios = ", ".join(f"{ratio:g}" for ratio in report.recipe.ratios)
     return f"""---
@@ -72,15 +78,16 @@ checkpoint of its own, with a card that says how to open it, and a report.
 
 {chr(10).join(table(report))}
 
-Each is measured as its card says, on text that neither the calibration nor any training saw.
+Each is measured as its card says, on text that is not used for calibration or training.
 
 ![{plot.caption}]({plot.name})
 
-`sweep_report.json` holds these figures and all others. `sha256sum --check SHA256SUMS` checks the files here and below.
+`sweep_report.json` has these figures and all others. `sha256sum --check SHA256SUMS` checks the files here and below.
 """
 
 
 def front_matter(report: SweepReport, original: Mapping[str, Any]) -> ModelCardData:
+    """Return the card's metadata for the hub; licence and language are the original's."""
     reference = report.recipe.model
     base = None if reference.startswith("local:") else reference.partition("@")[0]
     return ModelCardData(
@@ -94,26 +101,36 @@ def front_matter(report: SweepReport, original: Mapping[str, Any]) -> ModelCardD
 
 
 def table(report: SweepReport) -> Iterator[str]:
-    """A row for the original and for each checkpoint."""
+    """Yield the lines of the table: a header, and a row for the original and for each checkpoint."""
     before = original_of(report)
-    columns = ["asked", "reached", "method", "parameters", "weights, MB", *map(perplexity_on, before.perplexity)]
+    columns = [
+        "target ratio",
+        "achieved ratio",
+        "method",
+        "parameters",
+        "weights, MB",
+        *map(perplexity_on, before.perplexity),
+    ]
     yield f"| directory | {' | '.join(columns)} |"
     yield "|---|" + "---:|" * len(columns)
     yield row("(original)", ["1", "1", "", *figures(before)])
     for result in report.results:
-        asked, reached = f"{result.target_ratio:g}", f"{result.achieved_ratio:.4g}"
+        target, achieved = f"{result.target_ratio:g}", f"{result.achieved_ratio:.4g}"
         link = f"[`{result.directory}`]({result.directory})"
-        yield row(link, [asked, reached, code(result.method), *figures(result.metrics.after)])
+        yield row(link, [target, achieved, code(result.method), *figures(result.metrics.after)])
 
 
 def perplexity_on(text: str) -> str:
+    """Return the header of a text's column."""
     return f"perplexity, {code(text)}"
 
 
 def figures(model: Metrics) -> list[str]:
+    """Return the cells with a model's parameters, megabytes and perplexities."""
     perplexities = (f"{perplexity:,.2f}" for perplexity in model.perplexity.values())
     return [f"{model.parameters:,}", f"{model.bytes / 1e6:,.1f}", *perplexities]
 
 
 def row(name: str, cells: list[str]) -> str:
+    """Return a row of the table."""
     return f"| {name} | {' | '.join(cells)} |"

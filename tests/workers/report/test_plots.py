@@ -7,7 +7,7 @@ import pytest
 from app.contract.report import CompressionReport, RemovedBlock
 from tests.support.reports import distillation_report, factored_report, fused_report, metrics
 from workers.report.charts import moving_mean
-from workers.report.plots import SCORES, block_influence, draw, error_per_site, in_two_lines, measured
+from workers.report.plots import SCORES, block_influence, draw, error_per_site, in_two_lines, measured_models
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -37,7 +37,7 @@ def test_any_number_of_measured_models_is_drawn(tmp_path: Path) -> None:
     rounded = {f"int{bits}": metrics(103_471_936, (34.0 + bits, 53.0)) for bits in range(2, 9)}
     report = factored_report()
     many = report.model_copy(update={"metrics": report.metrics.model_copy(update={"formats": rounded})})
-    assert list(measured(many)) == ["original", "compressed", *(f"compressed, {name}" for name in rounded)]
+    assert list(measured_models(many)) == ["original", "compressed", *(f"compressed, {name}" for name in rounded)]
     assert draw(many, tmp_path)
 
 
