@@ -12,12 +12,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer
 
 from tests.support.models import save_tiny_model
-from tests.support.packages import write_package
 from tests.support.text_models import byte_tokenizer
 from workers.compression.companions import open_tokenizer, sample_texts, tokenised
-from workers.compression.formats.dense import write_dense
+from workers.compression.formats import writer_of
 from workers.compression.formats.verification import Probe, verify_all
 from workers.compression.models.streamed import StreamedModel
+from workers.compression.overlay import Overlay
 from workers.compression.parts import CompressedPart
 from workers.compression.spec.errors import NoTokenizer, VerificationFailed
 
@@ -79,15 +79,19 @@ def write_original(directory: Path, architecture: str, tokenizer: Tokenizer, con
     return directory
 
 
-def factored(directory: Path, destination: Path, site: str) -> Path:
-    """A package with a type of its own: one matrix is factored."""
+def factored(directory: Path, destination: Path, site: str, form: str = "safetensors") -> Path:
+    """A package in which one matrix is factored, and so with code of its own, or its dense export."""
     rows, columns = site_shape(directory, site)
+    generator = torch.Generator().manual_seed(0)
     part = CompressedPart(
         "factors",
         {site: {"kind": "low_rank", "rank": 2}},
-        {f"{site}.first": torch.randn(2, columns), f"{site}.second": torch.randn(rows, 2)},
+        {
+            f"{site}.first": torch.randn(2, columns, generator=generator),
+            f"{site}.second": torch.randn(rows, 2, generator=generator),
+        },
     )
-    return write_package(directory, [part], destination).directory
+    return writer_of(form).write(Overlay.open(directory, [part]), destination).directory
 
 
 def site_shape(directory: Path, site: str) -> tuple[int, int]:
@@ -108,7 +112,7 @@ def test_the_package_and_its_dense_export_tokenise_as_the_original(name: str, tm
     original = write_original(tmp_path / "original", architecture, tokenizer(), config)
     site = SITES.get(architecture, "model.layers.0.mlp.down_proj")
     package = factored(original, tmp_path / "package", site)
-    dense = write_dense(package, tmp_path / "dense")
+    dense = factored(original, tmp_path / "dense", site, "dense")
     expected = opened(original)
     assert opened(package) == expected
     assert opened(dense) == expected
@@ -137,7 +141,7 @@ def test_foreign_code_reaches_neither_worker_nor_client(tmp_path: Path, tokenize
     (original / "config.json").write_text(json.dumps(stated))
     assert open_tokenizer(original).eos_token == "</s>"
     package = factored(original, tmp_path / "package", "model.layers.0.mlp.down_proj")
-    dense = write_dense(package, tmp_path / "dense")
+    dense = factored(original, tmp_path / "dense", "model.layers.0.mlp.down_proj", "dense")
     for directory in (package, dense):
         assert not [path for path in directory.rglob("*.json") if b"evil" in path.read_bytes()]
 
