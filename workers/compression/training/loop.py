@@ -83,7 +83,7 @@ class Observer:
         return checkpoint
 
     def on_step(self, step: int, loss: float, restarts: int) -> None:
-        """Receive progress: `step` steps are done, the last had this loss, and the run has diverged `restarts` times."""
+        """Receive progress: `step` steps are done, the last with this loss; the run has diverged `restarts` times."""
 
 
 @torch.enable_grad()
