@@ -132,7 +132,7 @@ def test_key_value_heads_that_the_model_cannot_have_are_answered_with_those_that
 
 
 def test_attention_that_no_config_can_narrow_is_not_narrowed(service: JobService, tiny_gpt2: dict[str, Any]) -> None:
-    with pytest.raises(Refused, match="this gpt2 cannot say") as refused:
+    with pytest.raises(Refused, match="this gpt2 cannot state") as refused:
         service.submit(recipe(tiny_gpt2, method={"name": "width", "key_value_heads": 1}))
     assert refused.value.field == "method.key_value_heads"
 

@@ -87,7 +87,7 @@ def test_a_plan_survives_the_way_through_json(name: str) -> None:
 
 def test_a_method_that_only_chooses_has_no_plan() -> None:
     assert planner_of(SvdOptions()) is SVD
-    with pytest.raises(TypeError, match="ask one of its candidates"):
+    with pytest.raises(TypeError, match="use one of its candidates"):
         planner_of(METHODS["auto"].options())
 
 

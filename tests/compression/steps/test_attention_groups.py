@@ -118,5 +118,5 @@ def test_going_on_after_a_part_gives_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "opt", "gpt_neox", "phi", "phi3"])
 def test_attention_stays_where_the_config_cannot_say_that_it_is_narrower(name: str, tmp_path: Path) -> None:
     model = open_tiny(name, tmp_path)
-    with pytest.raises(HeadsDoNotFit, match="cannot say"):
+    with pytest.raises(HeadsDoNotFit, match="cannot state"):
         narrowed(model, EditedModel(model))

@@ -201,5 +201,5 @@ def test_an_unknown_criterion_is_refused_by_name(directory: Path) -> None:
 
 
 def test_the_last_block_cannot_be_removed(directory: Path) -> None:
-    with pytest.raises(ValueError, match="one must be left"):
+    with pytest.raises(ValueError, match="at least one must remain"):
         next(removals(opened(directory), IDS, BLOCKS))

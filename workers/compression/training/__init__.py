@@ -1,1 +1,1 @@
-"""Training: one loop, and with it the distillation of a whole compressed model from its original."""
+"""The training loop, and the distillation of a whole compressed model from its original."""

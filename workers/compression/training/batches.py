@@ -1,4 +1,4 @@
-"""Which sequences each training step takes. A batch follows from the step's number and the seed alone.
+"""Choose the sequences of each training step. A batch follows from the step's number and the seed alone.
 
 Every epoch visits the sequences in a random order of its own.
 """

@@ -1,8 +1,8 @@
-"""Distilling a student from its teacher over packed windows of text.
+"""Distil a student from its teacher over packed windows of text.
 
     checkpoint = distil(teacher, student, windows, DistillationSettings(tokens=262_144), observer=observer)
 
-Promise: that of `loop`; a resumed distillation ends with the weights of one that was not interrupted.
+Promise: a resumed distillation ends with the weights of one that was not interrupted, as `loop` promises.
 """
 
 from contextlib import AbstractContextManager, nullcontext

@@ -2,8 +2,8 @@
 
     checkpoint = train(TrainingTask(parameters, groups, batches, ...), settings, observer)
 
-A `TrainingTask` says what is trained, on which batches and towards which loss. `distillation` trains a whole model with
-it, `steps.local_distillation` the blocks around a removed one.
+A `TrainingTask` has the parameters, the batches and the loss. `distillation` trains a whole model with it,
+`steps.local_distillation` the blocks around a removed one.
 
 Promise: a run that is resumed from a checkpoint ends with the weights of one that was not interrupted, bit for bit on
 the CPU. What a step does follows from the state before it and the step's number.
@@ -26,10 +26,10 @@ from workers.compression.training.settings import TrainingSettings
 from workers.compression.training.stability import DivergenceMonitor
 
 RESTARTS = 4
-"""How often a run may go back and halve its learning rate before it is given up."""
+"""How often a run may go back to a checkpoint and halve its learning rate before it fails."""
 
 OVERDUE = 4
-"""A checkpoint that is due waits at most this many intervals for the loss to settle."""
+"""The most intervals that a checkpoint which is due waits for the loss to settle."""
 
 
 class Diverged(CompressionError):
@@ -72,18 +72,18 @@ class TrainingTask:
 
 
 class Observer:
-    """How a training run reports to its caller. This base class keeps nothing and starts every run anew."""
+    """The caller's view of a training run. This base class keeps no checkpoints and starts every run anew."""
 
     def latest(self) -> TrainingCheckpoint | None:
         """Return the checkpoint to resume from; None to start at the first step."""
         return None
 
     def save(self, checkpoint: TrainingCheckpoint) -> TrainingCheckpoint:
-        """Keep a checkpoint, and return one equal to it, whose tensors may be read from disk when they are needed."""
+        """Keep a checkpoint, and return an equal one, whose tensors may be loaded from disk on access."""
         return checkpoint
 
     def on_step(self, step: int, loss: float, restarts: int) -> None:
-        """Take note that `step` steps are done, the last with this loss, after `restarts` divergences."""
+        """Receive progress: `step` steps are done, the last with this loss; the run has diverged `restarts` times."""
 
 
 @torch.enable_grad()
@@ -123,7 +123,7 @@ def train(
 
 
 class _Run:
-    """The parameters, their optimizer, and how far both are."""
+    """The state of a training run: parameters, optimizer, step and losses."""
 
     def __init__(self, task: TrainingTask, settings: TrainingSettings, parallel: ParallelStrategy) -> None:
         self.step, self.steps = 0, settings.steps(task.length)
@@ -162,7 +162,7 @@ class _Run:
         return True
 
     def is_due(self, since: int) -> bool:
-        """Whether a checkpoint is to be kept now; the latest one was after step `since`."""
+        """Return whether a checkpoint is to be kept now; the latest one was after step `since`."""
         if self.step == self.steps:
             return True
         interval = self._settings.interval

@@ -88,7 +88,7 @@ def top_logits(teacher: Tensor, k: int, temperature: float) -> TopLogits:
 
 
 def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return |student - teacher|² / |teacher|² of each state, [...] float32; both [..., E]. Differentiable."""
+    """Return |student - teacher|² / |teacher|² [...] in float32 for states [..., E] each. Differentiable."""
     wanted = teacher.float()
     squared = (student.float() - wanted).square().sum(-1)
     return squared / wanted.square().sum(-1).clamp_min(_TINY)
@@ -103,6 +103,7 @@ class _Softmax(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, temperature: float) -> "_Softmax":
+        """Return softmax(logits / temperature) of logits [n, V], which stay unchanged."""
         exponents = logits.to(torch.float32, copy=True)
         if temperature != 1.0:
             exponents /= temperature

@@ -13,11 +13,11 @@ from workers.compression.training.settings import DistillationSettings
 from workers.compression.training.teacher import LiveTargets, Targets, Teacher
 
 CPU_LOGITS = 2**19
-"""How many logits a CPU works on at a time in float32: few enough for its cache."""
+"""The most logits that a CPU works on at a time, in float32: few enough for its cache."""
 
 
 class DistillationObjective:
-    """The loss that `DistillationSettings` describes, of a student beside its teacher on windows of `length` tokens."""
+    """The loss of a student and its teacher on windows of `length` tokens, as `DistillationSettings` describes it."""
 
     def __init__(self, teacher: Teacher, student: PreTrainedModel, settings: DistillationSettings, length: int) -> None:
         self._teacher, self._student, self._settings = teacher, student, settings

@@ -1,4 +1,4 @@
-"""How several processes share the work of one training run.
+"""Share the work of one training run among several processes.
 
     torch.distributed.init_process_group()            # as torchrun starts it
     distil(..., parallel=DataParallel())              # the same call in every process; rank 0 keeps checkpoints

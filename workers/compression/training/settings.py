@@ -46,7 +46,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class DistillationSettings(TrainingSettings):
-    """How a student is trained to predict what its teacher predicts.
+    """Settings for training a student to reproduce its teacher's predictions.
 
     The loss, in nats per token, is `temperature`² · KL(teacher ‖ student) of the softmax distributions at that
     temperature (Hinton et al., arXiv 1503.02531), plus `cross_entropy_weight` times the cross entropy of the text,

@@ -1,4 +1,4 @@
-"""Several processes share one training run, and each holds only its shard of what it trains.
+"""Share one training run among several processes, each of which holds only a shard of the models.
 
     distil(..., parallel=Sharded())                   # checkpoints are whole, and in the leading process alone
 

@@ -1,8 +1,8 @@
-"""A language model in two: its decoder, and its output head on a slice of the decoder's states at a time.
+"""Run a language model's decoder and its output head apart, the head on a slice of the decoder's states at a time.
 
 The logits of a batch are by far the largest tensor in training; computed in slices, they never exist at once. No
 architecture's forward is repeated here: the head runs as the model's own forward around a decoder that does nothing,
-so that whatever a model does to its logits, such as soft-capping, is done.
+so that a model's own treatment of logits, such as soft-capping, is included.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from workers.compression.spec.architectures import ARCHITECTURES
 
 LOGITS = 2**25
-"""How many logits of a model exist at a time."""
+"""The most logits of a model that exist at a time."""
 
 
 def states(model: PreTrainedModel, ids: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def slices(tokens: int, vocabulary: int, numbers: int = LOGITS) -> Iterator[slic
 
 @contextmanager
 def recomputed(model: PreTrainedModel) -> Iterator[None]:
-    """Have forward passes inside the context keep no activations of the blocks; their backward recomputes these."""
+    """Recompute the activations of each block in the backward pass instead of storing them, inside the context."""
     passed = blocks(model)
     for block in passed:
         # Nothing is drawn at random: a model in evaluation mode drops nothing out.

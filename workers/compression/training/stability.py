@@ -1,4 +1,4 @@
-"""Telling a training run that has diverged from one that is merely noisy."""
+"""Tell a training run that has diverged from one that is merely noisy."""
 
 import math
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Which parameters of a student are trained, and the trained tensors as a part of the compressed model."""
+"""Select the parameters of a student to train, and return the trained tensors as a part of the compressed model."""
 
 from collections.abc import Mapping
 
@@ -17,7 +17,7 @@ NAME = "distillation"
 
 
 def trainable_parameters(student: PreTrainedModel, trainable: Trainable) -> Mapping[str, nn.Parameter]:
-    """Return the parameters to train by name, a shared one once.
+    """Return {name: parameter} of the parameters to train; a shared one is listed once.
 
     Raises:
         ValueError: when the student has no parameters of that kind.
