@@ -14,10 +14,11 @@ from transformers import AutoTokenizer
 from tests.support.models import save_tiny_model
 from tests.support.text_models import byte_tokenizer
 from workers.compression.companions import open_tokenizer, sample_texts, tokenised
-from workers.compression.formats import writer_of
+from workers.compression.formats.dense import Dense
+from workers.compression.formats.safetensors import Safetensors
 from workers.compression.formats.verification import Probe, verify_all
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.overlay import Overlay
+from workers.compression.overlay import Original, Overlay
 from workers.compression.parts import CompressedPart
 from workers.compression.spec.errors import NoTokenizer, VerificationFailed
 
@@ -79,19 +80,12 @@ def write_original(directory: Path, architecture: str, tokenizer: Tokenizer, con
     return directory
 
 
-def factored(directory: Path, destination: Path, site: str, form: str = "safetensors") -> Path:
-    """A package in which one matrix is factored, and so with code of its own, or its dense export."""
+def factored(directory: Path, site: str = "model.layers.0.mlp.down_proj") -> Overlay:
+    """The original with one matrix factored; its package has a type of its own."""
     rows, columns = site_shape(directory, site)
-    generator = torch.Generator().manual_seed(0)
-    part = CompressedPart(
-        "factors",
-        {site: {"kind": "low_rank", "rank": 2}},
-        {
-            f"{site}.first": torch.randn(2, columns, generator=generator),
-            f"{site}.second": torch.randn(rows, 2, generator=generator),
-        },
-    )
-    return writer_of(form).write(Overlay.open(directory, [part]), destination).directory
+    tensors = {f"{site}.first": torch.randn(2, columns), f"{site}.second": torch.randn(rows, 2)}
+    part = CompressedPart(site, {site: {"kind": "low_rank", "rank": 2}}, tensors)
+    return Overlay(Original.read(directory), [part])
 
 
 def site_shape(directory: Path, site: str) -> tuple[int, int]:
@@ -111,8 +105,8 @@ def test_the_package_and_its_dense_export_tokenise_as_the_original(name: str, tm
     architecture, tokenizer, config = ORIGINALS[name]
     original = write_original(tmp_path / "original", architecture, tokenizer(), config)
     site = SITES.get(architecture, "model.layers.0.mlp.down_proj")
-    package = factored(original, tmp_path / "package", site)
-    dense = factored(original, tmp_path / "dense", site, "dense")
+    package = Safetensors().write(factored(original, site), tmp_path / "package").directory
+    dense = Dense().write(factored(original, site), tmp_path / "dense").directory
     expected = opened(original)
     assert opened(package) == expected
     assert opened(dense) == expected
@@ -140,8 +134,8 @@ def test_foreign_code_reaches_neither_worker_nor_client(tmp_path: Path, tokenize
     stated["auto_map"] = {"AutoTokenizer": EVIL, "AutoConfig": "evil/repo--tok.EvilConfig"}
     (original / "config.json").write_text(json.dumps(stated))
     assert open_tokenizer(original).eos_token == "</s>"
-    package = factored(original, tmp_path / "package", "model.layers.0.mlp.down_proj")
-    dense = factored(original, tmp_path / "dense", "model.layers.0.mlp.down_proj", "dense")
+    package = Safetensors().write(factored(original), tmp_path / "package").directory
+    dense = Dense().write(factored(original), tmp_path / "dense").directory
     for directory in (package, dense):
         assert not [path for path in directory.rglob("*.json") if b"evil" in path.read_bytes()]
 
@@ -153,7 +147,7 @@ def test_named_chat_templates_are_those_of_the_original(tmp_path: Path) -> None:
     (original / "chat_template.jinja").write_text("{{ messages }}")
     (original / "additional_chat_templates").mkdir()
     (original / "additional_chat_templates" / "tool_use.jinja").write_text("{{ tools }}")
-    package = factored(original, tmp_path / "package", "model.layers.0.mlp.down_proj")
+    package = Safetensors().write(factored(original), tmp_path / "package").directory
     assert opened(package)["chat_template"] == {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
 
 
@@ -194,7 +188,7 @@ def test_verification_finds_a_tokenizer_that_is_not_the_original_s(
     original = write_original(
         tmp_path / "original", "llama", byte_level("</s>"), {"eos_token": "</s>", "padding_side": "right"}
     )
-    package = factored(original, tmp_path / "package", "model.layers.0.mlp.down_proj")
+    package = Safetensors().write(factored(original), tmp_path / "package").directory
     tokenizer = open_tokenizer(original)
     texts = sample_texts(tokenizer)
     ids = torch.arange(8).view(1, 8)

@@ -17,9 +17,10 @@ from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
+from workers.compression.spec.methods.kronecker import KRONECKER, KroneckerOptions
 
 Tensors = dict[str, Tensor]
-METHODS = ["low_rank", "svd", "width", "fusion", "width_low_rank"]
+METHODS = ["low_rank", "svd", "width", "fusion", "width_low_rank", "kronecker"]
 
 
 def expanded_block(tensors: Tensors) -> None:
@@ -75,7 +76,8 @@ def test_every_method_compresses_a_block_whose_units_never_fire(method: str, tmp
 
 def assert_compressed(directory: Path, method: str) -> None:
     model, ids = StreamedModel.open(directory), calibration()
-    measured = measure_all(model, ids)
+    tiled = KRONECKER.tiled(KroneckerOptions()) if method == "kronecker" else None
+    measured = measure_all(model, ids, tiled=tiled)
     parts: list[CompressedPart] = []
     for _ in compress(model, plan_of(model.inventory, method, 1.2, measured), ids, parts, sensitivities=measured):
         pass

@@ -111,6 +111,8 @@ def weighted_fit(structure: Kronecker, target: WeightedTarget) -> dict[str, Tens
     their first round: the optimum for separable weights, and that of the plain norm. Of a folded structure, `order`
     [out] is no factor: it lists the outputs in the order in which the factors give them.
     """
+    if not bool(target.matrix.any()):
+        return _nothing(structure, target)
     rows, columns = best_orders(structure, target)
     placed = target.reordered(rows, columns)
     factors = stored_orders(structure, rows, columns) | ({"order": rows} if structure.folded else {})
@@ -120,6 +122,18 @@ def weighted_fit(structure: Kronecker, target: WeightedTarget) -> dict[str, Tens
     for _ in range(ALTERNATIONS - 1):
         left, right = _alternate(structure, placed, left, right)
     return {"left": left.contiguous(), "right": right.contiguous(), **factors}
+
+
+def _nothing(structure: Kronecker, target: WeightedTarget) -> dict[str, Tensor]:
+    """Return the factors of a matrix of zeros, in its own order: there is nothing to search by."""
+    rows, columns = (torch.arange(size) for size in target.matrix.shape)
+    (m1, m2), (n1, n2) = structure.out_shape, structure.in_shape
+    return {
+        "left": target.matrix.new_zeros(structure.terms, m1, n1),
+        "right": target.matrix.new_zeros(structure.terms, m2, n2),
+        **stored_orders(structure, rows, columns),
+        **({"order": rows} if structure.folded else {}),
+    }
 
 
 def best_orders(structure: Kronecker, target: WeightedTarget) -> tuple[Tensor, Tensor]:
@@ -155,6 +169,8 @@ def errors_by_terms(structure: Kronecker, target: WeightedTarget) -> Tensor:
     its leading block. A real fit alternates further from there, so these errors are close upper bounds, except where
     the row weights are far from a product.
     """
+    if not bool(target.matrix.any()):
+        return target.matrix.new_zeros(structure.terms + 1)
     placed = target.reordered(*_strata(structure, target))
     terms, (n1, _) = structure.terms, structure.in_shape
     outer, inner = _row_weights(structure, placed.outputs)
