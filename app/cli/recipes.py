@@ -6,8 +6,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from app.contract.fields import HUB_MODEL
 from app.contract.method import field_path
-from app.contract.recipe import HUB_MODEL, Recipe
+from app.contract.recipe import Recipe
 from app.errors import Refused
 
 

@@ -1,137 +1,39 @@
 """The recipe of a job: what a client asks for, as it is sent and stored."""
 
 import math
-import re
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    TypeAdapter,
     ValidationInfo,
-    ValidatorFunctionWrapHandler,
     WrapValidator,
     field_validator,
     model_validator,
 )
 
+from app.contract.fields import (
+    TEACHER,
+    TEXTS,
+    EvaluationDataset,
+    Formats,
+    Mixture,
+    Ratio,
+    Ratios,
+    Share,
+    Tasks,
+    check_model,
+    check_target,
+)
 from app.contract.method import MethodChoice
 from workers.compression.spec.formats import FORMATS, MAIN
 from workers.compression.spec.methods.auto import AutoOptions
 
 Trainable = Literal["all", "factors", "norms"]
-
-HUB_MODEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", re.ASCII)
-LOCAL_NAME = re.compile(r"local:[^/].*")
-TEACHER = "teacher:"
-DATASET = re.compile(
-    r"teacher:|builtin:[\w-]+|local:[^/].*|hub:[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.-]+){1,2}", re.ASCII
-)
-TASK = re.compile(r"[A-Za-z0-9][\w.()+-]{0,127}", re.ASCII)
-TEXTS = (
-    "datasets to read: 'builtin:NAME', 'local:NAME', 'hub:org/name/config/split', or 'teacher:' for text that the "
-    "original generates, which takes minutes and needs memory for the whole original"
-)
-
-
-def check_model(reference: str) -> str:
-    """Return the reference if it is a valid model reference; raise ValueError otherwise."""
-    if HUB_MODEL.fullmatch(reference) or LOCAL_NAME.fullmatch(reference):
-        return reference
-    raise ValueError("send 'org/name', 'org/name@revision' or 'local:NAME'")
-
-
-def check_dataset(reference: str) -> str:
-    """Return the reference if it is a valid dataset reference; raise ValueError otherwise."""
-    if DATASET.fullmatch(reference):
-        return reference
-    raise ValueError("send 'builtin:NAME', 'local:NAME', 'hub:org/name/config/split' or 'teacher:'")
-
-
-def check_evaluation_dataset(reference: str) -> str:
-    """Return the reference; raise ValueError if it is `teacher:`."""
-    if reference != TEACHER:
-        return reference
-    raise ValueError("text by the original itself is no independent test; send other text, such as 'local:NAME'")
-
-
-def check_task(name: str) -> str:
-    """Return the name if it can be a task's; raise ValueError otherwise."""
-    # Only names: lm-eval also accepts a path, and would run the code there.
-    if TASK.fullmatch(name):
-        return name
-    raise ValueError("send the name of a task of lm-eval, such as 'arc_easy', or of the operator's own")
-
-
-def check_tasks(tasks: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the tasks; raise ValueError if one is named twice."""
-    if len(set(tasks)) < len(tasks):
-        raise ValueError("name each task once")
-    return tasks
-
-
-def check_format(name: str) -> str:
-    """Return the name if it is a format's; raise ValueError otherwise."""
-    if name not in FORMATS:
-        raise ValueError(f"send one of {', '.join(FORMATS)}")
-    return name
-
-
-def check_formats(formats: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the formats; raise ValueError if one is named twice or the main format is missing."""
-    if len(set(formats)) < len(formats):
-        raise ValueError("name each format once")
-    if MAIN not in formats:
-        raise ValueError(f"{MAIN!r} is always written, so add it to the list")
-    return formats
-
-
-def check_mixture(datasets: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the datasets; raise ValueError if one is named twice."""
-    if len(set(datasets)) < len(datasets):
-        raise ValueError("name each dataset once; use `shares` to read more of one")
-    return datasets
-
-
-def check_ratio(ratio: float) -> float:
-    """Return the ratio; raise ValueError unless it is above 1."""
-    if ratio > 1:
-        return ratio
-    hint = f"send {1 / ratio:.3g}" if 0 < ratio < 1 else "send a number above 1, such as 1.5"
-    raise ValueError(f"must be above 1, since it is stored parameters before / after; {hint}")
-
-
-def check_ratios(ratios: tuple[float, ...]) -> tuple[float, ...]:
-    """Return the ratios; raise ValueError if one is listed twice."""
-    if len(set(ratios)) < len(ratios):
-        raise ValueError("send each ratio once")
-    return ratios
-
-
-def check_target(target: Any, _: ValidatorFunctionWrapHandler) -> float | tuple[float, ...]:
-    """Validate a list as ratios and anything else as one ratio, so that the error fits what was sent."""
-    if isinstance(target, list | tuple):
-        return RATIOS.validate_python(target)
-    return RATIO.validate_python(target)
-
-
-Ratio = Annotated[float, Field(allow_inf_nan=False), AfterValidator(check_ratio)]
-Ratios = Annotated[tuple[Ratio, ...], Field(min_length=1, max_length=8), AfterValidator(check_ratios)]
-RATIO: TypeAdapter[float] = TypeAdapter(Ratio)
-RATIOS: TypeAdapter[tuple[float, ...]] = TypeAdapter(Ratios)
-Dataset = Annotated[str, AfterValidator(check_dataset)]
-EvaluationDataset = Annotated[Dataset, AfterValidator(check_evaluation_dataset)]
-Tasks = Annotated[
-    tuple[Annotated[str, AfterValidator(check_task)], ...], Field(max_length=16), AfterValidator(check_tasks)
-]
-FormatName = Annotated[str, AfterValidator(check_format), Field(json_schema_extra={"enum": list(FORMATS)})]
-Formats = Annotated[tuple[FormatName, ...], Field(min_length=1), AfterValidator(check_formats)]
-Share = Annotated[int, Field(ge=1, le=1000)]
-Mixture = Annotated[tuple[Dataset, ...], Field(min_length=1, max_length=8), AfterValidator(check_mixture)]
 
 
 class Options(BaseModel):

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from app.contract.codes import FailureCode
-from app.contract.recipe import TEACHER, Distillation, Recipe
+from app.contract.fields import TEACHER
+from app.contract.recipe import Distillation, Recipe
 from app.sources.documents import Document, read_documents
 from workers.messages import AttemptFailed
 from workers.stages import inspect, names, tasks, teacher_text
