@@ -12,7 +12,7 @@ from collections.abc import Set
 from pathlib import Path
 
 from app.db import Sessions
-from app.jobs import store
+from app.jobs import ownership, store
 from app.jobs.doorbell import Rings
 from app.settings import Settings
 from app.storage import Storage
@@ -67,7 +67,7 @@ class Sweeper:
         worker, by a changed address or a restored server, decides nothing.
         """
         with self.sessions() as session:
-            identity = store.identity(session)
+            identity = ownership.identity(session)
         if identity != self.identity:
             log.error("database_changed", extra={"expected": self.identity, "found": identity})
             return
@@ -80,8 +80,8 @@ class Sweeper:
         if not published:
             return
         with self.sessions() as session:
-            superseded = store.superseded(session, published)
-            unknown = store.unknown(session, [job_id for job_id, _ in published])
+            superseded = ownership.superseded(session, published)
+            unknown = ownership.unknown(session, [job_id for job_id, _ in published])
         for job_id, attempt in superseded:
             self.storage.discard(job_id, attempt)
             log.info("artifacts_collected", extra={"job_id": job_id, "attempt": attempt})
@@ -98,8 +98,8 @@ class Sweeper:
         if not names:
             return
         with self.sessions() as session:
-            ended = store.ended_since(session, names, self.settings.keep_work_seconds)
-            unknown = store.unknown(session, names)
+            ended = ownership.ended_since(session, names, self.settings.keep_work_seconds)
+            unknown = ownership.unknown(session, names)
         for name in ended:
             shutil.rmtree(work / name, ignore_errors=True)
             log.info("work_collected", extra={"job_id": name})

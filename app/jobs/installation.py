@@ -4,7 +4,7 @@ from sqlalchemy.exc import ProgrammingError
 
 from app.db import Sessions
 from app.errors import ForeignDataDirectory, NotMigrated
-from app.jobs import store
+from app.jobs import ownership
 from app.settings import Settings
 from app.storage import Storage
 from workers.compression.spec.files import mark
@@ -21,7 +21,7 @@ def claim_files(settings: Settings, sessions: Sessions, storage: Storage) -> str
     """
     try:
         with sessions() as session:
-            identity = store.identity(session)
+            identity = ownership.identity(session)
     except ProgrammingError as error:
         raise NotMigrated("The database lacks migrations. Run `modelpress migrate`.") from error
     path = settings.data_dir / MARK

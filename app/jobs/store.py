@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Interval, cast, func, literal, select, tuple_, update
+from sqlalchemy import ColumnElement, func, literal, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.contract.codes import FailureCode
 from app.contract.job import AttemptOutcome, Comparison, Failure, Resumed, Source, State, SweepResult
 from app.contract.recipe import Recipe
-from app.jobs.models import ArtifactRow, AttemptRow, InstallationRow, JobRow
+from app.jobs.clock import clock, seconds
+from app.jobs.models import ArtifactRow, AttemptRow, JobRow
 from app.jobs.states import ENDED, LEASED, TRANSITIONS, Event, destination, origins
 from app.storage import StoredFile
 
@@ -48,15 +49,6 @@ class Progress:
 class Reaped:
     job_id: str
     state: State
-
-
-def clock() -> ColumnElement[datetime]:
-    """The database's clock; unlike now() it does not stand still inside a transaction."""
-    return func.clock_timestamp()
-
-
-def seconds(count: float) -> ColumnElement[Any]:
-    return cast(literal(f"{count} seconds"), Interval)
 
 
 def submit(session: Session, job_id: str, recipe: Recipe, source: Source, max_attempts: int) -> None:
@@ -356,34 +348,6 @@ def unheard(session: Session, older_than_seconds: float) -> str | None:
         .order_by(due)
         .limit(1)
     )
-
-
-def identity(session: Session) -> str:
-    """Return the identity of this database. A restored dump has that of the database it was taken from."""
-    return session.scalars(select(InstallationRow.id)).one()
-
-
-def unknown(session: Session, job_ids: Sequence[str]) -> set[str]:
-    """Return those of the given names that are no job of this database. Nothing follows from that about their worth."""
-    return set(job_ids) - set(session.scalars(select(JobRow.id).where(JobRow.id.in_(job_ids))))
-
-
-def ended_since(session: Session, job_ids: Sequence[str], age_seconds: float) -> set[str]:
-    """Return those of the given jobs that ended at least this long ago."""
-    ended_at = func.coalesce(JobRow.succeeded_at, JobRow.failed_at, JobRow.cancelled_at)
-    ended = select(JobRow.id).where(
-        JobRow.id.in_(job_ids), JobRow.state.in_(ENDED), ended_at <= clock() - seconds(age_seconds)
-    )
-    return set(session.scalars(ended))
-
-
-def superseded(session: Session, attempts: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Return those of the given (job id, attempt) whose files nobody can ask for: of an ended job, not its result."""
-    job_ids = [job_id for job_id, _ in attempts]
-    ended = set(session.scalars(select(JobRow.id).where(JobRow.id.in_(job_ids), JobRow.state.in_(ENDED))))
-    rows = select(ArtifactRow.job_id, ArtifactRow.attempt).where(ArtifactRow.job_id.in_(job_ids)).distinct()
-    results = {(job_id, attempt) for job_id, attempt in session.execute(rows)}
-    return [each for each in attempts if each[0] in ended and each not in results]
 
 
 def worker_lost(row: JobRow) -> Failure:

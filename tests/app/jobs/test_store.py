@@ -12,7 +12,7 @@ from app.contract.codes import FailureCode
 from app.contract.job import AttemptOutcome, Comparison, Failure, Resumed, Source, State, SweepResult
 from app.contract.recipe import Recipe
 from app.db import Sessions
-from app.jobs import store
+from app.jobs import ownership, store
 from app.jobs.models import AttemptRow, JobRow
 from app.jobs.service import JobService
 from app.jobs.store import Progress
@@ -154,7 +154,7 @@ def test_the_files_of_a_result_are_never_superseded(sessions: Sessions, failure:
     job_id = submit(sessions)
     claim(sessions, job_id)
     call(sessions, store.finish, job_id, 1, 1.5, COMPARISON, FILES, failure)
-    assert call(sessions, store.superseded, [(job_id, 1), (job_id, 2)]) == [(job_id, 2)]
+    assert call(sessions, ownership.superseded, [(job_id, 1), (job_id, 2)]) == [(job_id, 2)]
 
 
 def stale_statements() -> list[Any]:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from workers.compression.math.degenerate import relative
-from workers.compression.math.fitting import Moments, dominant_rows, fit, matrix, problem
+from workers.compression.math.dominant_rows import dominant_rows
+from workers.compression.math.fitting import Moments, fit, matrix, problem
 from workers.compression.math.pruning import prune
 from workers.compression.spec.structures import LowRank, Pivoted, Structure
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from workers.compression.math import fitting, kronecker
+from workers.compression.math.dominant_rows import PIVOT_BOUND
 from workers.compression.math.fitting import (
-    PIVOT_BOUND,
     Moments,
     Problem,
     fit,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from workers.compression.math.degenerate import relative
-from workers.compression.math.fitting import Problem, damped, dominant_rows, fit, leading
+from workers.compression.math.dominant_rows import dominant_rows
+from workers.compression.math.fitting import Problem, damped, fit, leading
 from workers.compression.math.kronecker import WeightedTarget, weighted_fit
 from workers.compression.math.permutation import search
 from workers.compression.spec.structures import Halved, Kronecker, LowRank, Pivoted

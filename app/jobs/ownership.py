@@ -1,0 +1,38 @@
+"""What the database knows of files on the disk: whose they are, and whether anybody can still ask for them."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.jobs.clock import clock, seconds
+from app.jobs.models import ArtifactRow, InstallationRow, JobRow
+from app.jobs.states import ENDED
+
+
+def identity(session: Session) -> str:
+    """Return the identity of this database. A restored dump has that of the database it was taken from."""
+    return session.scalars(select(InstallationRow.id)).one()
+
+
+def unknown(session: Session, job_ids: Sequence[str]) -> set[str]:
+    """Return those of the given names that are no job of this database. Nothing follows from that about their worth."""
+    return set(job_ids) - set(session.scalars(select(JobRow.id).where(JobRow.id.in_(job_ids))))
+
+
+def ended_since(session: Session, job_ids: Sequence[str], age_seconds: float) -> set[str]:
+    """Return those of the given jobs that ended at least this long ago."""
+    ended_at = func.coalesce(JobRow.succeeded_at, JobRow.failed_at, JobRow.cancelled_at)
+    ended = select(JobRow.id).where(
+        JobRow.id.in_(job_ids), JobRow.state.in_(ENDED), ended_at <= clock() - seconds(age_seconds)
+    )
+    return set(session.scalars(ended))
+
+
+def superseded(session: Session, attempts: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Return those of the given (job id, attempt) whose files nobody can ask for: of an ended job, not its result."""
+    job_ids = [job_id for job_id, _ in attempts]
+    ended = set(session.scalars(select(JobRow.id).where(JobRow.id.in_(job_ids), JobRow.state.in_(ENDED))))
+    rows = select(ArtifactRow.job_id, ArtifactRow.attempt).where(ArtifactRow.job_id.in_(job_ids)).distinct()
+    results = {(job_id, attempt) for job_id, attempt in session.execute(rows)}
+    return [each for each in attempts if each[0] in ended and each not in results]
