@@ -2,7 +2,7 @@
 
 import json
 
-from tests.extensions.conftest import House
+from tests.support.house import House
 
 TOY = '''
 """A format that holds the names of the tensors."""

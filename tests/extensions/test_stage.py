@@ -2,7 +2,7 @@
 
 import json
 
-from tests.extensions.conftest import House
+from tests.support.house import House
 
 TOY = '''
 """Count the files of the checkpoint."""

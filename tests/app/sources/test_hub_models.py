@@ -17,7 +17,6 @@ from app.errors import (
     UnsupportedModel,
 )
 from app.settings import SourceSettings
-from app.sources import models
 from app.sources.checkpoint import FIRST_READ
 from app.sources.hub import Hub, part
 from app.sources.models import ModelSources
@@ -30,7 +29,7 @@ TOKEN = "hf_secret"
 
 @pytest.fixture
 def sources(settings: SourceSettings) -> ModelSources:
-    return ModelSources(settings)
+    return ModelSources(settings, PATIENCE_SECONDS)
 
 
 def refusal(sources: ModelSources, reference: str) -> Refused:
@@ -138,7 +137,7 @@ def test_a_private_model_looks_like_none(sources: ModelSources, hub: LoopbackHub
 def test_the_token_opens_gated_models_and_goes_to_the_hub_alone(settings: SourceSettings, hub: LoopbackHub) -> None:
     hub.add("acme/gated", single_file()).gated = True
     hub.token = TOKEN
-    ModelSources(settings.model_copy(update={"hub_token": SecretStr(TOKEN)})).resolve("acme/gated")
+    ModelSources(settings.model_copy(update={"hub_token": SecretStr(TOKEN)}), PATIENCE_SECONDS).resolve("acme/gated")
     assert {seen.authorization for seen in hub.requests if not seen.redirected} == {f"Bearer {TOKEN}"}
     assert {seen.authorization for seen in hub.requests if seen.redirected} == {None}
 
@@ -209,13 +208,11 @@ def test_a_failing_hub_is_unavailable(sources: ModelSources, hub: LoopbackHub, s
     assert len(hub.requests) == 1
 
 
-def test_a_hub_that_is_down_is_unavailable_without_the_timeout(
-    settings: SourceSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(models, "HUB_TIMEOUT_SECONDS", PATIENCE_SECONDS)
+def test_a_hub_that_is_down_is_unavailable_without_the_timeout(settings: SourceSettings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    sources = ModelSources(settings.model_copy(update={"hub_endpoint": f"http://127.0.0.1:{port}"}))
+    down = settings.model_copy(update={"hub_endpoint": f"http://127.0.0.1:{port}"})
+    sources = ModelSources(down, PATIENCE_SECONDS)
     started = time.monotonic()
     with pytest.raises(HubUnavailable):
         sources.resolve("acme/tiny")
@@ -231,7 +228,7 @@ def test_a_hub_that_says_nothing_is_unavailable_after_the_timeout(hub: LoopbackH
 def test_something_else_than_a_hub_is_unavailable(settings: SourceSettings, hub: LoopbackHub) -> None:
     hub.status = 200
     with pytest.raises(HubUnavailable):
-        ModelSources(settings).resolve("acme/tiny")
+        ModelSources(settings, PATIENCE_SECONDS).resolve("acme/tiny")
 
 
 def test_a_service_without_a_hub_says_what_to_send(settings: SourceSettings, hub: LoopbackHub) -> None:
