@@ -120,7 +120,7 @@ def test_a_method_that_leaves_no_finite_perplexity_is_left_out(
 ) -> None:
     left_by_each = iter([left, 30.0, 20.0, left])
     monkeypatch.setattr(choice, "perplexity", lambda *_: Perplexity(next(left_by_each), 60))
-    monkeypatch.setattr(choice, "_compressed", lambda *_: [])
+    monkeypatch.setattr(choice, "_compress_by", lambda *_: [])
     found = [trial.perplexity for trial in tried(StreamedModel.open(directory), calibration())]
     assert found == [30.0, 20.0]
 

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from workers.compression.spec.dimensions import intermediate_size, resized_parameters
 from workers.compression.spec.inventory import Inventory
-from workers.compression.spec.methods.base import Leaves, MethodOptions, PlanningMethod, Spectra
+from workers.compression.spec.methods.base import Leaves, Measured, MethodOptions, PlanningMethod
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.ranges import Range
 from workers.compression.spec.steps import Narrow
@@ -34,7 +34,7 @@ class Toy(PlanningMethod[ToyOptions]):
     def range(self, inventory: Inventory, options: ToyOptions) -> Range:
         return Range.around(self._plan(inventory, options).ratio)
 
-    def plan(self, inventory: Inventory, ratio: float, options: ToyOptions, measured: Spectra) -> Plan:
+    def plan(self, inventory: Inventory, ratio: float, options: ToyOptions, measured: Measured) -> Plan:
         self.range(inventory, options).require(ratio, self.name)
         return self._plan(inventory, options)
 

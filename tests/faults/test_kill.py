@@ -38,7 +38,7 @@ def finished_parts(settings: Settings, job: Job) -> int:
 def last_trained(settings: Settings, job: Job) -> int:
     """The step up to which the training of a job is kept; 0 where none is."""
     kept = (settings.work_dir / job.id).glob("*/training/*.safetensors.record.json")
-    return max((int(path.name.partition(".")[0]) for path in kept), default=0)
+    return max((int(path.name.partition(".")[0].rpartition("-")[2]) for path in kept), default=0)
 
 
 def weights(settings: Settings, service: JobService, job: Job) -> dict[str, str]:

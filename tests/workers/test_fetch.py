@@ -421,7 +421,7 @@ def test_the_process_says_why_it_failed(
     exit_status, report, _ = Process(request_for(revision="c" * 40, retry_delays=())).result()
     assert exit_status == 1
     assert report.event == "error"
-    assert (report.code, report.stage) == (code, "inspect")
+    assert (report.code, report.stage) == (code, "fetch")
 
 
 def test_a_directory_that_cannot_be_written_is_reported(request_for: MakeRequest, tmp_path: Path) -> None:
