@@ -9,7 +9,7 @@ log = logging.getLogger(__name__)
 
 
 class NoAnswer(Exception):
-    """What is probed has not answered yet, or not for too long."""
+    """Raised while a probed server has not answered yet, or not for too long."""
 
 
 class Probe:
@@ -48,7 +48,7 @@ class Probe:
 
     @property
     def fault(self) -> Exception | None:
-        """What is wrong, by the newest look; None where nothing is."""
+        """Return what the newest look found wrong; None where it found nothing."""
         return NoAnswer(f"the {self.name} does not answer") if self.silent else self.found
 
     def look(self) -> None:

@@ -144,7 +144,7 @@ class Settings(BaseSettings):
 
     @property
     def artifacts_url(self) -> str:
-        """Where finished checkpoints are kept."""
+        """Return the URL of the storage for finished checkpoints."""
         return self.storage_url or (self.data_dir / "artifacts").as_uri()
 
     @property

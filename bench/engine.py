@@ -91,7 +91,7 @@ class Original:
 
 @dataclass(frozen=True)
 class Compressed:
-    """What a method made of the original: `parts` over it, `chosen` by `auto`, and how long each step took."""
+    """A model that a method compressed: `parts` over it, `chosen` by `auto`, and how long each step took."""
 
     original: Original
     parts: tuple[CompressedPart, ...]

@@ -83,7 +83,7 @@ def tiny(tiny_model: Path, model_root: Path, data_root: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def tiny_gpt2(tiny: dict[str, Any], model_root: Path) -> dict[str, Any]:
-    """The same for a GPT-2, without a method; each preset has a ratio of its own on it."""
+    """Return the body of a POST for a GPT-2, without a method; each preset has a ratio of its own on it."""
     write_tiny_gpt2(model_root / "tiny-gpt2")
     return {**tiny, "model": "local:tiny-gpt2"}
 

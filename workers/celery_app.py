@@ -61,7 +61,7 @@ def run_worker(settings: ServerSettings) -> None:
         stopping.set()
 
     def leave_logs_alone(**_: object) -> None:
-        """That somebody listens to this signal keeps Celery from setting up logs of its own."""
+        """Do nothing: a listener on this signal keeps Celery from setting up logs of its own."""
 
     worker_shutting_down.connect(begin_to_stop, weak=False)
     setup_logging.connect(leave_logs_alone, weak=False)

@@ -35,7 +35,7 @@ NETWORK_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_
 
 
 class FetchRequest(Message):
-    """What a job needs, and where to look for it. It holds the hub's token: write it to the child's pipe only."""
+    """The files that a job needs, and where to look. It holds the hub's token: write it to the child's pipe only."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -72,7 +72,7 @@ REPORT: TypeAdapter[FetchReport] = TypeAdapter(FetchReport)
 
 
 def fetch_request(settings: Settings, recipe: Recipe, source: Source) -> FetchRequest:
-    """What the supervisor sends for a job."""
+    """Return the request that the supervisor sends for a job."""
     return FetchRequest(
         model=recipe.model,
         revision=source.revision,

@@ -58,7 +58,7 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Published:
-    """What the child has computed, and the files that are now stored for it."""
+    """The result that the child has computed, and the files that are now stored for it."""
 
     done: DoneReport
     files: tuple[StoredFile, ...]
@@ -291,7 +291,7 @@ class Supervisor:
         )
 
     def events(self, child: Child, lease: Lease, deadline: float) -> Iterator[dict[str, Any]]:
-        """What a child reports until it ends well; stops it when the attempt has to end.
+        """Yield what a child reports until it ends well; stops it when the attempt has to end.
 
         Raises:
             Interrupted: the attempt has to end.
@@ -316,7 +316,7 @@ class Supervisor:
 
 
 def home_of(work_dir: Path, attempt: int) -> Path:
-    """Where the children of an attempt put what is of no use to another one."""
+    """Return the directory for what the children of an attempt write that is of no use to another attempt."""
     return work_dir / str(attempt) / "home"
 
 

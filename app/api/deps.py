@@ -36,7 +36,7 @@ async def get_storage(request: Request) -> Storage:
 
 
 async def get_job_id(job_id: Annotated[str, Path(examples=["job_5f0c8a2e9b1d4c7f60a3e812"])]) -> str:
-    """What cannot be an id is not looked up: the database refuses some strings, such as those with a NUL."""
+    """Return the id of the path; raise without a look-up where it cannot be one: the database refuses a NUL."""
     if JOB_ID.fullmatch(job_id):
         return job_id
     raise JobNotFound("no job has this id")

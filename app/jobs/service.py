@@ -188,13 +188,13 @@ def fitted(recipe: Recipe, config: Mapping[str, Any]) -> Recipe:
 
 
 def positions_of(config: Mapping[str, Any]) -> int | None:
-    """How many positions the model knows; None where its config does not say."""
+    """Return how many positions the model knows; None where its config does not say."""
     positions = config.get("max_position_embeddings", config.get("n_positions"))
     return positions if isinstance(positions, int) else None
 
 
 def check_lengths(recipe: Recipe, config: Mapping[str, Any]) -> None:
-    """The windows of text must fit into the positions that the model knows."""
+    """Raise unless the windows of text fit into the positions that the model knows."""
     positions = positions_of(config)
     if positions is None:
         return

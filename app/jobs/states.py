@@ -46,6 +46,6 @@ def origins(event: Event) -> tuple[State, ...]:
 
 
 def destination(event: Event) -> State:
-    """Where `event` leads, for an event that leads to one state only."""
+    """Return the state to which `event` leads; it must lead to one state only."""
     (state,) = {after for (_, known), after in TRANSITIONS.items() if known is event}
     return state

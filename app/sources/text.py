@@ -124,7 +124,7 @@ def split_files(repository: Repository, config: str | None, split: str) -> tuple
 
 
 def complaint_about(path: Path) -> str | None:
-    """What is wrong with the beginning of a text file; the message completes 'the file …'."""
+    """Return what is wrong with the beginning of a text file; the message completes 'the file …'."""
     with path.open("rb") as file:
         beginning = file.read(FIRST_READ)
     if not beginning.strip():
@@ -137,7 +137,7 @@ def complaint_about(path: Path) -> str | None:
 
 
 def complaint_about_lines(path: Path) -> str | None:
-    """What is wrong with the first line of JSON lines that is not blank."""
+    """Return what is wrong with the first line of JSON lines that is not blank."""
     with path.open(encoding=JSON_LINES_ENCODING) as lines:
         try:
             for number in range(1, FIRST_LINES + 1):

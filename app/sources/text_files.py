@@ -153,7 +153,7 @@ def whole_documents(rows: Iterable[Document]) -> Iterator[Document]:
 
 
 def write_documents(documents: Iterable[Document], final: Path, most_characters: int | None = None) -> None:
-    """All of the documents, or as many as it takes to reach `most_characters`; by one rename."""
+    """Write the documents, or as many as it takes to reach `most_characters`; by one rename."""
     incomplete = final.with_name(f"{final.name}.incomplete")
     written = 0
     with incomplete.open("w", encoding="utf-8", newline="") as file:

@@ -50,7 +50,7 @@ class OnText(Strict):
 
 
 class Rounded(Strict):
-    """What a format that rounds made of the main checkpoint."""
+    """The main checkpoint after a format has rounded it."""
 
     bytes: int
     times: dict[str, float] = Field(description="for each text its perplexity, as a multiple of the main checkpoint's")
@@ -71,7 +71,7 @@ class Outcome(Strict):
 
 
 class JobRow(Row):
-    """What one job came to: an outcome for each of the recipe's ratios."""
+    """The result of one job: an outcome for each of the recipe's ratios."""
 
     outcomes: tuple[Outcome, ...] = Field(min_length=1)
     seconds: float | None = Field(description="from the claim to the end")

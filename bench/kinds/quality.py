@@ -60,7 +60,7 @@ class Point(Strict):
 
 
 class Judgement(Row):
-    """What became of one case."""
+    """The result of one case."""
 
     ratio: float = Field(description="stored parameters before / after, as reached")
     points: tuple[Point, ...] = Field(min_length=1)

@@ -95,7 +95,7 @@ def site_shape(directory: Path, site: str) -> tuple[int, int]:
 
 
 def opened(directory: Path) -> dict[str, Any]:
-    """What stock transformers makes of a directory, as README opens it."""
+    """Return what stock transformers makes of a directory, as README opens it."""
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=True, local_files_only=True)
     return tokenised(tokenizer, sample_texts(tokenizer))
 

@@ -42,7 +42,7 @@ def projections_of_zeros(tensors: Tensors) -> None:
 
 
 def masked_units(tensors: Tensors) -> None:
-    """What a pruner that masks leaves: three quarters of the hidden units are zero."""
+    """Return the model as a pruner that masks leaves it: three quarters of the hidden units are zero."""
     for name in tensors:
         if name.endswith(("gate_proj.weight", "up_proj.weight")):
             tensors[name][12:] = 0

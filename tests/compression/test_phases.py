@@ -70,7 +70,7 @@ def compressed(made: Made, phase: Phase, kept: list[CompressedPart], start: int 
 
 
 def moved(model: StreamedModel, parts: list[CompressedPart], phase: Phase) -> CompressedPart:
-    """What stands for a training: every weight moves."""
+    """Move every weight, in place of a training."""
     edited = EditedModel(model, parts)
     names = [name for name in edited.whole().state_dict() if not name.startswith("lm_head")]
     tensors = {name: 1.1 * tensor for name, tensor in edited.read(names).items() if tensor.is_floating_point()}

@@ -80,7 +80,7 @@ def single_file() -> dict[str, bytes]:
 
 
 def sharded() -> dict[str, bytes]:
-    """The same model in two files and an index."""
+    """Return the files of the same model, its weights in two files with an index."""
     names = list(SHAPES)
     halves = {"model-1.safetensors": names[:9], "model-2.safetensors": names[9:]}
     index = {"weight_map": {name: file for file, half in halves.items() for name in half}}
@@ -110,7 +110,7 @@ def write_gguf(
     theta: float = 10_000.0,
     settings: Mapping[str, float] | None = None,
 ) -> Path:
-    """The same model as a GGUF file; `head`: with an output head of its own; `settings`: more metadata."""
+    """Write the same model as a GGUF file; `head`: with an output head of its own; `settings`: more metadata."""
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(2)
     writer.add_context_length(64)

@@ -64,7 +64,7 @@ def below_gate(**fields: Any) -> Job:
 
 @dataclass
 class Script:
-    """What the server answers. Each GET of the job takes the next of `states`; the last one stays.
+    """The answers of the server. Each GET of the job takes the next of `states`; the last one stays.
 
     Attributes:
         files: the artifacts by name.

@@ -27,7 +27,7 @@ Found = TypeVar("Found")
 
 
 class Outcomes(Generic[Found]):
-    """What `make` returns for each name. Looking up a name for which it failed raises its error."""
+    """A mapping of names to results of `make`. Looking up a name for which it failed raises its error."""
 
     def __init__(self, names: Iterable[str], make: Callable[[str], Found]) -> None:
         self.sound: dict[str, Found] = {}

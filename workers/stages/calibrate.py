@@ -84,7 +84,7 @@ def beginning_of(tokenizer: Any) -> int | None:
 
 
 def calibration_windows(context: Context, tokenizer: Any) -> Tensor:
-    """Of each dataset the windows that the recipe asks for; fewer where a text is short."""
+    """Return the windows that the recipe asks for of each dataset; fewer where a text is short."""
     calibration, seed = context.assignment.recipe.calibration, context.assignment.recipe.seed
     drawn = []
     for dataset, count in calibration.divided(calibration.sequences).items():
@@ -123,13 +123,13 @@ def evaluation_windows(context: Context, tokenizer: Any, dataset: str) -> Tensor
 
 
 def separated(texts: Iterable[str]) -> Iterator[str]:
-    """The same, a blank line before each but the first."""
+    """Yield the documents, with a blank line before each but the first."""
     for number, text in enumerate(texts):
         yield BETWEEN + text if number else text
 
 
 def first_tokens(tokenizer: Any, texts: Iterable[str], most: int) -> Tensor:
-    """At most so many tokens of the texts; nothing behind them is read."""
+    """Return at most so many tokens of the texts; nothing behind them is read."""
     found = [torch.zeros(0, dtype=torch.int64)]
     for text in texts:
         for tokens in tokenize(tokenizer, text):

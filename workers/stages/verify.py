@@ -52,7 +52,7 @@ def by_opener(forms: Iterable[Format]) -> dict[Opener, list[Format]]:
 
 
 def probe_of(context: Context, form: Format) -> Probe:
-    """What the package's checkpoint in a format should compute, as was recorded when it was measured."""
+    """Return what the package's checkpoint in a format should compute, as recorded when it was measured."""
     recorded = load_file(evaluate.probe(context, form))
     directory = package.place_of(package.package_dir(context), form.name)
     return Probe(directory, recorded["ids"], recorded["logits"], form.tolerance)
@@ -64,7 +64,7 @@ def timeout_of(sizes: Iterable[int]) -> float:
 
 
 def done(context: Context) -> DoneReport:
-    """What the job has come to, once the package is verified."""
+    """Return the result of the job, once the package is verified."""
     metrics = evaluate.metrics(context)
     return DoneReport(
         package=package.package_dir(context),

@@ -97,7 +97,7 @@ def test_a_random_error_of_the_embedding_costs_what_is_predicted(
 
 @pytest.fixture(scope="module")
 def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with a head of its own."""
+    """Return the same model with a head of its own."""
     path = tmp_path_factory.mktemp("untied")
     torch.manual_seed(1)
     config = copy.deepcopy(CONFIG)

@@ -12,7 +12,7 @@ from workers.compression.spec.json_files import parse_object, read_object
 
 
 def passed(tmp_path: Path, name: str, content: Any) -> Any:
-    """What of a JSON file arrives."""
+    """Return what arrives of a JSON file."""
     source, directory = tmp_path / "source", tmp_path / "package"
     source.mkdir()
     directory.mkdir()

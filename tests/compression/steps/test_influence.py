@@ -63,7 +63,7 @@ def without(directory: Path, gone: set[int]) -> PreTrainedModel:
 
 @torch.no_grad()
 def last_hidden(model: PreTrainedModel) -> Tensor:
-    """What leaves the last block, before the final norm [N, T, H]."""
+    """Return what leaves the last block, before the final norm [N, T, H]."""
     seen: list[Tensor] = []
     blocks_of(model)[-1].register_forward_hook(
         lambda _, inputs, output: seen.append(output[0] if isinstance(output, tuple) else output)

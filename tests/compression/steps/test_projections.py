@@ -60,7 +60,7 @@ def behind_attention(model: StreamedModel, block: nn.Module, hidden: Tensor) -> 
 
 @torch.no_grad()
 def inputs_of(model: StreamedModel, block: nn.Module, hidden: Tensor, name: str) -> Tensor:
-    """What enters the projection of that name, [tokens, in]."""
+    """Return what enters the projection of that name, [tokens, in]."""
     entered: list[Tensor] = []
     handle = block.get_submodule(name).register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
     model.run(block, 0, hidden)

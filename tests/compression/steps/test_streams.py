@@ -46,7 +46,7 @@ def model(tmp_path: Path) -> Watched:
 
 @torch.no_grad()
 def states(model: EditedModel) -> list[Tensor]:
-    """What enters each block, and what leaves the last."""
+    """Return what enters each block, and what leaves the last."""
     found = [model.hidden(IDS)]
     for index in range(BLOCKS):
         with model.block(index) as block:

@@ -51,7 +51,7 @@ def one_whose_other_is_gone(rank: int, directory: Path, port: int) -> None:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes wrote; 5 windows a step are unequal shares."""
+    """Return the directory that two processes wrote; 5 windows a step are unequal shares."""
     directory = tmp_path_factory.mktemp("parallel")
     opened(directory / "source")
     multiprocessing.spawn(one_of_two, (directory / "source", free_port()), nprocs=2)

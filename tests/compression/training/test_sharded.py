@@ -141,7 +141,7 @@ class Left(NamedTuple):
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory: pytest.TempPathFactory) -> Left:
-    """What two processes wrote, and one."""
+    """Return what two processes wrote, and what one wrote."""
     source = tmp_path_factory.mktemp("sharded") / "source"
     opened(source)
     alone = {name: checkpoints(source, each) for name, each in TRAININGS.items()}

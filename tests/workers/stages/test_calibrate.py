@@ -62,7 +62,7 @@ class Job:
         return context
 
     def letters(self, windows: Tensor) -> list[str]:
-        """What each window says, with '|' for the end of a document."""
+        """Return the text of each window, with '|' for the end of a document."""
         return [self.tokenizer.decode(window).replace("<|end|>", "|") for window in windows]
 
 

@@ -20,7 +20,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Assignment:
 
 @pytest.fixture
 def assignment(job: Assignment, tmp_path: Path) -> Assignment:
-    """The same job where nothing of it is done."""
+    """Return the same job where nothing of it is done."""
     return job.model_copy(update={"work_dir": tmp_path})
 
 

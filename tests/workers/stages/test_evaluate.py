@@ -21,7 +21,7 @@ DATASET = "local:b.txt"
 
 
 def asking(assignment: Assignment, **evaluation: Any) -> Assignment:
-    """The same job with other wishes for the evaluation."""
+    """Return the same job with other wishes for the evaluation."""
     recipe = assignment.recipe
     changed = recipe.evaluation.model_copy(update=evaluation)
     return assignment.model_copy(update={"recipe": recipe.model_copy(update={"evaluation": changed})})

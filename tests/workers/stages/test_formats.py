@@ -35,7 +35,7 @@ def bytes_of(directory: Path) -> int:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> list[BaseModel]:
-    """All that a job with both formats of integers reports."""
+    """Return all that a job with both formats of integers reports."""
     told: list[BaseModel] = []
     walk(asking(tmp_path_factory.mktemp("job"), "width", "int8", "int4"), told.append)
     return told

@@ -39,7 +39,7 @@ def shared(job: Assignment, tmp_path_factory: pytest.TempPathFactory) -> Attempt
 
 @pytest.fixture
 def assignment(job: Assignment, tmp_path: Path) -> Assignment:
-    """The same job where nothing of it is done."""
+    """Return the same job where nothing of it is done."""
     return by_two(job, tmp_path)
 
 

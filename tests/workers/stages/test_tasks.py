@@ -18,7 +18,7 @@ FOUND = {"acc": TaskMetric(value=0.25, stderr=0.1, higher_is_better=True)}
 
 
 def naming(assignment: Assignment, *names: str, **recipe: Any) -> Assignment:
-    """The same job with tasks."""
+    """Return the same job with tasks."""
     evaluation = assignment.recipe.evaluation.model_copy(update={"tasks": names, "task_limit": 6})
     return assignment.model_copy(
         update={"recipe": assignment.recipe.model_copy(update={"evaluation": evaluation, **recipe})}

@@ -55,7 +55,7 @@ def facts(package: str, probe: dict[str, torch.Tensor], memory: int | None) -> d
 
 
 def tokenised(package: str, probe: str) -> dict[str, object]:
-    """What the package's tokenizer makes of the texts of the probe; nothing where there are none."""
+    """Return the ids of the probe's texts by the package's tokenizer; nothing where there are none."""
     with safe_open(probe, framework="pt") as file:
         texts = json.loads((file.metadata() or {}).get("texts", "[]"))
     if not texts:
