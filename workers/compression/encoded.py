@@ -1,0 +1,55 @@
+"""A matrix in one of the codes of `spec.codes`: what is stored of it, and the weights that this stands for.
+
+encoded = Encoded.read(part.tensors, "model.embed_tokens.weight", CODES["q8_0"])
+encoded.decoded()                     # [out, in], float32: exactly what an engine computes with
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from workers.compression.spec.codes import Code
+
+LEVELS, UNITS, SCALES = ":levels", ":units", ":scales"
+"""What follows the name of a tensor in the names of the tensors that are stored in its place."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A matrix [out, in] in a code.
+
+    Attributes:
+        code: the code.
+        levels: number of each weight's level, uint8 [out, in].
+        units: each block's unit, float16 or bfloat16 [out, in / block], or [out, 1] for codes with one for each row.
+        scales: each group's scale in steps of its unit, int8 [out, in / group]; None where a block is one group.
+    """
+
+    code: Code
+    levels: Tensor
+    units: Tensor
+    scales: Tensor | None = None
+
+    def decoded(self) -> Tensor:
+        """Return the weights [out, in] in float32."""
+        rows, columns = self.levels.shape
+        steps = self.units.float()
+        if self.scales is not None:
+            steps = steps.repeat_interleave(self.code.groups, dim=1) * self.scales.float()
+        table = torch.tensor(self.code.levels, dtype=torch.float32, device=self.levels.device)
+        values = table[self.levels.long()].view(rows, -1, self.code.group or columns)
+        return values.mul_(steps.unsqueeze(-1)).view(rows, columns)
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors that are stored in place of the tensor `name`."""
+        stored = {f"{name}{LEVELS}": self.levels, f"{name}{UNITS}": self.units}
+        return stored if self.scales is None else stored | {f"{name}{SCALES}": self.scales}
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, Tensor], name: str, code: Code) -> Self:
+        """Return the matrix whose tensors `tensors` holds in place of the tensor `name`. Raises KeyError."""
+        scales = tensors[f"{name}{SCALES}"] if code.scales is not None else None
+        return cls(code, tensors[f"{name}{LEVELS}"], tensors[f"{name}{UNITS}"], scales)
