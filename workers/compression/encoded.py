@@ -4,14 +4,14 @@ encoded = Encoded.read(part.tensors, "model.embed_tokens.weight", CODES["q8_0"])
 encoded.decoded()                     # [out, in], float32: exactly what an engine computes with
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from workers.compression.spec.codes import Code
+from workers.compression.spec.codes import CODES, Code
 
 LEVELS, UNITS, SCALES = ":levels", ":units", ":scales"
 """What follows the name of a tensor in the names of the tensors that are stored in its place."""
@@ -53,3 +53,40 @@ class Encoded:
         """Return the matrix whose tensors `tensors` holds in place of the tensor `name`. Raises KeyError."""
         scales = tensors[f"{name}{SCALES}"] if code.scales is not None else None
         return cls(code, tensors[f"{name}{LEVELS}"], tensors[f"{name}{UNITS}"], scales)
+
+
+class DecodedTensors(Mapping[str, Tensor]):
+    """The tensors of a part by their own names; one that is stored in a code is decoded at each look-up.
+
+    A matrix is always encoded as [out, in]; those in `transposed` are [in, out] in the model.
+    """
+
+    def __init__(
+        self, stored: Mapping[str, Tensor], encodings: Mapping[str, str], transposed: Collection[str] = ()
+    ) -> None:
+        self._stored = stored
+        self._transposed = frozenset(transposed)
+        self._codes = {name: CODES[code] for name, code in encodings.items()}
+        hidden = {f"{name}{suffix}" for name in encodings for suffix in (LEVELS, UNITS, SCALES)}
+        self._names = (*(name for name in stored if name not in hidden), *encodings)
+
+    def encoded(self, name: str) -> Encoded:
+        """Return a tensor that is stored in a code, as [out, in]. Raises KeyError for any other."""
+        return Encoded.read(self._stored, name, self._codes[name])
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor in the model."""
+        shape = tuple(self._stored[f"{name}{LEVELS}" if name in self._codes else name].shape)
+        return shape[::-1] if name in self._transposed else shape
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._codes:
+            return self._stored[name]
+        decoded = self.encoded(name).decoded()
+        return decoded.T.contiguous() if name in self._transposed else decoded
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -10,6 +10,7 @@
 The rules that hold for every compressed model stand here and nowhere else:
 
 - Of several parts that hold a tensor, the last one counts.
+- A tensor that is stored in a code stands for its decoded weights.
 - A factored matrix replaces its `.weight`.
 - Tensors of a removed block are gone.
 - An output head that shares the embedding's table reads the factors once the table is factored, unless its own
@@ -32,6 +33,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import CONFIG_MAPPING
 
+from workers.compression.encoded import DecodedTensors, Encoded
 from workers.compression.spec.architectures import architecture_of
 from workers.compression.spec.config import is_tied, read_config
 from workers.compression.spec.dimensions import block_of, intermediate_size, renumbered, resized_config
@@ -63,6 +65,10 @@ class Part(Protocol):
     @property
     def removed(self) -> tuple[int, ...]:
         """The blocks that are left out from this part on."""
+
+    @property
+    def encodings(self) -> Mapping[str, str]:
+        """Full tensor name → name of the code in which the tensor is stored."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +115,10 @@ class Overlay:
         self._forms: dict[str, Form] = dict(original.structures)
         self._sources = dict(original.names)
         self._shapes = {name: original.tensors[stored].shape for name, stored in original.names.items()}
-        self._held: list[Mapping[str, Tensor]] = []
+        self._held: list[DecodedTensors] = []
         self._holders: dict[str, int] = {}
         self._matrices: dict[str, tuple[int, ...]] = {}
+        self._codes: dict[str, str] = {}
         for part in parts:
             self._lay(part)
         self.inventory = self._present_inventory() if self._held else original.inventory
@@ -151,6 +158,15 @@ class Overlay:
     def is_factored(self) -> bool:
         """True if any module is replaced, so that the result is no ordinary checkpoint."""
         return bool(self._forms)
+
+    @property
+    def codes(self) -> Mapping[str, str]:
+        """The code's name of every tensor that is stored in one, by the tensor's name."""
+        return self._codes
+
+    def encoding(self, name: str) -> Encoded | None:
+        """Return a matrix [out, in] as it is stored in a code, or None if it is stored as plain numbers."""
+        return self._held[self._holders[name]].encoded(name) if name in self._codes else None
 
     @property
     def is_tied(self) -> bool:
@@ -199,11 +215,16 @@ class Overlay:
         yield from (name for name in self._sources if name in self._shapes and name not in self._holders)
 
     def tensor(self, name: str) -> Tensor:
-        """Read one tensor. A floating-point one gets the dtype of the original's weight that it stands for."""
+        """Read one tensor. A floating-point one gets the dtype of the original's weight that it stands for.
+
+        One that is stored in a code is decoded, and float32.
+        """
         holder = self.holder(name)
         if holder is None:
             return self.original.tensor(self._sources[name])
         tensor = holder[name]
+        if name in self._codes:
+            return tensor
         return tensor.to(self._original_dtype(name)) if tensor.is_floating_point() else tensor
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -214,15 +235,17 @@ class Overlay:
     def _lay(self, part: Part) -> None:
         """Lay a part over the present ones without updating the inventory."""
         number = len(self._held)
-        self._held.append(part.tensors)
+        held = DecodedTensors(part.tensors, part.encodings, filter(self._is_transposed, part.encodings))
+        self._held.append(held)
         self.removed.update(part.removed)
         for name in part.structures:
             self._replace(name, part.structures[name])
-        for name, tensor in part.tensors.items():
+        for name in held:
             self._holders[name] = number
-            self._shapes[name] = tuple(tensor.shape)
-            self._matrices[name] = tuple(tensor.shape)
-        for known in (self._forms, self._shapes, self._holders):
+            self._shapes[name] = self._matrices[name] = held.shape(name)
+            self._codes.pop(name, None)
+        self._codes.update(part.encodings)
+        for known in (self._forms, self._shapes, self._holders, self._codes):
             for name in [name for name in known if self._is_gone(name)]:
                 del known[name]
 
@@ -231,12 +254,16 @@ class Overlay:
         self._forms[name] = form
         weight = f"{name}.weight"
         if form["kind"] != "dense":
-            self._holders.pop(weight, None)
-            self._shapes.pop(weight, None)
+            for known in (self._holders, self._shapes, self._codes):
+                known.pop(weight, None)
         elif name == self.architecture.head and weight not in self._shapes:
             table = f"{self.architecture.embedding}.weight"
             self._sources[weight] = self.original.names[table]
             self._shapes[weight] = self.original.tensors[self._sources[weight]].shape
+
+    def _is_transposed(self, name: str) -> bool:
+        """Return whether the checkpoint stores a weight as [in, out]."""
+        return any(f"{site.name}.weight" == name for site in self.original.inventory.sites if site.layout == "conv1d")
 
     def _is_gone(self, name: str) -> bool:
         """Return whether a module or tensor belongs to a removed block."""

@@ -12,9 +12,10 @@ class CompressedPart:
     """A finished piece of the compressed model.
 
     The compressed model has the original's tensors, without the `.weight` of every module in `structures`, plus
-    `tensors`. The blocks in `removed` are left out from this part on. Blocks are always numbered as in the original,
-    and of a tensor in several parts the last one counts. A tied head whose structure is dense keeps the original's
-    table for itself.
+    `tensors`. A tensor in `encodings` is rounded: `tensors` holds what `Encoded.tensors` stores in its place. The
+    blocks in `removed` are left out from this part on. Blocks are always numbered as in the original, and of a
+    tensor in several parts the last one counts. A tied head whose structure is dense keeps the original's table for
+    itself.
 
     Attributes:
         name: a readable name, such as that of the block.
@@ -23,6 +24,7 @@ class CompressedPart:
         errors: relative norm of the difference between a module's output and its target, by module name.
         removed: the removed blocks.
         scores: scores by which the removed blocks were chosen, by block number.
+        encodings: full tensor name → name of the code in which the tensor is stored.
     """
 
     name: str
@@ -31,6 +33,7 @@ class CompressedPart:
     errors: Mapping[str, float] = field(default_factory=dict)
     removed: tuple[int, ...] = ()
     scores: Mapping[int, float] = field(default_factory=dict)
+    encodings: Mapping[str, str] = field(default_factory=dict)
 
 
 class PartStore(Protocol):

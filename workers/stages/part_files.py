@@ -89,6 +89,10 @@ class ScratchFiles(PartStore):
         self._count += 1
 
 
+_DESCRIBED = ("name", "structures", "errors", "removed", "scores", "encodings")
+"""The fields of a part that are stored as JSON."""
+
+
 def file_name(number: int) -> str:
     """Return the name of a part's file; `number` counts all parts of the model from 0."""
     return f"part-{number:05d}.safetensors"
@@ -96,7 +100,7 @@ def file_name(number: int) -> str:
 
 def write_part(path: Path, part: CompressedPart) -> None:
     """Write a part as one safetensors file, with everything but the tensors in its metadata."""
-    described = {field: getattr(part, field) for field in ("name", "structures", "errors", "removed", "scores")}
+    described = {field: getattr(part, field) for field in _DESCRIBED}
     save_file(dict(part.tensors), path, metadata={"part": json.dumps(described)})
 
 
@@ -111,6 +115,7 @@ def read_part(path: Path) -> CompressedPart:
         described["errors"],
         tuple(described["removed"]),
         {int(block): score for block, score in described["scores"].items()},
+        described["encodings"],
     )
 
 
