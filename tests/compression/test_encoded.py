@@ -104,8 +104,8 @@ def output(model: EditedModel, hidden: Tensor) -> Tensor:
 def test_a_matrix_stored_transposed_is_encoded_as_rows_of_outputs(tmp_path: Path) -> None:
     name = "transformer.h.0.mlp.c_fc.weight"
     save_tiny_model("gpt2", tmp_path / "gpt2")
-    encoded = random_matrix(CODES["q8_0"], rows=48, columns=32)
+    encoded = random_matrix(CODES["q8_0"], rows=128, columns=32)
     overlay = Overlay.open(tmp_path / "gpt2", [part_of(name, encoded)])
-    assert overlay.shapes[name] == (32, 48)
+    assert overlay.shapes[name] == (32, 128)
     assert torch.equal(overlay.tensor(name), encoded.decoded().T)
     assert overlay.inventory.total_parameters == overlay.original.inventory.total_parameters

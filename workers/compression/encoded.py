@@ -4,7 +4,7 @@ encoded = Encoded.read(part.tensors, "model.embed_tokens.weight", CODES["q8_0"])
 encoded.decoded()                     # [out, in], float32: exactly what an engine computes with
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -62,7 +62,7 @@ class DecodedTensors(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, stored: Mapping[str, Tensor], encodings: Mapping[str, str], transposed: Collection[str] = ()
+        self, stored: Mapping[str, Tensor], encodings: Mapping[str, str], transposed: Iterable[str] = ()
     ) -> None:
         self._stored = stored
         self._transposed = frozenset(transposed)
