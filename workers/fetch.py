@@ -25,6 +25,7 @@ from app.sources.hub import Hub
 from app.sources.models import ModelSources, explained
 from app.sources.text import TextSources
 from app.sources.text_files import TextFiles
+from workers.disk import storage_failure
 from workers.messages import FETCH_STAGE, ErrorReport, Message
 
 log = logging.getLogger(__name__)
@@ -143,6 +144,11 @@ def main() -> int:
         sys.stdout.write(event.model_dump_json() + "\n")
         sys.stdout.flush()
 
+    return run(request, report)
+
+
+def run(request: FetchRequest, report: Callable[[FetchReport], None]) -> int:
+    """Fetch what a request names, report how it ended, and return the exit status."""
     try:
         done = fetch(request, report)
     except ModelpressError as error:
@@ -150,8 +156,7 @@ def main() -> int:
         return 1
     except OSError as error:
         log.exception("fetch_failed")
-        message = f"Reading or writing failed: {error.strerror}."
-        report(ErrorReport(code=FailureCode.STORAGE_FAILED, message=message, stage=FETCH_STAGE))
+        report(storage_failure(error, FETCH_STAGE))
         return 1
     report(done)
     return 0

@@ -25,6 +25,7 @@ from app.jobs.store import Claim, Progress
 from app.settings import Settings
 from app.storage import Storage, StoredFile
 from workers.child import ROOMY, SPARING, Child
+from workers.disk import storage_failure
 from workers.fetch import FetchDone, FetchProgress, fetch_environment, fetch_report, fetch_request
 from workers.lease import Lease
 from workers.messages import (
@@ -141,7 +142,7 @@ class Supervisor:
         except OSError as error:
             # A full disk or a lost mount says nothing about the job.
             log.exception("attempt_broken", extra={"job_id": claim.job_id})
-            return ErrorReport(code=FailureCode.STORAGE_FAILED, message=error.strerror or "storage failed")
+            return storage_failure(error)
         except Exception as error:
             # Whatever else: the job must end with a code, and not by its lease running out again and again.
             log.exception("attempt_broken", extra={"job_id": claim.job_id})

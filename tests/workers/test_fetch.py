@@ -1,7 +1,9 @@
 """Fetching a job's model and text: pinned, verified, resumed, kept once; and the process that does it."""
 
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -27,6 +29,7 @@ from app.errors import (
 )
 from app.settings import Settings, SourceSettings
 from app.sources.documents import read_documents
+from app.sources.download import Downloads
 from tests.support.checkpoints import (
     CONFIG,
     SHAPES,
@@ -38,7 +41,7 @@ from tests.support.checkpoints import (
     write_gguf,
 )
 from tests.support.hub import LoopbackHub, running_hub
-from workers.fetch import FetchReport, FetchRequest, fetch, fetch_environment, fetch_report, fetch_request
+from workers.fetch import FetchReport, FetchRequest, fetch, fetch_environment, fetch_report, fetch_request, run
 
 NAME = "acme/tiny"
 ROOT = Path(__file__).parents[2]
@@ -430,6 +433,18 @@ def test_a_directory_that_cannot_be_written_is_reported(request_for: MakeRequest
     assert exit_status == 1
     assert report.event == "error"
     assert report.code == "storage_failed"
+
+
+def test_a_full_disk_is_reported_as_one(
+    request_for: MakeRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Downloads, "model", full)
+    reports: list[FetchReport] = []
+    assert run(request_for(revision="c" * 40), reports.append) == 1
+    assert [(report.event, getattr(report, "code", None)) for report in reports] == [("error", "disk_full")]
 
 
 def test_the_process_ends_with_its_supervisor_and_the_next_one_goes_on(

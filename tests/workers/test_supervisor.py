@@ -1,5 +1,7 @@
 """What the supervisor makes of children that do not do what they should. Each is a real process."""
 
+import errno
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,11 +30,13 @@ from workers.messages import DoneReport, ErrorReport
 from workers.supervisor import Published, Supervisor
 
 FETCHED = "print(json.dumps({'event': 'done', 'model_path': '/model', 'texts': {}, 'text_revisions': {}}))"
+DONE = DoneReport(package=Path("/package"), achieved_ratio=1.3, metrics=COMPARISON)
 CHILDREN = {
     "hangs": "time.sleep(600)",
     "is_killed": "os.kill(os.getpid(), signal.SIGKILL)",
     "crashes": "sys.stderr.write('a last word\\n'); sys.exit(7)",
     "says_nothing": "pass",
+    "finishes": f"print({DONE.model_dump_json()!r})",
     "fails": ("print(json.dumps({'event': 'error', 'code': 'no_tokenizer', 'message': 'no'})); sys.exit(1)"),
     "tells_where_tasks_lie": (
         "told = str(json.loads(sys.stdin.readline())['tasks_dir']);"
@@ -199,6 +203,29 @@ def test_a_result_that_misses_the_gate_fails_the_job_and_is_kept(
 def test_a_nul_in_what_a_model_says_does_not_reach_the_database() -> None:
     report = ErrorReport(code=FailureCode.INVALID_MODEL, message="the tensor \0 is missing")
     assert "\0" not in report.message
+
+
+def test_a_disk_that_is_full_when_the_result_is_stored_is_reported_as_one(
+    service: JobService,
+    settings: Settings,
+    sessions: Sessions,
+    tiny: dict[str, Any],
+    children: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    settings = settings.model_copy(update={"max_attempts": 1})
+    service.settings = settings
+    job_id = service.submit(Recipe.model_validate(tiny)).id
+    children("finishes")
+    storage = open_storage(settings.artifacts_url)
+    monkeypatch.setattr(storage, "publish", full)
+    Supervisor(settings, sessions, storage, "worker", threading.Event()).run(job_id)
+    job = service.get(job_id)
+    assert job.error is not None
+    assert (job.error.code, job.error.retryable) == ("disk_full", True)
 
 
 def test_an_outage_that_costs_the_lease_costs_no_attempt(
