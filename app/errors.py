@@ -3,6 +3,7 @@
 An error whose code is a `FailureCode` can also end a job, when it is met while a worker fetches the model or the text.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from app.contract.codes import FailureCode
@@ -28,6 +29,28 @@ class Refused(ModelpressError):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
         self.field = field
+
+    @property
+    def faults(self) -> Sequence["Refused"]:
+        """Return a refusal of each wrong field."""
+        return (self,)
+
+
+class SeveralRefused(Refused):
+    """Several fields of the recipe are wrong. Each entry of errors names one and says what to send; nothing was
+    enqueued."""
+
+    code = "several_refused"
+    title = "Several fields are refused"
+
+    def __init__(self, faults: Sequence["Refused"]) -> None:
+        super().__init__(faults[0].field, "; ".join(f"{fault.field}: {fault.message}" for fault in faults))
+        self.several = tuple(faults)
+
+    @property
+    def faults(self) -> Sequence["Refused"]:
+        """Return a refusal of each wrong field."""
+        return self.several
 
 
 class UnknownModel(Refused):
@@ -73,6 +96,14 @@ class RatioOutOfRange(Refused):
 class UnknownDataset(Refused):
     code = FailureCode.UNKNOWN_DATASET
     title = code.kind.title
+
+
+class KeyReused(Refused):
+    """The Idempotency-Key was sent before with another recipe. A key stands for one request for 24 hours: repeat it
+    with the same body, or send a new one."""
+
+    code = "idempotency_key_reused"
+    title = "The Idempotency-Key is that of another request"
 
 
 class HubUnavailable(ModelpressError):

@@ -8,7 +8,7 @@ from anyio import to_thread
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
-from app.api import architectures, artifacts, documentation, health, jobs, methods, problems, schemas
+from app.api import architectures, artifacts, documentation, health, jobs, methods, problems, schemas, start
 from app.api.deps import refuse_unknown_parameters
 from app.api.lookups import HubLookups
 from app.api.probes import Probes
@@ -31,6 +31,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app = FastAPIOffline(
         title="Modelpress",
         version=version("modelpress"),
+        license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
         description=documentation.DESCRIPTION,
         redoc_url=None,
         redirect_slashes=False,
@@ -39,9 +40,9 @@ def create_app(settings: ServerSettings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.storage = open_storage(settings.artifacts_url)
-    app.add_middleware(RequestFrame, max_body_bytes=MAX_BODY_BYTES)
+    app.add_middleware(RequestFrame, max_body_bytes=MAX_BODY_BYTES, root_path=settings.root_path or "")
     problems.install(app)
-    for resource in (jobs, artifacts, methods, architectures, schemas, health):
+    for resource in (start, jobs, artifacts, methods, architectures, schemas, health):
         app.include_router(resource.router)
     documentation.install(app)
     return app

@@ -51,6 +51,7 @@ def check_broker(url: SecretStr) -> SecretStr:
 
 BrokerUrl = Annotated[SecretStr, AfterValidator(check_broker)]
 Roots = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split_paths), AfterValidator(absolute)]
+RootPath = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")]
 Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
 
 
@@ -85,6 +86,10 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address on which the API listens")
     port: int = Field(8000, ge=0, le=65535, description="port of the API; 0: any that is free")
+
+    root_path: RootPath | None = Field(
+        None, description="path under which a proxy publishes the API, such as /ml/modelpress; links begin with it"
+    )
 
     model_roots: Roots = Field((), description="directories that `local:` models may lie under")
     data_roots: Roots = Field((), description="directories that `local:` text may lie under")

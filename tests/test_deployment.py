@@ -101,8 +101,18 @@ def test_a_service_that_stays_says_whether_it_is_well(service: dict[str, Any]) -
 
 @each_service
 def test_a_service_keeps_its_data_in_named_volumes(service: dict[str, Any]) -> None:
-    names = {volume.split(":")[0] for volume in service["volumes"]}
+    names = {volume.rsplit(":", 1)[0] for volume in service["volumes"] if not volume.endswith(":ro")}
     assert names <= set(COMPOSITION["volumes"])
+
+
+@pytest.mark.parametrize("name", ["api", "worker-cpu", "worker-gpu"])
+def test_local_models_and_texts_are_found_by_api_and_workers(name: str) -> None:
+    service = SERVICES[name]
+    mounted = {volume.removesuffix(":ro").rpartition(":")[2] for volume in service["volumes"] if volume.endswith(":ro")}
+    assert {
+        service["environment"]["MODELPRESS_MODEL_ROOTS"],
+        service["environment"]["MODELPRESS_DATA_ROOTS"],
+    } == mounted
 
 
 @each_service

@@ -54,9 +54,13 @@ class Lease:
 
     def report(self, progress: Progress) -> None:
         """Send progress with the next beat; at once when a new stage begins."""
-        entered = self.progress is None or self.progress.stage is not progress.stage
+        entered = self.progress is None or self.progress.stage != progress.stage
         self.progress = progress
         if entered:
+            log.info(
+                "stage_entered",
+                extra={"job_id": self.claim.job_id, "attempt": self.claim.attempt, "stage": progress.stage},
+            )
             self.wake.set()
 
     def keep(self) -> None:

@@ -108,7 +108,7 @@ class Supervisor:
         if claim is None:
             log.info("nothing_to_claim", extra={"job_id": job_id})
             return None
-        log.info("job_claimed", extra={"job_id": job_id, "attempt": claim.attempt})
+        log.info("job_claimed", extra={"job_id": job_id, "attempt": claim.attempt, "worker": self.worker})
         with Lease(self.sessions, claim, self.settings.lease_seconds) as lease:
             result = self.attempt(claim, lease)
         outcome = self.conclude_for_certain(claim, result)

@@ -12,7 +12,7 @@ from collections.abc import Set
 from pathlib import Path
 
 from app.db import Sessions
-from app.jobs import ownership, store
+from app.jobs import ownership, repeats, store
 from app.jobs.doorbell import Rings
 from app.settings import Settings
 from app.storage import Storage
@@ -39,7 +39,7 @@ class Sweeper:
 
     def sweep(self) -> None:
         """Make every repair once; one that fails does not keep the others from their turn."""
-        for repair in (self.reap, self.ring_again, self.collect):
+        for repair in (self.reap, self.ring_again, self.forget_keys, self.collect):
             try:
                 repair()
             except Exception:  # a loop that must outlive any surprise; it is logged and tried again
@@ -59,6 +59,11 @@ class Sweeper:
         for job_id in unheard:
             if not self.doorbell.ring(job_id):
                 break
+
+    def forget_keys(self) -> None:
+        """Delete the idempotency keys that have expired."""
+        with self.sessions.begin() as session:
+            repeats.forget(session)
 
     def collect(self) -> None:
         """Delete work and artifacts that no job of this database has use for, and set aside those of no known job.

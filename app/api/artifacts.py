@@ -6,9 +6,10 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 
+from app.api.addresses import address
 from app.api.archive import Archive
 from app.api.deps import Artifacts, JobId, Service
-from app.api.documentation import BYTES, refusals
+from app.api.documentation import CONDITIONS, downloads, refusals
 from app.api.download import Download, respond
 from app.api.pace import pause_seconds
 from app.contract.job import Artifact, ArtifactList, Job
@@ -20,9 +21,9 @@ router = APIRouter(tags=["artifacts"])
 
 
 @router.get("/jobs/{job_id}/artifacts", operation_id="list_artifacts", responses=refusals(404))
-def list_artifacts(job_id: JobId, service: Service) -> ArtifactList:
+def list_artifacts(job_id: JobId, service: Service, request: Request) -> ArtifactList:
     """List the files of the result; none while there is no result."""
-    return ArtifactList(artifacts=tuple(as_artifact(job_id, stored) for stored in service.artifacts(job_id)))
+    return ArtifactList(artifacts=tuple(as_artifact(request, job_id, stored) for stored in service.artifacts(job_id)))
 
 
 @router.head("/jobs/{job_id}/artifacts/{name:path}", include_in_schema=False)
@@ -30,7 +31,8 @@ def list_artifacts(job_id: JobId, service: Service) -> ArtifactList:
     "/jobs/{job_id}/artifacts/{name:path}",
     operation_id="download_artifact",
     response_class=Response,
-    responses=BYTES | refusals(404, 409, 416),
+    responses=downloads("*/*") | refusals(404, 409, 416),
+    openapi_extra={"parameters": CONDITIONS},
 )
 def download_artifact(job_id: JobId, name: str, request: Request, service: Service, artifacts: Artifacts) -> Response:
     """Download one file, bit for bit as packaged. Resume with `Range` and `If-Range`; verify with `Repr-Digest`."""
@@ -52,7 +54,8 @@ def download_artifact(job_id: JobId, name: str, request: Request, service: Servi
     "/jobs/{job_id}/checkpoint",
     operation_id="download_checkpoint",
     response_class=Response,
-    responses=BYTES | refusals(404, 409, 416),
+    responses=downloads("application/x-tar") | refusals(404, 409, 416),
+    openapi_extra={"parameters": CONDITIONS},
 )
 def download_checkpoint(job_id: JobId, request: Request, service: Service, artifacts: Artifacts) -> Response:
     """Download all files as one uncompressed tar that unpacks to a folder named after the job. Resume with `Range`."""
@@ -102,7 +105,7 @@ def require(storage: Storage, job_id: str, stored: StoredArtifact) -> None:
         raise ArtifactNotFound(f"the file {stored.file.name!r} of this job is no longer stored")
 
 
-def as_artifact(job_id: str, stored: StoredArtifact) -> Artifact:
+def as_artifact(request: Request, job_id: str, stored: StoredArtifact) -> Artifact:
     """Return the stored artifact as the API shows it."""
     file = stored.file
     return Artifact(
@@ -110,5 +113,5 @@ def as_artifact(job_id: str, stored: StoredArtifact) -> Artifact:
         bytes=file.bytes,
         sha256=file.sha256,
         media_type=file.media_type,
-        href=f"/jobs/{job_id}/artifacts/{quote(file.name)}",
+        href=address(request, f"/jobs/{job_id}/artifacts/{quote(file.name)}"),
     )

@@ -59,18 +59,56 @@ PROBLEM_EXAMPLE: dict[str, Any] = {
     ],
 }
 
-NOT_MODIFIED: Responses = {304: {"description": "The job is as `If-None-Match` says"}}
-BINARY = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-BYTES: Responses = {
-    200: {"description": "All bytes", "content": BINARY},
-    206: {"description": "The range of bytes that was asked for", "content": BINARY},
-    304: {"description": "The bytes are as `If-None-Match` says"},
+HEADERS: dict[str, str] = {
+    "Accept-Ranges": "`bytes`",
+    "Content-Disposition": "the name of the file",
+    "Content-Range": "the range that is sent, and the size of the whole",
+    "ETag": "send it as `If-None-Match` to be told only of changes",
+    "Location": "address of the job",
+    "Repr-Digest": "SHA-256 of the whole file (RFC 9530)",
+    "Retry-After": "seconds after which it is worth asking again",
+    "X-Request-Id": "id of the request, under which the service's log has it; a request may bring its own",
 }
+POSTED = ("Location", "Retry-After")
 
 
-def job_at(code: int) -> Responses:
-    """Return the documentation of an answer with a job, for the status `code`."""
-    return {code: {"description": "The job", "content": {"application/json": {"example": JOB_EXAMPLE}}}}
+def headers(*names: str) -> dict[str, Any]:
+    """Return the documentation of these headers of an answer."""
+    return {name: {"description": HEADERS[name], "schema": {"type": "string"}} for name in names}
+
+
+def asked_by_header(name: str, description: str) -> dict[str, Any]:
+    """Return the documentation of a header that a request may have."""
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": {"type": "string"}}
+
+
+IF_NONE_MATCH = asked_by_header("If-None-Match", "the `ETag` that the client has; if it is still right, 304")
+CONDITIONS = [
+    asked_by_header("Range", "the bytes wanted, such as `bytes=1000-`; several ranges are ignored"),
+    asked_by_header("If-Range", "the `ETag` of what the client has; if it is another now, everything is sent"),
+    IF_NONE_MATCH,
+]
+NOT_MODIFIED: Responses = {304: {"description": "It is as `If-None-Match` says", "headers": headers("ETag")}}
+
+
+def downloads(media_type: str) -> Responses:
+    """Return the documentation of the answers with bytes of this type."""
+    content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
+    named = headers("ETag", "Repr-Digest", "Accept-Ranges", "Content-Disposition")
+    if media_type == "application/x-tar":
+        del named["Repr-Digest"]
+    part = {"description": "The range of bytes that was asked for", "content": content}
+    return {
+        200: {"description": "All bytes", "content": content, "headers": named},
+        206: part | {"headers": named | headers("Content-Range")},
+        **NOT_MODIFIED,
+    }
+
+
+def job_at(code: int, *named: str) -> Responses:
+    """Return the documentation of an answer with a job, for the status `code` and with these headers."""
+    content = {"application/json": {"example": JOB_EXAMPLE}}
+    return {code: {"description": "The job", "content": content, "headers": headers(*named)}}
 
 
 def refusals(*codes: int) -> Responses:
@@ -80,26 +118,30 @@ def refusals(*codes: int) -> Responses:
 
 
 def install(app: FastAPI) -> None:
-    """Give problem documents their media type in the OpenAPI document of `app`, which FastAPI does not."""
+    """Complete the OpenAPI document of `app` by what FastAPI cannot know."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         fresh = app.openapi_schema is None
         document = generate()
         if fresh:
-            retype_problems(document)
+            for operations in document["paths"].values():
+                for operation in operations.values():
+                    complete(operation["responses"])
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI documents it
 
 
-def retype_problems(document: dict[str, Any]) -> None:
-    """Change the media type of every error answer in an OpenAPI document to that of a problem document."""
-    for operations in document["paths"].values():
-        for operation in operations.values():
-            for code, response in operation["responses"].items():
-                if code == "default" or int(code) >= 400:
-                    schema = response["content"].pop("application/json")
-                    if code == "422":
-                        schema["example"] = PROBLEM_EXAMPLE
-                    response["content"] = {PROBLEM_TYPE: schema}
+def complete(responses: dict[str, dict[str, Any]]) -> None:
+    """Give every answer its request id, and every error the media type of a problem document."""
+    for code, response in responses.items():
+        named = response.setdefault("headers", {})
+        named |= headers("X-Request-Id")
+        if code == "default" or int(code) >= 400:
+            schema = response["content"].pop("application/json")
+            if code == "422":
+                schema["example"] = PROBLEM_EXAMPLE
+            response["content"] = {PROBLEM_TYPE: schema}
+        if code in ("429", "503"):
+            named |= headers("Retry-After")

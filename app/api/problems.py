@@ -14,9 +14,11 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException as FrameworkError
 from starlette.routing import Match
+from starlette.types import Scope
 
+from app.api.addresses import address, path_below
 from app.api.documentation import PROBLEM_TYPE
-from app.api.validation import field_errors
+from app.api.validation import MOST_ERRORS, field_errors
 from app.contract.codes import FailureCode
 from app.contract.job import Problem
 from app.errors import (
@@ -133,11 +135,11 @@ def answer(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     problem = Problem(
-        type=f"/problems/{kind.code}",
+        type=address(request, f"/problems/{kind.code}"),
         title=kind.title,
         status=kind.status,
         detail=detail,
-        instance=quote(request.scope["path"]),
+        instance=quote(address(request, path_below(request.scope))),
         errors=errors,
     )
     headers = dict(headers or {})
@@ -150,7 +152,8 @@ def answer(
 
 async def answer_domain_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ModelpressError)  # noqa: S101 - registered for these only
-    errors = [{"field": error.field, "message": error.message}] if isinstance(error, Refused) else None
+    faults = error.faults[:MOST_ERRORS] if isinstance(error, Refused) else ()
+    errors = [{"field": fault.field, "message": fault.message} for fault in faults] or None
     headers = {"Retry-After": str(error.retry_after_seconds)} if isinstance(error, NotFinished) else None
     return answer(request, kind_of(type(error)), error.message, errors, headers)
 
@@ -191,8 +194,8 @@ def answer_silent_database(request: Request) -> Response:
     return answer(
         request,
         kind_of(DatabaseUnavailable),
-        "the database does not answer; a job that was posted may have been accepted all the same, so look at GET /jobs "
-        "before you post it again",
+        "the database does not answer; a job that was posted may have been accepted all the same, so repeat it with "
+        "the same Idempotency-Key, or look at GET /jobs before you post it again",
     )
 
 
@@ -204,9 +207,15 @@ def answer_unexpected_error(request: Request, request_id: str) -> Response:
 def allowed_methods(request: Request) -> Iterator[str]:
     """Starlette names the methods of the first route at this address only, where several may share it."""
     for method in METHODS:
-        scope = {"type": "http", "method": method, "path": request.scope["path"], "root_path": ""}
-        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
+        if is_served(request.scope, method):
             yield method
+
+
+def is_served(scope: Scope, method: str) -> bool:
+    """Return whether there is a route for this method at the path of the request. Whatever answers GET answers HEAD."""
+    asked = {**scope, "method": method}
+    found = any(route.matches(asked)[0] is Match.FULL for route in scope["app"].routes)
+    return found or (method == "HEAD" and is_served(scope, "GET"))
 
 
 def kind_of(error: type[ModelpressError]) -> Kind:
@@ -224,6 +233,19 @@ def descendants(base: type[ModelpressError]) -> Iterator[type[ModelpressError]]:
     for child in base.__subclasses__():
         yield child
         yield from descendants(child)
+
+
+@router.get("/problems")
+async def list_problems(request: Request) -> HTMLResponse:
+    """The list of all kinds of problems and all codes of failed jobs."""
+    titles = {code: kind.title for code, kind in all_kinds().items()} | {code: code.kind.title for code in FailureCode}
+    entries = "".join(
+        f'<li><a href="{address(request, f"/problems/{code}")}">{code}</a>: {html.escape(title)}</li>'
+        for code, title in sorted(titles.items())
+    )
+    return HTMLResponse(
+        f'<!doctype html><html lang="en"><title>Problems</title><h1>Problems</h1><ul>{entries}</ul></html>'
+    )
 
 
 @router.get("/problems/{code}")

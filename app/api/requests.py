@@ -8,10 +8,13 @@ from time import monotonic
 
 from fastapi import HTTPException, Request, Response, status
 from starlette.datastructures import MutableHeaders
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.addresses import take_version
 from app.api.probes import Probes
 from app.api.problems import answer_late, answer_silent_database, answer_unexpected_error
+from app.logs import REQUEST
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 REQUEST_SECONDS = 10.0
@@ -29,8 +32,9 @@ class RequestFrame:
     The framework's own limit on bodies answers in plain text, which is why it is not used.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, root_path: str) -> None:
         self.app = app
+        self.root_path = root_path
         self.max_body_bytes = max_body_bytes
         self.given_up: set[asyncio.Task[None]] = set()
 
@@ -38,8 +42,10 @@ class RequestFrame:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope = take_version({**scope, "root_path": self.root_path})
         request = Request(scope)
         exchange = Exchange(send, given_id(request) or secrets.token_hex(16))
+        REQUEST.set(exchange.request_id)
         started = monotonic()
         try:
             await self.answer(request, Body(receive, self.max_body_bytes).receive, exchange)
@@ -56,6 +62,7 @@ class RequestFrame:
                     "method": scope["method"],
                     "path": scope["path"],
                     "status": exchange.status,
+                    "client": scope["client"][0] if scope.get("client") else None,
                     "seconds": round(monotonic() - started, 4),
                 },
             )
@@ -80,7 +87,13 @@ class RequestFrame:
         await exchange.conclude(request, late)
 
     async def application(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.app(scope, receive, send)
+        """Call the application. HEAD is answered as GET is, without the body, where it has no answer of its own."""
+        if scope["method"] == "HEAD" and not any(
+            route.matches(scope)[0] is Match.FULL for route in scope["app"].routes
+        ):
+            await self.app({**scope, "method": "GET"}, receive, without_body(send))
+        else:
+            await self.app(scope, receive, send)
 
     async def lateness(self, request: Request, work: "asyncio.Task[None]", exchange: "Exchange") -> Response | None:
         """Wait until the application has begun to answer, or it is too late: then return what to answer instead."""
@@ -127,6 +140,15 @@ class Exchange:
             self.status = message["status"]
             MutableHeaders(scope=message)["X-Request-Id"] = self.request_id
         await self.pass_on(message)
+
+
+def without_body(send: Send) -> Send:
+    """Return a `send` that leaves out the bytes of the body."""
+
+    async def pass_on(message: Message) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return pass_on
 
 
 def given_id(request: Request) -> str | None:

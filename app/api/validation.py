@@ -52,7 +52,8 @@ def message(error: Mapping[str, Any]) -> str:
 def unknown_field(location: Location) -> str:
     """Return the message about a field that does not exist; it names the field that was probably meant."""
     known = fields_at(Recipe, location[:-1])
-    close = get_close_matches(str(location[-1])[:LONGEST_NAME], known, n=1)
+    name = str(location[-1])[:LONGEST_NAME]
+    close = [field for field in known if name in field.split("_")] or get_close_matches(name, known, n=1)
     if close:
         return f"there is no such field; did you mean {close[0]!r}?"
     return f"there is no such field; there are {', '.join(known)}" if known else "there is no such field"

@@ -1,7 +1,7 @@
 """The service over HTTP, in terms of the contract.
 
 Reading and cancelling are safe to repeat, so they are retried while the service restarts or the network fails.
-Submitting is retried only if no connection was made: a job is never posted twice.
+Submitting is, too, since it sends an Idempotency-Key: a job is never posted twice.
 """
 
 import time
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
+from uuid import uuid4
 
 import httpx2
 
@@ -52,10 +54,14 @@ class Client:
         """Close the connection."""
         self._http.close()
 
-    def submit(self, recipe: Recipe) -> Job:
-        """Post a recipe and return the queued job."""
+    def submit(self, recipe: Recipe, idempotency_key: str | None = None) -> Job:
+        """Post a recipe and return the queued job.
+
+        A key that was sent before returns the job that it was sent for; without one, each call makes a job.
+        """
         body = recipe.model_dump(mode="json", exclude_unset=True)
-        return self._ask(Job, "POST", "/jobs", json=body, idempotent=False)
+        headers = {"Idempotency-Key": idempotency_key or uuid4().hex}
+        return self._ask(Job, "POST", "/jobs", json=body, headers=headers)
 
     def get(self, job_id: str) -> Job:
         """Return the job as it is now."""
@@ -87,7 +93,14 @@ class Client:
         """
         directory.mkdir(parents=True, exist_ok=True)
         return tuple(
-            download_artifact(self._http, artifact, directory, patience_seconds=self.patience_seconds, report=report)
+            download_artifact(
+                self._http,
+                f"/jobs/{job_id}/artifacts/{quote(artifact.name)}",
+                artifact,
+                directory,
+                patience_seconds=self.patience_seconds,
+                report=report,
+            )
             for artifact in self.artifacts(job_id)
         )
 
@@ -113,10 +126,9 @@ class Client:
             return str(error) or type(error).__name__
         return None if answer.is_success else str(refusal(answer))
 
-    def _ask(self, kind: type[Answer], method: str, path: str, *, idempotent: bool = True, **options: Any) -> Answer:
+    def _ask(self, kind: type[Answer], method: str, path: str, **options: Any) -> Answer:
         answer = send(
             lambda: self._http.request(method, path, **options),
-            idempotent=idempotent,
             patience_seconds=self.patience_seconds,
         )
         return parse(kind, answer)

@@ -18,13 +18,14 @@ ByteReport = Callable[[str, int], None]
 
 def download_artifact(
     http: httpx2.Client,
+    address: str,
     artifact: Artifact,
     directory: Path,
     *,
     patience_seconds: float,
     report: ByteReport | None = None,
 ) -> Path:
-    """Download an artifact to `directory/artifact.name`, verify it, and return the path.
+    """Download the artifact at `address` to `directory/artifact.name`, verify it, and return the path.
 
     `report(name, bytes)` is called with the size that the file has reached.
 
@@ -38,7 +39,7 @@ def download_artifact(
     if target.is_file() and file_sha256(target) == artifact.sha256:
         return target
     part = target.with_name(f"{target.name}.{artifact.sha256[:12]}.part")
-    fill(http, artifact, part, patience_seconds, report)
+    fill(http, address, artifact, part, patience_seconds, report)
     if file_sha256(part) != artifact.sha256:
         part.unlink()
         raise DigestMismatch(
@@ -61,7 +62,12 @@ def safe_name(name: str) -> PurePosixPath:
 
 
 def fill(
-    http: httpx2.Client, artifact: Artifact, part: Path, patience_seconds: float, report: ByteReport | None
+    http: httpx2.Client,
+    address: str,
+    artifact: Artifact,
+    part: Path,
+    patience_seconds: float,
+    report: ByteReport | None,
 ) -> None:
     """Request the rest of `part` until it has the artifact's size.
 
@@ -72,7 +78,7 @@ def fill(
     patience = Patience(patience_seconds)
     while (size := part.stat().st_size) < artifact.bytes:
         try:
-            fetch(http, artifact, part, report)
+            fetch(http, address, artifact, part, report)
         except httpx2.TransportError as error:
             failure = unreachable(error)
         else:
@@ -85,14 +91,14 @@ def fill(
             raise failure
 
 
-def fetch(http: httpx2.Client, artifact: Artifact, part: Path, report: ByteReport | None) -> None:
+def fetch(http: httpx2.Client, address: str, artifact: Artifact, part: Path, report: ByteReport | None) -> None:
     """Make one request for the rest of the file, and append it to `part` as it arrives."""
     have = part.stat().st_size
     # A server whose tag is not the digest answers 200 with the whole file, which is taken as well.
     headers = {"Accept-Encoding": "identity"}
     if have:
         headers |= {"Range": f"bytes={have}-", "If-Range": f'"sha256-{artifact.sha256}"'}
-    with http.stream("GET", artifact.href, headers=headers) as answer:
+    with http.stream("GET", address, headers=headers) as answer:
         if answer.status_code in BUSY:
             raise httpx2.RemoteProtocolError(f"answered {answer.status_code}", request=answer.request)
         if not answer.is_success:

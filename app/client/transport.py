@@ -12,7 +12,6 @@ from app.contract.job import Problem
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
-NOT_CONNECTED = (httpx2.ConnectError, httpx2.ConnectTimeout)
 BUSY = frozenset({502, 503, 504})
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 3.0
@@ -35,10 +34,8 @@ class Patience:
         return True
 
 
-def send(request: Callable[[], httpx2.Response], *, idempotent: bool, patience_seconds: float) -> httpx2.Response:
-    """Send a request, retry it where that is safe, and return the answer, whatever its status.
-
-    An idempotent request is retried after any failure, any other only if no connection was made.
+def send(request: Callable[[], httpx2.Response], *, patience_seconds: float) -> httpx2.Response:
+    """Send a request that may be repeated, retry it after any failure, and return the answer, whatever its status.
 
     Raises:
         ServiceUnreachable: no answer arrived in time.
@@ -48,11 +45,10 @@ def send(request: Callable[[], httpx2.Response], *, idempotent: bool, patience_s
         try:
             answer = request()
         except httpx2.TransportError as error:
-            repeatable = idempotent or isinstance(error, NOT_CONNECTED)
-            if not (repeatable and patience.pause()):
+            if not patience.pause():
                 raise unreachable(error) from error
         else:
-            if not (idempotent and answer.status_code in BUSY and patience.pause()):
+            if not (answer.status_code in BUSY and patience.pause()):
                 return answer
 
 

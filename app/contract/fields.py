@@ -10,17 +10,27 @@ from workers.compression.spec.formats import FORMATS, MAIN
 
 Item = TypeVar("Item", bound=Hashable)
 
-HUB_MODEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?", re.ASCII)
-LOCAL_NAME = re.compile(r"local:[^/].*")
+HUB_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*(@[A-Za-z0-9_./-]+)?")
+LOCAL_NAME = re.compile(r"local:[^/\n].*")
 TEACHER = "teacher:"
 DATASET = re.compile(
-    r"teacher:|builtin:[\w-]+|local:[^/].*|hub:[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w.-]+){1,2}", re.ASCII
+    r"teacher:|builtin:[A-Za-z0-9_-]+|local:[^/\n].*|"
+    r"hub:[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9_.-]+){1,2}"
 )
-TASK = re.compile(r"[A-Za-z0-9][\w.()+-]{0,127}", re.ASCII)
+TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.()+-]{0,127}")
 TEXTS = (
     "datasets to read: 'builtin:NAME', 'local:NAME', 'hub:org/name/config/split', or 'teacher:' for text that the "
     "original generates, which takes minutes and needs memory for the whole original"
 )
+
+
+def pattern_of(*expressions: re.Pattern[str]) -> Any:
+    """Return field information that shows in the JSON schema which strings the expressions match as a whole.
+
+    It validates nothing: the message of a validator says more than that of a pattern.
+    """
+    either = "|".join(expression.pattern for expression in expressions)
+    return Field(json_schema_extra={"pattern": f"^({either})$"})
 
 
 def distinct(message: str) -> AfterValidator:
@@ -92,14 +102,19 @@ def check_target(target: Any, _: ValidatorFunctionWrapHandler) -> float | tuple[
     return RATIO.validate_python(target)
 
 
-Ratio = Annotated[float, Field(allow_inf_nan=False), AfterValidator(check_ratio)]
+Ratio = Annotated[
+    float, Field(allow_inf_nan=False, json_schema_extra={"exclusiveMinimum": 1}), AfterValidator(check_ratio)
+]
 Ratios = Annotated[tuple[Ratio, ...], Field(min_length=1, max_length=8), distinct("send each ratio once")]
 RATIO: TypeAdapter[float] = TypeAdapter(Ratio)
 RATIOS: TypeAdapter[tuple[float, ...]] = TypeAdapter(Ratios)
-Dataset = Annotated[str, AfterValidator(check_dataset)]
+Model = Annotated[str, AfterValidator(check_model), pattern_of(HUB_MODEL, LOCAL_NAME)]
+Dataset = Annotated[str, AfterValidator(check_dataset), pattern_of(DATASET)]
 EvaluationDataset = Annotated[Dataset, AfterValidator(check_evaluation_dataset)]
 Tasks = Annotated[
-    tuple[Annotated[str, AfterValidator(check_task)], ...], Field(max_length=16), distinct("name each task once")
+    tuple[Annotated[str, AfterValidator(check_task), pattern_of(TASK)], ...],
+    Field(max_length=16),
+    distinct("name each task once"),
 ]
 FormatName = Annotated[str, AfterValidator(check_format), Field(json_schema_extra={"enum": list(FORMATS)})]
 Formats = Annotated[

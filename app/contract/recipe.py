@@ -6,7 +6,6 @@ from itertools import accumulate, pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -22,11 +21,11 @@ from app.contract.fields import (
     EvaluationDataset,
     Formats,
     Mixture,
+    Model,
     Ratio,
     Ratios,
     Share,
     Tasks,
-    check_model,
     check_target,
 )
 from app.contract.method import MethodChoice
@@ -271,9 +270,7 @@ class Recipe(Options):
         json_schema_extra={"examples": [{"model": "local:smollm2-135m-instruct.gguf", "target_ratio": 1.31}]},
     )
 
-    model: Annotated[str, AfterValidator(check_model)] = Field(
-        description="'org/name[@revision]' on the hub, or 'local:NAME' under MODELPRESS_MODEL_ROOTS"
-    )
+    model: Model = Field(description="'org/name[@revision]' on the hub, or 'local:NAME' under MODELPRESS_MODEL_ROOTS")
     target_ratio: Annotated[Ratio | Ratios, WrapValidator(check_target)] = Field(
         description="stored parameters before / after, each distinct tensor counted once; 1.5 means 1.5 times smaller. "
         "A list of up to 8 makes a checkpoint for each, in a directory named after its ratio, and a report that "
@@ -295,7 +292,13 @@ class Recipe(Options):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of all random choices")
     metadata: dict[str, str] = Field(
-        default_factory=dict, max_length=16, description="any keys and values of yours, stored and returned unchanged"
+        default_factory=dict,
+        max_length=16,
+        description="any keys and values of yours, stored and returned unchanged",
+        json_schema_extra={
+            "propertyNames": {"maxLength": 64},
+            "additionalProperties": {"type": "string", "maxLength": 512},
+        },
     )
 
     @field_validator("metadata")

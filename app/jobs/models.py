@@ -7,6 +7,9 @@ from sqlalchemy import BigInteger, DateTime, ForeignKey, Text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+DEFAULT_TEAM = "default"
+"""The team of every caller where no keys are asked for."""
+
 
 class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012
@@ -21,6 +24,8 @@ class JobRow(Base):
     __tablename__ = "jobs"
 
     id: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    """The team whose job it is."""
     state: Mapped[str]
     stage: Mapped[str | None]
     progress: Mapped[float]
@@ -67,6 +72,20 @@ class InstallationRow(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     single: Mapped[bool] = mapped_column(unique=True, server_default="true")
+
+
+class IdempotencyRow(Base):
+    """The job that an owner has posted with an Idempotency-Key."""
+
+    __tablename__ = "idempotency_keys"
+
+    owner: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[str]
+    job_id: Mapped[str] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED")
+    )
+    created_at: Mapped[datetime]
 
 
 class ArtifactRow(Base):

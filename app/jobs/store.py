@@ -18,7 +18,7 @@ from app.contract.codes import FailureCode
 from app.contract.job import AttemptOutcome, Comparison, Failure, Resumed, Source, State, SweepResult
 from app.contract.recipe import Recipe
 from app.jobs.clock import clock, seconds
-from app.jobs.models import ArtifactRow, AttemptRow, JobRow
+from app.jobs.models import DEFAULT_TEAM, ArtifactRow, AttemptRow, JobRow
 from app.jobs.states import ENDED, LEASED, TRANSITIONS, Event, destination, origins
 from app.storage import StoredFile
 
@@ -51,10 +51,13 @@ class Reaped:
     state: State
 
 
-def submit(session: Session, job_id: str, recipe: Recipe, source: Source, max_attempts: int) -> None:
+def submit(
+    session: Session, job_id: str, recipe: Recipe, source: Source, max_attempts: int, owner: str = DEFAULT_TEAM
+) -> None:
     session.execute(
         insert(JobRow).values(
             id=job_id,
+            owner=owner,
             state=State.QUEUED,
             progress=0.0,
             attempt=0,

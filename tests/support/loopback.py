@@ -82,6 +82,7 @@ class Script:
     digests: dict[str, str] = field(default_factory=dict)
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     posted: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
     url: str = ""
 
     def next_state(self) -> Job:
@@ -116,6 +117,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.script.keys.append(self.headers.get("Idempotency-Key"))
         if self.refused():
             return
         if self.path == "/jobs":

@@ -57,3 +57,30 @@ def test_the_page_loads_nothing_from_elsewhere(client: TestClient) -> None:
     for address in addresses:
         assert address.startswith("/")
         assert client.get(address).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("value", "fits"),
+    [("local:tiny", True), ("org/name@main", True), ("tiny", False), ("/etc/passwd", False), ("local:/etc", False)],
+)
+def test_the_schema_knows_what_a_model_is_called(client: TestClient, value: str, fits: bool) -> None:
+    model = client.get("/openapi.json").json()["components"]["schemas"]["Recipe"]["properties"]["model"]
+
+    assert bool(re.search(model["pattern"], value)) is fits
+
+
+def test_the_schema_knows_that_a_ratio_is_above_one(client: TestClient) -> None:
+    ratio = client.get("/openapi.json").json()["components"]["schemas"]["Recipe"]["properties"]["target_ratio"]
+
+    one, several = ratio["anyOf"]
+    assert one["exclusiveMinimum"] == several["items"]["exclusiveMinimum"] == 1
+
+
+def test_headers_of_requests_and_answers_are_documented(operations: dict[str, dict[str, Any]]) -> None:
+    download = operations["download_artifact"]
+
+    asked = {parameter["name"] for parameter in download["parameters"] if parameter["in"] == "header"}
+    assert asked == {"Range", "If-Range", "If-None-Match"}
+    assert {"ETag", "Repr-Digest", "X-Request-Id"} <= download["responses"]["200"]["headers"].keys()
+    assert {"Location", "Retry-After"} <= operations["submit_job"]["responses"]["202"]["headers"].keys()
+    assert list(operations["download_checkpoint"]["responses"]["200"]["content"]) == ["application/x-tar"]

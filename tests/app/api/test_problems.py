@@ -38,6 +38,22 @@ def test_names_every_wrong_field(client: TestClient) -> None:
     assert fields["evaluation.datasets.0"].startswith("send 'builtin:NAME'")
 
 
+def test_names_every_field_that_does_not_fit_the_model(client: TestClient, tiny: dict[str, Any]) -> None:
+    body = tiny | {
+        "target_ratio": [1.3, 900],
+        "calibration": {"datasets": ["local:nowhere.txt"], "length": 512},
+        "distillation": {"length": 512, "phases": 99},
+    }
+
+    assert set(refused_fields(client, body)) == {
+        "calibration.datasets.0",
+        "calibration.length",
+        "distillation.length",
+        "distillation.phases",
+        "target_ratio.1",
+    }
+
+
 def test_a_wrong_ratio_of_a_list_is_named_by_its_place(client: TestClient) -> None:
     fields = refused_fields(client, VALID | {"target_ratio": [1.2, 0.8, 900]})
     assert set(fields) == {"target_ratio.1"}
@@ -51,6 +67,7 @@ def test_names_a_missing_field(client: TestClient) -> None:
     ("body", "field", "meant"),
     [
         (VALID | {"target_ration": 2}, "target_ration", "'target_ratio'"),
+        ({"model": "local:tiny", "ratio": 1.3}, "ratio", "'target_ratio'"),
         (VALID | {"calibration": {"sequence": 2}}, "calibration.sequence", "'sequences'"),
         (VALID | {"distillation": {"token": 2}}, "distillation.token", "'tokens'"),
     ],
@@ -140,7 +157,7 @@ def test_a_body_that_turns_out_too_large_is_refused(client: TestClient) -> None:
     assert problem(response).type == "/problems/body_too_large"
 
 
-@pytest.mark.parametrize("path", ["/", "/nothing", "/jobs/", "/job", "/problems/unknown", "/%00", "/é"])
+@pytest.mark.parametrize("path", ["/nothing", "/jobs/", "/job", "/problems/unknown", "/%00", "/é"])
 def test_an_unknown_address_is_not_found(client: TestClient, path: str) -> None:
     assert problem(client.get(path)).status == 404
 
@@ -148,11 +165,11 @@ def test_an_unknown_address_is_not_found(client: TestClient, path: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("DELETE", "/jobs", "GET, POST"),
-        ("PUT", "/jobs/job_1", "GET"),
+        ("DELETE", "/jobs", "GET, HEAD, POST"),
+        ("PUT", "/jobs/job_1", "GET, HEAD"),
         ("GET", "/jobs/job_1/cancel", "POST"),
         ("POST", "/jobs/job_1/artifacts/config.json", "GET, HEAD"),
-        ("TRACE", "/livez", "GET"),
+        ("TRACE", "/livez", "GET, HEAD"),
     ],
 )
 def test_a_wrong_method_names_all_right_ones(client: TestClient, method: str, path: str, allowed: str) -> None:
@@ -187,6 +204,12 @@ def test_every_kind_of_problem_has_a_page(client: TestClient, code: str) -> None
 
     assert response.status_code == 200
     assert all_kinds()[code].title in html.unescape(response.text)
+
+
+def test_the_problems_are_listed(client: TestClient) -> None:
+    page = client.get("/problems").text
+
+    assert all(f'href="/problems/{code}"' in page for code in (*all_kinds(), *FailureCode))
 
 
 @pytest.mark.parametrize("code", FailureCode)

@@ -49,11 +49,13 @@ def test_cancelling_is_repeated_while_the_service_is_busy(script: Script) -> Non
     assert script.asked("POST") == ["/jobs/job_1/cancel"] * 2
 
 
-def test_submitting_is_not_repeated_once_it_has_reached_the_service(script: Script) -> None:
+def test_submitting_is_repeated_with_the_same_key(script: Script) -> None:
     script.refusals = [BUSY]
-    with Client(script.url) as client, pytest.raises(ProblemError):
+    with Client(script.url) as client:
         client.submit(RECIPE)
-    assert script.asked("POST") == ["/jobs"]
+        client.submit(RECIPE)
+    first, second, other = script.keys
+    assert first == second != other
 
 
 def test_no_service_is_reported_with_its_address_once_patience_ends(free_port: int) -> None:

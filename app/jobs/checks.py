@@ -1,0 +1,208 @@
+"""What can be seen to be wrong with a recipe before a weight is opened: every wrong field, not only the first."""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from app.contract.job import Source
+from app.contract.recipe import Recipe
+from app.errors import MethodDoesNotFit, RatioOutOfRange, Refused, SeveralRefused
+from app.sources.models import LOCAL, ModelSources, ResolvedModel
+from app.sources.text import HUB, ResolvedText, TextSources
+from workers.compression.spec import methods
+from workers.compression.spec.formats import FORMATS
+from workers.compression.spec.inventory import Inventory
+from workers.compression.spec.methods import Leaves, method_of
+from workers.compression.spec.ranges import Range
+
+SHORTEST_WINDOW = 16
+"""The least tokens of a window that a recipe may ask for."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A recipe in which nothing can be seen to be wrong, and what it was found to mean."""
+
+    recipe: Recipe
+    source: Source
+    model: ResolvedModel
+
+
+def check(recipe: Recipe, models: ModelSources, texts: TextSources) -> Checked:
+    """Return the recipe with the lengths that the client left open, and what its references mean.
+
+    Raises:
+        Refused: something is wrong; the error names every wrong field.
+        HubUnavailable: the hub could not be asked.
+    """
+    faults = list(overlap(recipe))
+    found: list[ResolvedText] = []
+    for dataset, field in first_fields(recipe).items():
+        try:
+            found.append(texts.check(dataset, field))
+        except Refused as fault:
+            faults.append(fault)
+    try:
+        model = models.resolve(recipe.model)
+    except Refused as fault:
+        raise refusal([fault, *faults]) from fault
+    recipe = fitted(recipe, model.config)
+    for look in LOOKS:
+        faults += look(recipe, model)
+    if faults:
+        raise refusal(faults)
+    source = Source(
+        reference=recipe.model,
+        revision=model.revision,
+        model_type=model.inventory.model_type,
+        parameters=model.inventory.total_parameters,
+        text_revisions={text.reference: text.revision for text in found if text.revision is not None},
+    )
+    return Checked(recipe, source, model)
+
+
+def refusal(faults: Sequence[Refused]) -> Refused:
+    """Return the one fault, or an error that lists all of them."""
+    return faults[0] if len(faults) == 1 else SeveralRefused(faults)
+
+
+def asks_hub(recipe: Recipe) -> bool:
+    """Return whether checking the recipe takes answers of the model hub."""
+    return not recipe.model.startswith(LOCAL) or any(dataset.startswith(HUB) for _, dataset in recipe.texts())
+
+
+def first_fields(recipe: Recipe) -> dict[str, str]:
+    """Return, for each dataset, the field that names it first."""
+    fields: dict[str, str] = {}
+    for field, dataset in recipe.texts():
+        fields.setdefault(dataset, field)
+    return fields
+
+
+def overlap(recipe: Recipe) -> Iterator[Refused]:
+    """Refuse to measure on text that the result is made from."""
+    made_from = {dataset: field for field, dataset in recipe.texts() if not field.startswith("evaluation.")}
+    for index, dataset in enumerate(recipe.evaluation.datasets):
+        if dataset in made_from:
+            field = f"evaluation.datasets.{index}"
+            yield Refused(field, f"{dataset!r} is also {made_from[dataset]}; evaluate on other text")
+
+
+def fitted(recipe: Recipe, config: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with each length that the client left open no longer than the positions of the model."""
+    positions = positions_of(config)
+    if positions is None or positions < SHORTEST_WINDOW:
+        return recipe
+    sections: dict[str, BaseModel | None] = {
+        "calibration": recipe.calibration,
+        "evaluation": recipe.evaluation,
+        "distillation": recipe.distillation,
+    }
+    changed = {}
+    for name, section in sections.items():
+        field = "window" if name == "evaluation" else "length"
+        if section is not None and field not in section.model_fields_set and getattr(section, field) > positions:
+            changed[name] = section.model_copy(update={field: positions})
+    return recipe.model_copy(update=changed)
+
+
+def positions_of(config: Mapping[str, Any]) -> int | None:
+    """Return how many positions the model knows; None where its config does not say."""
+    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    return positions if isinstance(positions, int) else None
+
+
+def lengths(recipe: Recipe, model: ResolvedModel) -> Iterator[Refused]:
+    """Refuse windows of text that are longer than the positions of the model."""
+    positions = positions_of(model.config)
+    if positions is None:
+        return
+    asked = {"calibration.length": recipe.calibration.length, "evaluation.window": recipe.evaluation.window}
+    if recipe.distillation is not None:
+        asked["distillation.length"] = recipe.distillation.length
+    for field, length in asked.items():
+        if length > positions:
+            yield Refused(field, f"{length} tokens are more than the model's {positions} positions; send {positions}")
+
+
+def ratios(recipe: Recipe, model: ResolvedModel) -> Iterator[Refused]:
+    """Refuse ratios that the method does not reach on the model, and options that do not fit it."""
+    try:
+        feasible = feasible_range(recipe, model.inventory)
+    except Refused as fault:
+        yield fault
+        return
+    for index, ratio in enumerate(recipe.ratios):
+        if ratio not in feasible:
+            lowest, highest = math.ceil(feasible.lowest * 1000) / 1000, math.floor(feasible.highest * 1000) / 1000
+            yield RatioOutOfRange(
+                f"target_ratio.{index}" if recipe.is_sweep else "target_ratio",
+                f"{ratio:g} cannot be reached for {recipe.model} with method {recipe.method.name!r}; "
+                f"send a number from {lowest:.3f} to {highest:.3f}",
+            )
+
+
+def trained(recipe: Recipe, model: ResolvedModel) -> Iterator[Refused]:
+    """Refuse to train factors alone unless the method is sure to leave some."""
+    distillation, method = recipe.distillation, method_of(recipe.method)
+    if distillation is not None and distillation.trainable == "factors" and method.leaves is not Leaves.FACTORED:
+        message = f"the method {method.name!r} need not leave factors; send 'all' or 'norms'"
+        yield Refused("distillation.trainable", message)
+
+
+def phases(recipe: Recipe, model: ResolvedModel) -> Iterator[Refused]:
+    """Refuse several phases for a method that does more than factor matrices, or more phases than blocks."""
+    asked, method = 1 if recipe.distillation is None else recipe.distillation.phases, method_of(recipe.method)
+    blocks = model.inventory.blocks
+    if asked > 1 and not method.phased:
+        message = f"the method {method.name!r} does more than factor one matrix after another; send 1 or leave it out"
+        yield Refused("distillation.phases", message)
+    elif asked > blocks:
+        yield Refused("distillation.phases", f"the model has {blocks} blocks; send at most {blocks}")
+
+
+def formats(recipe: Recipe, model: ResolvedModel) -> Iterator[Refused]:
+    """Refuse formats that cannot hold what the method leaves, as far as that is known now."""
+    method = method_of(recipe.method)
+    for index, name in enumerate(recipe.formats):
+        reason = FORMATS[name].refuses(model.inventory, method.leaves)
+        if reason is not None:
+            told = f"{name!r} is not for what the method {method.name!r} leaves of this model: {reason}"
+            yield Refused(f"formats.{index}", told)
+
+
+def baseline(recipe: Recipe, model: ResolvedModel) -> Iterator[Refused]:
+    """Refuse to drop blocks of a model that has one."""
+    if recipe.evaluation.baseline and model.inventory.blocks < 2:
+        yield Refused("evaluation.baseline", "the model has a single block, which cannot be dropped; leave it out")
+
+
+LOOKS: Final[tuple[Callable[[Recipe, ResolvedModel], Iterator[Refused]], ...]] = (
+    lengths,
+    ratios,
+    trained,
+    phases,
+    baseline,
+    formats,
+)
+
+
+def feasible_range(recipe: Recipe, inventory: Inventory) -> Range:
+    """Return the target ratios that the recipe's method reaches on the model. Raises Refused where it does not fit."""
+    try:
+        return method_of(recipe.method).range(inventory, recipe.method)
+    except methods.OptionDoesNotFit as error:
+        raise Refused(f"method.{error.option}", str(error)) from error
+    except methods.MethodDoesNotFit as error:
+        raise MethodDoesNotFit("method", str(error)) from error
+    except (ArithmeticError, LookupError, ValueError) as error:
+        # Such as blocks of different widths, which pruned checkpoints have.
+        log.exception("method_not_applicable")
+        message = f"the method {recipe.method.name!r} cannot be applied to the shapes of this model; choose another one"
+        raise MethodDoesNotFit("method", message) from error

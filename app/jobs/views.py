@@ -1,0 +1,87 @@
+"""Rows of the tables as answers of the API, and the cursors of its pages."""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from datetime import datetime
+
+from app.contract.job import (
+    Attempt,
+    AttemptOutcome,
+    Comparison,
+    Failure,
+    Job,
+    Resumed,
+    Source,
+    State,
+    SweepResult,
+    Timestamps,
+)
+from app.contract.recipe import Recipe
+from app.errors import Refused
+from app.jobs.models import AttemptRow, JobRow
+from app.jobs.states import ENDED
+
+
+def as_job(row: JobRow, attempts: Sequence[AttemptRow]) -> Job:
+    """Return the job; its links are paths below the root of the API."""
+    here = f"/jobs/{row.id}"
+    links = {"self": here}
+    if row.metrics is not None:
+        links |= {"artifacts": f"{here}/artifacts", "checkpoint": f"{here}/checkpoint"}
+    elif row.state not in ENDED:
+        links |= {"cancel": f"{here}/cancel"}
+    return Job(
+        id=row.id,
+        state=State(row.state),
+        stage=row.stage,
+        progress=row.progress,
+        detail=row.detail,
+        seconds_left=row.seconds_left,
+        attempt=row.attempt,
+        attempts=tuple(as_attempt(attempt) for attempt in attempts),
+        timestamps=Timestamps(
+            queued=row.queued_at,
+            running=row.running_at,
+            cancelling=row.cancelling_at,
+            succeeded=row.succeeded_at,
+            failed=row.failed_at,
+            cancelled=row.cancelled_at,
+        ),
+        recipe=Recipe.model_validate(row.recipe),
+        source=Source.model_validate(row.source),
+        achieved_ratio=row.achieved_ratio,
+        metrics=None if row.metrics is None else Comparison.model_validate(row.metrics),
+        sweep=tuple(SweepResult.model_validate(result) for result in row.sweep or ()),
+        error=None if row.error is None else Failure.model_validate(row.error),
+        links=links,
+    )
+
+
+def as_attempt(row: AttemptRow) -> Attempt:
+    """Return the attempt of a row."""
+    return Attempt(
+        number=row.number,
+        worker=row.worker,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        outcome=None if row.outcome is None else AttemptOutcome(row.outcome),
+        resumed=None if row.resumed is None else Resumed.model_validate(row.resumed),
+    )
+
+
+def write_cursor(row: JobRow) -> str:
+    """Return the cursor of the page behind this job."""
+    return base64.urlsafe_b64encode(f"{row.created_at.isoformat()} {row.id}".encode()).decode()
+
+
+def read_cursor(cursor: str) -> tuple[datetime, str]:
+    """Return creation time and id of the job behind which a page begins. Raises Refused for what is no cursor."""
+    try:
+        moment, job_id = base64.urlsafe_b64decode(cursor.encode()).decode().split(" ")
+        created_at = datetime.fromisoformat(moment)
+    except (ValueError, binascii.Error):
+        raise Refused("after", "send the 'next' of an earlier page, unchanged") from None
+    if created_at.tzinfo is None or "\0" in job_id:
+        raise Refused("after", "send the 'next' of an earlier page, unchanged")
+    return created_at, job_id
