@@ -1,9 +1,9 @@
 """Run the whole service on one machine: embedded servers where no URLs are given, migrations, one API and one worker.
 
 API and worker are processes that each lead a session of their own. So a Ctrl-C at the terminal reaches only this
-process, which stops them in order: worker, API, servers. Nothing is restarted: if one of them ends unexpectedly,
-everything stops with `ServiceFailed`, so that whatever supervises this process can restart the whole. If this process
-is killed, its children end too (`app.lifeline`).
+process, which stops them in order: worker, API, servers. Embedded servers are started again when they end. If API or
+worker end unexpectedly, everything stops with `ServiceFailed`, so that whatever supervises this process can restart the
+whole. If this process is killed, its children end too (`app.lifeline`).
 """
 
 import errno

@@ -64,13 +64,12 @@ def postgres(directory: Path) -> Iterator[SecretStr]:
     password = stored_password(directory / "password")
     if not data.exists():
         create_cluster(programs, data, account, password)
-    # This file is left from an earlier run. If its pid has been reused, the server would refuse to start.
-    (data / "postmaster.pid").unlink(missing_ok=True)
-
     address, url = listening_at(data, password)
     options = (f"--{name}={value}" for name, value in {**OPTIONS, **address}.items())
     command = (str(programs / "postgres"), "-D", str(data), *options)
-    with server.running(command, directory, lambda: PGconn.ping(url.encode()) == Ping.OK):
+    # This file is left from an earlier run. If its pid has been reused, the server would refuse to start.
+    stale = data / "postmaster.pid"
+    with server.running(command, lambda: PGconn.ping(url.encode()) == Ping.OK, stale=stale):
         yield SecretStr(url)
 
 

@@ -3,7 +3,8 @@
 Each server inherits the descriptor of a locked file, so the lock is held exactly as long as any of its processes lives.
 The lock tells a running server from a stale pid file, even if the pid has been reused, and it covers the server's own
 children. Each server has a session of its own, so that Ctrl-C reaches only the owner, which stops the servers in order.
-If the owner is killed, Linux signals the servers to stop; on other systems the next owner stops them.
+If the owner is killed, Linux signals the servers to stop; on other systems the next owner stops them. A server that
+ends while its owner needs it is started again (`watched.py`).
 """
 
 import os
@@ -19,9 +20,12 @@ from pathlib import Path
 
 from app.embedded.errors import EmbeddedServerError
 from app.embedded.locks import open_lock, read_pid, try_lock, write_pid
+from app.embedded.watched import watched
 
 START_SECONDS = 180.0
 STOP_SECONDS = 30.0
+LEFT_SECONDS = 5.0
+"""How long PostgreSQL's own children may take to end after it was killed."""
 POLL_SECONDS = 0.02
 
 
@@ -70,42 +74,56 @@ class Server:
 
     @contextmanager
     def running(
-        self, command: tuple[str, ...], workdir: Path, answers: Callable[[], bool], configuration: str = ""
+        self,
+        command: tuple[str, ...],
+        answers: Callable[[], bool],
+        configuration: str = "",
+        stale: Path | None = None,
     ) -> Iterator[None]:
         """Start the server, wait until it answers, and stop it at the end of the context.
 
+        Until then it is started again whenever it ends.
+
         Args:
             command: the server's command line.
-            workdir: the server's working directory.
             answers: returns whether the server accepts requests.
             configuration: text for the server's standard input.
+            stale: a file of an earlier run that would keep the server from starting.
 
         Raises:
             EmbeddedServerError: the server does not start; the message has the last line of its log.
         """
-        process = self._start((*self.account, *stopped_with_parent(self.stop_signal), *command), workdir, configuration)
+
+        def start() -> subprocess.Popen[bytes]:
+            return self._start(command, configuration, stale)
+
+        process = start()
         try:
             if (
                 not wait_until(lambda: answers() or process.poll() is not None, START_SECONDS)
                 or process.poll() is not None
             ):
                 raise EmbeddedServerError(f"{self.name} did not start: {self._last_log_line()} (log: {self.log_path})")
-            yield
-        finally:
+        except BaseException:
             self._stop(process)
+            raise
+        with watched(self.name, process, start, self._stop):
+            yield
 
-    def _start(self, command: tuple[str, ...], workdir: Path, configuration: str) -> subprocess.Popen[bytes]:
-        if self.log_path.exists():
-            self.log_path.replace(self.log_path.with_suffix(".log.1"))
+    def _start(self, command: tuple[str, ...], configuration: str, stale: Path | None) -> subprocess.Popen[bytes]:
         descriptor = open_lock(self.directory / "server.lock")
         try:
-            if not try_lock(descriptor):
+            if not wait_until(partial(try_lock, descriptor), LEFT_SECONDS):
                 raise EmbeddedServerError(f"{self.name} is already running in {self.directory}.")
             os.ftruncate(descriptor, 0)
+            if stale is not None:
+                stale.unlink(missing_ok=True)
+            if self.log_path.exists():
+                self.log_path.replace(self.log_path.with_suffix(".log.1"))
             with self.log_path.open("wb") as log:
                 process = subprocess.Popen(
-                    command,
-                    cwd=workdir,
+                    (*self.account, *stopped_with_parent(self.stop_signal), *command),
+                    cwd=self.directory,
                     env=plain_environment(),
                     stdin=subprocess.PIPE,
                     stdout=log,

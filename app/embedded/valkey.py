@@ -58,7 +58,7 @@ def valkey(directory: Path) -> Iterator[SecretStr]:
 
     # On standard input, because every user can read argument lists.
     configuration = f"{CONFIGURATION}{address}requirepass {password}\n"
-    with client, server.running((str(program), "-"), directory, lambda: answers(client), configuration):
+    with client, server.running((str(program), "-"), lambda: answers(client), configuration):
         yield SecretStr(url)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import psutil
 import pytest
 
 from app.client import Client
@@ -38,8 +39,7 @@ class Process:
         return Path(f"/proc/{self.pid}/cmdline").read_text().replace("\0", " ")
 
     def children(self) -> list["Process"]:
-        pids = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return [Process.find(int(pid)) for pid in pids]
+        return [Process.find(child.pid) for child in psutil.Process(self.pid).children()]
 
     def child(self, word: str) -> "Process":
         return next(child for child in self.children() if word in child.command)
@@ -140,6 +140,18 @@ def test_an_interrupt_ends_everything_it_started_and_is_a_success(serve: Serve) 
     assert served.status() == 0
     assert all(child.ends() for child in children)
     assert "Traceback" not in served.complaints
+
+
+def test_an_embedded_database_that_dies_is_started_again_and_told(serve: Serve) -> None:
+    served = serve().wait_for_address()
+    server = served.top.child("postgres")
+    os.kill(server.pid, signal.SIGKILL)
+    assert server.ends()
+    served.wait_for_complaint("PostgreSQL has ended unasked with status -9; it is started again")
+    with Client(served.address) as client:
+        wait_for(lambda: client.readiness() is None)
+    served.process.send_signal(signal.SIGINT)
+    assert served.status() == 0
 
 
 def test_servers_that_are_given_are_used_and_none_is_started(serve: Serve, given_servers: dict[str, str]) -> None:

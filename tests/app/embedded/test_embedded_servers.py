@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError
+from redis.exceptions import ConnectionError as NoAnswer
 from redis.retry import Retry
 from sqlalchemy import create_engine, text
 
@@ -155,6 +156,42 @@ def test_data_and_messages_survive_a_restart(data_dir: Path) -> None:
     with embedded_servers(Settings(data_dir=data_dir)) as second:
         assert read_row(database_url(second)) == "still here"
         assert receive(redis_url(second)) == "a word"
+
+
+def kill(data_dir: Path, name: str) -> None:
+    os.kill(int((data_dir / name / "server.lock").read_text()), signal.SIGKILL)
+
+
+def answers(read: Callable[[str], str], url: str) -> bool:
+    try:
+        return bool(read(url))
+    except (psycopg.OperationalError, NoAnswer):
+        return False
+
+
+def ping(url: str) -> str:
+    with Redis.from_url(url.replace("redis+socket://:", "unix://:"), retry=Retry(NoBackoff(), 0)) as client:
+        return "answers" if client.ping() else ""
+
+
+@on_linux
+def test_a_server_that_is_killed_is_started_again_with_its_data_and_told(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with embedded_servers(Settings(data_dir=data_dir)) as settings:
+        write_row(database_url(settings))
+        for name, read, url in (
+            ("postgres", read_row, database_url(settings)),
+            ("valkey", ping, redis_url(settings)),
+        ):
+            kill(data_dir, name)
+            wait_for(lambda read=read, url=url: not answers(read, url))
+            wait_for(lambda read=read, url=url: answers(read, url))
+        assert read_row(database_url(settings)) == "still here"
+        pids = server_pids(data_dir)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    assert "PostgreSQL has ended unasked with status -9; it is started again" in caplog.messages
+    assert "Valkey has ended unasked with status -9; it is started again" in caplog.messages
 
 
 @on_linux
