@@ -14,7 +14,8 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -22,6 +23,10 @@ from typing import IO, Any, Self
 log = logging.getLogger(__name__)
 
 TAIL_LINES = 50
+LONGEST_LINE = 4 << 20
+"""Characters of a report; what is longer is no report, and is not held in memory."""
+END_SECONDS = 30.0
+"""How long a process may take to end once it has closed its output, or was killed."""
 INHERITED = (
     "PATH",
     "LANG",
@@ -73,13 +78,10 @@ class Child:
             threading.Thread(target=self.read_events, args=(stdout,), daemon=True),
             threading.Thread(target=self.read_log, args=(stderr, module), daemon=True),
         ]
-        for reader in self.readers:
-            reader.start()
-        try:
-            stdin.write(request + "\n")
-            stdin.flush()
-        except BrokenPipeError:
-            log.warning("child_died_at_start", extra={"module_name": module})
+        # A thread, because a child that hangs before it reads would hold the writer, once the pipe is full.
+        writer = threading.Thread(target=self.write_request, args=(stdin, request, module), daemon=True)
+        for thread in (*self.readers, writer):
+            thread.start()
 
     def __enter__(self) -> Self:
         return self
@@ -95,9 +97,16 @@ class Child:
             raise RuntimeError("the child was started without pipes")
         return process.stdin, process.stdout, process.stderr
 
+    def write_request(self, stdin: IO[str], request: str, module: str) -> None:
+        try:
+            stdin.write(request + "\n")
+            stdin.flush()
+        except (BrokenPipeError, ValueError):  # ValueError: closed by `stop` meanwhile
+            log.warning("child_died_at_start", extra={"module_name": module})
+
     def read_events(self, stdout: IO[str]) -> None:
         with stdout:
-            for line in stdout:
+            for line in bounded_lines(stdout):
                 try:
                     event = json.loads(line)
                 except ValueError:
@@ -110,7 +119,7 @@ class Child:
 
     def read_log(self, stderr: IO[str], module: str) -> None:
         with stderr:
-            for line in stderr:
+            for line in bounded_lines(stderr):
                 self.tail.append(line.rstrip())
                 log.info("child_log", extra={"module_name": module, "line": line.rstrip()[:1000]})
 
@@ -127,8 +136,19 @@ class Child:
         return event
 
     def wait(self) -> int:
-        """The exit status; negative when a signal ended the child."""
-        status = self.process.wait()
+        """Wait for the end of a child that has closed its output, and return its exit status.
+
+        One that does not end in time is killed. The status is negative when a signal ended the child.
+
+        Raises:
+            subprocess.TimeoutExpired: not even SIGKILL ends it, as where its disk does not answer.
+        """
+        try:
+            status = self.process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.warning("child_does_not_end", extra={"child": self.process.pid})
+            self.signal(signal.SIGKILL)
+            status = self.process.wait(END_SECONDS)
         for reader in self.readers:
             reader.join(timeout=5)
         return status
@@ -144,8 +164,9 @@ class Child:
         self.signal(signal.SIGKILL)
         status = self.wait()
         stdin = self.process.stdin
-        if stdin is not None and not stdin.closed:
-            stdin.close()
+        if stdin is not None:
+            with suppress(OSError):  # a request that was never read
+                stdin.close()
         return status
 
     def signal(self, number: signal.Signals) -> None:
@@ -153,6 +174,15 @@ class Child:
             os.killpg(self.process.pid, number)
         except ProcessLookupError:
             return
+
+
+def bounded_lines(stream: IO[str]) -> Iterator[str]:
+    """Yield the lines of a stream; of one that is too long, its beginning."""
+    whole = True
+    while line := stream.readline(LONGEST_LINE):
+        if whole:
+            yield line
+        whole = line.endswith("\n")
 
 
 def child_environment(home: Path, extra: Mapping[str, str]) -> dict[str, str]:

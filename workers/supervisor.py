@@ -8,6 +8,7 @@ import logging
 import queue
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -143,6 +144,10 @@ class Supervisor:
             # A full disk or a lost mount says nothing about the job.
             log.exception("attempt_broken", extra={"job_id": claim.job_id})
             return storage_failure(error)
+        except subprocess.TimeoutExpired:
+            # Not even SIGKILL ends a process that waits for its disk.
+            log.exception("attempt_broken", extra={"job_id": claim.job_id})
+            return ErrorReport(code=FailureCode.STORAGE_FAILED, message="a process waits for its disk and does not end")
         except Exception as error:
             # Whatever else: the job must end with a code, and not by its lease running out again and again.
             log.exception("attempt_broken", extra={"job_id": claim.job_id})

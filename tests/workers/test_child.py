@@ -23,6 +23,9 @@ PROGRAMS = {
     "parent": (
         "grandchild = subprocess.Popen(['sleep', '600']); print(json.dumps({'pid': grandchild.pid})); time.sleep(600)"
     ),
+    "lingering": "print(json.dumps({'done': True})); sys.stdout.close(); os.close(1); time.sleep(600)",
+    "deaf": "print(json.dumps({'pid': os.getpid()}), flush=True); time.sleep(600)",
+    "endless": "print('x' * 100); print(json.dumps({'after': True}))",
     "nonsense": "print('not json'); print(json.dumps({'after': True}))",
 }
 
@@ -31,7 +34,7 @@ PROGRAMS = {
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Modules that a child can run, on the path that children are given."""
     for name, body in PROGRAMS.items():
-        source = f"import json, os, signal, subprocess, sys, time\n{body}\nsys.stdout.flush()\n"
+        source = f"import json, os, signal, subprocess, sys, time\n{body}\nsys.stdout.closed or sys.stdout.flush()\n"
         (tmp_path / f"program_{name}.py").write_text(source)
     monkeypatch.setattr(child_module, "ROOT", tmp_path)
 
@@ -107,3 +110,26 @@ def test_waiting_for_a_silent_child_comes_back_in_time(tmp_path: Path) -> None:
         first(child)
         with pytest.raises(queue.Empty):
             child.next_event(0.05)
+
+
+def test_a_child_that_closes_its_output_and_does_not_end_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_module, "END_SECONDS", 0.2)
+    with start("lingering", tmp_path) as child:
+        assert first(child) == {"done": True}
+        with pytest.raises(EOFError):
+            child.next_event(PATIENCE_SECONDS)
+        assert child.wait() == -signal.SIGKILL
+
+
+def test_a_child_that_does_not_read_its_request_holds_nobody(tmp_path: Path) -> None:
+    with start("deaf", tmp_path, request="x" * 1_000_000) as child:
+        pid = first(child)["pid"]
+    assert not is_running(pid)
+
+
+def test_a_line_that_is_too_long_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_module, "LONGEST_LINE", 40)
+    with start("endless", tmp_path) as child:
+        assert first(child) == {"after": True}
