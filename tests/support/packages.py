@@ -1,7 +1,7 @@
 """Packages of tiny models, and what a fresh process says of them."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -78,6 +78,7 @@ class RandomPart:
     structures: Mapping[str, Mapping[str, Any]]
     tensors: Mapping[str, Tensor]
     removed: tuple[int, ...] = ()
+    encodings: Mapping[str, str] = field(default_factory=dict)
 
 
 def structure_for(kind: str, site: Site) -> dict[str, Any]:
