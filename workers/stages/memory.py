@@ -5,18 +5,16 @@ Compression streams the model block by block. Speed, peak memory, text generatio
 
 import ctypes
 import gc
-from pathlib import Path
 
 import psutil
 import torch
 
 from workers.compression.models.streamed import StreamedModel
+from workers.container import left_in_container
 from workers.stages.context import Context
 
 BESIDES = 1.25
 """Memory of a running model as a multiple of its weights, for activations, the key/value cache and copied tensors."""
-
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def holds(context: Context, model: StreamedModel) -> bool:
@@ -57,21 +55,3 @@ def left_on_gpu(device: torch.device) -> int:
     """Return the bytes of GPU memory that this process may still allocate, including those that torch caches unused."""
     free: int = torch.cuda.mem_get_info(device)[0]
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-def left_in_container(cgroup: Path = CGROUP) -> int:
-    """Return the bytes that the container's control group leaves, or 2**63 without a limit."""
-    try:
-        limit, used = ((cgroup / name).read_text().strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return 2**63
-    return 2**63 if limit == "max" else int(limit) - int(used) + droppable(cgroup)
-
-
-def droppable(cgroup: Path) -> int:
-    """Return the bytes of inactive page cache, which count as used but are freed when memory is needed."""
-    try:
-        lines = (cgroup / "memory.stat").read_text().splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))

@@ -1,6 +1,5 @@
 """What a job does where a model does not fit into memory: it streams, says what it did not measure, and succeeds."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 
 from tests.support.jobs import done
 from workers.messages import Assignment
-from workers.stages.memory import holds, left, left_in_container
+from workers.stages.memory import holds, left
 from workers.stages.meter import Meter
 
 
@@ -30,27 +29,6 @@ def test_one_that_does_not_fit_is_compressed_measured_and_verified_but_not_timed
     assert metrics.after.decode_tokens_per_second is None
     assert metrics.after.sample is None
     assert metrics.after.peak_memory_bytes is None
-
-
-def test_what_is_left_ends_at_the_limit_of_the_container(tmp_path: Path) -> None:
-    (tmp_path / "memory.max").write_text("1000\n")
-    (tmp_path / "memory.current").write_text("400\n")
-    assert left_in_container(tmp_path) == 600
-
-
-def test_files_that_the_container_could_drop_do_not_count_as_taken(tmp_path: Path) -> None:
-    (tmp_path / "memory.max").write_text("1000\n")
-    (tmp_path / "memory.current").write_text("900\n")
-    (tmp_path / "memory.stat").write_text("anon 200\nfile 700\ninactive_file 500\nactive_file 200\n")
-    assert left_in_container(tmp_path) == 600
-
-
-@pytest.mark.parametrize("limit", ["max", None])
-def test_without_a_limit_the_container_takes_nothing_away(limit: str | None, tmp_path: Path) -> None:
-    if limit is not None:
-        (tmp_path / "memory.max").write_text(limit)
-        (tmp_path / "memory.current").write_text("400")
-    assert left_in_container(tmp_path) == 2**63
 
 
 def test_what_is_left_of_an_operators_limit_is_less_what_the_process_has_taken() -> None:
