@@ -119,6 +119,9 @@ class Settings(BaseSettings):
         description="how long files of jobs that the database does not know stay where they are; then they are moved "
         "to a quarantine, and never deleted",
     )
+    storage_patience_seconds: float = Field(
+        24 * 3600.0, ge=0, description="how long a job waits for a worker's full or broken disk before it fails"
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int | None = Field(None, ge=1, description="CPU threads of the computing child; unset: all cores")
     processes: int | None = Field(

@@ -16,15 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from app.contract.codes import FailureCode
 from app.contract.job import AttemptOutcome, Failure, Resumed
 from app.db import Sessions
-from app.jobs import store
+from app.jobs import outages, store
 from app.jobs.store import Claim, Progress
 from app.settings import Settings
 from app.storage import Storage, StoredFile
+from workers import container
 from workers.child import ROOMY, SPARING, Child
 from workers.disk import storage_failure
 from workers.fetch import FetchDone, FetchProgress, fetch_environment, fetch_report, fetch_request
@@ -129,7 +131,7 @@ class Supervisor:
     def disown(self, job_id: str) -> None:
         """Hand the job back if it is this worker's."""
         with self.sessions.begin() as session:
-            store.disown(session, job_id, self.worker)
+            outages.disown(session, job_id, self.worker)
 
     def attempt(self, claim: Claim, lease: Lease) -> Published | ErrorReport | None:
         """Compute and publish: the result, what went wrong, or None when the attempt was interrupted."""
@@ -214,7 +216,7 @@ class Supervisor:
                 return AttemptOutcome.CANCELLED
             if store.release(session, claim.job_id, claim.attempt):
                 return AttemptOutcome.RELEASED
-            store.forgive(session, claim.job_id, claim.attempt)
+            outages.forgive(session, claim.job_id, claim.attempt)
         return AttemptOutcome.LOST
 
     def fail(self, claim: Claim, report: ErrorReport) -> AttemptOutcome:
@@ -224,10 +226,7 @@ class Supervisor:
             store.lock(session, claim.job_id)
             if store.stop(session, claim.job_id, claim.attempt):
                 return AttemptOutcome.CANCELLED
-            if failure.retryable:
-                ended = store.retry_or_fail(session, claim.job_id, claim.attempt, failure, delay)
-            else:
-                ended = store.fail(session, claim.job_id, claim.attempt, failure)
+            ended = outages.conclude(session, claim.job_id, failure, delay, self.settings.storage_patience_seconds)
         return AttemptOutcome.FAILED if ended else AttemptOutcome.LOST
 
     def compute(self, claim: Claim, lease: Lease) -> DoneReport:
@@ -293,8 +292,15 @@ class Supervisor:
             threads=self.settings.threads,
             processes=self.settings.processes,
             tasks_dir=self.settings.tasks_dir,
-            memory_bytes=self.settings.memory_bytes,
+            memory_bytes=self.memory_bytes(claim),
         )
+
+    def memory_bytes(self, claim: Claim) -> int | None:
+        """Return what the computing child should stay below: less than at first where that ran out of memory."""
+        if not claim.sparing:
+            return self.settings.memory_bytes
+        free = min(int(psutil.virtual_memory().available), container.left_in_container())
+        return max(min(self.settings.memory_bytes or free, free) // 2, 1)
 
     def events(self, child: Child, lease: Lease, deadline: float) -> Iterator[dict[str, Any]]:
         """Yield what a child reports until it ends well; stops it when the attempt has to end.
@@ -303,6 +309,7 @@ class Supervisor:
             Interrupted: the attempt has to end.
             AttemptFailed: the child took too long or ended badly.
         """
+        killed_before = container.oom_kills()
         while True:
             if lease.must_stop or self.stopping.is_set():
                 child.stop(self.settings.stop_grace_seconds)
@@ -318,7 +325,7 @@ class Supervisor:
                 break
         status = child.wait()
         if status != 0:
-            raise crashed(status, child)
+            raise crashed(status, child, out_of_memory=container.oom_kills() > killed_before)
 
 
 def home_of(work_dir: Path, attempt: int) -> Path:
@@ -341,10 +348,12 @@ def timed_out(seconds: float) -> AttemptFailed:
     )
 
 
-def crashed(status: int, child: Child) -> AttemptFailed:
+def crashed(status: int, child: Child, *, out_of_memory: bool) -> AttemptFailed:
+    if status == -signal.SIGKILL and out_of_memory:
+        return AttemptFailed(FailureCode.OUT_OF_MEMORY, "the system killed the process because memory had run out")
     if status == -signal.SIGKILL:
         return AttemptFailed(
-            FailureCode.COMPUTE_KILLED, "the computing process was killed, as the kernel does when memory runs out"
+            FailureCode.COMPUTE_KILLED, "the computing process was killed by somebody or by the system"
         )
     how = f"by signal {-status}" if status < 0 else f"with exit status {status}"
     last = child.tail[-1][:300] if child.tail else "it said nothing"

@@ -65,6 +65,9 @@ class FailureKind:
     way_out: str
     retryable: bool = False
     """Whether the cause may be temporary: the service then retries the job, and posting it again can help."""
+    waits: bool = False
+    """Whether the cause lies in the operator's machines: the service then waits until it is gone, and does not count
+    the attempt."""
 
 
 FAILURES: Final[Mapping[FailureCode, FailureKind]] = MappingProxyType(
@@ -195,20 +198,25 @@ FAILURES: Final[Mapping[FailureCode, FailureKind]] = MappingProxyType(
         ),
         FailureCode.OUT_OF_MEMORY: FailureKind(
             "The worker has too little memory",
-            "The machine or its GPU has too little memory for this model and recipe.",
+            "The machine or its GPU has too little memory for this model and recipe, also for a second attempt that "
+            "spared it.",
             "Lower the lengths or batch sizes of the recipe, or ask the operator for a larger worker.",
         ),
         FailureCode.DISK_FULL: FailureKind(
             "The worker's disk is full",
-            "No space was left on the worker's disk.",
+            "No space was left on the worker's disk, for as long as the operator's "
+            "MODELPRESS_STORAGE_PATIENCE_SECONDS allows.",
             "Ask the operator to free space, then post the recipe again.",
             retryable=True,
+            waits=True,
         ),
         FailureCode.STORAGE_FAILED: FailureKind(
             "The worker's storage failed",
-            "Reading or writing a file failed: a broken disk, or a network file system that went away.",
-            "Post the recipe again; if it happens again, the operator should look at the worker's storage.",
+            "Reading or writing files failed, because of a broken disk or a network file system that went away, for as "
+            "long as the operator's MODELPRESS_STORAGE_PATIENCE_SECONDS allows.",
+            "Post the recipe again once the operator has looked at the worker's storage.",
             retryable=True,
+            waits=True,
         ),
         FailureCode.TIMED_OUT: FailureKind(
             "The attempt took too long",

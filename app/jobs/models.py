@@ -38,6 +38,10 @@ class JobRow(Base):
     lease_until: Mapped[datetime | None]
     run_after: Mapped[datetime]
     rung_at: Mapped[datetime]
+    waiting_since: Mapped[datetime | None]
+    """Since when the job has been put off, again and again, because its worker's disk or store could not be used."""
+    sparing: Mapped[bool] = mapped_column(server_default="false")
+    """Whether an attempt ran out of memory, so that the next one has to make do with less."""
     recipe: Mapped[dict[str, Any]]
     source: Mapped[dict[str, Any]]
     achieved_ratio: Mapped[float | None]

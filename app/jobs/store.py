@@ -19,7 +19,7 @@ from app.contract.job import AttemptOutcome, Comparison, Failure, Resumed, Sourc
 from app.contract.recipe import Recipe
 from app.jobs.clock import clock, seconds
 from app.jobs.models import DEFAULT_TEAM, ArtifactRow, AttemptRow, JobRow
-from app.jobs.states import ENDED, LEASED, TRANSITIONS, Event, destination, origins
+from app.jobs.states import LEASED, TRANSITIONS, Event, destination, origins
 from app.storage import StoredFile
 
 MAX_DOUBLINGS = 16
@@ -35,6 +35,8 @@ class Claim:
     attempt: int
     recipe: Recipe
     source: Source
+    sparing: bool = False
+    """Whether an earlier attempt ran out of memory."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,13 @@ def claim(session: Session, job_id: str, worker: str, lease_seconds: float) -> C
             worker=worker,
             lease_until=clock() + seconds(lease_seconds),
         )
-        .returning(JobRow.attempt, JobRow.recipe, JobRow.source)
+        .returning(JobRow.attempt, JobRow.recipe, JobRow.source, JobRow.sparing)
     ).one_or_none()
     if row is None:
         return None
     session.execute(insert(AttemptRow).values(job_id=job_id, number=row.attempt, worker=worker, started_at=clock()))
-    return Claim(job_id, row.attempt, Recipe.model_validate(row.recipe), Source.model_validate(row.source))
+    recipe, source = Recipe.model_validate(row.recipe), Source.model_validate(row.source)
+    return Claim(job_id, row.attempt, recipe, source, row.sparing)
 
 
 def beat(
@@ -233,37 +236,6 @@ def release(session: Session, job_id: str, attempt: int) -> bool:
         run_after=clock(),
         seconds_left=None,
     )
-
-
-def forgive(session: Session, job_id: str, attempt: int) -> bool:
-    """Give back an attempt that was taken from a worker which turned out to be alive: it counts for nothing.
-
-    Returns False, and changes nothing, where the attempt was not taken or has been given back before.
-    """
-    taken = session.execute(
-        update(AttemptRow)
-        .where(AttemptRow.job_id == job_id, AttemptRow.number == attempt, AttemptRow.outcome == AttemptOutcome.LOST)
-        .values(outcome=AttemptOutcome.RELEASED)
-        .returning(AttemptRow.number)
-        .execution_options(synchronize_session=False)
-    ).scalar_one_or_none()
-    if taken is None:
-        return False
-    session.execute(
-        update(JobRow)
-        .where(JobRow.id == job_id, JobRow.state.not_in(ENDED))
-        .values(attempts_left=JobRow.attempts_left + 1)
-        .execution_options(synchronize_session=False)
-    )
-    return True
-
-
-def disown(session: Session, job_id: str, worker: str) -> bool:
-    """Hand back a job that this worker may have claimed without having heard so; the attempt is not counted."""
-    attempt = session.scalar(
-        select(JobRow.attempt).where(JobRow.id == job_id, JobRow.worker == worker, JobRow.state.in_(LEASED))
-    )
-    return attempt is not None and (stop(session, job_id, attempt) or release(session, job_id, attempt))
 
 
 def stop(session: Session, job_id: str, attempt: int) -> bool:

@@ -25,7 +25,7 @@ from app.storage import Storage
 from app.storage.registry import open_storage
 from tests.support.results import COMPARISON
 from tests.support.waiting import PATIENCE_SECONDS
-from workers import child
+from workers import child, container
 from workers.messages import DoneReport, ErrorReport
 from workers.supervisor import Published, Supervisor
 
@@ -37,6 +37,13 @@ CHILDREN = {
     "crashes": "sys.stderr.write('a last word\\n'); sys.exit(7)",
     "says_nothing": "pass",
     "finishes": f"print({DONE.model_dump_json()!r})",
+    "finds_the_disk_full": (
+        "print(json.dumps({'event': 'error', 'code': 'disk_full', 'message': 'the disk is full'})); sys.exit(1)"
+    ),
+    "needs_memory": (
+        "told = str(json.loads(sys.stdin.readline())['memory_bytes']);"
+        "print(json.dumps({'event': 'error', 'code': 'out_of_memory', 'message': told})); sys.exit(1)"
+    ),
     "fails": ("print(json.dumps({'event': 'error', 'code': 'no_tokenizer', 'message': 'no'})); sys.exit(1)"),
     "tells_where_tasks_lie": (
         "told = str(json.loads(sys.stdin.readline())['tasks_dir']);"
@@ -216,7 +223,7 @@ def test_a_disk_that_is_full_when_the_result_is_stored_is_reported_as_one(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    settings = settings.model_copy(update={"max_attempts": 1})
+    settings = settings.model_copy(update={"max_attempts": 1, "storage_patience_seconds": 0.0})
     service.settings = settings
     job_id = service.submit(Recipe.model_validate(tiny)).id
     children("finishes")
@@ -271,3 +278,60 @@ def test_a_claim_whose_answer_was_lost_is_handed_back(
     assert service.get(job_id).state is State.QUEUED
     with sessions() as session:
         assert session.scalar(text("SELECT attempts_left FROM jobs")) == settings.max_attempts
+
+
+def test_a_job_waits_for_a_full_disk_without_being_charged_and_says_so(
+    service: JobService, settings: Settings, sessions: Sessions, tiny: dict[str, Any], children: Any
+) -> None:
+    settings = settings.model_copy(update={"max_attempts": 1, "retry_delay_seconds": 0.0})
+    service.settings = settings
+    job_id = service.submit(Recipe.model_validate(tiny)).id
+    children("finds_the_disk_full")
+    supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
+    for _ in range(3):
+        supervisor.run(job_id)
+    job = service.get(job_id)
+    assert (job.state, job.attempt, job.detail) == (State.QUEUED, 3, "waits, since the disk is full")
+    assert [attempt.outcome for attempt in job.attempts] == [AttemptOutcome.RELEASED] * 3
+    supervisor.settings = settings.model_copy(update={"storage_patience_seconds": 0.0})
+    supervisor.run(job_id)
+    job = service.get(job_id)
+    assert job.error is not None
+    assert (job.state, job.error.code) == (State.FAILED, "disk_full")
+
+
+def test_a_job_that_ran_out_of_memory_is_tried_once_more_with_less(
+    service: JobService, settings: Settings, sessions: Sessions, tiny: dict[str, Any], children: Any
+) -> None:
+    settings = settings.model_copy(update={"max_attempts": 1, "memory_bytes": 2_000_000})
+    service.settings = settings
+    job_id = service.submit(Recipe.model_validate(tiny)).id
+    children("needs_memory")
+    supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
+    supervisor.run(job_id)
+    assert service.get(job_id).state is State.QUEUED
+    supervisor.run(job_id)
+    job = service.get(job_id)
+    assert job.error is not None
+    assert (job.state, job.attempt) == (State.FAILED, 2)
+    assert (job.error.code, job.error.message) == ("out_of_memory", "1000000")
+
+
+def test_a_child_that_the_system_kills_for_want_of_memory_is_out_of_memory(
+    service: JobService,
+    settings: Settings,
+    sessions: Sessions,
+    tiny: dict[str, Any],
+    children: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kills = iter(range(1000))
+    monkeypatch.setattr(container, "oom_kills", lambda: next(kills))
+    job_id = service.submit(Recipe.model_validate(tiny)).id
+    children("is_killed")
+    supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
+    supervisor.run(job_id)
+    supervisor.run(job_id)
+    job = service.get(job_id)
+    assert job.error is not None
+    assert job.error.code == "out_of_memory"

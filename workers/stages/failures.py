@@ -16,13 +16,22 @@ def describe(error: BaseException, stage: str | None = None) -> ErrorReport:
             return error.report(stage)
         case CompressionError():
             return ErrorReport(code=FailureCode(error.code), message=str(error), stage=stage)
-        case MemoryError() | torch.OutOfMemoryError():
+        case _ if is_out_of_memory(error):
             message = "the worker has too little memory for this model and recipe"
             return ErrorReport(code=FailureCode.OUT_OF_MEMORY, message=message, stage=stage)
         case OSError() if is_disk_failure(error):
             return storage_failure(error, stage)
         case SafetensorError() if mentions_full_disk(error):
             return disk_full(stage)
+        case RuntimeError() if "PytorchStreamWriter" in str(error) or "inline_container.cc" in str(error):
+            # torch.save, which says where in torch it failed to write, and not why.
+            return disk_full(stage)
         case _:
             message = f"{type(error).__name__}: {str(error)[:500]}"
             return ErrorReport(code=FailureCode.INTERNAL_ERROR, message=message, stage=stage)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory could not be had, on the GPU or beside it, where torch raises a RuntimeError."""
+    lacking = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return lacking or isinstance(error, MemoryError | torch.OutOfMemoryError)
