@@ -4,7 +4,7 @@ encoded = Encoded.read(part.tensors, "model.embed_tokens.weight", CODES["q8_0"])
 encoded.decoded()                     # [out, in], float32: exactly what an engine computes with
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -42,6 +42,19 @@ class Encoded:
         table = torch.tensor(self.code.levels, dtype=torch.float32, device=self.levels.device)
         values = table[self.levels.long()].view(rows, -1, self.code.group or columns)
         return values.mul_(steps.unsqueeze(-1)).view(rows, columns)
+
+    def split(self, rows: Sequence[int]) -> list[Self]:
+        """Return matrices of `rows` successive rows each."""
+        scales = [None] * len(rows) if self.scales is None else torch.split(self.scales, list(rows))
+        split = (torch.split(each, list(rows)) for each in (self.levels, self.units))
+        return [type(self)(self.code, *parts) for parts in zip(*split, scales, strict=True)]
+
+    @classmethod
+    def stacked(cls, parts: Sequence[Self]) -> Self:
+        """Return the rows of several matrices of one code as one matrix."""
+        scales = [part.scales for part in parts if part.scales is not None]
+        levels, units = (torch.cat([getattr(part, name) for part in parts]) for name in ("levels", "units"))
+        return cls(parts[0].code, levels, units, torch.cat(scales) if scales else None)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Return the tensors that are stored in place of the tensor `name`."""

@@ -32,6 +32,7 @@ class Code:
         groups: groups in a block, which share a unit.
         scales: least and greatest scale of a group, in steps of its block's unit; None where a block is one group.
         scale_bits: bits that a group's scale takes; 0 where a block is one group.
+        signed: whether a unit may be negative, which turns the levels round.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Code:
     groups: int = 1
     scales: tuple[int, int] | None = None
     scale_bits: int = 0
+    signed: bool = True
 
     @property
     def block(self) -> int | None:
@@ -73,10 +75,10 @@ def _symmetric(bits: int) -> tuple[int, ...]:
 _NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 REGISTERED: tuple[Code, ...] = (
-    Code("int8", _symmetric(8), bits=8),
-    Code("int4_g32", _symmetric(4), bits=4, group=32),
-    Code("int4_g64", _symmetric(4), bits=4, group=64),
-    Code("int4_g128", _symmetric(4), bits=4, group=128),
+    Code("int8", _symmetric(8), bits=8, signed=False),
+    Code("int4_g32", _symmetric(4), bits=4, group=32, signed=False),
+    Code("int4_g64", _symmetric(4), bits=4, group=64, signed=False),
+    Code("int4_g128", _symmetric(4), bits=4, group=128, signed=False),
     Code("q8_0", _symmetric(8), bits=8, group=32),
     Code("q6_k", _symmetric(6), bits=6, group=16, groups=16, scales=(-128, 127), scale_bits=8),
     Code("q5_0", _symmetric(5), bits=5, group=32),

@@ -1,0 +1,115 @@
+"""Levels and scales of groups of weights, each group on its own: the parts of `rounding` that know no other column.
+
+Weights are [..., group]; an error e [group] of a group costs Σ h e², with `h` [..., group] broadcast to the weights.
+"""
+
+import torch
+from torch import Tensor
+
+from workers.compression.spec.codes import Code
+
+REACHES = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35)
+"""The sizes of a group's largest weight, in fractions of the outermost level, that the search for its scale tries."""
+
+UNIT_REACHES = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2)
+"""The sizes of a block's largest scale, in fractions of the outermost one, that the search for its unit tries."""
+
+NEARBY = 2
+"""How many scales below and above the rounded one a group of a block of several groups tries."""
+
+
+class Levels:
+    """The levels of a code as tensors on one device."""
+
+    def __init__(self, code: Code, device: torch.device) -> None:
+        self.lowest, self.highest = code.levels[0], code.levels[-1]
+        self._table = torch.tensor(code.levels, dtype=torch.float32, device=device)
+        # Levels are whole numbers, so the nearest one is the same for all numbers between two neighbouring halves.
+        halves = torch.arange(2 * self.lowest, 2 * self.highest, dtype=torch.float32, device=device) / 2 + 0.25
+        self._numbers = torch.bucketize(halves, (self._table[1:] + self._table[:-1]) / 2).to(torch.uint8)
+        self._nearest = self._table[self._numbers.long()]
+        self._even = len(code.levels) == self.highest - self.lowest + 1
+
+    def numbers(self, steps: Tensor) -> Tensor:
+        """Return the number of the level nearest to each weight, which is given in steps of its scale."""
+        if self._even:
+            return steps.round().clamp_(self.lowest, self.highest).sub_(self.lowest).to(torch.uint8)
+        return self._numbers.index_select(0, self._halves(steps)).view_as(steps)
+
+    def values(self, numbers: Tensor) -> Tensor:
+        """Return the levels with the given numbers."""
+        if self._even:
+            return numbers.float().add_(self.lowest)
+        return self._table.index_select(0, numbers.flatten().int()).view_as(numbers)
+
+    def nearest(self, steps: Tensor) -> Tensor:
+        """Return the level nearest to each weight, which is given in steps of its scale."""
+        if self._even:
+            return steps.round().clamp_(self.lowest, self.highest)
+        return self._nearest.index_select(0, self._halves(steps)).view_as(steps)
+
+    def _halves(self, steps: Tensor) -> Tensor:
+        """Return the number of the half-open interval between two halves that each weight lies in, flat."""
+        last = len(self._numbers) - 1
+        return (steps * 2).floor_().sub_(2 * self.lowest).clamp_(0, last).int().flatten()
+
+
+def in_steps(weights: Tensor, scales: Tensor) -> Tensor:
+    """Return weights / scales, and 0 where the scale is 0 or too small to divide by."""
+    return weights * torch.where(scales.abs() < torch.finfo(scales.dtype).tiny, 0.0, 1 / scales)
+
+
+def search(levels: Levels, weights: Tensor, h: Tensor, *, signed: bool) -> Tensor:
+    """Return the scale [...] of each group with the least error; `signed` lets it be negative.
+
+    Each candidate puts the largest weight at another place of the levels' range, at the lower or the upper end; its
+    levels are then fixed, and the scale becomes the best one for them.
+    """
+    anchor = weights.gather(-1, weights.abs().argmax(-1, keepdim=True))
+    reaches = anchor.new_tensor(REACHES)
+    if signed:
+        candidates = torch.cat((anchor / (levels.lowest * reaches), anchor / (levels.highest * reaches)), -1)
+    else:
+        candidates = anchor.abs() / (max(-levels.lowest, levels.highest) * reaches)
+    best_gain = torch.full_like(anchor.squeeze(-1), -1.0)
+    best = torch.zeros_like(best_gain)
+    weighted = h * weights
+    for scale in candidates.unbind(-1):
+        chosen = levels.nearest(in_steps(weights, scale.unsqueeze(-1)))
+        along, energy = (chosen * weighted).sum(-1), chosen.square_().mul_(h).sum(-1)
+        # Infinitesimal weights make these ratios overflow; a scale of 0 is as good for them.
+        fitted = torch.where(energy > 0, along / energy, 0.0).nan_to_num(0.0, 0.0, 0.0)
+        gain = along * fitted
+        better = (gain > best_gain) & ((fitted >= 0) | signed)
+        best_gain, best = torch.where(better, gain, best_gain), torch.where(better, fitted, best)
+    return best
+
+
+def stored(units: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the units in the precision in which they are stored; too large ones become the largest."""
+    most = torch.finfo(dtype).max
+    return units.clamp(-most, most).to(dtype).float()
+
+
+def search_unit(levels: Levels, weights: Tensor, h: Tensor, limits: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Return the unit [rows] with the least error of blocks of several groups, weights [rows, groups, group].
+
+    `limits` are the least and greatest scale of a group in steps of the unit.
+    """
+    scales = search(levels, weights, h, signed=True)
+    chosen = levels.nearest(in_steps(weights, scales.unsqueeze(-1)))
+    along, energy = (chosen * h * weights).sum(-1), (chosen.square() * h).sum(-1)
+    largest = scales.gather(-1, scales.abs().argmax(-1, keepdim=True))
+    units = stored(largest / (limits[0] * largest.new_tensor(UNIT_REACHES)), dtype)
+    rounded = in_steps(scales.unsqueeze(1), units.unsqueeze(-1)).round_().clamp_(*limits) * units.unsqueeze(-1)
+    lost = (rounded.square() * energy.unsqueeze(1) - 2 * rounded * along.unsqueeze(1)).sum(-1)
+    return units.gather(-1, lost.argmin(-1, keepdim=True)).squeeze(-1)
+
+
+def search_scale(levels: Levels, weights: Tensor, h: Tensor, limits: tuple[int, int], units: Tensor) -> Tensor:
+    """Return the scale [rows], in steps of the given units [rows], of one group each, weights [rows, group]."""
+    ideal = in_steps(search(levels, weights, h, signed=True), units).round_()
+    tried = (ideal.unsqueeze(-1) + torch.arange(-NEARBY, NEARBY + 1).to(ideal)).clamp_(*limits)
+    steps = (tried * units.unsqueeze(-1)).unsqueeze(-1)
+    lost = (weights.unsqueeze(1) - levels.nearest(in_steps(weights.unsqueeze(1), steps)) * steps).square_()
+    return tried.gather(-1, lost.mul_(h).sum(-1).argmin(-1, keepdim=True)).squeeze(-1)
