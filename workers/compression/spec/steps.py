@@ -7,12 +7,14 @@ compression that was stopped resumes after the last one.
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from workers.compression.spec.codes import CODES
 from workers.compression.spec.dimensions import block_of
 from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.structures import AnyStructure
@@ -191,7 +193,43 @@ class FactorToSize(BaseStep):
         return f"Factored what was left as the method `{self.method}` does, to {self.parameters:,} stored parameters."
 
 
-Step = Annotated[Remove | Refit | Absorb | Fuse | Narrow | Factor | FactorToSize, Field(discriminator="kind")]
+class Quantise(BaseStep):
+    """Round matrices to codes, part by part, with the error feedback of GPTQ (arXiv 2210.17323).
+
+    The parts are the embedding, the remaining blocks, and the output head if it has a matrix of its own. Each is
+    rounded on the inputs that it has behind the rounded parts before it.
+
+    Attributes:
+        format: the file format that has these codes.
+        codes: {site: name of its code} by full module name. Other sites keep 16 bits.
+    """
+
+    kind: Literal["quantise"] = "quantise"
+    format: str
+    codes: Mapping[str, str]
+
+    @field_validator("codes")
+    @classmethod
+    def check_codes(cls, codes: Mapping[str, str]) -> Mapping[str, str]:
+        if unknown := set(codes.values()) - CODES.keys():
+            raise ValueError(f"no such codes: {', '.join(sorted(unknown))}; there are {', '.join(CODES)}")
+        return codes
+
+    def labels(self, inventory: Inventory, removed: int) -> tuple[Label, ...]:
+        remaining = inventory.blocks - removed
+        blocks = [Label(f"rounding block {number} of {remaining}") for number in range(1, remaining + 1)]
+        head = [] if inventory.head is None else [Label("rounding the output head")]
+        return (Label("rounding the embedding", 0), *blocks, *head)
+
+    def summary(self) -> str:
+        counted = Counter(self.codes.values()).most_common()
+        codes = ", ".join(f"{count} to `{code}`" for code, count in counted)
+        return f"Rounded matrices for the format `{self.format}`: {codes}."
+
+
+Step = Annotated[
+    Remove | Refit | Absorb | Fuse | Narrow | Factor | FactorToSize | Quantise, Field(discriminator="kind")
+]
 """Any step, as a field of a pydantic model. This is the only list of steps."""
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from workers.compression.spec.steps import Absorb, BaseStep, Factor, FactorToSize, Fuse, Narrow, Refit, Remove
-from workers.compression.steps import absorb, factor, factor_to_size, fuse, narrow, refit, remove
+from workers.compression.spec.steps import Absorb, BaseStep, Factor, FactorToSize, Fuse, Narrow, Quantise, Refit, Remove
+from workers.compression.steps import absorb, factor, factor_to_size, fuse, narrow, quantise, refit, remove
 from workers.compression.steps.work import Runner
 
 RUNNERS: Mapping[type[BaseStep], Runner] = MappingProxyType(
@@ -16,6 +16,7 @@ RUNNERS: Mapping[type[BaseStep], Runner] = MappingProxyType(
         Narrow: Runner(narrow.run, applies_at_once=False),
         Factor: Runner(factor.run, applies_at_once=False),
         FactorToSize: Runner(factor_to_size.run, applies_at_once=False),
+        Quantise: Runner(quantise.run, applies_at_once=True),
     }
 )
 """The runner of every kind of step."""

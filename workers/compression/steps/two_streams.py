@@ -107,6 +107,10 @@ class StoredMoments:
     def __contains__(self, name: str) -> bool:
         return name in self._files
 
+    def leader(self, name: str) -> str:
+        """Return the first of the sites that share the moments of the site `name`."""
+        return self._files[name].name
+
     def take(self, name: str) -> Moments:
         """Load the moments of a site."""
         moments = Moments(**torch.load(self._files[name]))
