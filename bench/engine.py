@@ -24,6 +24,7 @@ from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods import METHODS, Need, planner_of
 from workers.compression.spec.methods.fusion import FUSION
 from workers.compression.spec.plan import Plan
+from workers.compression.spec.sizes import Candidate
 from workers.compression.spec.steps import Remove
 from workers.compression.training.distillation import distil
 from workers.compression.training.loop import Observer
@@ -136,9 +137,9 @@ def compressed(original: Original, method: str, ratio: float, options: Mapping[s
     chosen = asked
     if Need.TRIALS in METHODS[method].needs:
         with timed(seconds, "choose"):
-            candidates = METHODS[method].candidates(original.model.inventory, ratio, asked)
-            tried = list(trials(original.model, candidates, ratio, original.ids))
-        chosen = min(tried, key=lambda trial: trial.perplexity).method
+            found = METHODS[method].candidates(original.model.inventory, ratio, asked)
+            tried = list(trials(original.model, [Candidate(each, ratio, 16) for each in found], original.ids))
+        chosen = min(tried, key=lambda trial: trial.perplexity).candidate.method
     planner = planner_of(chosen)
     measured = original.sensitivities(planner.tiled(chosen)) if Need.SENSITIVITIES in planner.needs else {}
     if measured:

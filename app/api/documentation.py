@@ -52,11 +52,9 @@ PROBLEM_EXAMPLE: dict[str, Any] = {
     "type": "/problems/invalid_request",
     "title": "The request is not valid",
     "status": 422,
-    "detail": "target_ratio: must be above 1, since it is stored parameters before / after; send 1.25",
+    "detail": "target_ratio: must be above 1, since it is bytes before / after; send 1.25",
     "instance": "/jobs",
-    "errors": [
-        {"field": "target_ratio", "message": "must be above 1, since it is stored parameters before / after; send 1.25"}
-    ],
+    "errors": [{"field": "target_ratio", "message": "must be above 1, since it is bytes before / after; send 1.25"}],
 }
 
 HEADERS: dict[str, str] = {

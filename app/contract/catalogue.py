@@ -6,6 +6,7 @@ from pydantic import Field
 
 from app.contract.job import Answer
 from workers.compression.spec.methods import Leaves, Need
+from workers.compression.spec.precision import Precision
 
 
 class RatioRange(Answer):
@@ -13,6 +14,13 @@ class RatioRange(Answer):
 
     lowest: float
     highest: float
+
+
+class ReachedRange(RatioRange):
+    """The target ratios that a method can reach on a model at one precision in one format."""
+
+    precision: Precision
+    format: str
 
 
 class MethodInfo(Answer):
@@ -30,7 +38,12 @@ class MethodInfo(Answer):
     )
     options: dict[str, Any] = Field(description="JSON schema of the object that a recipe may send as its method")
     range: RatioRange | None = Field(
-        None, description="ratios that it reaches on the requested model with its default options"
+        None,
+        description="ratios that it reaches on the requested model with its default options, at the precision 'auto' "
+        "in the format 'safetensors'",
+    )
+    ranges: tuple[ReachedRange, ...] = Field(
+        (), description="the same for each precision and format in which the method can leave the requested model"
     )
     refusal: str | None = Field(None, description="why it cannot compress the requested model")
 

@@ -92,11 +92,13 @@ def check_ratio(ratio: float) -> float:
     if ratio > 1:
         return ratio
     hint = f"send {1 / ratio:.3g}" if 0 < ratio < 1 else "send a number above 1, such as 1.5"
-    raise ValueError(f"must be above 1, since it is stored parameters before / after; {hint}")
+    raise ValueError(f"must be above 1, since it is bytes before / after; {hint}")
 
 
-def check_target(target: Any, _: ValidatorFunctionWrapHandler) -> float | tuple[float, ...]:
+def check_target(target: Any, _: ValidatorFunctionWrapHandler) -> float | tuple[float, ...] | None:
     """Validate a list as ratios and anything else as one ratio, so that the error fits what was sent."""
+    if target is None:
+        return None
     if isinstance(target, list | tuple):
         return RATIOS.validate_python(target)
     return RATIO.validate_python(target)

@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.contract.codes import FailureCode
 from app.contract.recipe import Recipe
 
+PLAIN_BYTES = 2
+"""Bytes of a number that is not rounded, as ratios count them."""
+
 
 class State(StrEnum):
     """The state of a job."""
@@ -135,8 +138,9 @@ class Comparison(Answer):
 
     @property
     def ratio(self) -> float:
-        """Return stored parameters before / after."""
-        return self.before.parameters / self.after.parameters
+        """Return the bytes of the weights before / after, at 16 bits a number where none is rounded."""
+        plain = PLAIN_BYTES * self.after.parameters
+        return PLAIN_BYTES * self.before.parameters / min(self.after.bytes, plain)
 
 
 class SweepResult(Answer):
@@ -215,8 +219,8 @@ class Job(Answer):
     state: State
     stage: str | None = Field(
         None,
-        description="fetch, inspect, calibrate, plan, compress, distill, write, evaluate, package or verify; they run "
-        "in this order, and distill only if the recipe asks for it. Null while no worker has the job",
+        description="fetch, inspect, calibrate, plan, compress, distill, quantise, write, evaluate, package or verify; "
+        "they run in this order, and distill only if the recipe asks for it. Null while no worker has the job",
     )
     progress: float = Field(0.0, ge=0, le=1, description="finished fraction of the whole job")
     detail: str | None = Field(None, description="what the stage is doing, such as 'block 12 of 30'")
@@ -227,7 +231,8 @@ class Job(Answer):
     recipe: Recipe
     source: Source
     achieved_ratio: float | None = Field(
-        None, description="stored parameters before / after; for the first ratio, if there are several"
+        None,
+        description="bytes of the weights before, at 16 bits a number, / after; for the first of several ratios",
     )
     metrics: Comparison | None = Field(None, description="measurements; for the first ratio, if there are several")
     sweep: tuple[SweepResult, ...] = Field((), description="one result for each ratio, if the recipe lists ratios")

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    ByteSize,
     ConfigDict,
     Field,
     ValidationInfo,
@@ -31,6 +32,7 @@ from app.contract.fields import (
 from app.contract.method import MethodChoice
 from workers.compression.spec.formats import FORMATS, MAIN
 from workers.compression.spec.methods.auto import AutoOptions
+from workers.compression.spec.precision import Precision
 
 Trainable = Literal["all", "factors", "norms"]
 
@@ -262,19 +264,33 @@ class Evaluation(Options):
 
 
 class Recipe(Options):
-    """The body of `POST /jobs`. Only `model` and `target_ratio` are required."""
+    """The body of `POST /jobs`. Only `model` and a target are required: `target_ratio` or `target_bytes`."""
 
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
-        json_schema_extra={"examples": [{"model": "local:smollm2-135m-instruct.gguf", "target_ratio": 1.31}]},
+        json_schema_extra={"examples": [{"model": "local:smollm2-135m-instruct.gguf", "target_ratio": 4}]},
     )
 
     model: Model = Field(description="'org/name[@revision]' on the hub, or 'local:NAME' under MODELPRESS_MODEL_ROOTS")
-    target_ratio: Annotated[Ratio | Ratios, WrapValidator(check_target)] = Field(
-        description="stored parameters before / after, each distinct tensor counted once; 1.5 means 1.5 times smaller. "
-        "A list of up to 8 makes a checkpoint for each, in a directory named after its ratio, and a report that "
-        "compares them; all share one calibration"
+    target_bytes: Annotated[ByteSize | None, Field(gt=0)] = Field(
+        None,
+        description="greatest size of the weights in the file of each format, such as '1.5GB' or 700000000; in the "
+        "place of target_ratio, as which it is kept",
+    )
+    target_ratio: Annotated[Ratio | Ratios | None, WrapValidator(check_target)] = Field(
+        None,
+        validate_default=True,
+        description="bytes of the weights before / after: before at 16 bits a number, each distinct tensor counted "
+        "once; after as they lie in the file of each format. 4 means 4 times smaller. A list of up to 8 makes a "
+        "checkpoint for each, in a directory named after its ratio, and a report that compares them; all share one "
+        "calibration",
+    )
+    precision: Precision = Field(
+        "auto",
+        description="the most bits that a weight inside the model may keep: 16 rounds none, so that the structure "
+        "alone makes the model smaller. 'auto' gives each matrix as many bits as pay; with a method that is named it "
+        "rounds only where the method alone does not reach the ratio",
     )
     method: MethodChoice = Field(
         default_factory=AutoOptions,
@@ -301,6 +317,14 @@ class Recipe(Options):
         },
     )
 
+    @field_validator("target_ratio")
+    @classmethod
+    def check_one_target(cls, target: float | tuple[float, ...] | None, info: ValidationInfo) -> Any:
+        """Raise ValueError unless there is one target."""
+        if "target_bytes" in info.data and (target is None) == (info.data["target_bytes"] is None):
+            raise ValueError("send how many times smaller, such as 4, or target_bytes, and not both")
+        return target
+
     @field_validator("metadata")
     @classmethod
     def check_metadata(cls, metadata: dict[str, str]) -> dict[str, str]:
@@ -317,8 +341,19 @@ class Recipe(Options):
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Return the target ratios in the order in which they were sent."""
+        """Return the target ratios in the order in which they were sent.
+
+        Raises ValueError if the recipe names bytes: `sized` turns them into a ratio once the model is known.
+        """
+        if self.target_ratio is None:
+            raise ValueError("the recipe names target_bytes, which are no ratio until the model is known")
         return self.target_ratio if isinstance(self.target_ratio, tuple) else (self.target_ratio,)
+
+    def sized(self, bytes_before: int) -> Self:
+        """Return the recipe with its target as a ratio, for a model of so many bytes at 16 bits a number."""
+        if self.target_bytes is None:
+            return self
+        return self.model_copy(update={"target_ratio": bytes_before / self.target_bytes, "target_bytes": None})
 
     @property
     def teacher_text(self) -> tuple[int, int] | None:

@@ -136,7 +136,7 @@ class CompressionReport(Section):
         description="perplexity on held-out calibration text that each method tried by 'auto' left"
     )
     target_ratio: float
-    achieved_ratio: float = Field(description="stored parameters before / after")
+    achieved_ratio: float = Field(description="bytes of the weights before, at 16 bits a number, / after")
     metrics: Comparison
     sites: tuple[SiteReport, ...] = Field(description="every matrix, including embedding and head")
     removed_blocks: tuple[RemovedBlock, ...] = Field(description="in the order of their removal")

@@ -1,11 +1,23 @@
 """What the registries offer, as the service describes it."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, get_args
 
-from app.contract.catalogue import ArchitectureInfo, ArchitectureList, MethodInfo, MethodList, RatioRange
+from app.contract.catalogue import (
+    ArchitectureInfo,
+    ArchitectureList,
+    MethodInfo,
+    MethodList,
+    RatioRange,
+    ReachedRange,
+)
 from workers.compression.spec.architectures import ARCHITECTURES
+from workers.compression.spec.formats import FORMATS, MAIN
 from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods import METHODS, Method, MethodDoesNotFit, OptionDoesNotFit
+from workers.compression.spec.precision import Precision
+from workers.compression.spec.ranges import RatioOutOfRange
+from workers.compression.spec.sizes import Wanted, reachable
 
 
 def method_list(inventory: Inventory | None = None) -> MethodList:
@@ -15,12 +27,13 @@ def method_list(inventory: Inventory | None = None) -> MethodList:
 
 def method_info(method: Method[Any], inventory: Inventory | None) -> MethodInfo:
     """Return what there is to say of a method, on a model where one is given."""
-    reached, refusal = None, None
+    reached, ranges, refusal = None, tuple[ReachedRange, ...](), None
     if inventory is not None:
         try:
-            found = method.range(inventory, method.options())
+            found = reachable(inventory, method.options(), Wanted(1.0, "auto", (FORMATS[MAIN],)))
             reached = RatioRange(lowest=found.lowest, highest=found.highest)
-        except (MethodDoesNotFit, OptionDoesNotFit) as error:
+            ranges = tuple(reached_ranges(method, inventory))
+        except (MethodDoesNotFit, OptionDoesNotFit, RatioOutOfRange) as error:
             refusal = str(error)
     return MethodInfo(
         name=method.name,
@@ -31,8 +44,22 @@ def method_info(method: Method[Any], inventory: Inventory | None) -> MethodInfo:
         leaves=method.leaves,
         options=method.options.model_json_schema(),
         range=reached,
+        ranges=ranges,
         refusal=refusal,
     )
+
+
+def reached_ranges(method: Method[Any], inventory: Inventory) -> Iterator[ReachedRange]:
+    """Yield the ratios that a method reaches on a model, for each precision and format in which it can leave it."""
+    for form in FORMATS.values():
+        if form.refuses(inventory, method.leaves) is not None:
+            continue
+        for precision in get_args(Precision):
+            try:
+                found = reachable(inventory, method.options(), Wanted(1.0, precision, (form,)))
+            except RatioOutOfRange:
+                continue
+            yield ReachedRange(precision=precision, format=form.name, lowest=found.lowest, highest=found.highest)
 
 
 def architecture_list() -> ArchitectureList:

@@ -18,6 +18,8 @@ from workers.compression.spec.formats import FORMATS
 from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods import Leaves, method_of
 from workers.compression.spec.ranges import Range
+from workers.compression.spec.ranges import RatioOutOfRange as NotReached
+from workers.compression.spec.sizes import Wanted, bytes_before, reachable
 
 SHORTEST_WINDOW = 16
 """The least tokens of a window that a recipe may ask for."""
@@ -50,9 +52,9 @@ def check(recipe: Recipe, models: ModelSources, texts: TextSources) -> Checked:
             faults.append(fault)
     try:
         model = models.resolve(recipe.model)
+        recipe = sized(fitted(recipe, model.config), model.inventory)
     except Refused as fault:
         raise refusal([fault, *faults]) from fault
-    recipe = fitted(recipe, model.config)
     for look in LOOKS:
         faults += look(recipe, model)
     if faults:
@@ -112,6 +114,14 @@ def fitted(recipe: Recipe, config: Mapping[str, Any]) -> Recipe:
     return recipe.model_copy(update=changed)
 
 
+def sized(recipe: Recipe, inventory: Inventory) -> Recipe:
+    """Return the recipe with its target as a ratio. Raises Refused for bytes that are no fewer than the model's."""
+    before = bytes_before(inventory)
+    if recipe.target_bytes is not None and recipe.target_bytes >= before:
+        raise Refused("target_bytes", f"the model has {before} bytes at 16 bits a number; send fewer")
+    return recipe.sized(before)
+
+
 def positions_of(config: Mapping[str, Any]) -> int | None:
     """Return how many positions the model knows; None where its config does not say."""
     positions = config.get("max_position_embeddings", config.get("n_positions"))
@@ -143,8 +153,9 @@ def ratios(recipe: Recipe, model: ResolvedModel) -> Iterator[Refused]:
             lowest, highest = math.ceil(feasible.lowest * 1000) / 1000, math.floor(feasible.highest * 1000) / 1000
             yield RatioOutOfRange(
                 f"target_ratio.{index}" if recipe.is_sweep else "target_ratio",
-                f"{ratio:g} cannot be reached for {recipe.model} with method {recipe.method.name!r}; "
-                f"send a number from {lowest:.3f} to {highest:.3f}",
+                f"{ratio:g} cannot be reached for {recipe.model} with method {recipe.method.name!r} at the precision "
+                f"{recipe.precision} in {' and '.join(recipe.formats)}; send a number from {lowest:.3f} to "
+                f"{highest:.3f}",
             )
 
 
@@ -194,9 +205,15 @@ LOOKS: Final[tuple[Callable[[Recipe, ResolvedModel], Iterator[Refused]], ...]] =
 
 
 def feasible_range(recipe: Recipe, inventory: Inventory) -> Range:
-    """Return the target ratios that the recipe's method reaches on the model. Raises Refused where it does not fit."""
+    """Return the target ratios that the recipe's method reaches on the model, at its precision in its formats.
+
+    Raises Refused where it does not fit.
+    """
+    formats = tuple(FORMATS[name] for name in recipe.formats)
     try:
-        return method_of(recipe.method).range(inventory, recipe.method)
+        return reachable(inventory, recipe.method, Wanted(1.0, recipe.precision, formats))
+    except NotReached as error:
+        raise Refused("precision", f"{error}; send 'auto' or 16, or another method") from error
     except methods.OptionDoesNotFit as error:
         raise Refused(f"method.{error.option}", str(error)) from error
     except methods.MethodDoesNotFit as error:

@@ -86,7 +86,7 @@ def test_the_plan_the_engine_and_the_plots_name_the_same_criteria_for_a_removal(
         ({"evaluation": {"tasks": ["arc_easy"], "task_limit": 0}}, "greater than or equal to 1"),
         ({"evaluation": {"task_limit": 10}}, "no effect without tasks"),
         ({"metadata": {"key": "x" * 513}}, "values up to 512"),
-        ({"method": "magic"}, "no such method; there are auto, low_rank"),
+        ({"method": "magic"}, "no such method; there are auto, quantisation, low_rank"),
         ({"formats": ["safetensors", "int2"]}, "send one of safetensors, dense, int8, int4"),
         ({"formats": ["safetensors", "int4", "int4"]}, "each format once"),
         ({"formats": ["int4"]}, "'safetensors' is always written, so add it to the list"),
@@ -160,3 +160,20 @@ def test_text_that_the_original_writes_is_none_to_be_had() -> None:
         "calibration.datasets.1": "local:a",
         "evaluation.datasets.0": "builtin:python-docs-test",
     }
+
+
+def test_bytes_may_stand_in_the_place_of_a_ratio() -> None:
+    recipe = Recipe.model_validate({"model": "local:model", "target_bytes": "1.5GB"})
+    assert recipe.sized(6_000_000_000).ratios == (4.0,)
+
+
+@pytest.mark.parametrize("targets", [{}, {"target_ratio": 4, "target_bytes": "1GB"}])
+def test_a_recipe_has_one_target(targets: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="or target_bytes, and not both"):
+        Recipe.model_validate({"model": "local:model", **targets})
+
+
+def test_the_target_of_a_kept_recipe_is_a_ratio() -> None:
+    sent = Recipe.model_validate({"model": "local:model", "target_bytes": 250})
+    kept = sent.sized(1000).model_dump(mode="json")
+    assert Recipe.model_validate(kept).target_ratio == 4.0

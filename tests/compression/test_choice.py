@@ -23,6 +23,7 @@ from workers.compression.spec.errors import CompressionError
 from workers.compression.spec.methods import MethodOptions
 from workers.compression.spec.methods.auto import AUTO
 from workers.compression.spec.plan import Plan
+from workers.compression.spec.sizes import Candidate
 
 RATIO = 1.5
 
@@ -38,13 +39,17 @@ def candidates(model: StreamedModel, ratio: float = RATIO) -> tuple[MethodOption
     return AUTO.candidates(model.inventory, ratio, AUTO.options())
 
 
+def ways(model: StreamedModel) -> tuple[Candidate, ...]:
+    return tuple(Candidate(method, RATIO, 16) for method in candidates(model))
+
+
 def tried(model: StreamedModel, ids: Tensor, **options: Any) -> Iterator[Trial]:
-    return trials(model, candidates(model), RATIO, ids, **options)
+    return trials(model, ways(model), ids, **options)
 
 
 def test_every_method_that_reaches_the_ratio_is_tried(directory: Path) -> None:
     model = StreamedModel.open(directory)
-    found = [trial.method for trial in tried(model, calibration())]
+    found = [trial.candidate.method for trial in tried(model, calibration())]
     assert found == list(candidates(model))
     assert {method.name for method in found} == {"low_rank", "width_low_rank", "width", "fusion"}
 
@@ -69,7 +74,7 @@ def test_a_method_is_judged_by_text_that_was_kept_back(directory: Path) -> None:
     for _ in compress(model, plan_of(model.inventory, "width", RATIO), seen, parts):
         pass
     expected = perplexity(EditedModel(model, parts), kept_back).value
-    found = {trial.method.name: trial.perplexity for trial in tried(model, ids)}
+    found = {trial.candidate.method.name: trial.perplexity for trial in tried(model, ids)}
     assert found["width"] == expected
 
 
@@ -110,7 +115,7 @@ def test_a_method_that_fails_on_the_model_is_left_out(
         return compress(StreamedModel.open(directory), plan, *arguments, **options)
 
     monkeypatch.setattr(choice, "compress", refuse_width)
-    found = [trial.method.name for trial in tried(StreamedModel.open(directory), calibration())]
+    found = [trial.candidate.method.name for trial in tried(StreamedModel.open(directory), calibration())]
     assert found == ["low_rank", "width_low_rank", "fusion"]
 
 

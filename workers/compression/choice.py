@@ -1,7 +1,7 @@
 """Choose the method that serves a model best at a ratio: try each one and judge it on text that it has not seen.
 
-    tried = list(trials(model, AUTO.candidates(model.inventory, 1.3, AUTO.options()), 1.3, ids))
-    best = min(tried, key=lambda trial: trial.perplexity).method
+    tried = list(trials(model, candidates(model.inventory, AUTO.options(), wanted), ids))
+    best = min(tried, key=lambda trial: trial.perplexity).candidate
 
 Promise: no candidate has seen the text that judges it, and none changes the model.
 """
@@ -21,6 +21,7 @@ from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import PartStore
 from workers.compression.pipeline import compress
 from workers.compression.spec.methods import MethodOptions, Need, planner_of
+from workers.compression.spec.sizes import Candidate
 from workers.compression.steps.influence import evenly_spread
 
 log = logging.getLogger(__name__)
@@ -35,16 +36,15 @@ job."""
 
 @dataclass(frozen=True)
 class Trial:
-    """A method that was tried, and the compressed model's perplexity on the held-out text."""
+    """A candidate that was tried, and the compressed model's perplexity on the held-out text, before rounding."""
 
-    method: MethodOptions
+    candidate: Candidate
     perplexity: float
 
 
 def trials(
     model: StreamedModel,
-    candidates: Sequence[MethodOptions],
-    ratio: float,
+    candidates: Sequence[Candidate],
     ids: Tensor,
     *,
     store: Callable[[], PartStore] = list,
@@ -54,16 +54,16 @@ def trials(
 
     Args:
         model: the original model, which is not changed.
-        candidates: the methods to try, with their options.
-        ratio: parameters before ÷ parameters after.
+        candidates: the methods to try, with their options and the structural ratio of each.
         ids: calibration tokens [sequences, length]; the second half of a single sequence is held out.
         store: returns an empty store for the parts of one trial, which may keep them in files.
         seed: seed of the labels from which sensitivities are measured.
     """
     seen, kept_back = split_calibration(ids)
-    for options in candidates:
+    for candidate in candidates:
+        options = candidate.method
         try:
-            tried = EditedModel(model, _compress_by(model, options, ratio, seen, store(), seed))
+            tried = EditedModel(model, _compress_by(model, options, candidate.structure, seen, store(), seed))
             left = perplexity(tried, kept_back).value
         except (MemoryError, torch.OutOfMemoryError, OSError):
             raise
@@ -71,7 +71,7 @@ def trials(
             log.warning("skip the method %s, which fails on this model: %s", options.name, error, exc_info=True)
             continue
         if math.isfinite(left):
-            yield Trial(options, left)
+            yield Trial(candidate, left)
 
 
 def split_calibration(ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -155,6 +155,11 @@ class Overlay:
         return present
 
     @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the original stores its embedding."""
+        return DTYPES[self.original.tensors[self.original.names[f"{self.architecture.embedding}.weight"]].dtype]
+
+    @property
     def is_factored(self) -> bool:
         """True if any module is replaced, so that the result is no ordinary checkpoint."""
         return bool(self._forms)

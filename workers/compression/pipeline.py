@@ -45,7 +45,7 @@ def compress(
     """
     edited = model if isinstance(model, EditedModel) else EditedModel(model)
     work = Work(model, edited, ids, sensitivities or {}, checkpoints, seed)
-    ends = _ends(plan, model)
+    ends = _ends(plan, model, len(edited.overlay.removed))
     for step, (first, last) in zip(plan.steps, pairwise((0, *ends)), strict=True):
         runner = RUNNERS[type(step)]
         finished = [parts[index] for index in range(first, min(last, len(parts)))]
@@ -64,10 +64,10 @@ def compress(
                 work.model.apply(parts[index])
 
 
-def _ends(plan: Plan, model: StreamedModel) -> list[int]:
+def _ends(plan: Plan, model: StreamedModel, removed: int) -> list[int]:
     """Return, for each step, the number of parts that are finished after it."""
     ends, end = [], 0
-    for labels in plan.labels_by_step(model.inventory):
+    for labels in plan.labels_by_step(model.inventory, removed):
         end += len(labels)
         ends.append(end)
     return ends

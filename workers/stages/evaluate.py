@@ -11,7 +11,8 @@ The metrics of each format are durable by themselves.
 import dataclasses
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,17 +29,18 @@ from workers.compression.evaluation.protocol import protocol_of
 from workers.compression.evaluation.size import stored_size
 from workers.compression.evaluation.speed import greedy_sample
 from workers.compression.formats import writer_of
+from workers.compression.formats.decoded import write_decoded
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.spec.formats import FORMATS, MAIN, Format
 from workers.messages import AttemptFailed
-from workers.stages import calibrate, compute, inspect, memory, names, overlap, tasks, write
+from workers.stages import calibrate, compute, inspect, memory, names, overlap, quantise, tasks, write
 from workers.stages.baseline import write_baseline
 from workers.stages.context import Context
 from workers.stages.stage import Stage
 
 NAME = names.EVALUATE
 BASELINE = "baseline"
-RESTORED = "restored"
+DECODED = "decoded"
 PROMPT = "The capital of France is"
 PROBE_SEQUENCES, PROBE_LENGTH = 2, 32
 SPEED_PROMPT, SPEED_NEW_TOKENS = 512, 32
@@ -56,7 +58,7 @@ class Use:
 
 def run(context: Context, directory: Path) -> None:
     """Measure the main checkpoint beside the original, then each format that rounds."""
-    rounded = [form for form in write.written(context) if form.rounds]
+    rounded = [form for form in write.written(context) if form.name != MAIN and is_rounded(context, form)]
     share = 1 / (1 + len(rounded))
     measure_main(context.within(0.0, share), directory)
     for number, form in enumerate(rounded, start=1):
@@ -68,11 +70,34 @@ def run(context: Context, directory: Path) -> None:
 
 def measure_main(context: Context, directory: Path) -> None:
     """Store the comparison of original and main checkpoint, and the main checkpoint's probe, unless an attempt has."""
-    if is_missing(context, metrics_file(MAIN)):
-        comparison = measured_beside_original(context, directory / BASELINE)
+    if not is_missing(context, metrics_file(MAIN)) and not is_missing(context, probe_file(MAIN)):
+        return
+    with measurable(context, FORMATS[MAIN], directory) as result:
+        comparison = measured_beside_original(context, result, directory / BASELINE)
+        write_probe(context, result, directory / probe_file(MAIN))
         store(context, directory / metrics_file(MAIN), comparison.model_dump_json(indent=1))
-    if is_missing(context, probe_file(MAIN)):
-        write_probe(context, write.directory_of(context), directory / probe_file(MAIN))
+
+
+def is_rounded(context: Context, form: Format) -> bool:
+    """Return whether weights were rounded for a format, so that it is measured on its own."""
+    return write.sizes(context)[form.name].rounded
+
+
+@contextmanager
+def measurable(context: Context, form: Format, directory: Path) -> Iterator[Path]:
+    """Hold a checkpoint of a format's weights that can be measured: the written one, or a copy with decoded weights."""
+    if not is_rounded(context, form):
+        yield write.directory_of(context, form.name)
+        return
+    decoded = directory / DECODED / form.name
+    shutil.rmtree(decoded, ignore_errors=True)
+    decoded.parent.mkdir(exist_ok=True)
+    if form.rounds:
+        writer_of(form.name).restore(write.directory_of(context, form.name), decoded)
+    else:
+        write_decoded(quantise.overlay_for(context, form), decoded)
+    yield decoded
+    shutil.rmtree(decoded.parent)
 
 
 def is_missing(context: Context, name: str) -> bool:
@@ -96,16 +121,16 @@ def probe_file(name: str) -> str:
     return f"{name}.probe.safetensors"
 
 
-def measured_beside_original(context: Context, baseline: Path) -> Comparison:
-    """Return the metrics of the original, the main checkpoint and, on request, a baseline.
+def measured_beside_original(context: Context, result: Path, baseline: Path) -> Comparison:
+    """Return the metrics of the original, the checkpoint `result` of the main format and, on request, a baseline.
 
     The baseline is written to the directory `baseline` and removed afterwards.
     """
-    measured = [inspect.model_dir(context), write.directory_of(context)]
+    measured = [inspect.model_dir(context), result]
     if context.assignment.recipe.evaluation.baseline:
         context.progress(0.1, "dropping blocks for the baseline")
         shutil.rmtree(baseline, ignore_errors=True)
-        write_baseline(context, write.directory_of(context), baseline)
+        write_baseline(context, result, baseline)
         measured.append(baseline)
     comparison = comparison_of(context, measured)
     shutil.rmtree(baseline, ignore_errors=True)
@@ -115,18 +140,19 @@ def measured_beside_original(context: Context, baseline: Path) -> Comparison:
 def measure_rounded(context: Context, form: Format, directory: Path) -> None:
     """Measure the dequantised weights of a format, and store its metrics and its probe."""
     context.progress(0.0, f"measuring {form.title}")
-    restored = directory / RESTORED / form.name
-    shutil.rmtree(restored, ignore_errors=True)
-    restored.parent.mkdir(exist_ok=True)
-    writer_of(form.name).restore(write.directory_of(context, form.name), restored)
-    predictions = predictions_of(context, [inspect.model_dir(context), restored])
-    found = {dataset: result for dataset, (_, result) in predictions.items()}
-    measured = metrics_of(context, restored, found, is_original=False)
-    (metrics,) = tasks.with_tasks(context, [restored], [measured])
-    size = write.sizes(context)[form.name].bytes
-    write_probe(context, restored, directory / probe_file(form.name))
-    store(context, directory / metrics_file(form.name), metrics.model_copy(update={"bytes": size}).model_dump_json())
-    shutil.rmtree(restored.parent)
+    with measurable(context, form, directory) as decoded:
+        predictions = predictions_of(context, [inspect.model_dir(context), decoded])
+        found = {dataset: result for dataset, (_, result) in predictions.items()}
+        measured = metrics_of(context, decoded, found, is_original=False)
+        (metrics,) = tasks.with_tasks(context, [decoded], [measured])
+        write_probe(context, decoded, directory / probe_file(form.name))
+    metrics = with_stored_size(context, form, metrics)
+    store(context, directory / metrics_file(form.name), metrics.model_dump_json())
+
+
+def with_stored_size(context: Context, form: Format, metrics: Metrics) -> Metrics:
+    """Return the metrics of decoded weights with the bytes that the format stores of them."""
+    return metrics.model_copy(update={"bytes": write.sizes(context)[form.name].bytes})
 
 
 def comparison_of(context: Context, directories: Sequence[Path]) -> Comparison:
@@ -139,6 +165,10 @@ def comparison_of(context: Context, directories: Sequence[Path]) -> Comparison:
         measured.append(metrics_of(context, directory, found, is_original=number == 0))
     context.progress(0.9, "measuring memory")
     peaks = peaks_of(context, directories)
+    if is_rounded(context, FORMATS[MAIN]):
+        # The copy with decoded weights takes more memory than the checkpoint that it stands for.
+        peaks = [peak if number != 1 else None for number, peak in enumerate(peaks)]
+        measured[1] = with_stored_size(context, FORMATS[MAIN], measured[1])
     measured = [
         metrics.model_copy(update={"peak_memory_bytes": peak}) for metrics, peak in zip(measured, peaks, strict=True)
     ]
@@ -265,14 +295,14 @@ def metrics(context: Context) -> Comparison:
     rounded = {
         form.name: Metrics.model_validate_json(context.bench.part(NAME, metrics_file(form.name)).read_bytes())
         for form in write.written(context)
-        if form.rounds
+        if form.name != MAIN and is_rounded(context, form)
     }
     return found.model_copy(update={"formats": rounded})
 
 
 def probe(context: Context, form: Format) -> Path:
     """Return the probe of a format; a format that does not round has that of the main checkpoint."""
-    return context.bench.part(NAME, probe_file(form.name if form.rounds else MAIN))
+    return context.bench.part(NAME, probe_file(form.name if is_rounded(context, form) else MAIN))
 
 
 def weight(recipe: Recipe, turn: int) -> float:

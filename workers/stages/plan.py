@@ -16,8 +16,10 @@ from app.contract.recipe import Recipe
 from workers.compression.choice import Trial, trials
 from workers.compression.math.sensitivity import Sensitivity, from_tensors, measure, site_errors, to_tensors
 from workers.compression.spec.families import KroneckerFamily
-from workers.compression.spec.methods import METHODS, MethodOptions, Need, method_of, planner_of
+from workers.compression.spec.formats import FORMATS
+from workers.compression.spec.methods import METHODS, Need, method_of, planner_of
 from workers.compression.spec.plan import Plan
+from workers.compression.spec.sizes import Candidate, Wanted, candidates
 from workers.compression.spec.steps import factor_labels
 from workers.messages import AttemptFailed
 from workers.stages import calibrate, compute, inspect, names
@@ -37,22 +39,33 @@ SENSITIVITIES_FILE = "sensitivities.safetensors"
 
 
 def run(context: Context, directory: Path) -> None:
-    """Choose the method, if the recipe leaves that open, and write its plan and the perplexities of the trials."""
-    inventory, asked = inspect.model_inventory(context), context.assignment.recipe.method
+    """Choose the method and how much of the ratio is structure, and write the plan and the trials' perplexities."""
+    inventory, recipe = inspect.model_inventory(context), context.assignment.recipe
+    formats = tuple(FORMATS[name] for name in recipe.formats)
+    found = candidates(inventory, recipe.method, Wanted(context.ratio, recipe.precision, formats))
     tried: list[Trial] = []
-    options = asked
-    if Need.TRIALS in method_of(asked).needs:
-        candidates = method_of(asked).candidates(inventory, context.ratio, asked)
-        tried = try_methods(context, candidates, directory / TRIALS)
-        options = best_of(context, tried)
-    method = planner_of(options)
-    measured = site_errors(measured_once(context, method.tiled(options))) if Need.SENSITIVITIES in method.needs else {}
-    plan = method.plan(inventory, context.ratio, options, measured)
-    (directory / PLAN).write_text(plan.model_dump_json(indent=1))
-    (directory / CHOICE).write_text(json.dumps({trial.method.name: trial.perplexity for trial in tried}, indent=1))
+    chosen = found[0]
+    if len(found) > 1:
+        tried = try_methods(context, found, directory / TRIALS)
+        chosen = best_of(context, tried)
+    (directory / PLAN).write_text(planned(context, chosen).model_dump_json(indent=1))
+    perplexities = {trial.candidate.method.name: trial.perplexity for trial in tried}
+    (directory / CHOICE).write_text(json.dumps(perplexities, indent=1))
 
 
-def try_methods(context: Context, candidates: Sequence[MethodOptions], scratch: Path) -> list[Trial]:
+def planned(context: Context, candidate: Candidate) -> Plan:
+    """Return the plan of a candidate, from measured sensitivities where its method needs them."""
+    method = planner_of(candidate.method)
+    measured = (
+        site_errors(measured_once(context, method.tiled(candidate.method)))
+        if Need.SENSITIVITIES in method.needs
+        else {}
+    )
+    plan = method.plan(inspect.model_inventory(context), candidate.structure, candidate.method, measured)
+    return plan.model_copy(update={"precision": candidate.precision})
+
+
+def try_methods(context: Context, asked: Sequence[Candidate], scratch: Path) -> list[Trial]:
     """Compress the model with each candidate on a few tokens, and return the trials that left a finite perplexity.
 
     The parts of the trials lie in the directory `scratch`, which is removed at the end.
@@ -65,22 +78,21 @@ def try_methods(context: Context, candidates: Sequence[MethodOptions], scratch: 
     context.progress(0.0, "trying methods")
     for trial in trials(
         model,
-        candidates,
-        context.ratio,
+        asked,
         calibrate.calibration(context),
         store=lambda: ScratchFiles(next(directories)),
         seed=seed,
     ):
         tried.append(trial)
-        found = ", ".join(f"{each.method.name} {each.perplexity:.2f}" for each in tried)
-        fraction = len(tried) / len(candidates) * TRIED
+        found = ", ".join(f"{each.candidate.method.name} {each.perplexity:.2f}" for each in tried)
+        fraction = len(tried) / len(asked) * TRIED
         context.progress(fraction, f"trying methods; perplexity on held-out text: {found}")
     shutil.rmtree(scratch, ignore_errors=True)
     return tried
 
 
-def best_of(context: Context, tried: Sequence[Trial]) -> MethodOptions:
-    """Return the method whose trial left the lowest perplexity.
+def best_of(context: Context, tried: Sequence[Trial]) -> Candidate:
+    """Return the candidate whose trial left the lowest perplexity.
 
     Raises:
         AttemptFailed: no trial left a model that predicts text.
@@ -93,7 +105,7 @@ def best_of(context: Context, tried: Sequence[Trial]) -> MethodOptions:
             f"no method of {asked.name!r} left a working model at ratio {context.ratio:g}; send another target_ratio "
             f"between {reached.lowest:.2f} and {reached.highest:.2f}, or name a method",
         )
-    return min(tried, key=lambda trial: trial.perplexity).method
+    return min(tried, key=lambda trial: trial.perplexity).candidate
 
 
 def trials_of(context: Context) -> dict[str, float]:

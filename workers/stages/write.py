@@ -18,7 +18,7 @@ from workers.compression.overlay import Overlay
 from workers.compression.spec.formats import FORMATS, MAIN, Format
 from workers.compression.spec.methods import Leaves, method_of
 from workers.messages import AttemptFailed
-from workers.stages import compress, inspect, names
+from workers.stages import compress, inspect, names, quantise
 from workers.stages.context import Context
 from workers.stages.stage import Stage
 
@@ -28,12 +28,19 @@ SIZES = "sizes.json"
 
 
 class Stored(BaseModel):
-    """The size of a written checkpoint: parameters that it represents, and bytes of its weights on disk."""
+    """The size of a written checkpoint.
+
+    Attributes:
+        parameters: parameters that it represents.
+        bytes: bytes of its weights on disk.
+        rounded: whether weights were rounded for it, so that it is measured on its own.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     parameters: int
     bytes: int
+    rounded: bool
 
 
 _SIZES: TypeAdapter[dict[str, Stored]] = TypeAdapter(dict[str, Stored])
@@ -59,8 +66,10 @@ def run(context: Context, directory: Path) -> None:
         context.progress(number / len(wanted), f"writing {form.title}")
         destination = directory / form.name
         shutil.rmtree(destination, ignore_errors=True)
-        written = writer_of(form.name).write(overlay, destination)
-        stored[form.name] = Stored(parameters=written.parameters, bytes=written.bytes)
+        result = quantise.overlay_for(context, form)
+        written = writer_of(form.name).write(result, destination)
+        rounded = form.rounds or bool(result.codes)
+        stored[form.name] = Stored(parameters=written.parameters, bytes=written.bytes, rounded=rounded)
     (directory / SIZES).write_bytes(_SIZES.dump_json(stored))
 
 

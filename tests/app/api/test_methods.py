@@ -43,7 +43,17 @@ def test_on_a_model_each_method_says_what_it_reaches_or_why_it_is_not_for_it(
     assert listed["tqcompressor"]["range"] is None
     assert "defined for gpt2" in listed["tqcompressor"]["refusal"]
     for name in METHODS.keys() - {"tqcompressor"}:
-        assert 1 < listed[name]["range"]["lowest"] < listed[name]["range"]["highest"], name
+        assert 1 <= listed[name]["range"]["lowest"] < listed[name]["range"]["highest"], name
+
+
+def test_the_range_of_a_method_depends_on_precision_and_format(client: TestClient, tiny: dict[str, Any]) -> None:
+    answer = client.get("/methods", params={"model": tiny["model"]}).json()["methods"]
+    (width,) = (method["ranges"] for method in answer if method["name"] == "width")
+    reached = {(each["precision"], each["format"]): (each["lowest"], each["highest"]) for each in width}
+    assert reached[16, "safetensors"][1] < reached[8, "safetensors"][1]
+    assert reached[8, "safetensors"][0] > 1.5, "eight bits alone make a model nearly two times smaller"
+    (low_rank,) = (method["ranges"] for method in answer if method["name"] == "low_rank")
+    assert {each["precision"] for each in low_rank} == {"auto", 16}, "factors are not rounded"
 
 
 def test_a_ratio_within_the_range_is_accepted_and_one_beyond_it_refused(

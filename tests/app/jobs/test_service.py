@@ -36,6 +36,9 @@ def test_a_submitted_job_is_queued_and_rung(
         ({"model": "local:nowhere"}, "model", UnknownModel),
         ({"target_ratio": 1000.0}, "target_ratio", RatioOutOfRange),
         ({"target_ratio": [1.2, 1000.0]}, "target_ratio.1", RatioOutOfRange),
+        ({"target_ratio": None, "target_bytes": "1TB"}, "target_bytes", Refused),
+        ({"precision": 4}, "precision", Refused),
+        ({"precision": 16, "method": "quantisation"}, "precision", Refused),
         ({"method": "tqcompressor"}, "method", MethodDoesNotFit),
         ({"calibration": {"datasets": ["local:nowhere.txt"]}}, "calibration.datasets.0", UnknownDataset),
         ({"calibration": {"datasets": ["local:calibration.txt"], "length": 512}}, "calibration.length", Refused),
@@ -206,3 +209,9 @@ def test_cancelling_an_ended_job_says_how_it_ended(
 def test_no_path_of_the_server_is_in_an_answer(service: JobService, tiny: dict[str, Any], model_root: Path) -> None:
     job = service.submit(recipe(tiny))
     assert str(model_root.parent) not in job.model_dump_json()
+
+
+def test_bytes_are_kept_as_the_ratio_that_they_are_of_the_model(service: JobService, tiny: dict[str, Any]) -> None:
+    parameters = service.submit(recipe(tiny)).source.parameters
+    sent = recipe(tiny, method="quantisation", target_ratio=None, target_bytes=parameters)
+    assert service.submit(sent).recipe.target_ratio == 2.0

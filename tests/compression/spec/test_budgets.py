@@ -56,8 +56,8 @@ def test_at_a_high_price_even_a_small_matrix_is_factored_as_far_as_it_may_be() -
 def test_a_rank_costs_what_the_singular_values_beyond_it_do() -> None:
     curve = rank_curve(PIVOTED, SMALL, [float(32 - rank) for rank in range(32)])
     for point in curve.points[:-1]:
-        assert isinstance(point.structure, Pivoted)
-        assert point.divergence == sum(range(1, 33 - point.structure.rank))
+        assert isinstance(point.form, Pivoted)
+        assert point.divergence == sum(range(1, 33 - point.form.rank))
 
 
 def test_the_budget_goes_where_a_number_buys_most() -> None:

@@ -43,6 +43,10 @@ class Writer(ABC):
             ValueError: if some blocks are narrower than others, or the format does not fit the model.
         """
 
+    def overhead(self, overlay: Overlay) -> int:
+        """Return how many bytes the file of a model takes besides its weights, where these are worth counting."""
+        return 0
+
     def restore(self, written: Path, destination: Path) -> None:
         """Write the weights that the checkpoint `written` represents as an ordinary checkpoint that can be evaluated.
 

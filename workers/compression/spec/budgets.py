@@ -1,7 +1,7 @@
-"""Divide a parameter budget among the sites: equally, or by measured errors.
+"""Divide a budget of parameters or bytes among the sites: equally, or by measured errors.
 
-If errors are measured, every site has a curve of the model's divergence over the number of stored parameters. The
-budget is divided so that one more parameter lowers the divergence equally at every site, the embedding included (a
+If errors are measured, every site has a curve of the model's divergence over the stored parameters or bytes. The budget
+is divided so that one more parameter lowers the divergence equally at every site, the embedding included (a
 Lagrange multiplier found by bisection). No rule favours certain blocks or projections.
 
 A factored matrix takes two matrix products, a dense one takes one. A site is therefore factored only if the saving is
@@ -11,10 +11,13 @@ worth a second product, and ranks are multiples that hardware multiplies at full
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Generic, TypeVar
 
 from workers.compression.spec.families import Family, stored_parameters
 from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.structures import Structure
+
+Form = TypeVar("Form")
 
 SECOND_PRODUCT = 50_000
 """Fee for a second matrix product, in stored parameters: to start a product takes as long as to read about this many
@@ -35,54 +38,54 @@ TABLE_STEP = 8
 
 
 @dataclass(frozen=True)
-class Point:
-    """One structure that a site may take.
+class Point(Generic[Form]):
+    """One form that a site may take.
 
     Attributes:
-        structure: the structure; None keeps the matrix as it is.
-        stored: number of parameters that it stores.
+        form: the structure or code; None keeps the matrix as it is.
+        stored: its size, in the unit of the budget: parameters or bytes.
         divergence: its cost to the model, in nats per token.
     """
 
-    structure: Structure | None
+    form: Form | None
     stored: int
     divergence: float
 
 
 @dataclass(frozen=True)
-class Curve:
-    """The structures that a site may take.
+class Curve(Generic[Form]):
+    """The forms that a site may take.
 
     Attributes:
-        points: the structures by stored parameters, ascending; the last keeps the matrix as it is.
-        fee: additional cost of every structure but the last, in stored parameters.
+        points: the forms by their size, ascending.
+        fee: additional cost of every form but None, in the unit of the sizes.
     """
 
-    points: tuple[Point, ...]
+    points: tuple[Point[Form], ...]
     fee: float = 0.0
 
     def cheapest(self, price: float) -> int:
-        """Return the index of the point with the least total cost: divergence + `price` · (stored parameters + fee).
+        """Return the index of the point with the least total cost: divergence + `price` · (size + fee).
 
-        `price` is in nats per token and parameter.
+        `price` is in nats per token and unit of size.
         """
 
         def cost(index: int) -> float:
             point = self.points[index]
-            fee = 0.0 if point.structure is None else price * self.fee
+            fee = 0.0 if point.form is None else price * self.fee
             return point.divergence + price * point.stored + fee
 
         return min(range(len(self.points)), key=cost)
 
 
-def rank_curve(family: Family, site: Site, spectrum: Sequence[float]) -> Curve:
+def rank_curve(family: Family, site: Site, spectrum: Sequence[float]) -> Curve[Structure]:
     """Return the curve of a site over the ranks that `offered_ranks` lists.
 
     `spectrum` is the cost of leaving out each singular value, in nats per token, descending.
     """
     whole = site.out_features * site.in_features
     left_out = tuple(accumulate(reversed(spectrum)))[::-1]
-    points = [
+    points: list[Point[Structure]] = [
         Point(family.structure(site, rank), family.stored(site, rank), left_out[rank])
         for rank in offered_ranks(family, site)
     ]
@@ -104,10 +107,11 @@ def offered_ranks(family: Family, site: Site) -> list[int]:
     return sorted({smallest, *between, largest})
 
 
-def allocate(curves: Mapping[str, Curve], budget: int) -> dict[str, Structure]:
-    """Return {site: structure} with the least total divergence that stores at most `budget` parameters.
+def allocate(curves: Mapping[str, Curve[Form]], budget: int) -> dict[str, Form]:
+    """Return {site: form} with the least total divergence whose sizes add up to at most `budget`.
 
-    Sites that keep their matrix are not in the result. `curves` has an entry for each site by name.
+    Sites that keep their matrix are not in the result. `curves` has an entry for each site by name. If even the
+    smallest forms exceed the budget, they are returned.
     """
     low, high = 0.0, max(point.divergence for curve in curves.values() for point in curve.points)
     picked = {name: curve.cheapest(high) for name, curve in curves.items()}
@@ -118,8 +122,8 @@ def allocate(curves: Mapping[str, Curve], budget: int) -> dict[str, Structure]:
             high, picked = price, trial
         else:
             low = price
-    found = ((name, curves[name].points[index].structure) for name, index in _raised(curves, picked, budget).items())
-    return {name: structure for name, structure in found if structure is not None}
+    found = ((name, curves[name].points[index].form) for name, index in _raised(curves, picked, budget).items())
+    return {name: form for name, form in found if form is not None}
 
 
 def uniform_structures(inventory: Inventory, family: Family, budget: int) -> dict[str, Structure]:
@@ -143,19 +147,19 @@ def uniform_structures(inventory: Inventory, family: Family, budget: int) -> dic
     return family.structures(sites, _spend(family, sites, sizes, rest))
 
 
-def _stored(curves: Mapping[str, Curve], picked: Mapping[str, int]) -> int:
-    """Return the parameters that the picked points store together."""
+def _stored(curves: Mapping[str, Curve[Form]], picked: Mapping[str, int]) -> int:
+    """Return the size of all picked points together."""
     return sum(curves[name].points[index].stored for name, index in picked.items())
 
 
-def _raised(curves: Mapping[str, Curve], picked: Mapping[str, int], budget: int) -> dict[str, int]:
+def _raised(curves: Mapping[str, Curve[Form]], picked: Mapping[str, int], budget: int) -> dict[str, int]:
     """Move single sites to larger points while the budget has room.
 
     The bisection leaves room because a curve that is not convex skips many of its points.
     """
     raised = dict(picked)
     rest = budget - _stored(curves, raised)
-    for name, curve in curves.items():
+    for name, curve in curves.items() if rest > 0 else ():
         stored = curve.points[raised[name]].stored
         affordable = [index for index, point in enumerate(curve.points) if point.stored <= stored + rest]
         best = min(affordable, key=lambda index: curve.points[index].divergence)

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from workers.compression.spec.inventory import Inventory
+from workers.compression.spec.codes import CODES
+from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.methods.base import Leaves
 from workers.compression.spec.quantisation import GROUP_SIZE, NotQuantisable, grids
 
@@ -37,6 +38,9 @@ class Format:
         writer: import path 'module:class' of a `workers.compression.formats.writer.Writer`.
         refuses: called with the original's inventory and what the method leaves; returns why such a model cannot be
             written in this format, or None if it can.
+        codes: called with the inventory of the model as structure has left it and one of its matrices; returns the
+            names of the codes of `spec.codes` in which the format can store the matrix. None where the format holds no
+            rounded weights at all.
         rounds: whether its weights differ from the main checkpoint's, so that it is evaluated on its own.
         tolerance: largest allowed difference of a logit from the recorded one, as a fraction of the largest logit.
         library: the optional package that writes it.
@@ -49,6 +53,7 @@ class Format:
     opened_by: tuple[str, ...]
     writer: str
     refuses: Callable[[Inventory, Leaves], str | None] = lambda inventory, leaves: None
+    codes: Callable[[Inventory, Site], tuple[str, ...]] | None = None
     rounds: bool = False
     tolerance: float = TOLERANCE
     library: str | None = None
@@ -98,12 +103,20 @@ def _integers(name: str, title: str, description: str) -> Format:
     )
 
 
+def _packed_codes(inventory: Inventory, site: Site) -> tuple[str, ...]:
+    """Return the codes in which compressed-tensors can store a matrix: none where it is stored transposed."""
+    if site.layout == "conv1d":
+        return ()
+    return tuple(name for name in ("int8", "int4_g32", "int4_g64", "int4_g128") if CODES[name].fits(site.in_features))
+
+
 SAFETENSORS = Format(
     name=MAIN,
     title="the compressed checkpoint",
     description="the compressed model, with ordinary or factored layers",
     opened_by=("transformers, with trust_remote_code=True if layers are factored",),
     writer="workers.compression.formats.safetensors:Safetensors",
+    codes=_packed_codes,
 )
 DENSE = Format(
     name="dense",

@@ -6,6 +6,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from workers.compression.spec.inventory import Inventory
+from workers.compression.spec.precision import PLAIN_BITS, Precision
 from workers.compression.spec.steps import BaseStep, Label, Step
 
 AStep = TypeVar("AStep", bound=BaseStep)
@@ -19,6 +20,7 @@ class Plan(BaseModel):
         steps: the steps, in order.
         parameters_before: parameters that the original stores.
         parameters_after: parameters that the result stores.
+        precision: the most bits that a weight keeps when it is rounded after the steps; 16: none is rounded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,15 +29,23 @@ class Plan(BaseModel):
     steps: tuple[Step, ...]
     parameters_before: int
     parameters_after: int
+    precision: Precision = PLAIN_BITS
+
+    @property
+    def rounds(self) -> bool:
+        """Whether weights are rounded after the steps."""
+        return self.precision != PLAIN_BITS
 
     @property
     def ratio(self) -> float:
         """The compression ratio: stored parameters before / after."""
         return self.parameters_before / self.parameters_after
 
-    def labels_by_step(self, inventory: Inventory) -> Iterator[tuple[Label, ...]]:
-        """Yield, per step, the labels of the parts that it makes. `inventory` is the original's."""
-        removed = 0
+    def labels_by_step(self, inventory: Inventory, removed: int = 0) -> Iterator[tuple[Label, ...]]:
+        """Yield, per step, the labels of the parts that it makes.
+
+        `inventory` is the original's; `removed` blocks were gone before the first step.
+        """
         for step in self.steps:
             labels = step.labels(inventory, removed)
             removed += len(labels) if step.removes else 0

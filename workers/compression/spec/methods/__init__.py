@@ -19,6 +19,7 @@ from workers.compression.spec.methods.fusegpt import FUSEGPT
 from workers.compression.spec.methods.fusion import FUSION
 from workers.compression.spec.methods.kronecker import KRONECKER
 from workers.compression.spec.methods.low_rank import LOW_RANK
+from workers.compression.spec.methods.quantisation import QUANTISATION
 from workers.compression.spec.methods.svd import SVD
 from workers.compression.spec.methods.tqcompressor import TQCOMPRESSOR
 from workers.compression.spec.methods.width import WIDTH
@@ -26,6 +27,7 @@ from workers.compression.spec.methods.width_low_rank import WIDTH_LOW_RANK
 
 REGISTERED: tuple[Method[Any], ...] = (
     AUTO,
+    QUANTISATION,
     LOW_RANK,
     WIDTH_LOW_RANK,
     WIDTH,

@@ -36,6 +36,9 @@ class AutoMethod(Method[AutoOptions]):
     def candidates(self, inventory: Inventory, ratio: float, options: AutoOptions) -> tuple[MethodOptions, ...]:
         return tuple(each for each, reached in self._ranges(inventory).items() if ratio in reached)
 
+    def plain(self, inventory: Inventory, options: AutoOptions) -> tuple[MethodOptions, ...]:
+        return tuple(each for each in self._ranges(inventory) if each.name in (WIDTH.name, FUSION.name))
+
     def _ranges(self, inventory: Inventory) -> dict[MethodOptions, Range]:
         """Return the range of ratios that each candidate reaches on the model."""
         low_rank, both, width, fusion = LowRankOptions(), WidthLowRankOptions(), WidthOptions(), FusionOptions()

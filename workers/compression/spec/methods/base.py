@@ -111,6 +111,10 @@ class Method(ABC, Generic[Options]):
     def candidates(self, inventory: Inventory, ratio: float, options: Options) -> tuple[MethodOptions, ...]:
         """Return the options of the methods that may make the plan: these options, or several for a trial to choose."""
 
+    def plain(self, inventory: Inventory, options: Options) -> tuple[MethodOptions, ...]:
+        """Return those methods, among which this one chooses, that leave ordinary matrices, whatever the ratio."""
+        return ()
+
 
 class PlanningMethod(Method[Options]):
     """A method that makes its own plan."""

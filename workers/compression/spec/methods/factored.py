@@ -54,7 +54,7 @@ class FactoredMethod(PlanningMethod[Options]):
         taken = sum(site.out_features * site.in_features for site in family.sites(inventory))
         return allocate(self.curves(inventory, options, measured), budget - inventory.total_parameters + taken)
 
-    def curves(self, inventory: Inventory, options: Options, measured: Measured) -> dict[str, Curve]:
+    def curves(self, inventory: Inventory, options: Options, measured: Measured) -> dict[str, Curve[Structure]]:
         """Return {site: curve} of the structures that each site may take and their measured cost."""
         family = self.family_of(options)
         return {site.name: rank_curve(family, site, measured[site.name].spectrum) for site in family.sites(inventory)}

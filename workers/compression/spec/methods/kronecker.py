@@ -9,6 +9,7 @@ from workers.compression.spec.families import KroneckerFamily
 from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.methods.base import Measured, MethodOptions, Need
 from workers.compression.spec.methods.factored import FactoredMethod
+from workers.compression.spec.structures import Structure
 
 
 class KroneckerOptions(MethodOptions):
@@ -47,18 +48,20 @@ class KroneckerMethod(FactoredMethod[KroneckerOptions]):
     def tiled(self, options: KroneckerOptions) -> KroneckerFamily:
         return self.family_of(options)
 
-    def curves(self, inventory: Inventory, options: KroneckerOptions, measured: Measured) -> dict[str, Curve]:
+    def curves(
+        self, inventory: Inventory, options: KroneckerOptions, measured: Measured
+    ) -> dict[str, Curve[Structure]]:
         family = self.family_of(options)
         return {site.name: _curve(family, site, measured) for site in family.sites(inventory)}
 
 
-def _curve(family: KroneckerFamily, site: Site, measured: Measured) -> Curve:
+def _curve(family: KroneckerFamily, site: Site, measured: Measured) -> Curve[Structure]:
     """Return the curve of a site over the sums of all tiles; a sum that costs more than a smaller one is left out."""
     whole = site.out_features * site.in_features
-    points: list[Point] = []
+    points: list[Point[Structure]] = []
     for form in family.sums(site):
         errors = measured[site.name].tiles[f"{form.out_shape[1]}x{form.in_shape[1]}"]
-        point = Point(form, form.parameters(site.out_features, site.in_features), errors[form.terms])
+        point: Point[Structure] = Point(form, form.parameters(site.out_features, site.in_features), errors[form.terms])
         if not points or point.divergence < points[-1].divergence:
             points.append(point)
     return Curve((*points, Point(None, whole, 0.0)), second_product_fee(site))

@@ -1,0 +1,164 @@
+"""Round the weights of the finished model, for each format that holds rounded weights. Each part is durable.
+
+The budget of a format is the bytes that the recipe's ratio leaves, less what its file holds besides weights. The costs
+of the codes are measured on the model as structure and training have left it.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from app.contract.recipe import Recipe
+from workers.compression import pipeline
+from workers.compression.formats import writer_of
+from workers.compression.math.code_costs import code_costs
+from workers.compression.math.sensitivity import Sensitivity, from_tensors, measure, to_tensors
+from workers.compression.models.edited import EditedModel
+from workers.compression.overlay import Overlay
+from workers.compression.parts import CompressedPart
+from workers.compression.spec.codes import CODES
+from workers.compression.spec.formats import FORMATS, Format
+from workers.compression.spec.precision import PLAIN_BITS
+from workers.compression.spec.ranges import TOLERANCE, RatioOutOfRange
+from workers.compression.spec.rounding import choose_codes
+from workers.compression.spec.sizes import bytes_before, bytes_of, choices, matrices
+from workers.compression.spec.steps import Quantise
+from workers.stages import calibrate, compress, compute, inspect, names
+from workers.stages.context import Context
+from workers.stages.part_files import PartFiles, StagePlace
+from workers.stages.plan import plan_of
+from workers.stages.stage import Stage
+
+SENSITIVITIES = "sensitivities.safetensors"
+STEP = "step.json"
+
+MEASURING = 0.3
+"""Fraction of a format's time that the measuring of the codes' costs takes."""
+
+
+def run(context: Context, directory: Path) -> None:
+    """Round the model for each format, unless the plan rounds nothing."""
+    forms = rounded_formats(context)
+    for number, form in enumerate(forms):
+        round_for(context.within(number / len(forms), (number + 1) / len(forms)), form)
+
+
+def rounded_formats(context: Context) -> tuple[Format, ...]:
+    """Return the recipe's formats in which weights are rounded."""
+    if not plan_of(context).rounds:
+        return ()
+    every = (FORMATS[name] for name in context.assignment.recipe.formats)
+    return tuple(form for form in every if form.codes is not None)
+
+
+def round_for(context: Context, form: Format) -> None:
+    """Choose the codes of a format and round the model to them, part by part."""
+    original = compute.open_model(context, inspect.model_dir(context))
+    edited = EditedModel(original, compress.finished_parts(context))
+    sensitivities = sensitivities_of(context, edited)
+    step = step_of(context, form, edited, sensitivities)
+    labels = step.labels(original.inventory, len(edited.overlay.removed))
+    parts = PartFiles(context.bench, [StagePlace(result_of(form), range(len(labels)))], place_of(context, form))
+    if parts:
+        context.resumed()
+    plan = plan_of(context).model_copy(update={"steps": (step,)})
+    seed = context.assignment.recipe.seed
+    for done in pipeline.compress(
+        edited, plan, calibrate.calibration(context), parts, sensitivities=sensitivities, seed=seed
+    ):
+        fraction = MEASURING + (1 - MEASURING) * done / len(labels)
+        context.progress(fraction, f"{form.name}: {labels[min(done, len(labels) - 1)].text}")
+
+
+def step_of(context: Context, form: Format, edited: EditedModel, sensitivities: Mapping[str, Sensitivity]) -> Quantise:
+    """Return the step that rounds the model for a format; its codes are chosen once and then kept."""
+    kept = context.bench.finished_part(result_of(form), STEP)
+    if kept is not None:
+        return Quantise.model_validate_json(kept.read_bytes())
+    inventory, precision = edited.inventory, plan_of(context).precision
+    offered = {site.name: choices(form, inventory, site, precision) for site in matrices(inventory)}
+    context.progress(MEASURING, f"{form.name}: choosing the bits of each matrix")
+    costs = {
+        site: cost
+        for part in code_costs(edited, calibrate.calibration(context), sensitivities, offered)
+        for site, cost in part.items()
+    }
+    before = bytes_before(inspect.model_inventory(context))
+    budget = int(before / context.ratio) - writer_of(form.name).overhead(edited.overlay)
+    codes = choose_codes(inventory, form, precision, costs, budget)
+    require_size(
+        form, bytes_of(inventory, lambda site: CODES[codes[site.name]] if site.name in codes else None), budget
+    )
+    step = Quantise(format=form.name, codes=codes)
+    path = place_of(context, form) / STEP
+    path.write_text(step.model_dump_json(indent=1))
+    context.bench.finish_part(path)
+    return step
+
+
+def require_size(form: Format, size: int, budget: int) -> None:
+    """Raise RatioOutOfRange if the weights take more bytes than the budget leaves, as far as TOLERANCE allows."""
+    if size > budget * (1 + TOLERANCE):
+        raise RatioOutOfRange(
+            f"the weights take {size} bytes as {form.name} with the fewest bits that it holds, and target_ratio leaves "
+            f"{budget}; send a lower target_ratio"
+        )
+
+
+def sensitivities_of(context: Context, edited: EditedModel) -> dict[str, Sensitivity]:
+    """Return the sensitivities of the model as structure and training have left it; they are measured once."""
+    kept = context.bench.finished_part(names.QUANTISE, SENSITIVITIES)
+    if kept is not None:
+        return from_tensors(load_file(kept))
+    found: dict[str, Sensitivity] = {}
+    ids, seed = calibrate.calibration(context), context.assignment.recipe.seed
+    parts = len(edited.kept) + 1
+    for done, some in enumerate(measure(edited, ids, seed=seed), 1):
+        found |= some
+        context.progress(min(1.0, done / parts) * MEASURING, "measuring what rounding costs")
+    path = context.bench.begin(names.QUANTISE) / SENSITIVITIES
+    save_file(to_tensors(found), path)
+    context.bench.finish_part(path)
+    return found
+
+
+def rounded_step(context: Context, form: Format) -> Quantise | None:
+    """Return the step that rounded the model for a format, or None if its weights keep 16 bits."""
+    if form not in rounded_formats(context):
+        return None
+    return Quantise.model_validate_json(context.bench.part(result_of(form), STEP).read_bytes())
+
+
+def parts_for(context: Context, form: Format) -> Sequence[CompressedPart]:
+    """Return all parts of the model in a format: those of structure and training, then the rounded ones."""
+    finished = list(compress.finished_parts(context))
+    step = rounded_step(context, form)
+    if step is None:
+        return finished
+    removed = {block for part in finished for block in part.removed}
+    count = len(step.labels(inspect.model_inventory(context), len(removed)))
+    return [*finished, *PartFiles(context.bench, [StagePlace(result_of(form), range(count))])]
+
+
+def overlay_for(context: Context, form: Format) -> Overlay:
+    """Return the finished model in a format."""
+    return Overlay.open(inspect.model_dir(context), parts_for(context, form))
+
+
+def result_of(form: Format) -> str:
+    """Return the name under which a format's rounded parts are stored."""
+    return f"{names.QUANTISE}-{form.name}"
+
+
+def place_of(context: Context, form: Format) -> Path:
+    """Return this attempt's directory for a format's rounded parts."""
+    return context.bench.begin(result_of(form))
+
+
+def weight(recipe: Recipe, turn: int) -> float:
+    """Return the relative time that this stage takes."""
+    return 0.6 * sum(FORMATS[name].codes is not None for name in recipe.formats)
+
+
+STAGE = Stage(names.QUANTISE, run, weight, wanted=lambda recipe: recipe.precision != PLAIN_BITS)
