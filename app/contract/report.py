@@ -46,6 +46,30 @@ class SiteReport(Section):
         return self.parameters_after / self.parameters_before
 
 
+class RoundedMatrix(Section):
+    """One matrix of the finished model, and how a file format stores it."""
+
+    name: str = Field(description="the module's name in the original")
+    code: str | None = Field(description="the code that its weights are rounded to; null: 16 bits, not rounded")
+    bits: float = Field(description="stored bits per weight, scales included")
+    bytes: int = Field(description="its bytes in the file")
+    divergence: float | None = Field(
+        None,
+        description="rise of the model's divergence by its rounding, in nats per token, as estimated when the code was "
+        "chosen; null if it is not rounded",
+    )
+    relative_error: float | None = Field(
+        None, description="relative error of its outputs on the calibration text: ‖output - target‖ / ‖target‖"
+    )
+
+
+class RoundingReport(Section):
+    """How the weights were rounded for one file format."""
+
+    format: str
+    matrices: tuple[RoundedMatrix, ...] = Field(description="every matrix, embedding and head first")
+
+
 class RemovedBlock(Section):
     """A removed block of the original, and the scores of the blocks that were candidates."""
 
@@ -141,6 +165,7 @@ class CompressionReport(Section):
     sites: tuple[SiteReport, ...] = Field(description="every matrix, including embedding and head")
     removed_blocks: tuple[RemovedBlock, ...] = Field(description="in the order of their removal")
     steps: tuple[Step, ...] = Field(description="steps of the compression, in order")
+    rounding: tuple[RoundingReport, ...] = Field((), description="for each format whose weights are rounded")
     teacher_text: TeacherText | None = Field(None, description="null if the recipe does not use `teacher:`")
     distillation: DistillationReport | None = None
     formats: tuple[str, ...] = Field(

@@ -7,6 +7,7 @@ of the codes are measured on the model as structure and training have left it.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 
 from app.contract.recipe import Recipe
@@ -31,7 +32,7 @@ from workers.stages.plan import plan_of
 from workers.stages.stage import Stage
 
 SENSITIVITIES = "sensitivities.safetensors"
-STEP = "step.json"
+CHOSEN = "chosen.json"
 
 MEASURING = 0.3
 """Fraction of a format's time that the measuring of the codes' costs takes."""
@@ -57,7 +58,7 @@ def round_for(context: Context, form: Format) -> None:
     original = compute.open_model(context, inspect.model_dir(context))
     edited = EditedModel(original, compress.finished_parts(context))
     sensitivities = sensitivities_of(context, edited)
-    step = step_of(context, form, edited, sensitivities)
+    step = chosen(context, form, edited, sensitivities).step
     labels = step.labels(original.inventory, len(edited.overlay.removed))
     parts = PartFiles(context.bench, [StagePlace(result_of(form), range(len(labels)))], place_of(context, form))
     if parts:
@@ -71,11 +72,20 @@ def round_for(context: Context, form: Format) -> None:
         context.progress(fraction, f"{form.name}: {labels[min(done, len(labels) - 1)].text}")
 
 
-def step_of(context: Context, form: Format, edited: EditedModel, sensitivities: Mapping[str, Sensitivity]) -> Quantise:
-    """Return the step that rounds the model for a format; its codes are chosen once and then kept."""
-    kept = context.bench.finished_part(result_of(form), STEP)
+class Rounding(BaseModel):
+    """The step that rounds a model for a format, and the estimated cost of each matrix in nats per token."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: Quantise
+    costs: Mapping[str, float]
+
+
+def chosen(context: Context, form: Format, edited: EditedModel, sensitivities: Mapping[str, Sensitivity]) -> Rounding:
+    """Return how the model is rounded for a format; that is chosen once and then kept."""
+    kept = context.bench.finished_part(result_of(form), CHOSEN)
     if kept is not None:
-        return Quantise.model_validate_json(kept.read_bytes())
+        return Rounding.model_validate_json(kept.read_bytes())
     inventory, precision = edited.inventory, plan_of(context).precision
     offered = {site.name: choices(form, inventory, site, precision) for site in matrices(inventory)}
     context.progress(MEASURING, f"{form.name}: choosing the bits of each matrix")
@@ -91,10 +101,11 @@ def step_of(context: Context, form: Format, edited: EditedModel, sensitivities: 
         form, bytes_of(inventory, lambda site: CODES[codes[site.name]] if site.name in codes else None), budget
     )
     step = Quantise(format=form.name, codes=codes)
-    path = place_of(context, form) / STEP
-    path.write_text(step.model_dump_json(indent=1))
+    found = Rounding(step=step, costs={site: costs[site][code] for site, code in codes.items()})
+    path = place_of(context, form) / CHOSEN
+    path.write_text(found.model_dump_json(indent=1))
     context.bench.finish_part(path)
-    return step
+    return found
 
 
 def require_size(form: Format, size: int, budget: int) -> None:
@@ -123,19 +134,17 @@ def sensitivities_of(context: Context, edited: EditedModel) -> dict[str, Sensiti
     return found
 
 
-def rounded_step(context: Context, form: Format) -> Quantise | None:
-    """Return the step that rounded the model for a format, or None if its weights keep 16 bits."""
-    if form not in rounded_formats(context):
-        return None
-    return Quantise.model_validate_json(context.bench.part(result_of(form), STEP).read_bytes())
+def rounded(context: Context, form: Format) -> Rounding:
+    """Return how the model was rounded for one of the `rounded_formats`."""
+    return Rounding.model_validate_json(context.bench.part(result_of(form), CHOSEN).read_bytes())
 
 
 def parts_for(context: Context, form: Format) -> Sequence[CompressedPart]:
     """Return all parts of the model in a format: those of structure and training, then the rounded ones."""
     finished = list(compress.finished_parts(context))
-    step = rounded_step(context, form)
-    if step is None:
+    if form not in rounded_formats(context):
         return finished
+    step = rounded(context, form).step
     removed = {block for part in finished for block in part.removed}
     count = len(step.labels(inspect.model_inventory(context), len(removed)))
     return [*finished, *PartFiles(context.bench, [StagePlace(result_of(form), range(count))])]

@@ -9,17 +9,21 @@ from app.contract.report import (
     DistillationPhase,
     DistillationReport,
     RemovedBlock,
+    RoundedMatrix,
+    RoundingReport,
     SiteReport,
     TeacherText,
 )
 from workers.compression.overlay import Overlay
+from workers.compression.spec.codes import CODES
 from workers.compression.spec.config import read_config
 from workers.compression.spec.families import tables_of
-from workers.compression.spec.formats import FORMATS, MAIN
+from workers.compression.spec.formats import FORMATS, MAIN, Format
 from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.plan import Plan
+from workers.compression.spec.sizes import matrices, plain_bytes
 from workers.compression.spec.steps import Fuse, Remove
-from workers.stages import compress, distill, evaluate, inspect, plan, teacher_text, write
+from workers.stages import compress, distill, evaluate, inspect, plan, quantise, teacher_text, write
 from workers.stages.context import Context
 from workers.stages.curve import joined
 from workers.stages.reproducibility import reproducibility
@@ -59,6 +63,7 @@ def gather(context: Context) -> CompressionReport:
         sites=tuple(sites(context)),
         removed_blocks=tuple(removed_blocks(context, planned)),
         steps=planned.steps,
+        rounding=tuple(rounding(context, form) for form in quantise.rounded_formats(context)),
         teacher_text=written_text(context),
         distillation=distillation(context),
         formats=tuple(form.name for form in write.written(context)),
@@ -93,6 +98,31 @@ def sites(context: Context) -> Iterator[SiteReport]:
             parameters_after=overlay.parameters_of(site.name),
             relative_error=None if site.block in overlay.removed else errors.get(site.name),
         )
+
+
+def rounding(context: Context, form: Format) -> RoundingReport:
+    """Return how the matrices of the finished model are stored in a format whose weights are rounded."""
+    overlay, found = quantise.overlay_for(context, form), quantise.rounded(context, form)
+    parts = quantise.parts_for(context, form)
+    errors = {name: error for part in parts if part.encodings for name, error in part.errors.items()}
+    return RoundingReport(
+        format=form.name,
+        matrices=tuple(rounded_matrix(site, found, errors.get(site.name)) for site in matrices(overlay.inventory)),
+    )
+
+
+def rounded_matrix(site: Site, found: quantise.Rounding, error: float | None) -> RoundedMatrix:
+    """Return how one matrix is stored."""
+    name = found.step.codes.get(site.name)
+    size = plain_bytes(site) if name is None else CODES[name].bytes(site.out_features, site.in_features)
+    return RoundedMatrix(
+        name=site.name,
+        code=name,
+        bits=8 * size / (site.out_features * site.in_features),
+        bytes=size,
+        divergence=found.costs.get(site.name),
+        relative_error=error if name is not None else None,
+    )
 
 
 def role(site: Site, inventory: Inventory) -> str:
