@@ -39,7 +39,7 @@ class RecordedMeter(Meter):
     def open_fresh(
         self, opener: Opener, probes: Sequence[Probe], *, timeout: float, memory: int | None
     ) -> list[Verified]:
-        return [Verified(difference=0.0, parameters=0, generated=()) for _ in probes]
+        return [Verified(difference=0.0, parameters=0, generated=(), engine="none", version="0") for _ in probes]
 
 
 if __name__ == "__main__":

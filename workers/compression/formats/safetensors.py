@@ -1,9 +1,10 @@
-"""Write the main checkpoint, plain or factored: a directory that opens with stock transformers.
+"""Write the main checkpoint, plain, rounded or factored: a directory that opens with stock transformers.
 
     Safetensors().write(Overlay.open(original, parts), destination)
 
-A model without factored layers is an ordinary checkpoint of the original's architecture. One with factored layers
-includes a modelling file and `structures.py`, and opens without any code of ours installed by
+A model without factored layers is an ordinary checkpoint of the original's architecture. Where its matrices are in
+codes, it is one of compressed-tensors, which engines such as vLLM open. One with factored layers, or with a rounded
+embedding, includes a modelling file, and opens without any code of ours installed by
 
     AutoModelForCausalLM.from_pretrained(destination, trust_remote_code=True)
 
@@ -13,10 +14,11 @@ in memory.
 
 import shutil
 import string
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
 from workers.compression import structures as structures_module
@@ -29,15 +31,19 @@ from workers.compression.formats.files import (
     write_sums,
     write_weights,
 )
+from workers.compression.formats.packing import packed_tensors, quantisation_config
 from workers.compression.formats.writer import Writer, Written
 from workers.compression.overlay import Overlay
 from workers.compression.spec.architectures import architecture_of
+from workers.compression.spec.codes import CODES
 from workers.compression.spec.config import compressed_type
+from workers.compression.spec.packing import NotStorable, storable
 
 MODELLING_FILE = "modeling_compressed.py"
+PACKED_FILE = "modeling_packed.py"
 STRUCTURES_FILE = "structures.py"
 
-_TEMPLATE = Path(__file__).parent / "remote_code" / f"{MODELLING_FILE}.template"
+_REMOTE_CODE = Path(__file__).parent / "remote_code"
 
 
 class Safetensors(Writer):
@@ -47,26 +53,69 @@ class Safetensors(Writer):
         self.shard_bytes = shard_bytes
 
     def write(self, overlay: Overlay, destination: Path) -> Written:
-        config = overlay.config()
-        structures = {overlay.written_name(name): form for name, form in overlay.structures.items()}
-        read = overlay.tensors if structures else lambda: widely_named(overlay.tensors(), config)
+        """Write the model as `Writer.write` says. Raises NotStorable for codes that it cannot hold."""
+        _check(overlay)
         with complete(destination) as directory:
-            entries = write_weights(read, directory, self.shard_bytes)
-            _write_config(config, structures, directory)
+            entries = write_weights(lambda: _tensors(overlay), directory, self.shard_bytes)
+            _describe(overlay, directory)
             copy_companions(overlay.original.directory, directory)
             write_sums(directory)
-        return Written(destination, sum(entry.numbers for entry in entries), sum(entry.bytes for entry in entries))
+        return Written(destination, overlay.inventory.total_parameters, sum(entry.bytes for entry in entries))
 
 
-def _write_config(config: Mapping[str, Any], structures: Mapping[str, Mapping[str, Any]], directory: Path) -> None:
-    """Write config.json and, if there are `structures`, the modelling file and `structures.py`."""
-    if not structures:
-        write_json(directory / "config.json", config)
-        return
+def _check(overlay: Overlay) -> None:
+    """Check that the format holds the matrices that are in codes. Raises NotStorable."""
+    if overlay.codes and overlay.is_factored:
+        raise NotStorable("a model with factored layers cannot have matrices in codes; store it with 16 bits")
+    inventory = overlay.inventory
+    for site in (*inventory.sites, inventory.embedding, inventory.head):
+        code = overlay.codes.get(f"{site.name}.weight") if site else None
+        if site and code and (reason := storable(CODES[code], site)):
+            raise NotStorable(reason)
+
+
+def _tensors(overlay: Overlay) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of the checkpoint, always in the same order."""
+    if overlay.is_factored:
+        return overlay.tensors()
+    return packed_tensors(overlay) if overlay.codes else widely_named(overlay.tensors(), overlay.config())
+
+
+def _describe(overlay: Overlay, directory: Path) -> None:
+    """Write config.json, and the modelling file that the model needs beside it, if any."""
+    config = overlay.config()
+    if overlay.is_factored:
+        structures = {overlay.written_name(name): form for name, form in overlay.structures.items()}
+        config = _with_structures(config, structures, directory)
+    elif overlay.codes:
+        config["quantization_config"] = quantisation_config(overlay)
+        if f"{overlay.architecture.embedding}.weight" in overlay.codes:
+            config = _with_packed_embedding(config, directory)
+    write_json(directory / "config.json", config)
+
+
+def _with_packed_embedding(config: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """Write the modelling file for a packed embedding, and return the config that names it."""
+    names = _class_names(config["model_type"])
+    module = _write_code(directory, PACKED_FILE, names)
+    auto_map = {"AutoModel": "Base", "AutoModelForCausalLM": "CausalLM"}
+    return {**config, "auto_map": {auto: f"{module}.Packed{names[role]}" for auto, role in auto_map.items()}}
+
+
+def _with_structures(
+    config: dict[str, Any], structures: Mapping[str, Mapping[str, Any]], directory: Path
+) -> dict[str, Any]:
+    """Write the modelling file for compact layers and `structures.py`, and return the config that names them."""
     model_type = config["model_type"]
     names = _class_names(model_type)
     own_type = compressed_type(model_type)
-    module = MODELLING_FILE.removesuffix(".py")
+    architecture = architecture_of(config)
+    module = _write_code(
+        directory,
+        MODELLING_FILE,
+        {**names, "model_type": own_type, "prefix": architecture.base, "head": architecture.head},
+    )
+    shutil.copyfile(structures_module.__file__, directory / STRUCTURES_FILE)
     auto_map = {"AutoConfig": "Config", "AutoModel": "Base", "AutoModelForCausalLM": "CausalLM"}
     compressed = {
         **config,
@@ -75,15 +124,17 @@ def _write_config(config: Mapping[str, Any], structures: Mapping[str, Mapping[st
         "auto_map": {auto: f"{module}.Compressed{names[role]}" for auto, role in auto_map.items()},
         "compression": {"base_model_type": model_type, "structures": structures},
     }
-    if architecture_of(config).head in structures:
+    if architecture.head in structures:
         # The head reads the embedding's factors or has a table of its own, so transformers must not tie them.
         compressed["tie_word_embeddings"] = False
-    write_json(directory / "config.json", compressed)
-    template = string.Template(_TEMPLATE.read_text(encoding="utf-8"))
-    architecture = architecture_of(config)
-    code = template.substitute(names, model_type=own_type, prefix=architecture.base, head=architecture.head)
-    (directory / MODELLING_FILE).write_text(code, encoding="utf-8")
-    shutil.copyfile(structures_module.__file__, directory / STRUCTURES_FILE)
+    return compressed
+
+
+def _write_code(directory: Path, file: str, names: Mapping[str, str]) -> str:
+    """Write a modelling file from its template, and return its module's name."""
+    template = string.Template((_REMOTE_CODE / f"{file}.template").read_text(encoding="utf-8"))
+    (directory / file).write_text(template.substitute(names), encoding="utf-8")
+    return file.removesuffix(".py")
 
 
 def _class_names(model_type: str) -> dict[str, str]:

@@ -24,6 +24,7 @@ from workers.compression.spec.formats import TOLERANCE
 
 _SCRIPT = Path(__file__).parent / "remote_code" / "open_packages.py"
 _LAST_OF_ERROR = 2000
+ENGINE = "transformers"
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,15 @@ class Verified:
         difference: largest difference of a logit from the expected one, as a fraction of the largest logit.
         parameters: number of distinct parameters.
         generated: token ids that were generated greedily.
+        engine: the engine that opened the package.
+        version: the engine's version.
     """
 
     difference: float
     parameters: int
     generated: tuple[int, ...]
+    engine: str
+    version: str
 
 
 def verify(
@@ -126,7 +131,7 @@ def _judge(probe: Probe, facts: dict[str, Any]) -> Verified:
             f"logit, and {probe.tolerance:g} is allowed."
         )
     _compare_tokenizers(probe, facts["tokenised"])
-    return Verified(difference, facts["parameters"], tuple(facts["generated"]))
+    return Verified(difference, facts["parameters"], tuple(facts["generated"]), ENGINE, facts["version"])
 
 
 def _compare_tokenizers(probe: Probe, found: Mapping[str, Any]) -> None:

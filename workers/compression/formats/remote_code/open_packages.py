@@ -9,6 +9,7 @@ imported. It must not be able to import code of ours, or it would not show that 
 
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ for ours in ("workers", "app"):
     sys.modules[ours] = None  # type: ignore[assignment]
 
 import torch  # noqa: E402
+import transformers  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 NEW_TOKENS = 4
+PACKING = (".weight_scale", ".weight_shape")
+"""What compressed-tensors leaves beside a matrix that it has unpacked."""
 
 
 @torch.no_grad()
@@ -48,10 +52,18 @@ def facts(package: str, probe: dict[str, torch.Tensor], memory: int | None) -> d
         "missing_in_base": sorted(map(str, base_loading["missing_keys"])),
         "difference": float((logits - expected).abs().max()),
         "scale": float(expected.abs().max()),
+        "version": versions(model.config),
         "finite": bool(logits.isfinite().all()),
         "generated": generated[0, 4:].tolist(),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": sum(number.numel() for name, number in model.named_parameters() if not name.endswith(PACKING)),
     }
+
+
+def versions(config: Any) -> str:
+    """Return the version of transformers, and that of compressed-tensors where it unpacked weights."""
+    if getattr(config, "quantization_config", None) is None:
+        return transformers.__version__
+    return f"{transformers.__version__} with compressed-tensors {version('compressed-tensors')}"
 
 
 def tokenised(package: str, probe: str) -> dict[str, object]:
