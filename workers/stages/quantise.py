@@ -20,9 +20,10 @@ from workers.compression.overlay import Overlay
 from workers.compression.parts import CompressedPart
 from workers.compression.spec.codes import CODES
 from workers.compression.spec.formats import FORMATS, Format
+from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.precision import PLAIN_BITS
 from workers.compression.spec.ranges import TOLERANCE, RatioOutOfRange
-from workers.compression.spec.rounding import choose_codes
+from workers.compression.spec.rounding import Budget, choose_codes
 from workers.compression.spec.sizes import bytes_before, bytes_of, choices, matrices
 from workers.compression.spec.steps import Quantise
 from workers.stages import calibrate, compress, compute, inspect, names
@@ -95,11 +96,10 @@ def chosen(context: Context, form: Format, edited: EditedModel, sensitivities: M
         for site, cost in part.items()
     }
     before = bytes_before(inspect.model_inventory(context))
-    budget = int(before / context.ratio) - writer_of(form.name).overhead(edited.overlay)
+    left = int(before / context.ratio) - writer_of(form.name).overhead(edited.overlay)
+    budget = Budget(left, edited.overlay.dtype.itemsize)
     codes = choose_codes(inventory, form, precision, costs, budget)
-    require_size(
-        form, bytes_of(inventory, lambda site: CODES[codes[site.name]] if site.name in codes else None), budget
-    )
+    require_size(form, inventory, codes, budget)
     step = Quantise(format=form.name, codes=codes)
     found = Rounding(step=step, costs={site: costs[site][code] for site, code in codes.items()})
     path = place_of(context, form) / CHOSEN
@@ -108,12 +108,14 @@ def chosen(context: Context, form: Format, edited: EditedModel, sensitivities: M
     return found
 
 
-def require_size(form: Format, size: int, budget: int) -> None:
+def require_size(form: Format, inventory: Inventory, codes: Mapping[str, str], budget: Budget) -> None:
     """Raise RatioOutOfRange if the weights take more bytes than the budget leaves, as far as TOLERANCE allows."""
-    if size > budget * (1 + TOLERANCE):
+    taken = {site: CODES[code] for site, code in codes.items()}
+    size = bytes_of(inventory, lambda site: taken.get(site.name), budget.number_bytes)
+    if size > budget.bytes * (1 + TOLERANCE):
         raise RatioOutOfRange(
             f"the weights take {size} bytes as {form.name} with the fewest bits that it holds, and target_ratio leaves "
-            f"{budget}; send a lower target_ratio"
+            f"{budget.bytes}; send a lower target_ratio"
         )
 
 

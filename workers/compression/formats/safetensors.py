@@ -43,6 +43,9 @@ MODELLING_FILE = "modeling_compressed.py"
 PACKED_FILE = "modeling_packed.py"
 STRUCTURES_FILE = "structures.py"
 
+SHAPE_BYTES = 16
+"""Bytes of the shape that compressed-tensors stores beside a packed matrix."""
+
 _REMOTE_CODE = Path(__file__).parent / "remote_code"
 
 
@@ -51,6 +54,10 @@ class Safetensors(Writer):
 
     def __init__(self, shard_bytes: int = SHARD_BYTES) -> None:
         self.shard_bytes = shard_bytes
+
+    def overhead(self, overlay: Overlay) -> int:
+        """Return the bytes of the shapes that the format stores beside matrices in codes."""
+        return SHAPE_BYTES * len(overlay.shapes)
 
     def write(self, overlay: Overlay, destination: Path) -> Written:
         """Write the model as `Writer.write` says. Raises NotStorable for codes that it cannot hold."""

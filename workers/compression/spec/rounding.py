@@ -1,35 +1,50 @@
 """Choose the code of every matrix for a budget of bytes, from the measured cost of each. Torch-free.
 
     costs = {"model.layers.0.mlp.up_proj": {"q8_0": 1e-5, "iq4_nl": 2e-3}, …}
-    codes = choose_codes(inventory, FORMATS["gguf"], "auto", costs, budget)      # {site: code's name}
+    codes = choose_codes(inventory, FORMATS["gguf"], "auto", costs, Budget(10**8))      # {site: code's name}
 
 Matrices that engines multiply as one share a code: queries, keys and values of a block, and the layers that enter its
 MLP. One more byte then lowers the model's divergence equally everywhere (`budgets.allocate`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from workers.compression.spec.architectures import ARCHITECTURES
 from workers.compression.spec.budgets import Curve, Point, allocate
 from workers.compression.spec.formats import Format
 from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.precision import Precision
-from workers.compression.spec.sizes import bytes_before, choices, matrices, plain_bytes
+from workers.compression.spec.sizes import PLAIN_BYTES, choices, matrices, plain_bytes
 
 Costs = Mapping[str, Mapping[str, float]]
 """The rise of the model's divergence, in nats per token, by a matrix's name and the name of its code."""
 
 
-def choose_codes(inventory: Inventory, form: Format, precision: Precision, costs: Costs, budget: int) -> dict[str, str]:
-    """Return {site: code's name} with the least total divergence; matrices that keep 16 bits are left out.
+@dataclass(frozen=True)
+class Budget:
+    """The bytes that the weights may take.
+
+    Attributes:
+        bytes: bytes of all weights together, rounded or not.
+        number_bytes: bytes of a number that is not rounded.
+    """
+
+    bytes: int
+    number_bytes: int = PLAIN_BYTES
+
+
+def choose_codes(
+    inventory: Inventory, form: Format, precision: Precision, costs: Costs, budget: Budget
+) -> dict[str, str]:
+    """Return {site: code's name} with the least total divergence; matrices that are not rounded are left out.
 
     Args:
         inventory: that of the model whose matrices are rounded.
         form: the format that stores them.
         precision: the most bits that a weight may keep.
         costs: the cost of every code that `choices` offers for a matrix.
-        budget: bytes of all weights together, rounded or not, at the most. If even the smallest codes exceed it, they
-            are returned.
+        budget: the bytes of the weights, at the most. If even the smallest codes exceed it, they are returned.
     """
     curves: dict[str, Curve[str]] = {}
     members: dict[str, Sequence[Site]] = {}
@@ -47,11 +62,12 @@ def choose_codes(inventory: Inventory, form: Format, precision: Precision, costs
             for code in shared
         ]
         if precision == "auto":
-            points.append(Point(None, sum(map(plain_bytes, group)), 0.0))
+            points.append(Point(None, sum(plain_bytes(site, budget.number_bytes) for site in group), 0.0))
         curves[group[0].name] = Curve(tuple(sorted(points, key=lambda point: point.stored)))
         members[group[0].name] = group
-    untouched = bytes_before(inventory) - sum(plain_bytes(site) for group in members.values() for site in group)
-    found = allocate(curves, budget - untouched) if curves else {}
+    rounded = sum(plain_bytes(site, budget.number_bytes) for group in members.values() for site in group)
+    untouched = inventory.total_parameters * budget.number_bytes - rounded
+    found = allocate(curves, budget.bytes - untouched) if curves else {}
     return {site.name: code for name, code in found.items() for site in members[name]}
 
 

@@ -108,13 +108,16 @@ def reachable(inventory: Inventory, options: MethodOptions, wanted: Wanted) -> R
     return Range.spanning(*ranges)
 
 
-def bytes_of(inventory: Inventory, choose: Callable[[Site], Code | None]) -> int:
-    """Return the bytes of the weights with each matrix in the chosen code; None keeps it at 16 bits."""
-    size = inventory.total_parameters * PLAIN_BYTES
+def bytes_of(inventory: Inventory, choose: Callable[[Site], Code | None], number_bytes: int = PLAIN_BYTES) -> int:
+    """Return the bytes of the weights with each matrix in the chosen code; None leaves its numbers as they are.
+
+    `number_bytes` are those of a number that is not rounded.
+    """
+    size = inventory.total_parameters * number_bytes
     for site in matrices(inventory):
         code = choose(site)
         if code is not None:
-            size += code.bytes(site.out_features, site.in_features) - plain_bytes(site)
+            size += code.bytes(site.out_features, site.in_features) - plain_bytes(site, number_bytes)
     return size
 
 
@@ -123,9 +126,9 @@ def bytes_before(inventory: Inventory) -> int:
     return inventory.total_parameters * PLAIN_BYTES
 
 
-def plain_bytes(site: Site) -> int:
-    """Return the bytes of a matrix at 16 bits a number."""
-    return site.out_features * site.in_features * PLAIN_BYTES
+def plain_bytes(site: Site, number_bytes: int = PLAIN_BYTES) -> int:
+    """Return the bytes of a matrix that is not rounded."""
+    return site.out_features * site.in_features * number_bytes
 
 
 def matrices(inventory: Inventory) -> tuple[Site, ...]:
