@@ -14,12 +14,14 @@ from safetensors.torch import load_file, save_file
 from app.contract.codes import FailureCode
 from app.contract.recipe import Recipe
 from workers.compression.choice import Trial, trials
+from workers.compression.formats import writer_of
 from workers.compression.math.sensitivity import Sensitivity, from_tensors, measure, site_errors, to_tensors
+from workers.compression.overlay import Overlay
 from workers.compression.spec.families import KroneckerFamily
-from workers.compression.spec.formats import FORMATS
+from workers.compression.spec.formats import FORMATS, Format
 from workers.compression.spec.methods import METHODS, Need, method_of, planner_of
 from workers.compression.spec.plan import Plan
-from workers.compression.spec.sizes import Candidate, Wanted, candidates
+from workers.compression.spec.sizes import PLAIN_BYTES, Candidate, Wanted, candidates, matrices
 from workers.compression.spec.steps import factor_labels
 from workers.messages import AttemptFailed
 from workers.stages import calibrate, compute, inspect, names
@@ -42,7 +44,8 @@ def run(context: Context, directory: Path) -> None:
     """Choose the method and how much of the ratio is structure, and write the plan and the trials' perplexities."""
     inventory, recipe = inspect.model_inventory(context), context.assignment.recipe
     formats = tuple(FORMATS[name] for name in recipe.formats)
-    found = candidates(inventory, recipe.method, Wanted(context.ratio, recipe.precision, formats))
+    wanted = Wanted(context.ratio, recipe.precision, formats, bytes_besides(context, formats))
+    found = candidates(inventory, recipe.method, wanted)
     tried: list[Trial] = []
     chosen = found[0]
     if len(found) > 1:
@@ -51,6 +54,16 @@ def run(context: Context, directory: Path) -> None:
     (directory / PLAN).write_text(planned(context, chosen).model_dump_json(indent=1))
     perplexities = {trial.candidate.method.name: trial.perplexity for trial in tried}
     (directory / CHOICE).write_text(json.dumps(perplexities, indent=1))
+
+
+def bytes_besides(context: Context, formats: Sequence[Format]) -> int:
+    """Return the most bytes that one of the files will hold besides the rounded matrices, beyond 16 bits a number."""
+    overlay = Overlay.open(inspect.model_dir(context))
+    in_matrices = sum(site.out_features * site.in_features for site in matrices(overlay.inventory))
+    wider = (overlay.dtype.itemsize - PLAIN_BYTES) * (overlay.inventory.total_parameters - in_matrices)
+    return wider + max(
+        (writer_of(form.name).overhead(overlay) for form in formats if form.codes is not None), default=0
+    )
 
 
 def planned(context: Context, candidate: Candidate) -> Plan:

@@ -48,11 +48,13 @@ class Wanted:
         ratio: bytes before / after.
         precision: the most bits that a weight may keep; `auto` leaves the choice.
         formats: the formats in which the result is written, each of which is to reach the ratio.
+        besides: bytes that a file of rounded weights holds besides matrices, as far as they are known.
     """
 
     ratio: float
     precision: Precision
     formats: tuple[Format, ...]
+    besides: int = 0
 
     @property
     def rounding(self) -> tuple[Format, ...]:
@@ -174,8 +176,8 @@ def _reach(inventory: Inventory, options: MethodOptions, structural: Range, want
         return None if options.name == QUANTISATION.name else structural
     if not wanted.rounding or method_of(options).leaves is not Leaves.PLAIN:
         return None
-    lowest = max(_ratio(inventory, structural.lowest, form, wanted.precision, most=True) for form in wanted.rounding)
-    highest = min(_ratio(inventory, structural.highest, form, wanted.precision, most=False) for form in wanted.rounding)
+    lowest = max(_ratio(inventory, structural.lowest, form, wanted, most=True) for form in wanted.rounding)
+    highest = min(_ratio(inventory, structural.highest, form, wanted, most=False) for form in wanted.rounding)
     return Range(lowest, highest * CAUTION) if lowest < highest * CAUTION else None
 
 
@@ -226,14 +228,15 @@ def _precisions(options: MethodOptions, wanted: Wanted) -> tuple[Precision, ...]
 
 def _comfortable(inventory: Inventory, wanted: Wanted) -> float:
     """Return the highest ratio that rounding alone reaches with COMFORTABLE_BITS a weight."""
-    return min(_ratio(inventory, 1.0, form, COMFORTABLE_BITS, most=True) for form in wanted.rounding)
+    four = replace(wanted, precision=COMFORTABLE_BITS)
+    return min(_ratio(inventory, 1.0, form, four, most=True) for form in wanted.rounding)
 
 
-def _ratio(inventory: Inventory, structure: float, form: Format, precision: Precision, *, most: bool) -> float:
+def _ratio(inventory: Inventory, structure: float, form: Format, wanted: Wanted, *, most: bool) -> float:
     """Return the ratio of bytes after a structural ratio, with each matrix in the code of most, or of fewest, bits."""
-    tables, rest, rest_parameters = _division(inventory, form, precision, most=most)
+    tables, rest, rest_parameters = _division(inventory, form, wanted.precision, most=most)
     left = inventory.total_parameters / structure - _table_parameters(inventory)
-    return bytes_before(inventory) / (tables + rest * left / rest_parameters)
+    return bytes_before(inventory) / (tables + rest * left / rest_parameters + wanted.besides)
 
 
 def _structure(inventory: Inventory, structural: Range, wanted: Wanted) -> float:
@@ -241,7 +244,7 @@ def _structure(inventory: Inventory, structural: Range, wanted: Wanted) -> float
     needed = structural.lowest
     for form in wanted.rounding:
         tables, rest, rest_parameters = _division(inventory, form, COMFORTABLE_BITS, most=True)
-        budget = CAUTION * bytes_before(inventory) / wanted.ratio - tables
+        budget = CAUTION * (bytes_before(inventory) / wanted.ratio - wanted.besides) - tables
         if budget <= 0:
             return structural.highest
         left = _table_parameters(inventory) + budget / rest * rest_parameters
