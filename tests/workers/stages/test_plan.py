@@ -12,7 +12,7 @@ def test_where_no_method_leaves_a_working_model_the_job_says_which_ratios_to_ask
     assignment: Assignment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "trials", lambda *_, **__: iter(()))
-    recipe = assignment.recipe.model_copy(update={"method": AutoOptions()})
+    recipe = assignment.recipe.model_copy(update={"method": AutoOptions(), "precision": 16})
     report = last_report(assignment.model_copy(update={"recipe": recipe}))
     assert isinstance(report, ErrorReport)
     assert report.code == "no_method_fits"
