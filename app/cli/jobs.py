@@ -37,14 +37,14 @@ def compress(
     model: Annotated[
         str, typer.Argument(help="'org/name[@revision]', 'local:NAME', or a path to a directory or .gguf file.")
     ],
+    out: Out,
     ratio: Annotated[
-        list[float],
+        list[float] | None,
         typer.Option(
-            help="Stored parameters before / after: 1.5 means 1.5 times smaller. Repeat it for a checkpoint of each "
+            help="Bytes of the weights before / after: 4 means 4 times smaller. Repeat it for a checkpoint of each "
             "ratio."
         ),
-    ],
-    out: Out,
+    ] = None,
     url: Url = None,
     **options: Any,
 ) -> None:
@@ -56,7 +56,9 @@ def compress(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Refused("--out", f"{out} exists and is not empty; name another directory")
     path = local_model(model)
-    fields = {"model": path.reference if path else model, "target_ratio": ratio if len(ratio) > 1 else ratio[0]}
+    fields: dict[str, Any] = {"model": path.reference if path else model}
+    if ratio:
+        fields["target_ratio"] = ratio if len(ratio) > 1 else ratio[0]
     compress_somewhere(make_recipe(fields | recipe_fields(options)), out, path, url)
 
 

@@ -41,6 +41,8 @@ RECIPE_OPTIONS: tuple[RecipeOption, ...] = (
         f"An option of the method, such as key_value_heads=2. {AGAIN}",
         "NAME=VALUE",
     ),
+    RecipeOption("--bytes", "target_bytes", str, "Size of the weights, such as 1.5GB, instead of --ratio.", "SIZE"),
+    RecipeOption("--precision", "precision", str, "The most bits that a weight may keep: 16, 8, 4 or auto.", "BITS"),
     RecipeOption("--calibration", "calibration.datasets", list[str], f"Text to fit the result to. {AGAIN}", "DATASET"),
     RecipeOption("--sequences", "calibration.sequences", int, "Number of calibration sequences."),
     RecipeOption("--length", "calibration.length", int, "Tokens per calibration sequence."),

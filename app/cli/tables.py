@@ -63,15 +63,15 @@ def figures(before: Metrics, after: Metrics) -> Iterator[Figure]:
     smaller = f"{before.parameters / after.parameters:.3f} times smaller"
     yield Figure("stored parameters", lambda model: f"{model.parameters:,}", smaller)
     yield Figure("bytes", lambda model: decimal(model.bytes), f"{before.bytes / after.bytes:.3f} times smaller")
+    for dataset in after.kl_divergence:
+        yield Figure(f"KL divergence, {dataset}", of_dataset("kl_divergence", dataset, ".3f", " nats"))
+    for dataset in after.top1_agreement:
+        yield Figure(f"same top token, {dataset}", of_dataset("top1_agreement", dataset, ".1%"))
     for dataset, perplexity in before.perplexity.items():
         reached = after.perplexity.get(dataset)
         if reached is not None:
             change = f"{reached / perplexity:.2f} times"
             yield Figure(f"perplexity, {dataset}", of_dataset("perplexity", dataset, ".2f"), change)
-    for dataset in after.kl_divergence:
-        yield Figure(f"KL divergence, {dataset}", of_dataset("kl_divergence", dataset, ".3f", " nats"))
-    for dataset in after.top1_agreement:
-        yield Figure(f"same top token, {dataset}", of_dataset("top1_agreement", dataset, ".1%"))
     yield from task_figures(before, after)
     if before.peak_memory_bytes is not None and after.peak_memory_bytes is not None:
         change = f"{after.peak_memory_bytes / before.peak_memory_bytes:.2f} times"

@@ -317,6 +317,12 @@ class Recipe(Options):
         },
     )
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def read_precision(cls, precision: Any) -> Any:
+        """Return a number of bits that was sent as text as a number."""
+        return int(precision) if isinstance(precision, str) and precision.isdecimal() else precision
+
     @field_validator("target_ratio")
     @classmethod
     def check_one_target(cls, target: float | tuple[float, ...] | None, info: ValidationInfo) -> Any:
