@@ -1,20 +1,13 @@
-"""Fetching a job's model and text: pinned, verified, resumed, kept once; and the process that does it."""
+"""Fetching a job's model and text: pinned, verified, resumed, and kept once."""
 
-import errno
 import io
-import json
-import os
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 
 from app.contract.job import Source
 from app.contract.recipe import Recipe
@@ -27,9 +20,8 @@ from app.errors import (
     UnknownModel,
     UnsupportedModel,
 )
-from app.settings import Settings, SourceSettings
+from app.settings import Settings
 from app.sources.documents import read_documents
-from app.sources.download import Downloads
 from tests.support.checkpoints import (
     CONFIG,
     SHAPES,
@@ -40,60 +32,15 @@ from tests.support.checkpoints import (
     write_files,
     write_gguf,
 )
-from tests.support.hub import LoopbackHub, running_hub
-from workers.fetch import FetchReport, FetchRequest, fetch, fetch_environment, fetch_report, fetch_request, run
-
-NAME = "acme/tiny"
-ROOT = Path(__file__).parents[2]
-BIG = {**SHAPES, "model.embed_tokens.weight": (32 * 1000, 8)}
-BIG_FILES = single_file() | {
-    "config.json": json_bytes({**CONFIG, "vocab_size": 32 * 1000}),
-    "model.safetensors": safetensors_bytes(BIG),
-}
-
-MakeRequest = Callable[..., FetchRequest]
-
-
-@pytest.fixture
-def hub() -> Iterator[LoopbackHub]:
-    with running_hub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def request_for(hub: LoopbackHub, tmp_path: Path, model_root: Path, data_root: Path) -> MakeRequest:
-    def make(model: str = NAME, **changes: Any) -> FetchRequest:
-        repository = hub.repositories.get(("models", model))
-        values: dict[str, Any] = {
-            "model": model,
-            "revision": repository.commit if repository else None,
-            "texts": (),
-            "sources_dir": tmp_path / "sources",
-            "sources": SourceSettings(
-                model_roots=(model_root,),
-                data_roots=(data_root,),
-                hub_endpoint=hub.endpoint,
-                hub_token=None if hub.token is None else SecretStr(hub.token),
-            ),
-            "retry_delays": (0.0, 0.0),
-        }
-        return FetchRequest(**values | changes)
-
-    return make
-
-
-def silent(report: FetchReport) -> None:
-    """Nobody listens."""
+from tests.support.fetching import BIG_FILES, NAME, MakeRequest, contents, silent
+from tests.support.hub import LoopbackHub
+from workers.fetch import FetchReport, FetchRequest, fetch, fetch_environment, fetch_request
 
 
 def parquet_bytes(rows: list[str | None], column: str = "text") -> bytes:
     buffer = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table({column: pyarrow.array(rows, pyarrow.string())}), buffer)
     return buffer.getvalue()
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 @pytest.mark.parametrize("files", [single_file(), sharded()], ids=["single", "sharded"])
@@ -378,104 +325,3 @@ def test_a_request_that_cannot_be_read_does_not_show_the_token(request_for: Make
     with pytest.raises(ValidationError) as refused:
         FetchRequest.model_validate_json(line)
     assert "hf_secret" not in str(refused.value)
-
-
-class Process:
-    """`python -m workers.fetch`, as the supervisor runs it."""
-
-    def __init__(self, request: FetchRequest) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "workers.fetch"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=request.sources_dir.parent,
-            env={"PYTHONPATH": str(ROOT)},
-        )
-        assert self.process.stdin is not None
-        self.process.stdin.write(request.model_dump_json() + "\n")
-        self.process.stdin.flush()
-
-    def result(self) -> tuple[int, FetchReport, str]:
-        """Exit status, last report, and all that was written."""
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        with self.process:
-            output, errors = self.process.stdout.read(), self.process.stderr.read()
-            status = self.process.wait()
-        return status, fetch_report(json.loads(output.splitlines()[-1])), output + errors
-
-
-def test_the_process_reports_what_it_fetched(hub: LoopbackHub, request_for: MakeRequest) -> None:
-    hub.add(NAME, single_file()).gated = True
-    hub.token = "hf_secret"
-    status, report, output = Process(request_for()).result()
-    assert (status, report.event) == (0, "done")
-    assert contents(fetch(request_for(), silent).model_path) == single_file()
-    assert "hf_secret" not in output
-
-
-@pytest.mark.parametrize(("status", "code"), [(503, "hub_unavailable"), (None, "unknown_model")])
-def test_the_process_says_why_it_failed(
-    hub: LoopbackHub, request_for: MakeRequest, status: int | None, code: str
-) -> None:
-    hub.status = status
-    exit_status, report, _ = Process(request_for(revision="c" * 40, retry_delays=())).result()
-    assert exit_status == 1
-    assert report.event == "error"
-    assert (report.code, report.stage) == (code, "fetch")
-
-
-def test_a_directory_that_cannot_be_written_is_reported(request_for: MakeRequest, tmp_path: Path) -> None:
-    (tmp_path / "sources").write_text("a file where the directory should be")
-    exit_status, report, _ = Process(request_for(revision="c" * 40)).result()
-    assert exit_status == 1
-    assert report.event == "error"
-    assert report.code == "storage_failed"
-
-
-def test_a_full_disk_is_reported_as_one(
-    request_for: MakeRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(Downloads, "model", full)
-    reports: list[FetchReport] = []
-    assert run(request_for(revision="c" * 40), reports.append) == 1
-    assert [(report.event, getattr(report, "code", None)) for report in reports] == [("error", "disk_full")]
-
-
-def test_the_process_ends_with_its_supervisor_and_the_next_one_goes_on(
-    hub: LoopbackHub, request_for: MakeRequest
-) -> None:
-    hub.add(NAME, BIG_FILES)
-    hub.released.clear()
-    orphan = Process(request_for())
-    assert hub.held.wait(30)
-    assert orphan.process.stdin is not None
-    orphan.process.stdin.close()
-    assert orphan.process.wait(10) != 0
-    hub.released.set()
-    assert contents(fetch(request_for(), silent).model_path) == BIG_FILES
-
-
-def test_two_processes_share_one_download(hub: LoopbackHub, request_for: MakeRequest) -> None:
-    hub.add(NAME, BIG_FILES)
-    hub.released.clear()
-    first = Process(request_for())
-    assert hub.held.wait(30)
-    waiting = threading.Event()
-    second = threading.Thread(target=fetch, args=(request_for(), lambda report: waiting.set()))
-    second.start()
-    assert waiting.wait(30)
-    hub.released.set()
-    assert first.result()[0] == 0
-    second.join(30)
-    assert sum(seen.path.endswith("model.safetensors") and not seen.redirected for seen in hub.requests) == 1
-
-
-def test_the_process_knows_no_torch() -> None:
-    code = "import sys, workers.fetch; sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
