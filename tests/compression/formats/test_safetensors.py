@@ -33,6 +33,7 @@ class OnePart:
     structures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     removed: tuple[int, ...] = ()
+    encodings: Mapping[str, str] = field(default_factory=dict)
 
 
 def low_rank_part(rank: int = 4) -> OnePart:

@@ -30,7 +30,8 @@ def check_package(tmp_path: Path, name: str, kind: str) -> None:
     logits = student(token_ids()).logits
     assert not torch.allclose(logits, before, atol=1e-3)
     for again in (StreamedModel.open(package.directory), EditedModel(original, parts)):
-        assert torch.equal(again.whole()(token_ids()).logits, logits)
+        # Not bit for bit: how products are rounded depends on where in memory the matrices lie.
+        torch.testing.assert_close(again.whole()(token_ids()).logits, logits, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", STUDENTS)
