@@ -48,7 +48,12 @@ demo: .venv/built $(if $(MODEL),,.venv/built-demo)
 test: lint
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 	TMPDIR=$$scratch XDG_CACHE_HOME=$$scratch/cache HF_HOME=$$scratch/huggingface OMP_NUM_THREADS=1 \
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+## test-full: as test, with every architecture in every method and format
+.PHONY: test-full
+test-full:
+	@$(MAKE) test ARGS="-m 'full or not full' $(ARGS)"
 
 ## lint: style, types and the arrows between the packages
 .PHONY: lint

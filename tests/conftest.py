@@ -22,6 +22,21 @@ from tests.support.text_models import write_tiny_gpt2, write_tiny_model
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONGEST = (
+    "tests/service/",
+    "tests/faults/",
+    "tests/workers/stages/test_ranks.py",
+    "tests/extensions/",
+    "tests/app/test_",
+)
+"""Where the tests stand that start whole services."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest files first: one that begins last would leave the other processes without work."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerSettings]:
     """Settings with the URLs of a running database and broker."""

@@ -28,12 +28,12 @@ STAGE = Stage(NAME, run, lambda recipe, turn: 0.01)
 ASK = """
 import json, sys
 from pathlib import Path
-from tests.support.jobs import small_job
+from tests.support.jobs import RECORDED, small_job
 from workers.runner import walk
 
 job = small_job(Path(sys.argv[1]), blocks=2, method="width", target_ratio=1.2)
 reports = []
-walk(job, reports.append)
+walk(job, reports.append, RECORDED)
 (counted,) = job.work_dir.glob("*/count/count.txt")
 details = [report.detail for report in reports if getattr(report, "stage", None) == "count"]
 print(json.dumps({"done": type(reports[-1]).__name__, "counted": int(counted.read_text()) > 1, "told": bool(details)}))

@@ -9,6 +9,7 @@ import pytest
 
 from app.contract.job import Job, State
 from app.contract.recipe import Recipe
+from app.jobs import store
 from app.jobs.service import JobService
 from app.settings import Settings
 from app.storage.registry import open_storage
@@ -45,50 +46,38 @@ def weights(settings: Settings, service: JobService, job: Job) -> dict[str, str]
     return {a.file.name: a.file.sha256 for a in service.artifacts(job.id) if a.file.name.endswith(".safetensors")}
 
 
-def test_a_killed_worker_is_replaced_by_one_that_goes_on_from_the_last_finished_block(
-    service: JobService, settings: Settings, larger: Recipe, log: Path
-) -> None:
-    job = service.submit(larger)
-    with worker(settings, log) as first:
-        wait_for(lambda: finished_parts(settings, job) >= 3)
-        first.kill()
-        first.wait()
-        wait_for(lambda: not processes_of(settings.work_dir))
-    finished = finished_parts(settings, job)
-    assert 2 <= finished <= BLOCKS
-    with worker(settings, log):
-        job = wait_until_ended(service, job.id)
-    assert job.state is State.SUCCEEDED, job.error
-    assert [attempt.outcome for attempt in job.attempts] == ["lost", "succeeded"]
-    resumed = job.attempts[1].resumed
-    assert resumed is not None
-    assert (resumed.stage, resumed.block) == ("compress", finished - 1)
-
-
-def test_a_resumed_job_gives_the_same_bytes_as_an_undisturbed_one(
+def test_a_killed_worker_is_replaced_by_one_that_goes_on_from_the_last_finished_block_to_the_same_bytes(
     service: JobService, settings: Settings, larger: Recipe, log: Path
 ) -> None:
     disturbed = service.submit(larger)
     with worker(settings, log) as first:
-        wait_for(lambda: finished_parts(settings, disturbed) >= 2)
+        wait_for(lambda: finished_parts(settings, disturbed) >= 3)
         first.kill()
         first.wait()
+        wait_for(lambda: not processes_of(settings.work_dir))
+    finished = finished_parts(settings, disturbed)
+    assert 2 <= finished <= BLOCKS
     undisturbed = service.submit(larger)
     with worker(settings, log):
-        for job in (disturbed, undisturbed):
-            assert wait_until_ended(service, job.id).state is State.SUCCEEDED
+        disturbed, undisturbed = (wait_until_ended(service, job.id) for job in (disturbed, undisturbed))
+    assert (disturbed.state, undisturbed.state) == (State.SUCCEEDED, State.SUCCEEDED), disturbed.error
+    assert [attempt.outcome for attempt in disturbed.attempts] == ["lost", "succeeded"]
+    resumed = disturbed.attempts[1].resumed
+    assert resumed is not None
+    assert (resumed.stage, resumed.block) == ("compress", finished - 1)
     assert weights(settings, service, disturbed) == weights(settings, service, undisturbed)
 
 
-def test_a_job_that_is_killed_three_times_while_it_trains_gives_the_same_bytes_as_an_undisturbed_one(
-    service: JobService, settings: Settings, tiny: dict[str, Any], log: Path
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.full)])
+def test_a_killed_child_costs_an_attempt_and_not_the_worker_and_its_training_ends_with_the_same_bytes(
+    service: JobService, settings: Settings, tiny: dict[str, Any], log: Path, times: int
 ) -> None:
-    service.settings = patient = settings.model_copy(update={"max_attempts": 4})
+    service.settings = patient = settings.model_copy(update={"max_attempts": times + 1})
     distillation = {"datasets": ["local:calibration.txt"], "tokens": 120 * 128, "length": 64, "batch_size": 2}
     recipe = Recipe.model_validate({**tiny, "distillation": distillation})
     disturbed = service.submit(recipe)
-    with worker(patient, log):
-        for killed in range(3):
+    with worker(patient, log) as process:
+        for killed in range(times):
             step = last_trained(settings, disturbed)
             wait_for(lambda before=step: last_trained(settings, disturbed) > before)
             (child,) = wait_for(lambda: processes_of(settings.work_dir / disturbed.id))
@@ -96,23 +85,11 @@ def test_a_job_that_is_killed_three_times_while_it_trains_gives_the_same_bytes_a
             wait_for(lambda count=killed: service.get(disturbed.id).attempts[count].outcome == "lost")
         disturbed = wait_until_ended(service, disturbed.id)
         undisturbed = wait_until_ended(service, service.submit(recipe).id)
-    assert (disturbed.state, undisturbed.state) == (State.SUCCEEDED, State.SUCCEEDED), disturbed.error
-    assert [attempt.resumed and attempt.resumed.stage for attempt in disturbed.attempts] == [None, *3 * ["distill"]]
-    assert weights(settings, service, disturbed) == weights(settings, service, undisturbed)
-
-
-def test_a_killed_child_costs_an_attempt_and_not_the_worker(
-    service: JobService, settings: Settings, larger: Recipe, log: Path
-) -> None:
-    job = service.submit(larger)
-    with worker(settings, log) as process:
-        wait_for(lambda: finished_parts(settings, job) >= 1)
-        for child in processes_of(settings.work_dir):
-            os.kill(child, signal.SIGKILL)
-        job = wait_until_ended(service, job.id)
         assert process.poll() is None
-    assert job.state is State.SUCCEEDED, job.error
-    assert [attempt.outcome for attempt in job.attempts] == ["lost", "succeeded"]
+    assert (disturbed.state, undisturbed.state) == (State.SUCCEEDED, State.SUCCEEDED), disturbed.error
+    resumed = [attempt.resumed and attempt.resumed.stage for attempt in disturbed.attempts]
+    assert resumed == [None, *times * ["distill"]]
+    assert weights(settings, service, disturbed) == weights(settings, service, undisturbed)
 
 
 def test_a_worker_that_is_told_to_end_hands_its_job_back_unharmed(
@@ -125,12 +102,13 @@ def test_a_worker_that_is_told_to_end_hands_its_job_back_unharmed(
         wait_for(lambda: finished_parts(settings, job) >= 1)
         first.terminate()
         assert first.wait(PATIENCE_SECONDS) == 0
-    assert service.get(job.id).state is State.QUEUED
+    handed_back = service.get(job.id)
+    assert handed_back.state is State.QUEUED
+    assert [attempt.outcome for attempt in handed_back.attempts] == ["released"]
+    assert finished_parts(settings, job) >= 1
     assert not processes_of(settings.work_dir)
-    with worker(once, log):
-        job = wait_until_ended(service, job.id)
-    assert job.state is State.SUCCEEDED, job.error
-    assert [attempt.outcome for attempt in job.attempts] == ["released", "succeeded"]
+    with service.sessions.begin() as session:
+        assert store.claim(session, job.id, "another", 60.0) is not None
 
 
 def test_a_frozen_worker_that_wakes_up_after_its_lease_writes_nothing(

@@ -16,7 +16,7 @@ from app.contract.job import State
 from app.contract.recipe import Recipe
 from app.settings import ServerSettings
 from tests.support.service import delete_jobs, service_settings, tiny_recipe
-from tests.support.strangers import finish, open_as_a_stranger, open_elsewhere
+from tests.support.strangers import Stranger, finish, stranger
 from tests.support.text_models import TQCOMPRESSOR_RATIOS, amplify_blocks, write_tiny_gpt2
 from workers.compression.spec.methods import METHODS, PlanningMethod
 
@@ -62,23 +62,33 @@ def tiny_gpt2(tiny: dict[str, Any], model_root: Path) -> dict[str, Any]:
     return {**tiny, "model": "local:tiny-gpt2"}
 
 
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[Stranger]:
+    with stranger() as process:
+        yield process
+
+
 GENERAL = [name for name, method in METHODS.items() if isinstance(method, PlanningMethod) and name != "tqcompressor"]
 """Every method that plans and is for any architecture."""
+ALIKE = {"width_low_rank", "width", "fusion", "kronecker", "svd", "fusegpt"}
+"""Methods whose jobs go the way that another one tried here goes; the battery of the methods tries their weights."""
 
 
-@pytest.mark.parametrize("method", GENERAL)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[pytest.mark.full] if name in ALIKE else []) for name in GENERAL]
+)
 def test_a_posted_job_becomes_a_checkpoint_that_stock_transformers_opens(
-    client: Client, tiny: dict[str, Any], tmp_path: Path, method: str
+    client: Client, elsewhere: Stranger, tiny: dict[str, Any], tmp_path: Path, method: str
 ) -> None:
     job = finish(client, {**tiny, "method": method})
     assert job.achieved_ratio == pytest.approx(1.3, rel=0.005)
     assert job.metrics is not None
     assert job.metrics.before.parameters / job.metrics.after.parameters == job.achieved_ratio
-    assert 0 < open_elsewhere(client, job, tmp_path) <= job.metrics.after.parameters
+    assert 0 < elsewhere.downloaded(client, job, tmp_path) <= job.metrics.after.parameters
 
 
 def test_several_ratios_become_as_many_checkpoints_that_stock_transformers_opens(
-    client: Client, tiny: dict[str, Any], tmp_path: Path
+    client: Client, elsewhere: Stranger, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     job = finish(client, {**tiny, "method": "width", "target_ratio": [1.15, 1.3]})
     assert job.metrics is not None
@@ -86,11 +96,11 @@ def test_several_ratios_become_as_many_checkpoints_that_stock_transformers_opens
     assert (job.metrics, job.achieved_ratio) == (job.sweep[0].metrics, job.sweep[0].achieved_ratio)
     client.download(job.id, tmp_path / "sweep")
     for result in job.sweep:
-        assert open_as_a_stranger(tmp_path / "sweep" / result.directory) == result.metrics.after.parameters
+        assert elsewhere.parameters(tmp_path / "sweep" / result.directory) == result.metrics.after.parameters
 
 
 def test_a_result_below_its_gate_fails_the_job_and_can_be_downloaded(
-    client: Client, tiny: dict[str, Any], model_root: Path, tmp_path: Path
+    client: Client, elsewhere: Stranger, tiny: dict[str, Any], model_root: Path, tmp_path: Path
 ) -> None:
     amplify_blocks(shutil.copytree(model_root / "tiny", model_root / "amplified"))
     evaluation = {**tiny["evaluation"], "gate": {"min_top1_agreement": 1.0}, "baseline": True}
@@ -102,21 +112,23 @@ def test_a_result_below_its_gate_fails_the_job_and_can_be_downloaded(
     assert "top-1 agreement on local:evaluation.txt" in job.error.message
     assert job.metrics is not None
     assert job.metrics.baseline is not None
-    assert 0 < open_elsewhere(client, job, tmp_path) <= job.metrics.after.parameters
+    assert 0 < elsewhere.downloaded(client, job, tmp_path) <= job.metrics.after.parameters
 
 
 def test_the_report_of_a_fused_model_says_which_blocks_went_and_why(
-    client: Client, tiny: dict[str, Any], tmp_path: Path
+    client: Client, elsewhere: Stranger, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
     job = finish(client, {**tiny, "method": "fusion", "target_ratio": 1.5})
-    open_elsewhere(client, job, tmp_path)
+    elsewhere.downloaded(client, job, tmp_path)
     (removed,) = report_of(tmp_path)["removed_blocks"]
     assert removed["scores"][str(removed["block"])] == min(removed["scores"].values())
     assert not list((tmp_path / "checkpoint").glob("*.py"))
 
 
-def test_the_report_says_what_auto_tried_and_chose(client: Client, tiny: dict[str, Any], tmp_path: Path) -> None:
-    open_elsewhere(client, finish(client, {**tiny, "method": "auto"}), tmp_path)
+def test_the_report_says_what_auto_tried_and_chose(
+    client: Client, elsewhere: Stranger, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    elsewhere.downloaded(client, finish(client, {**tiny, "method": "auto"}), tmp_path)
     report = report_of(tmp_path)
     assert report["tried"].keys() == {"low_rank", "width_low_rank", "width", "fusion"}
     assert report["tried"][report["method"]] == min(report["tried"].values())
@@ -127,13 +139,19 @@ def report_of(directory: Path) -> dict[str, Any]:
     return report
 
 
-@pytest.mark.parametrize(("tied_head", "ratio"), TQCOMPRESSOR_RATIOS.items())
+@pytest.mark.parametrize(
+    ("tied_head", "ratio"),
+    [
+        pytest.param(tied_head, ratio, marks=[] if tied_head else [pytest.mark.full])
+        for tied_head, ratio in TQCOMPRESSOR_RATIOS.items()
+    ],
+)
 def test_a_published_configuration_goes_the_same_way(
-    client: Client, tiny_gpt2: dict[str, Any], tmp_path: Path, tied_head: bool, ratio: float
+    client: Client, elsewhere: Stranger, tiny_gpt2: dict[str, Any], tmp_path: Path, tied_head: bool, ratio: float
 ) -> None:
     method = {"name": "tqcompressor", "tied_head": tied_head}
     job = finish(client, {**tiny_gpt2, "method": method, "target_ratio": ratio})
     assert job.achieved_ratio == pytest.approx(ratio, rel=0.005)
     assert job.metrics is not None
     indices = 2 * (64 + 256) + 64 + 32
-    assert open_elsewhere(client, job, tmp_path) == job.metrics.after.parameters - indices
+    assert elsewhere.downloaded(client, job, tmp_path) == job.metrics.after.parameters - indices

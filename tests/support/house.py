@@ -50,6 +50,6 @@ class House:
 def copy_house(directory: Path) -> House:
     """Copy the packages and what configures pytest into `directory`."""
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, directory / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / package, directory / package)
     shutil.copyfile(ROOT / "pyproject.toml", directory / "pyproject.toml")
     return House(directory)

@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +13,22 @@ from app.contract.job import Job, State
 from app.contract.recipe import Recipe
 
 OPEN = """
-import sys
+import sys, traceback
 from transformers import AutoModelForCausalLM, AutoTokenizer
-model, loading = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True, output_loading_info=True)
-assert not loading["missing_keys"] and not loading["unexpected_keys"], loading
-ids = AutoTokenizer.from_pretrained(sys.argv[1])("the quick", return_tensors="pt").input_ids
-assert model.generate(ids, max_new_tokens=4, min_new_tokens=4).shape[1] == ids.shape[1] + 4
-assert "app" not in sys.modules and "workers" not in sys.modules
-print(sum(parameter.numel() for parameter in model.parameters()))
+
+def opened(directory):
+    model, loading = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True, output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"], loading
+    ids = AutoTokenizer.from_pretrained(directory)("the quick", return_tensors="pt").input_ids
+    assert model.generate(ids, max_new_tokens=4, min_new_tokens=4).shape[1] == ids.shape[1] + 4
+    assert "app" not in sys.modules and "workers" not in sys.modules
+    return sum(parameter.numel() for parameter in model.parameters())
+
+for line in sys.stdin:
+    try:
+        print("opened", opened(line.rstrip()), flush=True)
+    except Exception:
+        print(traceback.format_exc().replace(chr(10), " | "), flush=True)
 """
 
 
@@ -27,21 +38,39 @@ def finish(client: Client, recipe: dict[str, Any]) -> Job:
     return job
 
 
-def open_elsewhere(client: Client, job: Job, directory: Path) -> int:
-    """Downloads the checkpoint and opens it as a stranger; returns the distinct parameters that it has there."""
-    checkpoint = directory / "checkpoint"
-    client.download(job.id, checkpoint)
-    return open_as_a_stranger(checkpoint)
+class Stranger:
+    """A process with stock transformers and nothing of ours, which opens one checkpoint after the other."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def parameters(self, checkpoint: Path) -> int:
+        """Open a checkpoint, generate with it, and return how many distinct parameters it has."""
+        assert (checkpoint / "compression_report.json").is_file()
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(checkpoint, file=self.process.stdin, flush=True)
+        word, _, rest = self.process.stdout.readline().partition(" ")
+        assert word == "opened", word + rest
+        return int(rest)
+
+    def downloaded(self, client: Client, job: Job, directory: Path) -> int:
+        """Download the checkpoint of a job, open it, and return how many distinct parameters it has."""
+        client.download(job.id, directory / "checkpoint")
+        return self.parameters(directory / "checkpoint")
 
 
-def open_as_a_stranger(checkpoint: Path) -> int:
-    assert (checkpoint / "compression_report.json").is_file()
-    opened = subprocess.run(
-        [sys.executable, "-I", "-c", OPEN, str(checkpoint)],
-        cwd=checkpoint.parent,
-        env={"HF_HOME": str(checkpoint.parent / "home"), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert opened.returncode == 0, opened.stderr
-    return int(opened.stdout.split()[-1])
+@contextmanager
+def stranger() -> Iterator[Stranger]:
+    """Start the process, and end it."""
+    with tempfile.TemporaryDirectory() as home:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-c", OPEN],
+            cwd=home,
+            env={"HF_HOME": home, "HF_HUB_OFFLINE": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with process:
+            yield Stranger(process)

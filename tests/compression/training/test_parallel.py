@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
 from tests.support.ports import free_port
 from tests.support.students import edited, opened
+from tests.support.together import run_together
 from workers.compression.training.checkpoint import TrainingCheckpoint
 from workers.compression.training.distillation import distil
 from workers.compression.training.parallel import DataParallel, ParallelStrategy, PeerLost, losing_peers
@@ -30,23 +31,18 @@ def trained(source: Path, parallel: ParallelStrategy | None = None) -> tuple[Pre
 
 
 def one_of_two(rank: int, source: Path, port: int) -> None:
+    """Leaves the weights and losses of its training; then one process leaves the other."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.init_process_group("gloo", rank=rank, world_size=2)
     student, last = trained(source, DataParallel())
     torch.save({"weights": student.state_dict(), "losses": last.losses}, source.parent / f"{rank}.pt")
-    distributed.destroy_process_group()
-
-
-def one_whose_other_is_gone(rank: int, directory: Path, port: int) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
     DataParallel().wait()
     if rank == 1:
         os._exit(0)
     with pytest.raises(PeerLost):
         DataParallel().add([torch.ones(4)])
-    (directory / "noticed").touch()
+    (source.parent / "noticed").touch()
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +50,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the directory that two processes wrote; 5 windows a step are unequal shares."""
     directory = tmp_path_factory.mktemp("parallel")
     opened(directory / "source")
-    multiprocessing.spawn(one_of_two, (directory / "source", free_port()), nprocs=2)
+    run_together(one_of_two, (directory / "source", free_port()), 2)
     return directory
 
 
@@ -72,9 +68,8 @@ def test_both_processes_have_the_same_weights_bit_for_bit(directory: Path) -> No
     assert all(torch.equal(tensor, other["weights"][name]) for name, tensor in one["weights"].items())
 
 
-def test_the_loss_of_a_process_is_told_from_other_failures(tmp_path: Path) -> None:
-    multiprocessing.spawn(one_whose_other_is_gone, (tmp_path, free_port()), nprocs=2)
-    assert (tmp_path / "noticed").exists()
+def test_the_loss_of_a_process_is_told_from_other_failures(directory: Path) -> None:
+    assert (directory / "noticed").exists()
 
 
 def test_a_step_smaller_than_the_processes_are_many_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

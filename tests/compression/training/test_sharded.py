@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
 from transformers import PreTrainedModel
 
 from tests.support.ports import free_port
 from tests.support.students import Recorder, edited, opened, windows_of_text
+from tests.support.together import run_together
 from workers.compression.training import split
 from workers.compression.training.checkpoint import TrainingCheckpoint
 from workers.compression.training.distillation import distil
@@ -145,7 +146,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Left:
     source = tmp_path_factory.mktemp("sharded") / "source"
     opened(source)
     alone = {name: checkpoints(source, each) for name, each in TRAININGS.items()}
-    multiprocessing.spawn(one_of_two, (free_port(), source, alone["all"][0]), nprocs=2)
+    run_together(one_of_two, (free_port(), source, alone["all"][0]), 2)
     leading, other = (Written(*torch.load(source.parent / f"{rank}.pt", weights_only=False)) for rank in (0, 1))
     return Left(source, alone, leading, other)
 
@@ -201,12 +202,13 @@ def test_the_loss_of_a_process_is_told_from_other_failures(left: Left) -> None:
     assert (left.source.parent / "noticed").exists()
 
 
+@pytest.mark.full
 def test_three_processes_whose_shares_of_a_matrix_are_uneven_end_with_the_weights_of_one(tmp_path: Path) -> None:
     source = tmp_path / "source"
     training = Training("untied", replace(SETTINGS, tokens=4 * 3 * LENGTH, batch_size=3, interval=2))
     assert any(len(matrix) % 3 for matrix in matrices_of(opened(source).whole()))
     *_, alone = checkpoints(source, training)
-    multiprocessing.spawn(one_of_three, (free_port(), source, training), nprocs=3)
+    run_together(one_of_three, (free_port(), source, training), 3)
     found, again = torch.load(tmp_path / "three.pt", weights_only=False)
     assert_close(found, alone)
     torch.testing.assert_close(dict(again.tensors), dict(found.tensors), rtol=0, atol=0)

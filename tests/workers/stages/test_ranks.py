@@ -74,6 +74,7 @@ def test_two_processes_end_with_the_weights_of_one(alone: Attempt, shared: Attem
     assert_close(shared, alone)
 
 
+@pytest.mark.full
 def test_two_with_a_share_of_the_models_each_do_so_though_stopped_between(
     assignment: Assignment, alone: Attempt
 ) -> None:
@@ -92,15 +93,6 @@ def test_they_divide_the_models_where_the_recipe_says_so(asked: bool, kind: type
 def test_every_step_is_told_once(shared: Attempt) -> None:
     assert len(shared.details()) == STEPS
     assert shared.details()[-1].startswith("distilling: 512 of 512 tokens, loss ")
-
-
-def test_a_failure_of_the_process_that_waits_ends_them(
-    assignment: Assignment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(Stopped):
-        Attempt(assignment, stop_behind=1)
-    assert processes_of(tmp_path) == [os.getpid()]
 
 
 def test_a_killed_child_leaves_none_of_them_behind_and_the_next_goes_on_to_the_same_weights(
@@ -133,6 +125,22 @@ def saying(*lines: str, status: int) -> list[str]:
 
 def failing(code: FailureCode) -> ErrorReport:
     return ErrorReport(code=code, message=f"it is {code}", stage="distill")
+
+
+class Deaf(SimpleNamespace):
+    """A context that fails at the first report."""
+
+    def report(self, message: BaseModel) -> None:
+        raise Stopped
+
+
+def test_a_failure_of_the_process_that_waits_ends_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    progress = ProgressReport(stage="distill", fraction=0.5).model_dump_json()
+    program = f"import sys; print({progress!r}, flush=True); sys.stdin.read()"
+    with pytest.raises(Stopped):
+        follow(cast("Context", Deaf()), [sys.executable, "-c", program])
+    assert processes_of(tmp_path) == [os.getpid()]
 
 
 def test_what_they_report_is_passed_on_and_noise_is_not() -> None:
