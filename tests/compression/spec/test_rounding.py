@@ -113,3 +113,12 @@ def test_numbers_of_four_bytes_leave_less_to_keep_unrounded() -> None:
     budget = int(bytes_before(MODEL) / 1.3)
     two, four = (choose_codes(MODEL, FORM, "auto", costs(MODEL), Budget(budget, size)) for size in (2, 4))
     assert len(four) > len(two)
+
+
+def test_engines_that_join_no_matrices_let_each_have_its_own_code() -> None:
+    form, keys = replace(FORM, joins=False), "model.layers.0.self_attn.k_proj"
+    fragile = costs(LLAMA, keys)
+    least = choose_codes(LLAMA, form, 8, fragile, Budget(1))
+    size = bytes_of(LLAMA, lambda site: CODES[least[site.name]])
+    codes = choose_codes(LLAMA, form, 8, fragile, Budget(size + 128 * 128))
+    assert {site for site, code in codes.items() if CODES[code].bits == 8} == {keys}

@@ -3,8 +3,9 @@
     for costs in code_costs(model, ids, sensitivities, {"model.embed_tokens": [CODES["q8_0"], CODES["iq4_nl"]]}):
         costs["model.embed_tokens"]["q8_0"]        # nats per token
 
-A rounding error costs ½ E‖K(W − Ŵ)x‖², as `sensitivity` says. Ŵ is the nearest rounding without error feedback: that
-costs more than what `rounding` leaves, by much the same factor for all matrices, and takes far less time.
+A rounding error costs ½ E‖K(W − Ŵ)x‖², as `sensitivity` says. With error feedback an error in column k counts R_kk²
+(see `rounding`), so some rows are rounded without feedback and judged by these weights. The result is within a tenth of
+what `rounding` leaves, in a fraction of its time.
 
 Promise: one block's weights are in memory at a time; hidden states are kept in a temporary directory.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from workers.compression.math.fitting import matrix_of
+from workers.compression.math.fitting import damped, matrix_of
 from workers.compression.math.scales import Levels, in_steps, search, search_scale, search_unit, stored
 from workers.compression.math.sensitivity import Sensitivity
 from workers.compression.models.edited import EditedModel
@@ -27,6 +28,9 @@ from workers.compression.steps.two_streams import StoredStates, TwoStreams, embe
 
 TOKENS = 4096
 """Upper bound of calibration tokens that the inputs' second moments are measured on."""
+
+ROWS = 512
+"""Rows of a matrix that are rounded, at the most; they stand for the others."""
 
 Costs = dict[str, dict[str, float]]
 
@@ -97,13 +101,15 @@ def _of_table(
 
 def _costs(weight: Tensor, second: Tensor, sensitivity: Sensitivity | None, codes: Sequence[Code]) -> dict[str, float]:
     """Return the cost of each code for a weight [out, in] whose inputs have the second moment [in, in]."""
-    outputs = weight.new_ones(len(weight)) if sensitivity is None else sensitivity.outputs.to(weight)
-    energies = second.diagonal() + second.diagonal().mean() * torch.finfo(second.dtype).eps
+    squared = weight.new_ones(len(weight)) if sensitivity is None else sensitivity.outputs.to(weight).square()
+    chosen = torch.linspace(0, len(weight) - 1, min(ROWS, len(weight)), device=weight.device).long()
+    rows, squared_of_rows = weight[chosen], squared[chosen]
+    share = float(squared.sum(dtype=torch.float64) / squared_of_rows.sum(dtype=torch.float64))
+    weights = torch.linalg.cholesky(damped(second)[0]).diagonal().square().to(weight)
     found = {}
     for code in codes:
-        error = weight - nearest(code, weight, energies)
-        rows = ((error @ second) * error).sum(-1)
-        found[code.name] = 0.5 * float((rows * outputs.square()).sum(dtype=torch.float64))
+        lost = (rows - nearest(code, rows, weights)).square_() @ weights
+        found[code.name] = 0.5 * share * float((lost * squared_of_rows).sum(dtype=torch.float64))
     return found
 
 

@@ -112,4 +112,4 @@ def search_scale(levels: Levels, weights: Tensor, h: Tensor, limits: tuple[int, 
     tried = (ideal.unsqueeze(-1) + torch.arange(-NEARBY, NEARBY + 1).to(ideal)).clamp_(*limits)
     steps = (tried * units.unsqueeze(-1)).unsqueeze(-1)
     lost = (weights.unsqueeze(1) - levels.nearest(in_steps(weights.unsqueeze(1), steps)) * steps).square_()
-    return tried.gather(-1, lost.mul_(h).sum(-1).argmin(-1, keepdim=True)).squeeze(-1)
+    return tried.gather(-1, lost.mul_(h.unsqueeze(-2)).sum(-1).argmin(-1, keepdim=True)).squeeze(-1)

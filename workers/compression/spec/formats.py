@@ -41,6 +41,7 @@ class Format:
         codes: called with the inventory of the model as structure has left it and one of its matrices; returns the
             names of the codes of `spec.codes` in which the format can store the matrix. None where the format holds no
             rounded weights at all.
+        joins: whether its engines join the matrices of a block that read the same input, which then need one code.
         rounds: whether its weights differ from the main checkpoint's, so that it is evaluated on its own.
         tolerance: largest allowed difference of a logit from the recorded one, as a fraction of the largest logit.
         library: the optional package that writes it.
@@ -54,6 +55,7 @@ class Format:
     writer: str
     refuses: Callable[[Inventory, Leaves], str | None] = lambda inventory, leaves: None
     codes: Callable[[Inventory, Site], tuple[str, ...]] | None = None
+    joins: bool = False
     rounds: bool = False
     tolerance: float = TOLERANCE
     library: str | None = None
@@ -117,6 +119,7 @@ SAFETENSORS = Format(
     opened_by=("transformers, with trust_remote_code=True if layers are factored",),
     writer="workers.compression.formats.safetensors:Safetensors",
     codes=_packed_codes,
+    joins=True,
 )
 DENSE = Format(
     name="dense",

@@ -3,8 +3,8 @@
     costs = {"model.layers.0.mlp.up_proj": {"q8_0": 1e-5, "iq4_nl": 2e-3}, …}
     codes = choose_codes(inventory, FORMATS["gguf"], "auto", costs, Budget(10**8))      # {site: code's name}
 
-Matrices that engines multiply as one share a code: queries, keys and values of a block, and the layers that enter its
-MLP. One more byte then lowers the model's divergence equally everywhere (`budgets.allocate`).
+Matrices that a format's engines multiply as one share a code: queries, keys and values of a block, and the layers that
+enter its MLP. One more byte then lowers the model's divergence equally everywhere (`budgets.allocate`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +48,7 @@ def choose_codes(
     """
     curves: dict[str, Curve[str]] = {}
     members: dict[str, Sequence[Site]] = {}
-    for group in fused(inventory):
+    for group in fused(inventory) if form.joins else ((site,) for site in matrices(inventory)):
         offered = [choices(form, inventory, site, precision) for site in group]
         shared = [code for code in offered[0] if all(code in others for others in offered)]
         if not shared:
@@ -72,7 +72,7 @@ def choose_codes(
 
 
 def fused(inventory: Inventory) -> Iterator[Sequence[Site]]:
-    """Yield every matrix that may be rounded, together with those that engines multiply with it as one."""
+    """Yield every matrix that may be rounded, together with those that engines may multiply with it as one."""
     architecture = ARCHITECTURES[inventory.model_type]
     heads = architecture.attention.heads
     together = (architecture.mlp.entering, () if heads is None else (heads.queries, heads.keys, heads.values))
