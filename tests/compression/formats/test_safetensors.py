@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from tests.support.models import save_tiny_model, token_ids
 from tests.support.packages import write_package
@@ -212,3 +213,20 @@ def test_a_package_larger_than_memory_is_verified_too(source: Path, tmp_path: Pa
     assert verify(directory, token_ids(), logits, memory=30_000).difference < 1e-6
     with pytest.raises(VerificationFailed, match="other logits"):
         verify(directory, token_ids(), logits + 1, memory=30_000)
+
+
+def model_class_of(directory: Path) -> Any:
+    reference = json.loads((directory / "config.json").read_text())["auto_map"]["AutoModel"]
+    return get_class_from_dynamic_module(reference, directory)
+
+
+def test_servers_are_told_that_they_cannot_compute_with_a_factored_embedding(source: Path, tmp_path: Path) -> None:
+    embedding = OnePart(
+        {"model.embed_tokens": {"kind": "low_rank", "rank": 4}},
+        {"model.embed_tokens.codes": torch.randn(96, 4), "model.embed_tokens.mixing": torch.randn(4, 32)},
+    )
+    factored = write_package(source, [embedding], tmp_path / "embedding").directory
+    with pytest.raises(ValueError, match="Serve the dense export"):
+        model_class_of(factored).is_backend_compatible()
+    matrices = write_package(source, [low_rank_part()], tmp_path / "matrices").directory
+    assert model_class_of(matrices).is_backend_compatible()

@@ -120,7 +120,13 @@ def _with_structures(
     module = _write_code(
         directory,
         MODELLING_FILE,
-        {**names, "model_type": own_type, "prefix": architecture.base, "head": architecture.head},
+        {
+            **names,
+            "model_type": own_type,
+            "prefix": architecture.base,
+            "head": architecture.head,
+            "factored_tables": str(not structures.keys().isdisjoint((architecture.embedding, architecture.head))),
+        },
     )
     shutil.copyfile(structures_module.__file__, directory / STRUCTURES_FILE)
     auto_map = {"AutoConfig": "Config", "AutoModel": "Base", "AutoModelForCausalLM": "CausalLM"}
