@@ -68,8 +68,10 @@ def elsewhere() -> Iterator[Stranger]:
         yield process
 
 
-GENERAL = [name for name, method in METHODS.items() if isinstance(method, PlanningMethod) and name != "tqcompressor"]
-"""Every method that plans and is for any architecture."""
+SPECIAL = {"tqcompressor", "quantisation"}
+"""Methods that are for one architecture, or take bits and no parameters."""
+GENERAL = [name for name, method in METHODS.items() if isinstance(method, PlanningMethod) and name not in SPECIAL]
+"""Every method that takes parameters from any architecture."""
 ALIKE = {"width_low_rank", "width", "fusion", "kronecker", "svd", "fusegpt"}
 """Methods whose jobs go the way that another one tried here goes; the battery of the methods tries their weights."""
 
@@ -85,6 +87,17 @@ def test_a_posted_job_becomes_a_checkpoint_that_stock_transformers_opens(
     assert job.metrics is not None
     assert job.metrics.before.parameters / job.metrics.after.parameters == job.achieved_ratio
     assert 0 < elsewhere.downloaded(client, job, tmp_path) <= job.metrics.after.parameters
+
+
+def test_a_model_of_fewer_bits_is_a_checkpoint_that_stock_transformers_opens(
+    client: Client, elsewhere: Stranger, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    job = finish(client, {**tiny, "method": "auto", "target_ratio": 2})
+    assert job.metrics is not None
+    assert job.achieved_ratio is not None and 2 * 0.995 <= job.achieved_ratio < 2.2
+    assert job.metrics.after.parameters == job.metrics.before.parameters
+    assert elsewhere.downloaded(client, job, tmp_path) > 0
+    assert report_of(tmp_path)["method"] == "quantisation"
 
 
 def test_several_ratios_become_as_many_checkpoints_that_stock_transformers_opens(
@@ -128,7 +141,7 @@ def test_the_report_of_a_fused_model_says_which_blocks_went_and_why(
 def test_the_report_says_what_auto_tried_and_chose(
     client: Client, elsewhere: Stranger, tiny: dict[str, Any], tmp_path: Path
 ) -> None:
-    elsewhere.downloaded(client, finish(client, {**tiny, "method": "auto"}), tmp_path)
+    elsewhere.downloaded(client, finish(client, {**tiny, "method": "auto", "precision": 16}), tmp_path)
     report = report_of(tmp_path)
     assert report["tried"].keys() == {"low_rank", "width_low_rank", "width", "fusion"}
     assert report["tried"][report["method"]] == min(report["tried"].values())
