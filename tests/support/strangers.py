@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 def opened(directory):
     model, loading = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True, output_loading_info=True)
     assert not loading["missing_keys"] and not loading["unexpected_keys"], loading
-    ids = AutoTokenizer.from_pretrained(directory)("the quick", return_tensors="pt").input_ids
+    ids = AutoTokenizer.from_pretrained(directory, trust_remote_code=True)("the quick", return_tensors="pt").input_ids
     assert model.generate(ids, max_new_tokens=4, min_new_tokens=4).shape[1] == ids.shape[1] + 4
     assert "app" not in sys.modules and "workers" not in sys.modules
     return sum(parameter.numel() for parameter in model.parameters())
