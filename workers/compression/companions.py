@@ -66,7 +66,7 @@ def copy_companions(source: Path, directory: Path) -> None:
         MalformedModel, NoTokenizer: as `open_tokenizer` does; a model without any tokenizer file stays without.
     """
     write_companions(source, directory)
-    if not _loses_its_type(source, directory) or not _has_tokenizer(source):
+    if not _loses_its_type(source, directory) or not has_tokenizer(source):
         return
     tokenizer = open_tokenizer(source)
     for name in companion_names(directory):
@@ -130,7 +130,8 @@ def _loses_its_type(source: Path, directory: Path) -> bool:
     return read_config(source).get("model_type") != read_config(directory).get("model_type")
 
 
-def _has_tokenizer(source: Path) -> bool:
+def has_tokenizer(source: Path) -> bool:
+    """Return whether any file of a tokenizer lies in the directory."""
     return any(name.startswith(_OF_TOKENIZER) for name in companion_names(source))
 
 

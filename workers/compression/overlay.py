@@ -230,7 +230,7 @@ class Overlay:
         tensor = holder[name]
         if name in self._codes:
             return tensor
-        return tensor.to(self._original_dtype(name)) if tensor.is_floating_point() else tensor
+        return tensor.to(self.original_dtype(name)) if tensor.is_floating_point() else tensor
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every tensor of the package under its written name, in the order of `tensor_names`."""
@@ -305,7 +305,7 @@ class Overlay:
         rows, columns = shape if site.layout == "linear" else reversed(shape)
         return replace(site, out_features=rows, in_features=columns)
 
-    def _original_dtype(self, name: str) -> torch.dtype:
+    def original_dtype(self, name: str) -> torch.dtype:
         """Return the dtype of the original's weight that a part's tensor stands for. Raises KeyError where there is
         none."""
         module = name

@@ -1,6 +1,7 @@
 """Every registered format writes what it does not refuse, and refuses the rest in words."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,11 @@ from workers.compression.spec.formats import FORMATS, MAIN, Format
 from workers.compression.spec.methods import METHODS, Leaves
 
 SITES = {"llama": "model.layers.1.mlp.up_proj", "gpt2": "transformer.h.1.mlp.c_fc"}
+
+
+def installed() -> list[Format]:
+    """The formats whose optional library is here."""
+    return [form for form in FORMATS.values() if form.library is None or find_spec(form.library) is not None]
 
 
 def overlay_of(name: str, leaves: Leaves, directory: Path) -> Overlay:
@@ -58,7 +64,7 @@ def test_each_writes_what_it_does_not_refuse_and_a_fresh_process_opens_it(tmp_pa
     for name in SITES:
         for leaves in (Leaves.PLAIN, Leaves.FACTORED):
             overlay = overlay_of(name, leaves, tmp_path / name / leaves / "source")
-            for form in FORMATS.values():
+            for form in installed():
                 destination = tmp_path / name / leaves / form.name
                 reason = form.refuses(overlay.inventory, leaves)
                 if reason is not None:
@@ -91,4 +97,4 @@ def test_each_method_has_the_formats_that_take_what_it_leaves(method: str, tmp_p
     save_tiny_model("llama", tmp_path)
     inventory, leaves = Overlay.open(tmp_path).inventory, METHODS[method].leaves
     taken = {form.name for form in FORMATS.values() if form.refuses(inventory, leaves) is None}
-    assert taken == {MAIN, "int8", "int4"} if leaves is Leaves.PLAIN else {MAIN, "dense"}
+    assert taken == {MAIN, "int8", "int4", "gguf"} if leaves is Leaves.PLAIN else {MAIN, "dense"}

@@ -53,7 +53,8 @@ class Verified:
     """The findings of the fresh process.
 
     Attributes:
-        difference: largest difference of a logit from the expected one, as a fraction of the largest logit.
+        difference: largest difference of a logit from the expected one, as a fraction of the largest logit; for GGUF
+            files the mean divergence from the expected distributions.
         parameters: number of distinct parameters.
         generated: token ids that were generated greedily.
         engine: the engine that opened the package.
@@ -130,11 +131,12 @@ def _judge(probe: Probe, facts: dict[str, Any]) -> Verified:
             f"{name} computes other logits than were recorded: they differ by up to {difference:.2g} of the largest "
             f"logit, and {probe.tolerance:g} is allowed."
         )
-    _compare_tokenizers(probe, facts["tokenised"])
+    compare_tokenizers(probe, facts["tokenised"])
     return Verified(difference, facts["parameters"], tuple(facts["generated"]), ENGINE, facts["version"])
 
 
-def _compare_tokenizers(probe: Probe, found: Mapping[str, Any]) -> None:
+def compare_tokenizers(probe: Probe, found: Mapping[str, Any]) -> None:
+    """Raise VerificationFailed if what a package's tokenizer found of a probe's texts is not what was expected."""
     name = probe.directory.name
     for aspect, expected in probe.tokenised.items():
         if found.get(aspect) == expected:
