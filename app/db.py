@@ -1,6 +1,7 @@
 """The database: engine, session factory, migrations."""
 
 import time
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -12,8 +13,9 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from psycopg.abc import PQGen
 from pydantic import SecretStr
-from sqlalchemy import Engine, create_engine, event, make_url
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy import DateTime, Engine, Text, create_engine, event, make_url
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 CONNECT_SECONDS = 5.0
@@ -33,6 +35,17 @@ KEEPALIVE: Final = {
 Answer = TypeVar("Answer")
 
 Sessions = sessionmaker[Session]
+
+
+class Base(DeclarativeBase):
+    """Base of all tables."""
+
+    type_annotation_map = {  # noqa: RUF012
+        str: Text,
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB,
+        list[dict[str, Any]]: JSONB,
+    }
 
 
 class PatientConnection(psycopg.Connection[Any]):

@@ -116,8 +116,37 @@ class DownloadCorrupted(ModelpressError):
     title = code.kind.title
 
 
+class Unauthenticated(ModelpressError):
+    """The service asks for a key, and the request has none that is valid. Send it as `Authorization: Bearer …`; someone
+    with a key that has the scope admin makes new ones at POST /keys."""
+
+    code = "unauthenticated"
+    title = "A valid key is needed"
+
+
+class MissingScope(ModelpressError):
+    """The key is valid and does not allow this. The detail names the scope that is needed."""
+
+    code = "missing_scope"
+    title = "The key does not allow this"
+
+
+class QuotaExceeded(ModelpressError):
+    """The team has as much as the operator allows it. GET /team shows what it uses and may use."""
+
+    code = "quota_exceeded"
+    title = "The team has reached a limit"
+
+
+class KeyNotFound(ModelpressError):
+    """The team has no key of this id. GET /keys lists those it has."""
+
+    code = "key_not_found"
+    title = "There is no such key"
+
+
 class JobNotFound(ModelpressError):
-    """This service has never had a job of this id. GET /jobs lists those that it has."""
+    """The team has no job of this id. GET /jobs lists those that it has."""
 
     code = "job_not_found"
     title = "There is no such job"
@@ -147,6 +176,27 @@ class JobEnded(ModelpressError):
 
     code = "job_ended"
     title = "The job has already ended"
+
+
+class CannotRetry(ModelpressError):
+    """Only a job that has failed or was cancelled can be retried. Post the recipe again for another result."""
+
+    code = "cannot_retry"
+    title = "The job cannot be retried"
+
+
+class NotEnded(ModelpressError):
+    """Only a job that has ended can be deleted. Cancel it first."""
+
+    code = "not_ended"
+    title = "The job has not ended"
+
+
+class WorkerNotFound(ModelpressError):
+    """There is no worker of this id. GET /workers lists those there are."""
+
+    code = "worker_not_found"
+    title = "There is no such worker"
 
 
 class DatabaseUnavailable(ModelpressError):

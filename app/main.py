@@ -8,7 +8,19 @@ from anyio import to_thread
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
-from app.api import architectures, artifacts, documentation, health, jobs, methods, problems, schemas, start
+from app.api import (
+    architectures,
+    artifacts,
+    documentation,
+    health,
+    jobs,
+    keys,
+    methods,
+    problems,
+    schemas,
+    start,
+    workers,
+)
 from app.api.deps import refuse_unknown_parameters
 from app.api.lookups import HubLookups
 from app.api.probes import Probes
@@ -16,6 +28,7 @@ from app.api.requests import RequestFrame
 from app.db import make_engine, make_sessions, newest_migration
 from app.jobs.doorbell import BackgroundDoorbell, Doorbell
 from app.jobs.service import JobService
+from app.keys.service import KeyService
 from app.settings import ServerSettings
 from app.sources.models import ModelSources
 from app.sources.text import TextSources
@@ -26,8 +39,12 @@ DATABASE_SECONDS = 5.0
 FIRST_LOOK_SECONDS = 5.0
 
 
-def create_app(settings: ServerSettings) -> FastAPI:
-    """Return the API as an ASGI application. It connects to the database when it is first needed, not before."""
+def create_app(settings: ServerSettings, *, is_open: bool = False) -> FastAPI:
+    """Return the API as an ASGI application. It connects to the database when it is first needed, not before.
+
+    Args:
+        is_open: ask for no key, and let everyone do everything. Only for a service that this machine alone can reach.
+    """
     app = FastAPIOffline(
         title="Modelpress",
         version=version("modelpress"),
@@ -39,10 +56,11 @@ def create_app(settings: ServerSettings) -> FastAPI:
         dependencies=[Depends(refuse_unknown_parameters)],
     )
     app.state.settings = settings
+    app.state.is_open = is_open
     app.state.storage = open_storage(settings.artifacts_url)
     app.add_middleware(RequestFrame, max_body_bytes=MAX_BODY_BYTES, root_path=settings.root_path or "")
     problems.install(app)
-    for resource in (start, jobs, artifacts, methods, architectures, schemas, health):
+    for resource in (start, jobs, artifacts, keys, workers, methods, architectures, schemas, health):
         app.include_router(resource.router)
     documentation.install(app)
     return app
@@ -58,8 +76,10 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     bell = BackgroundDoorbell(doorbell)
     app.state.probes = probes = Probes.of(settings, looking, app.state.storage, doorbell)
     app.state.lookups = HubLookups()
+    sessions = make_sessions(engine)
+    app.state.keys = KeyService(sessions, is_open=app.state.is_open)
     app.state.service = JobService(
-        settings, make_sessions(engine), ModelSources(settings.sources), TextSources(settings.sources), bell
+        settings, sessions, ModelSources(settings.sources), TextSources(settings.sources), bell
     )
     newest_migration()  # read once, before anything depends on how long that takes
     probes.start()

@@ -13,9 +13,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -28,11 +29,13 @@ from app.db import make_engine, make_sessions, upgrade
 from app.embedded import EmbeddedServerError, embedded_servers
 from app.errors import ModelpressError
 from app.jobs.installation import claim_files
+from app.keys.setup import first_key
 from app.lifeline import Lifeline
 from app.settings import ServerSettings, Settings
 from app.storage.registry import open_storage
 
-PROGRAM = (sys.executable, "-m", "app.cli")
+PROGRAM = (sys.executable, "-P", "-m", "app.cli")
+"""Without -P, Python would look for our packages in the caller's current directory first."""
 START_SECONDS = 180.0
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.2
@@ -74,6 +77,8 @@ class Service:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        self.is_open = False
+        self.first_key: str | None = None
         self.children: list[Child] = []
 
     def check(self) -> None:
@@ -135,10 +140,14 @@ def running_service(settings: Settings, *, log_dir: Path | None = None) -> Itera
         complete = stack.enter_context(servers(settings))
         migrate(complete.database_url)
         claim(complete)
+        service.is_open = settings.database_url is None and is_loopback(listener)
+        if not service.is_open:
+            service.first_key = make_first_key(complete)
         lifeline = Lifeline()
         stack.callback(lifeline.close)
         for name, socket_fd in (("api", listener.fileno()), ("worker", None)):
-            child = start(name, complete, lifeline, socket_fd, log_dir)
+            options = ["--open"] if name == "api" and service.is_open else []
+            child = start(name, complete, lifeline, socket_fd, log_dir, options)
             service.children.append(child)
             stack.callback(child.stop, settings.stop_grace_seconds + STOP_SECONDS)
         listener.close()
@@ -188,6 +197,11 @@ def address_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def is_loopback(listener: socket.socket) -> bool:
+    """Return whether only this machine reaches the socket."""
+    return ip_address(listener.getsockname()[0]).is_loopback
+
+
 @contextmanager
 def interruptible(service: Service) -> Iterator[None]:
     """Make the first Ctrl-C or SIGTERM raise KeyboardInterrupt in the block, and the next ones kill API and worker."""
@@ -211,13 +225,18 @@ def interruptible(service: Service) -> Iterator[None]:
 
 
 def start(
-    name: str, settings: ServerSettings, lifeline: Lifeline, socket_fd: int | None, log_dir: Path | None
+    name: str,
+    settings: ServerSettings,
+    lifeline: Lifeline,
+    socket_fd: int | None,
+    log_dir: Path | None,
+    options: Sequence[str] = (),
 ) -> Child:
-    """Start `modelpress NAME` and return it.
+    """Start `modelpress NAME` with these options and return it.
 
     It gets its settings by environment, because every user of the machine can read arguments.
     """
-    command = [*PROGRAM, name, "--lifeline", str(lifeline.reading_end)]
+    command = [*PROGRAM, name, "--lifeline", str(lifeline.reading_end), *options]
     descriptors = [lifeline.reading_end]
     if socket_fd is not None:
         command += ["--socket", str(socket_fd)]
@@ -291,3 +310,13 @@ def claim(settings: ServerSettings) -> None:
         claim_files(settings, make_sessions(engine), open_storage(settings.artifacts_url))
     finally:
         engine.dispose()
+
+
+def make_first_key(settings: ServerSettings) -> str | None:
+    """Return a key with every scope if the database has no key yet."""
+    engine = make_engine(settings.database_url)
+    try:
+        issued = first_key(make_sessions(engine))
+    finally:
+        engine.dispose()
+    return None if issued is None else issued.token

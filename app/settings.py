@@ -19,7 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from app.errors import IncompleteSettings, UnknownSetting
 
-NO_SETTINGS = ("MODELPRESS_URL",)
+NO_SETTINGS = ("MODELPRESS_URL", "MODELPRESS_API_KEY")
 """Read by the command line, as a client."""
 KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT_[0-9]+_")
 """Variables that Kubernetes sets for a service which is called like this one."""
@@ -52,6 +52,8 @@ def check_broker(url: SecretStr) -> SecretStr:
 BrokerUrl = Annotated[SecretStr, AfterValidator(check_broker)]
 Roots = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split_paths), AfterValidator(absolute)]
 RootPath = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")]
+Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
+Labels = Annotated[tuple[Label, ...], NoDecode, BeforeValidator(split_paths)]
 Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
 
 
@@ -123,6 +125,9 @@ class Settings(BaseSettings):
         24 * 3600.0, ge=0, description="how long a job waits for a worker's full or broken disk before it fails"
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    labels: Labels = Field(
+        (), description="names by which recipes can ask for this worker as their `device`, besides cpu or gpu"
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of the computing child; unset: all cores")
     processes: int | None = Field(
         None,

@@ -3,7 +3,7 @@
 from alembic import context
 from sqlalchemy import text
 
-from app.jobs.models import Base
+from app.jobs.models import JobRow
 
 MIGRATION_LOCK = 0x6D6F6470  # any constant of ours: two migrating processes wait for each other
 
@@ -11,7 +11,7 @@ MIGRATION_LOCK = 0x6D6F6470  # any constant of ours: two migrating processes wai
 def run() -> None:
     connection = context.config.attributes["connection"]
     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
-    context.configure(connection=connection, target_metadata=Base.metadata, compare_type=True)
+    context.configure(connection=connection, target_metadata=JobRow.metadata, compare_type=True)
     with context.begin_transaction():
         context.run_migrations()
 

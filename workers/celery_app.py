@@ -8,17 +8,21 @@ import os
 import socket
 import threading
 import time
+from importlib.metadata import version
 
 from celery.signals import setup_logging, worker_shutting_down
 from sqlalchemy.exc import OperationalError
 
 from app.db import Sessions, make_engine, make_sessions
 from app.errors import ModelpressError
-from app.jobs.doorbell import BackgroundDoorbell, Doorbell, make_celery
+from app.jobs.doorbell import BackgroundDoorbell, Doorbell, make_celery, queue_of
 from app.jobs.installation import claim_files
+from app.jobs.roster import Introduction
 from app.settings import ServerSettings, Settings
 from app.storage import Storage
 from app.storage.registry import open_storage
+from workers.labels import device_class
+from workers.presence import Presence
 from workers.supervisor import Supervisor
 from workers.sweeper import Sweeper
 from workers.tasks import register
@@ -52,8 +56,11 @@ def run_worker(settings: ServerSettings) -> None:
     supervisor = Supervisor(settings, sessions, storage, name, stopping)
     identity = wait_for_files(settings, sessions, storage)
     repairs = Sweeper(settings, sessions, BackgroundDoorbell(Doorbell(settings)), storage, identity)
+    introduction = Introduction(name, version("modelpress"), device_class(settings), supervisor.labels)
+    presence = Presence(sessions, introduction, supervisor.draining, supervisor.turn)
     threads = [
         threading.Thread(target=repairs.run, args=(stopping,), name="sweeper", daemon=True),
+        threading.Thread(target=presence.run, args=(stopping,), name="presence", daemon=True),
         threading.Thread(target=look_for_jobs, args=(settings, supervisor, stopping), name="looker", daemon=True),
     ]
 
@@ -90,7 +97,7 @@ def listen(settings: ServerSettings, supervisor: Supervisor) -> None:
                 "--pool=threads",
                 "--concurrency=1",
                 "--without-mingle",
-                f"--queues={settings.queue}",
+                f"--queues={','.join(queue_of(settings.queue, label) for label in (None, *supervisor.labels))}",
                 f"--hostname={settings.queue}-{os.getpid()}@%h",
             ]
         )

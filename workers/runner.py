@@ -121,7 +121,7 @@ def identity(assignment: Assignment) -> str:
     return fingerprint(
         {
             "version": RESULT_VERSION,
-            "recipe": assignment.recipe.model_dump(mode="json", exclude={"metadata"}),
+            "recipe": assignment.recipe.model_dump(mode="json", exclude={"metadata", "device", "priority"}),
             "model": directory_identity(assignment.model_path),
             "texts": {reference: file_sha256(path) for reference, path in assignment.texts.items()},
         }

@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from app.contract.codes import FailureCode
 from app.contract.job import AttemptOutcome, Failure, Resumed
 from app.db import Sessions
-from app.jobs import outages, store
+from app.jobs import outages, store, turns
 from app.jobs.store import Claim, Progress
 from app.settings import Settings
 from app.storage import Storage, StoredFile
@@ -30,6 +31,7 @@ from workers import container
 from workers.child import ROOMY, SPARING, Child
 from workers.disk import storage_failure
 from workers.fetch import FetchDone, FetchProgress, fetch_environment, fetch_report, fetch_request
+from workers.labels import labels
 from workers.lease import Lease
 from workers.messages import (
     FETCH_SHARE,
@@ -77,6 +79,8 @@ class Supervisor:
         self.storage = storage
         self.worker = worker
         self.stopping = stopping
+        self.draining = threading.Event()
+        self.labels = labels(settings)
         self.turn = threading.Lock()
 
     def look(self) -> None:
@@ -84,16 +88,11 @@ class Supervisor:
 
         So the broker only ever makes things faster: jobs are found without it.
         """
-        if self.turn.locked():
-            return
-        with self.sessions() as session:
-            job_id = store.unheard(session, self.settings.ring_again_seconds)
-        if job_id is not None:
-            log.info("found_without_bell", extra={"job_id": job_id})
-            self.run(job_id)
+        if not self.turn.locked():
+            self.run()
 
-    def run(self, job_id: str) -> AttemptOutcome | None:
-        """Claim the job, compute it, and return how the attempt ended; None when there is nothing to claim.
+    def run(self) -> AttemptOutcome | None:
+        """Claim the job whose turn it is, compute it, and return how the attempt ended; None if there is none.
 
         One job is computed at a time; a second caller waits for its turn.
         """
@@ -101,37 +100,49 @@ class Supervisor:
             if self.stopping.is_set():
                 return None
         try:
-            return None if self.stopping.is_set() else self.claim_and_compute(job_id)
+            idle = self.stopping.is_set() or self.draining.is_set()
+            return None if idle else self.claim_and_compute()
         finally:
             self.turn.release()
 
-    def claim_and_compute(self, job_id: str) -> AttemptOutcome | None:
-        """Claim the job and compute it; see `run`."""
-        claim = self.claim(job_id)
+    def claim_and_compute(self) -> AttemptOutcome | None:
+        """Claim a job and compute it; see `run`."""
+        claim = self.claim()
         if claim is None:
-            log.info("nothing_to_claim", extra={"job_id": job_id})
             return None
-        log.info("job_claimed", extra={"job_id": job_id, "attempt": claim.attempt, "worker": self.worker})
+        facts = {"job_id": claim.job_id, "attempt": claim.attempt}
+        log.info("job_claimed", extra={**facts, "worker": self.worker})
+        self.take_over(claim)
         with Lease(self.sessions, claim, self.settings.lease_seconds) as lease:
             result = self.attempt(claim, lease)
         outcome = self.conclude_for_certain(claim, result)
-        log.info("attempt_ended", extra={"job_id": job_id, "attempt": claim.attempt, "outcome": outcome})
+        log.info("attempt_ended", extra={**facts, "outcome": outcome})
         return outcome
 
-    def claim(self, job_id: str) -> Claim | None:
-        """Claim the job. Raises OperationalError where the database fails; then nothing stays claimed."""
+    def claim(self) -> Claim | None:
+        """Claim a job. Raises OperationalError where the database fails; then nothing stays claimed."""
         try:
             with self.sessions.begin() as session:
-                return store.claim(session, job_id, self.worker, self.settings.lease_seconds)
+                return turns.claim_next(session, self.worker, self.labels, self.settings.lease_seconds)
         except OperationalError:
             # The claim may have been committed and its answer lost. Nobody would compute the job until its lease ends.
-            self.persist(lambda: self.disown(job_id), {"job_id": job_id})
+            self.persist(self.disown, {"worker": self.worker})
             raise
 
-    def disown(self, job_id: str) -> None:
-        """Hand the job back if it is this worker's."""
+    def disown(self) -> None:
+        """Hand back what this worker has claimed."""
         with self.sessions.begin() as session:
-            outages.disown(session, job_id, self.worker)
+            outages.disown(session, self.worker)
+
+    def take_over(self, claim: Claim) -> None:
+        """Go on with the work of the job that this one repeats, if it is still there."""
+        if claim.retry_of is None:
+            return
+        earlier, own = (self.settings.work_dir / job_id for job_id in (claim.retry_of, claim.job_id))
+        if own.exists():
+            return
+        with suppress(OSError):  # gone meanwhile: the job begins anew
+            earlier.rename(own)
 
     def attempt(self, claim: Claim, lease: Lease) -> Published | ErrorReport | None:
         """Compute and publish: the result, what went wrong, or None when the attempt was interrupted."""

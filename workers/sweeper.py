@@ -12,7 +12,7 @@ from collections.abc import Set
 from pathlib import Path
 
 from app.db import Sessions
-from app.jobs import ownership, repeats, store
+from app.jobs import ownership, repeats, roster, store, turns
 from app.jobs.doorbell import Rings
 from app.settings import Settings
 from app.storage import Storage
@@ -39,7 +39,7 @@ class Sweeper:
 
     def sweep(self) -> None:
         """Make every repair once; one that fails does not keep the others from their turn."""
-        for repair in (self.reap, self.ring_again, self.forget_keys, self.collect):
+        for repair in (self.reap, self.ring_again, self.forget, self.collect):
             try:
                 repair()
             except Exception:  # a loop that must outlive any surprise; it is logged and tried again
@@ -55,15 +55,16 @@ class Sweeper:
     def ring_again(self) -> None:
         """Ring for queued jobs that nobody has claimed: the message may be lost."""
         with self.sessions.begin() as session:
-            unheard = store.due_to_ring(session, self.settings.ring_again_seconds)
-        for job_id in unheard:
-            if not self.doorbell.ring(job_id):
+            unheard = turns.due_to_ring(session, self.settings.ring_again_seconds)
+        for job_id, device in unheard:
+            if not self.doorbell.ring(job_id, device):
                 break
 
-    def forget_keys(self) -> None:
-        """Delete the idempotency keys that have expired."""
+    def forget(self) -> None:
+        """Delete the idempotency keys that have expired, and the workers that were lost long ago."""
         with self.sessions.begin() as session:
             repeats.forget(session)
+            roster.forget(session)
 
     def collect(self) -> None:
         """Delete work and artifacts that no job of this database has use for, and set aside those of no known job.
@@ -76,8 +77,23 @@ class Sweeper:
         if identity != self.identity:
             log.error("database_changed", extra={"expected": self.identity, "found": identity})
             return
+        self.collect_deleted()
         self.collect_work()
         self.collect_artifacts()
+
+    def collect_deleted(self) -> None:
+        """Delete the files of jobs that were deleted."""
+        with self.sessions() as session:
+            deleted = ownership.deleted(session)
+        if not deleted:
+            return
+        for job_id, attempt in self.storage.attempts():
+            if job_id in deleted:
+                self.storage.discard(job_id, attempt)
+        for job_id in deleted:
+            shutil.rmtree(self.settings.work_dir / job_id, ignore_errors=True)
+        with self.sessions.begin() as session:
+            ownership.forget_deleted(session, deleted)
 
     def collect_artifacts(self) -> None:
         """Delete what an attempt had published when it lost its job, or its worker died before it could say so."""

@@ -11,6 +11,7 @@ from workers.supervisor import Supervisor
 def register(celery: Celery, supervisor: Supervisor) -> None:
     @celery.task(name=TASK)  # type: ignore[untyped-decorator]
     def run_job(job_id: str) -> None:
-        if supervisor.run(job_id) is AttemptOutcome.RELEASED:
+        # The message says that there is a job; the database says whose turn it is.
+        if supervisor.run() is AttemptOutcome.RELEASED:
             # The message goes back at once, so that another worker need not wait for the sweeper.
             raise Reject(reason="the job was handed back", requeue=True)

@@ -1,9 +1,13 @@
 """The addresses of this API as clients reach them: below the path that a proxy publishes it under, and the version."""
 
+from typing import TypeVar
+
 from fastapi import Request
 from starlette.types import Scope
 
-from app.contract.job import Job
+from app.contract.job import Job, JobSummary
+
+Placed = TypeVar("Placed", Job, JobSummary)
 
 VERSION = "/v1"
 """The version of the API. Addresses without it lead to the newest one."""
@@ -28,6 +32,6 @@ def address(request: Request, path: str) -> str:
     return f"{request.scope.get('root_path', '')}{path}"
 
 
-def placed(request: Request, job: Job) -> Job:
+def placed(request: Request, job: Placed) -> Placed:
     """Return the job with links that the client of this request can follow."""
     return job.model_copy(update={"links": {name: address(request, path) for name, path in job.links.items()}})

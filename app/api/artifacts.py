@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.addresses import address
 from app.api.archive import Archive
-from app.api.deps import Artifacts, JobId, Service
+from app.api.deps import Artifacts, JobId, Reading
 from app.api.documentation import CONDITIONS, downloads, refusals
 from app.api.download import Download, respond
 from app.api.pace import pause_seconds
@@ -20,8 +20,8 @@ from app.storage import Storage
 router = APIRouter(tags=["artifacts"])
 
 
-@router.get("/jobs/{job_id}/artifacts", operation_id="list_artifacts", responses=refusals(404))
-def list_artifacts(job_id: JobId, service: Service, request: Request) -> ArtifactList:
+@router.get("/jobs/{job_id}/artifacts", operation_id="list_artifacts", responses=refusals(401, 403, 404))
+def list_artifacts(job_id: JobId, service: Reading, request: Request) -> ArtifactList:
     """List the files of the result; none while there is no result."""
     return ArtifactList(artifacts=tuple(as_artifact(request, job_id, stored) for stored in service.artifacts(job_id)))
 
@@ -31,10 +31,10 @@ def list_artifacts(job_id: JobId, service: Service, request: Request) -> Artifac
     "/jobs/{job_id}/artifacts/{name:path}",
     operation_id="download_artifact",
     response_class=Response,
-    responses=downloads("*/*") | refusals(404, 409, 416),
+    responses=downloads("*/*") | refusals(401, 403, 404, 409, 416),
     openapi_extra={"parameters": CONDITIONS},
 )
-def download_artifact(job_id: JobId, name: str, request: Request, service: Service, artifacts: Artifacts) -> Response:
+def download_artifact(job_id: JobId, name: str, request: Request, service: Reading, artifacts: Artifacts) -> Response:
     """Download one file, bit for bit as packaged. Resume with `Range` and `If-Range`; verify with `Repr-Digest`."""
     stored = find(service, job_id, name)
     require(artifacts, job_id, stored)
@@ -54,10 +54,10 @@ def download_artifact(job_id: JobId, name: str, request: Request, service: Servi
     "/jobs/{job_id}/checkpoint",
     operation_id="download_checkpoint",
     response_class=Response,
-    responses=downloads("application/x-tar") | refusals(404, 409, 416),
+    responses=downloads("application/x-tar") | refusals(401, 403, 404, 409, 416),
     openapi_extra={"parameters": CONDITIONS},
 )
-def download_checkpoint(job_id: JobId, request: Request, service: Service, artifacts: Artifacts) -> Response:
+def download_checkpoint(job_id: JobId, request: Request, service: Reading, artifacts: Artifacts) -> Response:
     """Download all files as one uncompressed tar that unpacks to a folder named after the job. Resume with `Range`."""
     stored = service.artifacts(job_id)
     job = service.get(job_id)

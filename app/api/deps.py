@@ -1,17 +1,26 @@
 """What the endpoints are given."""
 
 import re
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import Depends, Path, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from app.api.lookups import HubLookups
 from app.api.probes import Probes
 from app.api.validation import printable
-from app.errors import JobNotFound, Refused
+from app.contract.access import Scope
+from app.errors import JobNotFound, MissingScope, Refused
 from app.jobs.service import JobService
+from app.keys.callers import Caller
+from app.keys.service import KeyService
+from app.logs import REQUEST
 from app.storage import Storage
 
+BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="A key of a team, `mp_…`.")
 JOB_ID = re.compile(r"job_[A-Za-z0-9]{1,64}")
 
 
@@ -25,9 +34,49 @@ async def get_lookups(request: Request) -> HubLookups:
     return lookups
 
 
-async def get_service(request: Request) -> JobService:
+async def get_keys(request: Request) -> KeyService:
+    keys: KeyService = request.app.state.keys
+    return keys
+
+
+Keys = Annotated[KeyService, Depends(get_keys)]
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
+
+
+def caller_with(scope: Scope) -> Callable[..., Awaitable[Caller]]:
+    """Return a dependency on a caller whose key has this scope."""
+
+    async def get_caller(keys: Keys, credentials: Credentials) -> Caller:
+        text = None if credentials is None else credentials.credentials
+        identify = partial(keys.caller, text, REQUEST.get())
+        caller = identify() if keys.is_open else await to_thread.run_sync(identify)
+        if scope not in caller.scopes:
+            raise MissingScope(f"this needs a key with the scope '{scope}'")
+        return caller
+
+    return get_caller
+
+
+Reader = Annotated[Caller, Depends(caller_with(Scope.READ))]
+Submitter = Annotated[Caller, Depends(caller_with(Scope.SUBMIT))]
+Administrator = Annotated[Caller, Depends(caller_with(Scope.ADMIN))]
+
+
+async def get_reading_service(request: Request, caller: Reader) -> JobService:
     service: JobService = request.app.state.service
-    return service
+    return service.of(caller)
+
+
+async def get_submitting_service(request: Request, caller: Submitter) -> JobService:
+    service: JobService = request.app.state.service
+    return service.of(caller)
+
+
+async def get_operating_service(
+    request: Request, caller: Annotated[Caller, Depends(caller_with(Scope.OPERATE))]
+) -> JobService:
+    service: JobService = request.app.state.service
+    return service.of(caller)
 
 
 async def get_storage(request: Request) -> Storage:
@@ -53,6 +102,8 @@ async def refuse_unknown_parameters(request: Request) -> None:
 
 Probed = Annotated[Probes, Depends(get_probes)]
 Lookups = Annotated[HubLookups, Depends(get_lookups)]
-Service = Annotated[JobService, Depends(get_service)]
+Reading = Annotated[JobService, Depends(get_reading_service)]
+Operating = Annotated[JobService, Depends(get_operating_service)]
+Submitting = Annotated[JobService, Depends(get_submitting_service)]
 Artifacts = Annotated[Storage, Depends(get_storage)]
 JobId = Annotated[str, Depends(get_job_id)]

@@ -12,12 +12,15 @@ Responses = dict[int | str, dict[str, Any]]
 
 REASONS = {
     400: "The request cannot be read",
+    401: "A valid key is needed",
+    403: "The key does not allow this",
     404: "There is no such thing",
     409: "The job has ended already, or not yet",
     413: "The body is too large",
     415: "The body is not JSON",
     416: "The range lies outside the file",
     422: "The request is refused; the problem names each wrong field",
+    429: "The team has reached a limit",
     503: "A service that this one depends on does not answer; try again later",
 }
 

@@ -6,18 +6,23 @@ from typing import Annotated
 
 from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Request, Response, status
+from pydantic import AwareDatetime, Field
 
 from app.api.addresses import address, placed
 from app.api.conditional import unchanged
-from app.api.deps import JobId, Lookups, Service
+from app.api.deps import Artifacts, JobId, Lookups, Reading, Submitting
 from app.api.documentation import IF_NONE_MATCH, NOT_MODIFIED, POSTED, job_at, refusals
 from app.api.pace import pause_seconds
 from app.api.validation import refuse_unstorable
 from app.contract.job import Job, JobPage, State
 from app.contract.recipe import Recipe
 from app.jobs.checks import asks_hub
+from app.jobs.listing import JobFilter
 
 router = APIRouter(tags=["jobs"])
+
+Plain = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]
+Pair = Annotated[str, Field(max_length=577, pattern=r"^[^=\x00]{1,64}=[^\x00]*$", examples=["team=search"])]
 
 IdempotencyKey = Annotated[
     str | None,
@@ -36,11 +41,11 @@ IdempotencyKey = Annotated[
     "/jobs",
     status_code=status.HTTP_202_ACCEPTED,
     operation_id="submit_job",
-    responses=job_at(202, *POSTED) | refusals(400, 413, 415, 422, 503),
+    responses=job_at(202, *POSTED) | refusals(400, 401, 403, 413, 415, 422, 429, 503),
 )
 async def submit_job(
     recipe: Recipe,
-    service: Service,
+    service: Submitting,
     lookups: Lookups,
     request: Request,
     response: Response,
@@ -55,16 +60,25 @@ async def submit_job(
     return placed(request, job)
 
 
-@router.get("/jobs", operation_id="list_jobs", responses=refusals(422))
+@router.get("/jobs", operation_id="list_jobs", responses=refusals(401, 403, 422))
 def list_jobs(
-    service: Service,
+    service: Reading,
     request: Request,
     after: Annotated[str | None, Query(max_length=256, description="`next` of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     state: Annotated[State | None, Query(description="only jobs in this state")] = None,
+    model: Annotated[Plain | None, Query(description="only jobs with exactly this `model`")] = None,
+    method: Annotated[Plain | None, Query(description="only jobs with this method")] = None,
+    metadata: Annotated[
+        list[Pair], Query(max_length=4, description="only jobs with this pair of metadata; repeat it for several")
+    ] = [],  # noqa: B006 - FastAPI copies it
+    created_after: Annotated[AwareDatetime | None, Query(description="only jobs posted at this time or later")] = None,
+    created_before: Annotated[AwareDatetime | None, Query(description="only jobs posted before this time")] = None,
 ) -> JobPage:
-    """Newest first."""
-    page = service.page(after, limit, state)
+    """List the jobs of the team, newest first."""
+    pairs = tuple((key, value) for key, _, value in (pair.partition("=") for pair in metadata))
+    wanted = JobFilter(state, model, method, pairs, created_after, created_before)
+    page = service.page(after, limit, wanted)
     return JobPage(jobs=tuple(placed(request, job) for job in page.jobs), next=page.next)
 
 
@@ -72,10 +86,10 @@ def list_jobs(
     "/jobs/{job_id}",
     response_model=Job,
     operation_id="get_job",
-    responses=job_at(200, "ETag", "Retry-After") | NOT_MODIFIED | refusals(404),
+    responses=job_at(200, "ETag", "Retry-After") | NOT_MODIFIED | refusals(401, 403, 404),
     openapi_extra={"parameters": [IF_NONE_MATCH]},
 )
-def get_job(job_id: JobId, request: Request, service: Service) -> Response:
+def get_job(job_id: JobId, request: Request, service: Reading) -> Response:
     """State, stage, progress, and in the end the measurements. Poll it at the pace that `Retry-After` asks for."""
     job = placed(request, service.get(job_id))
     body = job.model_dump_json().encode()
@@ -88,11 +102,39 @@ def get_job(job_id: JobId, request: Request, service: Service) -> Response:
 
 
 @router.post(
-    "/jobs/{job_id}/cancel", operation_id="cancel_job", responses=job_at(200, "Retry-After") | refusals(404, 409)
+    "/jobs/{job_id}/cancel",
+    operation_id="cancel_job",
+    responses=job_at(200, "Retry-After") | refusals(401, 403, 404, 409),
 )
-def cancel_job(job_id: JobId, service: Service, request: Request, response: Response) -> Job:
+def cancel_job(job_id: JobId, service: Submitting, request: Request, response: Response) -> Job:
     """A waiting job is cancelled at once; a running one is `cancelling` until its computation has stopped."""
     job = service.cancel(job_id)
     if not job.state.has_ended:
         response.headers["Retry-After"] = str(pause_seconds(job))
     return placed(request, job)
+
+
+@router.post(
+    "/jobs/{job_id}/retry",
+    status_code=status.HTTP_202_ACCEPTED,
+    operation_id="retry_job",
+    responses=job_at(202, *POSTED) | refusals(401, 403, 404, 409, 429),
+)
+def retry_job(job_id: JobId, service: Submitting, request: Request, response: Response) -> Job:
+    """Post a failed or cancelled job again. The new one goes on with the finished stages, if they are kept."""
+    job = service.retry(job_id)
+    response.headers["Location"] = address(request, f"/jobs/{job.id}")
+    response.headers["Retry-After"] = str(pause_seconds(job))
+    return placed(request, job)
+
+
+@router.delete(
+    "/jobs/{job_id}",
+    status_code=status.HTTP_204_NO_CONTENT,
+    operation_id="delete_job",
+    responses=refusals(401, 403, 404, 409),
+)
+def delete_job(job_id: JobId, service: Submitting, artifacts: Artifacts) -> None:
+    """Delete a job that has ended, with its files. The record of changes keeps that it was there."""
+    for attempt in range(1, service.delete(job_id) + 1):
+        artifacts.discard(job_id, attempt)

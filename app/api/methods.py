@@ -6,7 +6,7 @@ from typing import Annotated
 from anyio import to_thread
 from fastapi import APIRouter, Query
 
-from app.api.deps import Lookups, Service
+from app.api.deps import Lookups, Reading
 from app.api.documentation import refusals
 from app.contract.catalogue import MethodList
 from app.jobs.catalogue import method_list
@@ -16,9 +16,9 @@ from app.sources.models import LOCAL
 router = APIRouter(tags=["methods"])
 
 
-@router.get("/methods", operation_id="list_methods", responses=refusals(422, 503))
+@router.get("/methods", operation_id="list_methods", responses=refusals(401, 403, 422, 503))
 async def list_methods(
-    service: Service,
+    service: Reading,
     lookups: Lookups,
     model: Annotated[
         str | None,

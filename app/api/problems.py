@@ -23,15 +23,22 @@ from app.contract.codes import FailureCode
 from app.contract.job import Problem
 from app.errors import (
     ArtifactNotFound,
+    CannotRetry,
     DatabaseUnavailable,
     ForeignDataDirectory,
     HubUnavailable,
     JobEnded,
     JobNotFound,
+    KeyNotFound,
+    MissingScope,
     ModelpressError,
+    NotEnded,
     NotFinished,
     NotMigrated,
+    QuotaExceeded,
     Refused,
+    Unauthenticated,
+    WorkerNotFound,
 )
 
 RETRY_AFTER_SECONDS = 5
@@ -39,9 +46,16 @@ METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 
 STATUS: Final[Mapping[type[ModelpressError], int]] = {
     Refused: 422,
+    Unauthenticated: 401,
+    MissingScope: 403,
+    QuotaExceeded: 429,
+    KeyNotFound: 404,
     JobNotFound: 404,
     ArtifactNotFound: 404,
+    WorkerNotFound: 404,
     JobEnded: 409,
+    CannotRetry: 409,
+    NotEnded: 409,
     NotFinished: 409,
     HubUnavailable: 503,
     DatabaseUnavailable: 503,
@@ -143,7 +157,9 @@ def answer(
         errors=errors,
     )
     headers = dict(headers or {})
-    if kind.status == 503:
+    if kind.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if kind.status in (429, 503):
         headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))
     return Response(
         problem.model_dump_json(exclude_none=True), status_code=kind.status, headers=headers, media_type=PROBLEM_TYPE

@@ -7,7 +7,7 @@ from pathlib import Path
 from app.cli.extras import require
 from app.cli.follow import check_success, download, follow, print_comparison
 from app.cli.recipes import LocalModel
-from app.cli.service import extras_for
+from app.cli.service import announce_access, extras_for
 from app.cli.terminal import STDERR, STDOUT
 from app.client import Client, ClientError
 from app.contract.job import Job
@@ -44,8 +44,10 @@ def compress_here(recipe: Recipe, out: Path, path: LocalModel | None) -> None:
     STDOUT.print(f"No service is running, so one is started here; its data is in {settings.data_dir}", markup=False)
     with (
         running_service(settings, log_dir=settings.data_dir / "logs") as service,
-        Client(service.address, patience_seconds=5.0) as client,
+        Client(service.address, api_key=service.first_key, patience_seconds=5.0) as client,
     ):
+        if service.first_key is not None:
+            announce_access(service)
         job = client.submit(recipe)
         STDOUT.print(f"Job {job.id} is accepted.", markup=False)
         try:
@@ -55,7 +57,7 @@ def compress_here(recipe: Recipe, out: Path, path: LocalModel | None) -> None:
             raise
         except KeyboardInterrupt:
             STDERR.print("Cancelling the job and stopping the service. Press Ctrl-C again to stop at once.")
-            cancel(service.address, job.id)
+            cancel(service.address, job.id, service.first_key)
             raise
 
 
@@ -72,9 +74,9 @@ def finish(client: Client, job: Job, out: Path, check: Callable[[], None]) -> No
     check_success(job)
 
 
-def cancel(address: str, job_id: str) -> None:
+def cancel(address: str, job_id: str, api_key: str | None) -> None:
     """Cancel the job and wait until it has ended, as long as the service answers."""
-    with Client(address, patience_seconds=CANCEL_PATIENCE_SECONDS) as client, suppress(ClientError):
+    with Client(address, api_key=api_key, patience_seconds=CANCEL_PATIENCE_SECONDS) as client, suppress(ClientError):
         client.cancel(job_id)
         for _ in client.wait(job_id):
             pass

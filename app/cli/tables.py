@@ -8,7 +8,7 @@ from typing import Any
 from rich.filesize import decimal
 from rich.table import Column, Table
 
-from app.contract.job import Comparison, Job, Metrics, SweepResult
+from app.contract.job import Comparison, Job, JobSummary, Metrics, SweepResult
 from app.contract.recipe import Recipe
 from workers.compression.spec.methods import METHODS
 
@@ -134,7 +134,7 @@ def options_of(recipe: Recipe) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def job_table(jobs: Iterable[Job]) -> Table:
+def job_table(jobs: Iterable[JobSummary]) -> Table:
     """Return a table with a row for each job."""
     table = Table(Column("job", no_wrap=True), "state", "progress", "model", "ratio", "method", "queued")
     for job in jobs:
@@ -142,9 +142,9 @@ def job_table(jobs: Iterable[Job]) -> Table:
             job.id,
             job.state,
             f"{job.progress:.0%}",
-            job.recipe.model,
-            requested_ratios(job),
-            job.recipe.method.name,
+            job.model,
+            ratios_text(job.target_ratio),
+            job.method,
             moment(job.timestamps.queued),
         )
     return table
@@ -161,6 +161,9 @@ def job_facts(job: Job) -> Iterable[tuple[str, str]]:
     yield "state", job.state
     if job.stage:
         yield "stage", f"{job.stage}, {job.progress:.0%}" + (f", {job.detail}" if job.detail else "")
+    if job.waiting is not None:
+        nobody = "" if job.waiting.workers else "; no worker takes such jobs"
+        yield "waiting", f"number {job.waiting.position}{nobody}"
     if job.seconds_left is not None:
         yield "left", duration(job.seconds_left)
     yield "model", job.recipe.model + (f", at commit {job.source.revision}" if job.source.revision else "")
@@ -184,7 +187,12 @@ def job_facts(job: Job) -> Iterable[tuple[str, str]]:
 
 def requested_ratios(job: Job) -> str:
     """Return the target ratios of a job as text."""
-    return ", ".join(f"{ratio:g}" for ratio in job.recipe.ratios)
+    return ratios_text(job.recipe.ratios)
+
+
+def ratios_text(ratios: float | Sequence[float]) -> str:
+    """Return one target ratio, or several, as text."""
+    return ", ".join(f"{ratio:g}" for ratio in (ratios if isinstance(ratios, Sequence) else (ratios,)))
 
 
 def achieved_ratios(job: Job) -> str:

@@ -4,6 +4,7 @@ Reading and cancelling are safe to repeat, so they are retried while the service
 Submitting is, too, since it sends an Idempotency-Key: a job is never posted twice.
 """
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +20,20 @@ from app.client.transport import Answer, parse, refusal, send
 from app.contract.job import Artifact, ArtifactList, Job, JobPage, State
 from app.contract.recipe import Recipe
 
+KEY_VARIABLE = "MODELPRESS_API_KEY"
+
+
+def authorization(api_key: str | None) -> dict[str, str]:
+    """Return the header that shows a key, if there is one."""
+    return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+
 
 class Client:
     """A connection to one service. Use it as a context manager, or call `close`.
 
     Args:
         url: address of the service.
+        api_key: a key of the service; None: that of MODELPRESS_API_KEY, if it is set.
         patience_seconds: how long a failing request is retried before ServiceUnreachable is raised.
         timeout_seconds: how long one request waits for data.
 
@@ -32,14 +41,21 @@ class Client:
     UnexpectedAnswer if something else than Modelpress answers.
     """
 
-    def __init__(self, url: str, *, patience_seconds: float = 30.0, timeout_seconds: float = 30.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        patience_seconds: float = 30.0,
+        timeout_seconds: float = 30.0,
+    ) -> None:
         self.url = url.rstrip("/")
         self.patience_seconds = patience_seconds
         self._http = httpx2.Client(
             base_url=self.url,
             timeout=httpx2.Timeout(timeout_seconds, connect=5.0),
             follow_redirects=True,
-            headers={"User-Agent": "modelpress"},
+            headers={"User-Agent": "modelpress"} | authorization(api_key or os.environ.get(KEY_VARIABLE)),
         )
 
     def __enter__(self) -> Self:

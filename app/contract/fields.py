@@ -110,6 +110,7 @@ Ratio = Annotated[
 Ratios = Annotated[tuple[Ratio, ...], Field(min_length=1, max_length=8), distinct("send each ratio once")]
 RATIO: TypeAdapter[float] = TypeAdapter(Ratio)
 RATIOS: TypeAdapter[tuple[float, ...]] = TypeAdapter(Ratios)
+Device = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 Model = Annotated[str, AfterValidator(check_model), pattern_of(HUB_MODEL, LOCAL_NAME)]
 Dataset = Annotated[str, AfterValidator(check_dataset), pattern_of(DATASET)]
 EvaluationDataset = Annotated[Dataset, AfterValidator(check_evaluation_dataset)]

@@ -212,10 +212,18 @@ class Timestamps(Answer):
     cancelled: datetime | None = None
 
 
+class Waiting(Answer):
+    """How a job waits for its turn."""
+
+    position: int = Field(description="1 for the job of the team that is computed next; teams take turns")
+    workers: int = Field(description="workers that take such jobs; with 0, nobody serves its `device`")
+
+
 class Job(Answer):
     """A job, from the posting of its recipe to its result."""
 
     id: str
+    team: str = Field("default", description="the team whose job it is")
     state: State
     stage: str | None = Field(
         None,
@@ -225,6 +233,8 @@ class Job(Answer):
     progress: float = Field(0.0, ge=0, le=1, description="finished fraction of the whole job")
     detail: str | None = Field(None, description="what the stage is doing, such as 'block 12 of 30'")
     seconds_left: float | None = Field(None, description="estimate from the pace of this attempt")
+    waiting: Waiting | None = Field(None, description="null unless the job is queued")
+    retry_of: str | None = Field(None, description="the job whose work this one goes on with")
     attempt: int = Field(description="number of the latest attempt; 0 while no worker has claimed the job")
     attempts: tuple[Attempt, ...] = ()
     timestamps: Timestamps
@@ -240,10 +250,32 @@ class Job(Answer):
     links: dict[str, str]
 
 
+class JobSummary(Answer):
+    """A job in a list; its `links.self` leads to the whole of it."""
+
+    id: str
+    team: str = "default"
+    state: State
+    stage: str | None = None
+    progress: float = Field(0.0, ge=0, le=1)
+    seconds_left: float | None = None
+    timestamps: Timestamps
+    model: str
+    target_ratio: float | tuple[float, ...]
+    method: str
+    device: str | None = None
+    priority: int = 0
+    metadata: dict[str, str] = Field(default_factory=dict)
+    achieved_ratio: float | None = None
+    error: Failure | None = None
+    retry_of: str | None = None
+    links: dict[str, str]
+
+
 class JobPage(Answer):
     """One page of the list of jobs, newest first."""
 
-    jobs: tuple[Job, ...]
+    jobs: tuple[JobSummary, ...]
     next: str | None = Field(None, description="send as ?after= for the next page; null on the last one")
 
 

@@ -19,6 +19,7 @@ from pydantic import (
 from app.contract.fields import (
     TEACHER,
     TEXTS,
+    Device,
     EvaluationDataset,
     Formats,
     Mixture,
@@ -307,6 +308,12 @@ class Recipe(Options):
         + "; ".join(f"`{form.name}`: {form.title}, {form.description}" for form in FORMATS.values()),
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of all random choices")
+    device: Device | None = Field(
+        None,
+        description="the workers that may compute the job: 'cpu', 'gpu' or a label that some offer; null: any. "
+        "`GET /workers` lists them",
+    )
+    priority: int = Field(0, ge=-100, le=100, description="jobs of the team with a higher number are computed first")
     metadata: dict[str, str] = Field(
         default_factory=dict,
         max_length=16,

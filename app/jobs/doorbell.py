@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Rings(Protocol):
-    def ring(self, job_id: str) -> bool: ...
+    def ring(self, job_id: str, device: str | None = None) -> bool: ...
 
 
 class Doorbell:
@@ -36,10 +36,13 @@ class Doorbell:
         # A listener waits for longer, since its broker says nothing while there is no message.
         self.celery.conf.broker_transport_options["socket_timeout"] = SOCKET_TIMEOUT_SECONDS
 
-    def ring(self, job_id: str) -> bool:
-        """Return False when the broker does not take the message; that loses nothing but time."""
+    def ring(self, job_id: str, device: str | None = None) -> bool:
+        """Ring the workers that offer the device.
+
+        Return False when the broker does not take the message; that loses nothing but time.
+        """
         try:
-            self.celery.send_task(TASK, args=(job_id,), queue=self.queue, retry=False)
+            self.celery.send_task(TASK, args=(job_id,), queue=queue_of(self.queue, device), retry=False)
         except Exception as error:  # noqa: BLE001 - a hint that cannot be given must not fail what it hints at
             log.warning("doorbell_not_rung", extra={"job_id": job_id, "reason": type(error).__name__})
             return False
@@ -59,13 +62,13 @@ class BackgroundDoorbell:
 
     def __init__(self, doorbell: Rings) -> None:
         self.doorbell = doorbell
-        self.waiting: queue.Queue[str | None] = queue.Queue(MOST_WAITING)
+        self.waiting: queue.Queue[tuple[str, str | None] | None] = queue.Queue(MOST_WAITING)
         threading.Thread(target=self.ring_each, name="doorbell", daemon=True).start()
 
-    def ring(self, job_id: str) -> bool:
+    def ring(self, job_id: str, device: str | None = None) -> bool:
         """Return whether the job will be rung for; never waits."""
         try:
-            self.waiting.put_nowait(job_id)
+            self.waiting.put_nowait((job_id, device))
         except queue.Full:
             log.warning("doorbell_overrun", extra={"job_id": job_id})
             return False
@@ -73,13 +76,18 @@ class BackgroundDoorbell:
 
     def ring_each(self) -> None:
         """Ring until `close`."""
-        while (job_id := self.waiting.get()) is not None:
-            self.doorbell.ring(job_id)
+        while (job := self.waiting.get()) is not None:
+            self.doorbell.ring(*job)
 
     def close(self) -> None:
         """Let the thread end once it has rung for what waits now; does not wait for that."""
         with suppress(queue.Full):
             self.waiting.put_nowait(None)
+
+
+def queue_of(queue: str, device: str | None) -> str:
+    """Return the name of the queue in which jobs for a device are rung; None stands for any device."""
+    return queue if device is None else f"{queue}.{device}"
 
 
 def make_celery(settings: ServerSettings) -> Celery:

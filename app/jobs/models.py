@@ -3,28 +3,18 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, ForeignKey, Text
+from sqlalchemy import BigInteger, Computed, ForeignKey
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column
 
-DEFAULT_TEAM = "default"
-"""The team of every caller where no keys are asked for."""
-
-
-class Base(DeclarativeBase):
-    type_annotation_map = {  # noqa: RUF012
-        str: Text,
-        datetime: DateTime(timezone=True),
-        dict[str, Any]: JSONB,
-        list[dict[str, Any]]: JSONB,
-    }
+from app.db import Base
 
 
 class JobRow(Base):
     __tablename__ = "jobs"
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    owner: Mapped[str]
+    owner: Mapped[str] = mapped_column(ForeignKey("teams.name"))
     """The team whose job it is."""
     state: Mapped[str]
     stage: Mapped[str | None]
@@ -43,6 +33,14 @@ class JobRow(Base):
     sparing: Mapped[bool] = mapped_column(server_default="false")
     """Whether an attempt ran out of memory, so that the next one has to make do with less."""
     recipe: Mapped[dict[str, Any]]
+    model: Mapped[str | None] = mapped_column(Computed("recipe ->> 'model'", persisted=True))
+    method: Mapped[str | None] = mapped_column(Computed("recipe -> 'method' ->> 'name'", persisted=True))
+    device: Mapped[str | None] = mapped_column(Computed("recipe ->> 'device'", persisted=True))
+    priority: Mapped[int | None] = mapped_column(
+        Computed("coalesce((recipe ->> 'priority')::integer, 0)", persisted=True)
+    )
+    retry_of: Mapped[str | None]
+    """The job whose work this one goes on with."""
     source: Mapped[dict[str, Any]]
     achieved_ratio: Mapped[float | None]
     metrics: Mapped[dict[str, Any] | None]
@@ -90,6 +88,41 @@ class IdempotencyRow(Base):
         ForeignKey("jobs.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED")
     )
     created_at: Mapped[datetime]
+
+
+class MetadataRow(Base):
+    """A pair of a job's metadata, by which the job can be found."""
+
+    __tablename__ = "job_metadata"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    value: Mapped[str]
+    created_at: Mapped[datetime]
+
+
+class WorkerRow(Base):
+    """A worker, as it has last introduced itself."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[str]
+    device: Mapped[str]
+    labels: Mapped[list[str]] = mapped_column(JSONB)
+    started_at: Mapped[datetime]
+    beat_at: Mapped[datetime]
+    draining: Mapped[bool]
+
+
+class DeletionRow(Base):
+    """A job that was deleted, until its files are."""
+
+    __tablename__ = "deletions"
+
+    job_id: Mapped[str] = mapped_column(primary_key=True)
+    deleted_at: Mapped[datetime]
 
 
 class ArtifactRow(Base):

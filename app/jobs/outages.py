@@ -8,10 +8,10 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, and_, case, select, update
 from sqlalchemy.orm import Session
 
+from app.clock import clock, seconds
 from app.contract.codes import FailureCode
 from app.contract.job import AttemptOutcome, Failure
 from app.jobs import store
-from app.jobs.clock import clock, seconds
 from app.jobs.models import AttemptRow, JobRow
 from app.jobs.states import ENDED, LEASED, Event
 
@@ -88,12 +88,12 @@ def forgive(session: Session, job_id: str, attempt: int) -> bool:
     return True
 
 
-def disown(session: Session, job_id: str, worker: str) -> bool:
+def disown(session: Session, worker: str) -> bool:
     """Hand back a job that this worker may have claimed without having heard so; the attempt is not counted."""
-    attempt = session.scalar(
-        select(JobRow.attempt).where(JobRow.id == job_id, JobRow.worker == worker, JobRow.state.in_(LEASED))
-    )
-    return attempt is not None and (store.stop(session, job_id, attempt) or store.release(session, job_id, attempt))
+    row = session.execute(
+        select(JobRow.id, JobRow.attempt).where(JobRow.worker == worker, JobRow.state.in_(LEASED))
+    ).one_or_none()
+    return row is not None and (store.stop(session, row.id, row.attempt) or store.release(session, row.id, row.attempt))
 
 
 def conclude(session: Session, job_id: str, failure: Failure, delay_seconds: float, patience_seconds: float) -> bool:

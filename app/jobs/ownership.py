@@ -1,12 +1,12 @@
 """What the database knows of files on the disk: whose they are, and whether anybody can still ask for them."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from app.jobs.clock import clock, seconds
-from app.jobs.models import ArtifactRow, InstallationRow, JobRow
+from app.clock import clock, seconds
+from app.jobs.models import ArtifactRow, DeletionRow, InstallationRow, JobRow
 from app.jobs.states import ENDED
 
 
@@ -18,6 +18,16 @@ def identity(session: Session) -> str:
 def unknown(session: Session, job_ids: Sequence[str]) -> set[str]:
     """Return those of the given names that are no job of this database. Nothing follows from that about their worth."""
     return set(job_ids) - set(session.scalars(select(JobRow.id).where(JobRow.id.in_(job_ids))))
+
+
+def deleted(session: Session) -> set[str]:
+    """Return the jobs that were deleted and whose files may still be there."""
+    return set(session.scalars(select(DeletionRow.job_id)))
+
+
+def forget_deleted(session: Session, job_ids: Set[str]) -> None:
+    """Note that no file of these jobs is left."""
+    session.execute(delete(DeletionRow).where(DeletionRow.job_id.in_(job_ids)))
 
 
 def ended_since(session: Session, job_ids: Sequence[str], age_seconds: float) -> set[str]:

@@ -10,9 +10,9 @@ from sqlalchemy import delete, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from app.clock import clock, seconds
 from app.contract.recipe import Recipe
 from app.errors import KeyReused
-from app.jobs.clock import clock, seconds
 from app.jobs.models import IdempotencyRow
 
 KEEP_SECONDS = 24 * 3600.0

@@ -5,23 +5,34 @@ Each method commits before it returns, so an answer that a client has seen is ne
 
 import logging
 import secrets
-from collections import defaultdict
+from copy import copy
 from dataclasses import dataclass
+from typing import Self
 
-from app.contract.job import Job, JobPage, State
+from sqlalchemy.orm import Session
+
+from app.contract.access import Team
+from app.contract.job import Job, JobPage, Source, State
 from app.contract.recipe import Recipe
+from app.contract.worker import WorkerList
 from app.db import Sessions
-from app.errors import JobEnded, JobNotFound
-from app.jobs import repeats, store
+from app.errors import CannotRetry, JobEnded, JobNotFound, NotEnded, WorkerNotFound
+from app.jobs import listing, quotas, repeats, roster, store, turns
 from app.jobs.checks import check
 from app.jobs.doorbell import Rings
-from app.jobs.models import DEFAULT_TEAM
+from app.jobs.listing import JobFilter
+from app.jobs.models import JobRow
 from app.jobs.states import ENDED
-from app.jobs.views import as_job, read_cursor, write_cursor
+from app.jobs.store import NewJob
+from app.jobs.views import as_job, as_summary, read_cursor, write_cursor
+from app.keys import store as keys
+from app.keys.callers import Caller, anyone
 from app.settings import Settings
 from app.sources.models import ModelSources
 from app.sources.text import TextSources
 from app.storage import StoredFile
+
+ANY = JobFilter()
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +46,29 @@ class StoredArtifact:
 
 
 class JobService:
+    """The jobs of one team, on behalf of one caller."""
+
     def __init__(
-        self, settings: Settings, sessions: Sessions, models: ModelSources, texts: TextSources, doorbell: Rings
+        self,
+        settings: Settings,
+        sessions: Sessions,
+        models: ModelSources,
+        texts: TextSources,
+        doorbell: Rings,
+        caller: Caller | None = None,
     ) -> None:
+        self.caller = caller or anyone()
         self.settings = settings
         self.sessions = sessions
         self.models = models
         self.texts = texts
         self.doorbell = doorbell
+
+    def of(self, caller: Caller) -> Self:
+        """Return the same service on behalf of another caller."""
+        other = copy(self)
+        other.caller = caller
+        return other
 
     def submit(self, recipe: Recipe, key: str | None = None) -> Job:
         """Check all that can be checked without opening a weight, keep the job, ring.
@@ -52,48 +78,115 @@ class JobService:
         Raises:
             Refused: the recipe is wrong; the error names every wrong field. Nothing was kept.
             KeyReused: the key was sent before with another recipe.
+            QuotaExceeded: the team has as many jobs as it may have.
             HubUnavailable: the hub could not be asked.
         """
         if key is not None and (earlier := self.posted_with(key, recipe)) is not None:
             return earlier
         checked = check(recipe, self.models, self.texts)
-        job_id = f"job_{secrets.token_hex(12)}"
+        job = NewJob(new_id(), checked.recipe, checked.source, self.settings.max_attempts, self.caller.team)
         with self.sessions.begin() as session:
-            is_new = key is None or repeats.take(session, DEFAULT_TEAM, key, recipe, job_id)
+            is_new = key is None or repeats.take(session, self.caller.team, key, recipe, job.id)
             if is_new:
-                store.submit(session, job_id, checked.recipe, checked.source, self.settings.max_attempts)
+                self.accept(session, job, "job.submitted")
         if not is_new and key is not None and (earlier := self.posted_with(key, recipe)) is not None:
             return earlier
-        log.info("job_submitted", extra={"job_id": job_id})
-        self.doorbell.ring(job_id)
-        return self.get(job_id)
+        return self.ring(job)
+
+    def accept(self, session: Session, job: NewJob, action: str, **detail: str) -> None:
+        """Keep a job, if the team may have a further one."""
+        quotas.check_submission(session, self.caller.team)
+        store.submit(session, job)
+        keys.record(session, self.caller, action, job.id, **detail)
+
+    def ring(self, job: NewJob) -> Job:
+        """Ring for a job that was accepted, and return it."""
+        log.info("job_submitted", extra={"job_id": job.id, "team": self.caller.team})
+        self.doorbell.ring(job.id, job.recipe.device)
+        return self.get(job.id)
+
+    def retry(self, job_id: str) -> Job:
+        """Post a job again that has failed or was cancelled; the new one goes on with what is left of its work.
+
+        Raises:
+            JobNotFound: there is no such job.
+            CannotRetry: it has not ended, or has succeeded.
+            QuotaExceeded: the team has as many jobs as it may have.
+        """
+        with self.sessions.begin() as session:
+            row = self.row(session, job_id)
+            if row.state not in (State.FAILED, State.CANCELLED):
+                raise CannotRetry(f"the job is {row.state}; only one that has failed or was cancelled can be retried")
+            job = NewJob(
+                new_id(),
+                Recipe.model_validate(row.recipe),
+                Source.model_validate(row.source),
+                self.settings.max_attempts,
+                self.caller.team,
+                retry_of=job_id,
+                attempt=row.attempt,
+            )
+            self.accept(session, job, "job.retried", retry_of=job_id)
+        return self.ring(job)
+
+    def delete(self, job_id: str) -> int:
+        """Delete a job that has ended, and return the number of its attempts, whose files are to be deleted.
+
+        Raises:
+            JobNotFound: there is no such job.
+            NotEnded: it has not ended.
+        """
+        with self.sessions.begin() as session:
+            row = self.row(session, job_id)
+            if row.state not in ENDED:
+                raise NotEnded(f"the job is {row.state}; cancel it first")
+            store.delete(session, job_id)
+            keys.record(session, self.caller, "job.deleted", job_id)
+            return row.attempt
 
     def posted_with(self, key: str, recipe: Recipe) -> Job | None:
         """Return the job that was posted with this idempotency key, or None."""
         with self.sessions() as session:
-            job_id = repeats.earlier_job(session, DEFAULT_TEAM, key, recipe)
+            job_id = repeats.earlier_job(session, self.caller.team, key, recipe)
         return None if job_id is None else self.get(job_id)
+
+    def row(self, session: Session, job_id: str) -> JobRow:
+        """Return the row of a job of this team. Raises JobNotFound for that of another team, too."""
+        row = store.get(session, job_id)
+        if row is None or row.owner != self.caller.team:
+            raise JobNotFound(f"no job has the id {job_id!r}")
+        return row
+
+    def team(self) -> Team:
+        """Return the team, with what it uses and may use."""
+        with self.sessions() as session:
+            return quotas.usage(session, self.caller.team)
 
     def get(self, job_id: str) -> Job:
         with self.sessions() as session:
-            row = store.get(session, job_id)
-            if row is None:
-                raise JobNotFound(f"no job has the id {job_id!r}")
-            return as_job(row, store.attempts(session, [job_id]))
+            row = self.row(session, job_id)
+            return as_job(row, store.attempts(session, [job_id]), turns.waiting(session, row))
 
-    def page(self, after: str | None, limit: int, state: State | None) -> JobPage:
-        """Newest first. `after` is the `next` of the page before."""
+    def page(self, after: str | None, limit: int, wanted: JobFilter = ANY) -> JobPage:
+        """Return jobs of the team, newest first. `after` is the `next` of the page before."""
         start = None if after is None else read_cursor(after)
         with self.sessions() as session:
-            rows = store.page(session, start, limit + 1, state)
-            shown = rows[:limit]
-            attempts = defaultdict(list)
-            for attempt in store.attempts(session, [row.id for row in shown]):
-                attempts[attempt.job_id].append(attempt)
-        return JobPage(
-            jobs=tuple(as_job(row, attempts[row.id]) for row in shown),
-            next=write_cursor(shown[-1]) if len(rows) > limit else None,
-        )
+            rows = listing.page(session, self.caller.team, wanted, start, limit + 1)
+        shown = rows[:limit]
+        return JobPage(jobs=tuple(map(as_summary, shown)), next=write_cursor(shown[-1]) if len(rows) > limit else None)
+
+    def workers(self) -> WorkerList:
+        """Return every worker."""
+        with self.sessions() as session:
+            return WorkerList(workers=tuple(roster.workers(session, self.caller.team)))
+
+    def drain(self, worker_id: str) -> WorkerList:
+        """Ask a worker to end once it has computed its job. Raises WorkerNotFound where there is none of this id."""
+        with self.sessions.begin() as session:
+            if not roster.drain(session, worker_id):
+                raise WorkerNotFound(f"there is no worker {worker_id!r}; GET /workers lists them")
+            keys.record(session, self.caller, "worker.drained", worker_id)
+        return self.workers()
 
     def cancel(self, job_id: str) -> Job:
         """Idempotent: cancelling a cancelled job answers as the first time.
@@ -103,7 +196,10 @@ class JobService:
             JobEnded: it has succeeded or failed.
         """
         with self.sessions.begin() as session:
+            self.row(session, job_id)
             state = store.cancel(session, job_id)
+            if state is not None:
+                keys.record(session, self.caller, "job.cancelled", job_id)
         job = self.get(job_id)
         if state is None and job.state in ENDED:
             raise JobEnded(f"the job has {job.state}, so there is nothing left to cancel")
@@ -112,9 +208,13 @@ class JobService:
     def artifacts(self, job_id: str) -> tuple[StoredArtifact, ...]:
         """The files of the result; none where there is no result, or not yet."""
         with self.sessions() as session:
-            if store.get(session, job_id) is None:
-                raise JobNotFound(f"no job has the id {job_id!r}")
+            self.row(session, job_id)
             return tuple(
                 StoredArtifact(StoredFile(row.name, row.bytes, row.sha256, row.media_type), row.attempt)
                 for row in store.artifacts(session, job_id)
             )
+
+
+def new_id() -> str:
+    """Return an id that no job has."""
+    return f"job_{secrets.token_hex(12)}"

@@ -7,24 +7,25 @@ worker that has lost its lease changes nothing. Only the database's clock counts
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, literal, select, tuple_, update
+import sqlalchemy as sql
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from app.clock import clock, seconds
 from app.contract.codes import FailureCode
 from app.contract.job import AttemptOutcome, Comparison, Failure, Resumed, Source, State, SweepResult
 from app.contract.recipe import Recipe
-from app.jobs.clock import clock, seconds
-from app.jobs.models import DEFAULT_TEAM, ArtifactRow, AttemptRow, JobRow
+from app.jobs import quotas
+from app.jobs.models import ArtifactRow, AttemptRow, DeletionRow, JobRow, MetadataRow
 from app.jobs.states import LEASED, TRANSITIONS, Event, destination, origins
+from app.keys.models import DEFAULT_TEAM
 from app.storage import StoredFile
 
 MAX_DOUBLINGS = 16
 MAX_RETRY_DELAY_SECONDS = 300.0
-MAX_RING_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Claim:
     source: Source
     sparing: bool = False
     """Whether an earlier attempt ran out of memory."""
+    retry_of: str | None = None
+    """The job whose work this one goes on with."""
 
 
 @dataclass(frozen=True)
@@ -53,39 +56,51 @@ class Reaped:
     state: State
 
 
-def submit(
-    session: Session, job_id: str, recipe: Recipe, source: Source, max_attempts: int, owner: str = DEFAULT_TEAM
-) -> None:
-    session.execute(
-        insert(JobRow).values(
-            id=job_id,
-            owner=owner,
+@dataclass(frozen=True)
+class NewJob:
+    """A job that is about to be accepted."""
+
+    id: str
+    recipe: Recipe
+    source: Source
+    max_attempts: int
+    owner: str = DEFAULT_TEAM
+    retry_of: str | None = None
+    attempt: int = 0
+    """Number of the attempt before its first one; more than 0 where it goes on with another job's work."""
+
+
+def submit(session: Session, job: NewJob) -> None:
+    """Keep the job, with its metadata by which it can be found."""
+    created_at = session.execute(
+        insert(JobRow)
+        .values(
+            id=job.id,
+            owner=job.owner,
             state=State.QUEUED,
             progress=0.0,
-            attempt=0,
-            attempts_left=max_attempts,
+            attempt=job.attempt,
+            attempts_left=job.max_attempts,
             run_after=clock(),
             rung_at=clock(),
-            recipe=recipe.model_dump(mode="json"),
-            source=source.model_dump(mode="json"),
+            recipe=job.recipe.model_dump(mode="json"),
+            source=job.source.model_dump(mode="json"),
+            retry_of=job.retry_of,
             created_at=clock(),
             queued_at=clock(),
         )
-    )
+        .returning(JobRow.created_at)
+    ).scalar_one()
+    pairs = [
+        {"job_id": job.id, "key": key, "owner": job.owner, "value": value, "created_at": created_at}
+        for key, value in job.recipe.metadata.items()
+    ]
+    if pairs:
+        session.execute(insert(MetadataRow), pairs)
 
 
 def get(session: Session, job_id: str) -> JobRow | None:
     return session.get(JobRow, job_id)
-
-
-def page(session: Session, after: tuple[datetime, str] | None, limit: int, state: State | None) -> Sequence[JobRow]:
-    """Newest first, starting behind the job with this creation time and id."""
-    query = select(JobRow).order_by(JobRow.created_at.desc(), JobRow.id.desc()).limit(limit)
-    if after is not None:
-        query = query.where(tuple_(JobRow.created_at, JobRow.id) < tuple_(*map(literal, after)))
-    if state is not None:
-        query = query.where(JobRow.state == state)
-    return session.scalars(query).all()
 
 
 def attempts(session: Session, job_ids: Sequence[str]) -> Sequence[AttemptRow]:
@@ -98,7 +113,9 @@ def artifacts(session: Session, job_id: str) -> Sequence[ArtifactRow]:
 
 
 def claim(session: Session, job_id: str, worker: str, lease_seconds: float) -> Claim | None:
-    """Take a queued job that is due. Of any number of claimants exactly one gets it."""
+    """Take a queued job that is due, if its team may have it computed now. Exactly one of all claimants gets it."""
+    if not quotas.may_run(session, job_id):
+        return None
     row = session.execute(
         moved(Event.CLAIM, job_id)
         .where(JobRow.run_after <= clock())
@@ -110,13 +127,13 @@ def claim(session: Session, job_id: str, worker: str, lease_seconds: float) -> C
             worker=worker,
             lease_until=clock() + seconds(lease_seconds),
         )
-        .returning(JobRow.attempt, JobRow.recipe, JobRow.source, JobRow.sparing)
+        .returning(JobRow.attempt, JobRow.recipe, JobRow.source, JobRow.sparing, JobRow.retry_of)
     ).one_or_none()
     if row is None:
         return None
     session.execute(insert(AttemptRow).values(job_id=job_id, number=row.attempt, worker=worker, started_at=clock()))
     recipe, source = Recipe.model_validate(row.recipe), Source.model_validate(row.source)
-    return Claim(job_id, row.attempt, recipe, source, row.sparing)
+    return Claim(job_id, row.attempt, recipe, source, row.sparing, row.retry_of)
 
 
 def beat(
@@ -258,6 +275,12 @@ def cancel(session: Session, job_id: str) -> State | None:
     return after
 
 
+def delete(session: Session, job_id: str) -> None:
+    """Delete a job; its files are to be deleted by whoever sees the note about it."""
+    session.execute(insert(DeletionRow).values(job_id=job_id, deleted_at=clock()).on_conflict_do_nothing())
+    session.execute(sql.delete(JobRow).where(JobRow.id == job_id).execution_options(synchronize_session=False))
+
+
 def reap(session: Session, retry_delay_seconds: float, batch: int = 100) -> list[Reaped]:
     """Take jobs from workers that fell silent: queue them again, or fail them when no attempt is left."""
     silent = session.scalars(
@@ -294,35 +317,6 @@ def lock(session: Session, job_id: str) -> None:
 def retry_delay(first_seconds: float, attempt: int) -> float:
     """Doubled with each attempt, up to a bound."""
     return min(first_seconds * 2.0 ** min(attempt - 1, MAX_DOUBLINGS), MAX_RETRY_DELAY_SECONDS)
-
-
-def due_to_ring(session: Session, older_than_seconds: float, batch: int = 1000) -> list[str]:
-    """Queued jobs that are due and whose doorbell was last rung long ago; marks them as rung now."""
-    unheard = (
-        select(JobRow.id)
-        .where(
-            JobRow.state == State.QUEUED,
-            JobRow.run_after <= clock(),
-            func.greatest(JobRow.rung_at, JobRow.queued_at) < clock() - seconds(older_than_seconds),
-            # Ever less often, up to a bound: else a long queue would fill the broker with messages.
-            clock() - JobRow.rung_at > func.least(JobRow.rung_at - JobRow.queued_at, seconds(MAX_RING_SECONDS)),
-        )
-        .limit(batch)
-        .with_for_update(skip_locked=True)
-    )
-    rung = update(JobRow).where(JobRow.id.in_(unheard)).values(rung_at=clock()).returning(JobRow.id)
-    return list(session.scalars(rung))
-
-
-def unheard(session: Session, older_than_seconds: float) -> str | None:
-    """Return the job that has been due for longest, at least this long, and that nobody has claimed."""
-    due = func.greatest(JobRow.queued_at, JobRow.run_after)
-    return session.scalar(
-        select(JobRow.id)
-        .where(JobRow.state == State.QUEUED, due <= clock() - seconds(older_than_seconds))
-        .order_by(due)
-        .limit(1)
-    )
 
 
 def worker_lost(row: JobRow) -> Failure:

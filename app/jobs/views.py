@@ -4,6 +4,9 @@ import base64
 import binascii
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Row
 
 from app.contract.job import (
     Attempt,
@@ -11,11 +14,13 @@ from app.contract.job import (
     Comparison,
     Failure,
     Job,
+    JobSummary,
     Resumed,
     Source,
     State,
     SweepResult,
     Timestamps,
+    Waiting,
 )
 from app.contract.recipe import Recipe
 from app.errors import Refused
@@ -23,16 +28,19 @@ from app.jobs.models import AttemptRow, JobRow
 from app.jobs.states import ENDED
 
 
-def as_job(row: JobRow, attempts: Sequence[AttemptRow]) -> Job:
+def as_job(row: JobRow, attempts: Sequence[AttemptRow], waiting: Waiting | None = None) -> Job:
     """Return the job; its links are paths below the root of the API."""
     here = f"/jobs/{row.id}"
     links = {"self": here}
     if row.metrics is not None:
         links |= {"artifacts": f"{here}/artifacts", "checkpoint": f"{here}/checkpoint"}
-    elif row.state not in ENDED:
+    if row.state not in ENDED:
         links |= {"cancel": f"{here}/cancel"}
+    elif row.state != State.SUCCEEDED:
+        links |= {"retry": f"{here}/retry"}
     return Job(
         id=row.id,
+        team=row.owner,
         state=State(row.state),
         stage=row.stage,
         progress=row.progress,
@@ -40,14 +48,9 @@ def as_job(row: JobRow, attempts: Sequence[AttemptRow]) -> Job:
         seconds_left=row.seconds_left,
         attempt=row.attempt,
         attempts=tuple(as_attempt(attempt) for attempt in attempts),
-        timestamps=Timestamps(
-            queued=row.queued_at,
-            running=row.running_at,
-            cancelling=row.cancelling_at,
-            succeeded=row.succeeded_at,
-            failed=row.failed_at,
-            cancelled=row.cancelled_at,
-        ),
+        waiting=waiting,
+        retry_of=row.retry_of,
+        timestamps=timestamps(row),
         recipe=Recipe.model_validate(row.recipe),
         source=Source.model_validate(row.source),
         achieved_ratio=row.achieved_ratio,
@@ -55,6 +58,42 @@ def as_job(row: JobRow, attempts: Sequence[AttemptRow]) -> Job:
         sweep=tuple(SweepResult.model_validate(result) for result in row.sweep or ()),
         error=None if row.error is None else Failure.model_validate(row.error),
         links=links,
+    )
+
+
+def as_summary(row: Row[Any]) -> JobSummary:
+    """Return a job as a list shows it; `row` has the columns of `listing.SHOWN`."""
+    ratio = row.target_ratio
+    return JobSummary(
+        id=row.id,
+        team=row.owner,
+        state=State(row.state),
+        stage=row.stage,
+        progress=row.progress,
+        seconds_left=row.seconds_left,
+        timestamps=timestamps(row),
+        model=row.model,
+        target_ratio=tuple(ratio) if isinstance(ratio, list) else ratio,
+        method=row.method,
+        device=row.device,
+        priority=row.priority,
+        metadata=row.metadata or {},
+        achieved_ratio=row.achieved_ratio,
+        error=None if row.error is None else Failure.model_validate(row.error),
+        retry_of=row.retry_of,
+        links={"self": f"/jobs/{row.id}"},
+    )
+
+
+def timestamps(row: JobRow | Row[Any]) -> Timestamps:
+    """Return when the job entered each of its states."""
+    return Timestamps(
+        queued=row.queued_at,
+        running=row.running_at,
+        cancelling=row.cancelling_at,
+        succeeded=row.succeeded_at,
+        failed=row.failed_at,
+        cancelled=row.cancelled_at,
     )
 
 
@@ -70,7 +109,7 @@ def as_attempt(row: AttemptRow) -> Attempt:
     )
 
 
-def write_cursor(row: JobRow) -> str:
+def write_cursor(row: JobRow | Row[Any]) -> str:
     """Return the cursor of the page behind this job."""
     return base64.urlsafe_b64encode(f"{row.created_at.isoformat()} {row.id}".encode()).decode()
 

@@ -5,8 +5,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, inspect
 
-from app.db import at_head, migrations_config, upgrade
-from app.jobs.models import Base
+from app.db import Base, at_head, migrations_config, upgrade
 
 
 def test_the_migrated_schema_is_that_of_the_models(engine: Engine) -> None:

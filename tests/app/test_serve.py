@@ -14,7 +14,7 @@ from typing import Self
 import psutil
 import pytest
 
-from app.client import Client
+from app.client import Client, ProblemError
 from app.settings import ServerSettings
 from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
@@ -55,12 +55,14 @@ class Served:
     process: subprocess.Popen[str]
     data_dir: Path
     address: str = ""
+    access: str = ""
 
     def wait_for_address(self) -> Self:
         assert self.process.stdout
         for line in self.process.stdout:
             if line.startswith("Modelpress listens on "):
                 self.address = line.split()[3].rstrip(";")
+                self.access = self.process.stdout.readline()
                 return self
         raise AssertionError((self.data_dir / "stderr").read_text())
 
@@ -129,6 +131,8 @@ def test_an_interrupt_ends_everything_it_started_and_is_a_success(serve: Serve) 
     served = serve().wait_for_address()
     with Client(served.address) as client:
         wait_for(lambda: client.readiness() is None)
+        assert client.page().jobs == ()
+    assert "asks for no keys" in served.access
     children = served.top.children()
     assert {name for name in ("api", "worker", "postgres", "valkey") for c in children if name in c.command} == {
         "api",
@@ -156,6 +160,8 @@ def test_an_embedded_database_that_dies_is_started_again_and_told(serve: Serve) 
 
 def test_servers_that_are_given_are_used_and_none_is_started(serve: Serve, given_servers: dict[str, str]) -> None:
     served = serve(**given_servers).wait_for_address()
+    with Client(served.address, patience_seconds=0) as nobody, pytest.raises(ProblemError, match="asks for a key"):
+        nobody.page()
     commands = [child.command for child in served.top.children()]
     assert len(commands) == 2
     secrets = given_servers.values()

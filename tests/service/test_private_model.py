@@ -23,7 +23,7 @@ def test_a_private_model_of_the_hub_is_compressed_at_its_commit_and_the_token_is
         changes = {"port": 0, "hub_enabled": True, "hub_endpoint": hub.endpoint, "hub_token": SecretStr(hub.token)}
         with (
             running_service(settings.model_copy(update=changes), log_dir=tmp_path / "logs") as service,
-            Client(service.address) as client,
+            Client(service.address, api_key=service.first_key) as client,
         ):
             job = finish(client, {**tiny, "model": "team/tiny"})
     assert job.source.revision == repository.commit

@@ -39,7 +39,7 @@ def client(settings: ServerSettings, migrated: Engine, directory: Path) -> Itera
         patch.setattr(serve, "PROGRAM", (sys.executable, "-m", "tests.support.recorded_cli"))
         with (
             serve.running_service(settings.model_copy(update={"port": 0}), log_dir=directory) as service,
-            Client(service.address) as client,
+            Client(service.address, api_key=service.first_key) as client,
         ):
             yield client
 

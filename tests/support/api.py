@@ -11,6 +11,7 @@ from app.contract.job import Failure, Source
 from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.jobs import store
+from app.jobs.store import NewJob
 from app.main import create_app
 from app.settings import ServerSettings
 from app.storage.registry import open_storage
@@ -33,9 +34,9 @@ class Finished:
 
 
 @contextmanager
-def api(settings: ServerSettings) -> Iterator[TestClient]:
+def api(settings: ServerSettings, *, is_open: bool = True) -> Iterator[TestClient]:
     """A client of the API that runs with these settings; a failure of the service is an answer, not an exception."""
-    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+    with TestClient(create_app(settings, is_open=is_open), raise_server_exceptions=False) as client:
         yield client
 
 
@@ -49,7 +50,7 @@ def finish(settings: ServerSettings, sessions: Sessions, tmp_path: Path, failure
         (package / name).write_bytes(content)
     files = open_storage(settings.artifacts_url).publish("job_done", 1, package)
     with sessions.begin() as session:
-        store.submit(session, "job_done", recipe, source, max_attempts=3)
+        store.submit(session, NewJob("job_done", recipe, source, max_attempts=3))
         assert store.claim(session, "job_done", "worker", lease_seconds=60) is not None
         assert store.finish(session, "job_done", 1, 1.2, COMPARISON, files, failure)
     return Finished("job_done", CONTENTS)

@@ -7,6 +7,6 @@ class SilentDoorbell:
     def __init__(self) -> None:
         self.rung: list[str] = []
 
-    def ring(self, job_id: str) -> bool:
+    def ring(self, job_id: str, device: str | None = None) -> bool:
         self.rung.append(job_id)
         return True

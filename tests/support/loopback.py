@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from app.contract.codes import FailureCode
-from app.contract.job import Comparison, Failure, Job, Metrics, Problem, Source, State, Timestamps
+from app.contract.job import Comparison, Failure, Job, JobSummary, Metrics, Problem, Source, State, Timestamps
 from app.contract.recipe import Recipe
 
 MOMENT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -62,6 +62,20 @@ def below_gate(**fields: Any) -> Job:
     return succeeded(state=State.FAILED, error=failure, links=links, **fields)
 
 
+def summary(job: Job) -> JobSummary:
+    """Return the job as a list shows it."""
+    return JobSummary(
+        id=job.id,
+        state=job.state,
+        progress=job.progress,
+        timestamps=job.timestamps,
+        model=job.recipe.model,
+        target_ratio=job.recipe.target_ratio,
+        method=job.recipe.method.name,
+        links=job.links,
+    )
+
+
 @dataclass
 class Script:
     """The answers of the server. Each GET of the job takes the next of `states`; the last one stays.
@@ -109,7 +123,8 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/jobs/job_1":
             self.send_json(self.script.next_state().model_dump(mode="json"))
         elif re.match(r"/jobs(\?|$)", self.path):
-            self.send_json({"jobs": [job.model_dump(mode="json") for job in self.script.states], "next": None})
+            jobs = [summary(job).model_dump(mode="json") for job in self.script.states]
+            self.send_json({"jobs": jobs, "next": None})
         elif self.path == "/livez":
             self.send_json({"status": "alive"})
         else:

@@ -16,7 +16,7 @@ from tests.support.waiting import wait_for
 def serving(settings: ServerSettings) -> Iterator[str]:
     """Yield the address of an API with these settings."""
     with listen("127.0.0.1", 0) as listener:
-        server = make_server(create_app(settings))
+        server = make_server(create_app(settings, is_open=True))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

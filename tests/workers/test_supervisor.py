@@ -93,7 +93,7 @@ def test_a_child_that_ends_badly_fails_the_last_attempt_with_a_code(
     job_id = service.submit(Recipe.model_validate(tiny)).id
     children(name)
     storage = open_storage(settings.artifacts_url)
-    Supervisor(settings, sessions, storage, "worker", threading.Event()).run(job_id)
+    Supervisor(settings, sessions, storage, "worker", threading.Event()).run()
     job = service.get(job_id)
     assert job.state is State.FAILED
     assert job.error is not None
@@ -107,7 +107,7 @@ def test_a_child_is_told_where_the_tasks_of_the_operator_lie(
     job_id = service.submit(Recipe.model_validate(tiny)).id
     children("tells_where_tasks_lie")
     storage = open_storage(settings.artifacts_url)
-    Supervisor(settings, sessions, storage, "worker", threading.Event()).run(job_id)
+    Supervisor(settings, sessions, storage, "worker", threading.Event()).run()
     job = service.get(job_id)
     assert job.error is not None
     assert job.error.message == str(tmp_path / "tasks")
@@ -119,7 +119,7 @@ def test_a_passing_fault_puts_the_job_back_while_attempts_are_left(
     job_id = service.submit(Recipe.model_validate(tiny)).id
     children("is_killed")
     storage = open_storage(settings.artifacts_url)
-    Supervisor(settings, sessions, storage, "worker", threading.Event()).run(job_id)
+    Supervisor(settings, sessions, storage, "worker", threading.Event()).run()
     assert service.get(job_id).state is State.QUEUED
 
 
@@ -130,12 +130,12 @@ def test_a_new_attempt_removes_the_scratch_of_the_earlier_ones_and_not_their_res
     job_id = service.submit(Recipe.model_validate(tiny)).id
     children("is_killed")
     supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
-    supervisor.run(job_id)
+    supervisor.run()
     attempt = settings.work_dir / job_id / "1"
     for name in ("home", "inspect"):
         (attempt / name).mkdir(parents=True, exist_ok=True)
         (attempt / name / "left").touch()
-    supervisor.run(job_id)
+    supervisor.run()
     assert service.get(job_id).attempt == 2
     assert [path.name for path in attempt.iterdir()] == ["inspect"]
 
@@ -229,7 +229,7 @@ def test_a_disk_that_is_full_when_the_result_is_stored_is_reported_as_one(
     children("finishes")
     storage = open_storage(settings.artifacts_url)
     monkeypatch.setattr(storage, "publish", full)
-    Supervisor(settings, sessions, storage, "worker", threading.Event()).run(job_id)
+    Supervisor(settings, sessions, storage, "worker", threading.Event()).run()
     job = service.get(job_id)
     assert job.error is not None
     assert (job.error.code, job.error.retryable) == ("disk_full", True)
@@ -241,7 +241,7 @@ def test_an_outage_that_costs_the_lease_costs_no_attempt(
     supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
     job_id = service.submit(Recipe.model_validate(tiny)).id
     for _ in range(2 * settings.max_attempts):
-        claim = supervisor.claim(job_id)
+        claim = supervisor.claim()
         assert claim is not None
         with sessions.begin() as session:
             session.execute(text("UPDATE jobs SET lease_until = clock_timestamp() - interval '1 second'"))
@@ -255,8 +255,8 @@ def test_an_attempt_is_given_back_once(
     service: JobService, settings: Settings, sessions: Sessions, tiny: dict[str, Any]
 ) -> None:
     supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
-    job_id = service.submit(Recipe.model_validate(tiny)).id
-    claim = supervisor.claim(job_id)
+    service.submit(Recipe.model_validate(tiny))
+    claim = supervisor.claim()
     assert claim is not None
     with sessions.begin() as session:
         session.execute(text("UPDATE jobs SET lease_until = clock_timestamp() - interval '1 second'"))
@@ -274,7 +274,7 @@ def test_a_claim_whose_answer_was_lost_is_handed_back(
     unreliable: Any = Unreliable(sessions, committed=True)
     supervisor = Supervisor(settings, unreliable, open_storage(settings.artifacts_url), "worker", threading.Event())
     with pytest.raises(OperationalError):
-        supervisor.run(job_id)
+        supervisor.run()
     assert service.get(job_id).state is State.QUEUED
     with sessions() as session:
         assert session.scalar(text("SELECT attempts_left FROM jobs")) == settings.max_attempts
@@ -289,12 +289,12 @@ def test_a_job_waits_for_a_full_disk_without_being_charged_and_says_so(
     children("finds_the_disk_full")
     supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
     for _ in range(3):
-        supervisor.run(job_id)
+        supervisor.run()
     job = service.get(job_id)
     assert (job.state, job.attempt, job.detail) == (State.QUEUED, 3, "waits, since the disk is full")
     assert [attempt.outcome for attempt in job.attempts] == [AttemptOutcome.RELEASED] * 3
     supervisor.settings = settings.model_copy(update={"storage_patience_seconds": 0.0})
-    supervisor.run(job_id)
+    supervisor.run()
     job = service.get(job_id)
     assert job.error is not None
     assert (job.state, job.error.code) == (State.FAILED, "disk_full")
@@ -308,9 +308,9 @@ def test_a_job_that_ran_out_of_memory_is_tried_once_more_with_less(
     job_id = service.submit(Recipe.model_validate(tiny)).id
     children("needs_memory")
     supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
-    supervisor.run(job_id)
+    supervisor.run()
     assert service.get(job_id).state is State.QUEUED
-    supervisor.run(job_id)
+    supervisor.run()
     job = service.get(job_id)
     assert job.error is not None
     assert (job.state, job.attempt) == (State.FAILED, 2)
@@ -330,8 +330,8 @@ def test_a_child_that_the_system_kills_for_want_of_memory_is_out_of_memory(
     job_id = service.submit(Recipe.model_validate(tiny)).id
     children("is_killed")
     supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
-    supervisor.run(job_id)
-    supervisor.run(job_id)
+    supervisor.run()
+    supervisor.run()
     job = service.get(job_id)
     assert job.error is not None
     assert job.error.code == "out_of_memory"

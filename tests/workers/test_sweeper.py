@@ -162,3 +162,22 @@ def test_a_database_that_took_the_place_of_another_under_a_worker_decides_nothin
     sweeper.sweep()
     assert (settings.work_dir / job_id).is_dir()
     assert "database_changed" in {record.message for record in caplog.records}
+
+
+def test_the_files_of_a_deleted_job_are_deleted(
+    service: JobService, sweeper: Sweeper, settings: Settings, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    job_id = service.submit(Recipe.model_validate(tiny)).id
+    service.cancel(job_id)
+    service.delete(job_id)
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "config.json").write_text("{}")
+    storage = open_storage(settings.artifacts_url)
+    storage.publish(job_id, 1, package)
+    (settings.work_dir / job_id).mkdir(parents=True)
+
+    sweeper.collect()
+
+    assert storage.attempts() == []
+    assert not (settings.work_dir / job_id).exists()

@@ -19,6 +19,10 @@ def test_operations_have_readable_names(operations: dict[str, dict[str, Any]]) -
         "list_jobs",
         "get_job",
         "cancel_job",
+        "retry_job",
+        "delete_job",
+        "list_workers",
+        "drain_worker",
         "list_methods",
         "list_architectures",
         "list_artifacts",
@@ -28,6 +32,11 @@ def test_operations_have_readable_names(operations: dict[str, dict[str, Any]]) -
         "get_sweep_report_schema",
         "check_liveness",
         "check_readiness",
+        "create_key",
+        "list_keys",
+        "revoke_key",
+        "list_changes",
+        "get_team",
     }
 
 

@@ -29,7 +29,7 @@ def test_twenty_requests_at_once_make_one_job(
 
     assert all(job == jobs[0] for job in jobs)
     assert doorbell.rung == [jobs[0].id]
-    assert len(service.page(None, 10, None).jobs) == 1
+    assert len(service.page(None, 10).jobs) == 1
 
 
 def test_the_repetition_is_answered_as_the_first_request(client: TestClient, tiny: dict[str, Any]) -> None:

@@ -116,7 +116,7 @@ def test_the_list_can_be_cut_to_one_state(client: TestClient, post: Post, finish
 @pytest.mark.parametrize(
     "query",
     [
-        "model=local:tiny",
+        "owner=search",
         "order=asc",
         "limit=0",
         "limit=101",
@@ -132,16 +132,6 @@ def test_a_wrong_query_is_refused_with_its_field(client: TestClient, query: str)
 
     assert response.status_code == 422
     assert response.json()["errors"][0]["field"] == query.partition("=")[0]
-
-
-def test_the_first_page_of_a_state_is_found_by_an_index(engine: Engine) -> None:
-    query = "EXPLAIN SELECT * FROM jobs WHERE state = 'failed' ORDER BY created_at DESC, id DESC LIMIT 20"
-    with engine.connect() as connection:
-        connection.execute(text("SET enable_seqscan = off"))
-        plan = "".join(connection.scalars(text(query)))
-
-    assert "jobs_by_state" in plan
-    assert "Sort" not in plan
 
 
 def test_cancelling_a_waiting_job_ends_it_and_can_be_repeated(client: TestClient, post: Post) -> None:

@@ -166,7 +166,7 @@ def test_an_unknown_address_is_not_found(client: TestClient, path: str) -> None:
     ("method", "path", "allowed"),
     [
         ("DELETE", "/jobs", "GET, HEAD, POST"),
-        ("PUT", "/jobs/job_1", "GET, HEAD"),
+        ("PUT", "/jobs/job_1", "DELETE, GET, HEAD"),
         ("GET", "/jobs/job_1/cancel", "POST"),
         ("POST", "/jobs/job_1/artifacts/config.json", "GET, HEAD"),
         ("TRACE", "/livez", "GET, HEAD"),

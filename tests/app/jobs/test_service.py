@@ -11,6 +11,7 @@ from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.errors import JobEnded, JobNotFound, MethodDoesNotFit, RatioOutOfRange, Refused, UnknownDataset, UnknownModel
 from app.jobs import store
+from app.jobs.listing import JobFilter
 from app.jobs.service import JobService
 from tests.support.doorbell import SilentDoorbell
 from tests.support.text_models import TQCOMPRESSOR_RATIOS, write_tiny_model
@@ -73,7 +74,7 @@ def test_a_wrong_recipe_is_refused_by_field_and_nothing_is_kept(
     with pytest.raises(error) as refused:
         service.submit(recipe(tiny, **changes))
     assert refused.value.field == field
-    assert service.page(None, 10, None).jobs == ()
+    assert service.page(None, 10).jobs == ()
     assert doorbell.rung == []
 
 
@@ -169,8 +170,8 @@ def test_a_baseline_of_a_single_block_is_refused(service: JobService, tiny: dict
 
 def test_pages_follow_each_other_by_cursor(service: JobService, tiny: dict[str, Any]) -> None:
     ids = [service.submit(recipe(tiny)).id for _ in range(3)]
-    first = service.page(None, 2, None)
-    second = service.page(first.next, 2, None)
+    first = service.page(None, 2)
+    second = service.page(first.next, 2)
     assert [job.id for job in first.jobs + second.jobs] == ids[::-1]
     assert second.next is None
 
@@ -178,13 +179,13 @@ def test_pages_follow_each_other_by_cursor(service: JobService, tiny: dict[str, 
 def test_pages_can_be_of_one_state(service: JobService, tiny: dict[str, Any]) -> None:
     waiting, cancelled = service.submit(recipe(tiny)), service.submit(recipe(tiny))
     service.cancel(cancelled.id)
-    assert [job.id for job in service.page(None, 10, State.QUEUED).jobs] == [waiting.id]
+    assert [job.id for job in service.page(None, 10, JobFilter(State.QUEUED)).jobs] == [waiting.id]
 
 
 @pytest.mark.parametrize("cursor", ["", "nonsense", "ZGVhZGJlZWY=", "MjAyNi0wMS0wMSBq"])
 def test_a_cursor_that_is_not_ours_is_refused(service: JobService, cursor: str) -> None:
     with pytest.raises(Refused) as refused:
-        service.page(cursor, 10, None)
+        service.page(cursor, 10)
     assert refused.value.field == "after"
 
 

@@ -12,7 +12,7 @@ from app.contract.codes import FailureCode
 from app.contract.job import AttemptOutcome, Comparison, Failure, Resumed, Source, State, SweepResult
 from app.contract.recipe import Recipe
 from app.db import Sessions
-from app.jobs import ownership, store
+from app.jobs import listing, ownership, store, turns
 from app.jobs.models import AttemptRow, JobRow
 from app.jobs.service import JobService
 from app.jobs.store import Progress
@@ -25,7 +25,7 @@ FAILURE = Failure.of(FailureCode.INTERNAL_ERROR, "it broke", attempt=1)
 
 def submit(sessions: Sessions, job_id: str = "job_a", max_attempts: int = 3) -> str:
     with sessions.begin() as session:
-        store.submit(session, job_id, RECIPE, SOURCE, max_attempts)
+        store.submit(session, store.NewJob(job_id, RECIPE, SOURCE, max_attempts))
     return job_id
 
 
@@ -264,16 +264,16 @@ def test_the_database_itself_refuses_to_reopen_an_ended_job(sessions: Sessions, 
 def test_only_jobs_that_nobody_heard_are_rung_again(sessions: Sessions) -> None:
     waiting, running = submit(sessions, "job_waiting"), submit(sessions, "job_running")
     claim(sessions, running)
-    assert call(sessions, store.due_to_ring, 60.0) == []
-    assert call(sessions, store.due_to_ring, 0.0) == [waiting]
-    assert call(sessions, store.due_to_ring, 60.0) == []
+    assert call(sessions, turns.due_to_ring, 60.0) == []
+    assert call(sessions, turns.due_to_ring, 0.0) == [(waiting, None)]
+    assert call(sessions, turns.due_to_ring, 60.0) == []
 
 
 def test_pages_are_newest_first_and_meet_without_gap_or_overlap(sessions: Sessions) -> None:
     ids = [submit(sessions, f"job_{number}") for number in range(5)]
     with sessions() as session:
-        first = store.page(session, None, 2, None)
-        rest = store.page(session, (first[-1].created_at, first[-1].id), 10, None)
+        first = listing.page(session, "default", listing.JobFilter(), None, 2)
+        rest = listing.page(session, "default", listing.JobFilter(), (first[-1].created_at, first[-1].id), 10)
     assert [row.id for row in [*first, *rest]] == ids[::-1]
 
 

@@ -1,0 +1,99 @@
+"""Who a caller is, and what can be done with keys. Each method commits before it returns."""
+
+from datetime import UTC, datetime
+
+from app.contract.access import AuditEntry, AuditPage, IssuedKey, Key, KeyList, KeyRequest, Scope
+from app.db import Sessions
+from app.errors import KeyNotFound, MissingScope, Unauthenticated
+from app.keys import store
+from app.keys.callers import Caller, anyone
+from app.keys.models import AuditRow, KeyRow
+from app.keys.tokens import Token
+
+INVALID = "send a valid key as 'Authorization: Bearer mp_…'; this one is unknown, expired or revoked"
+
+
+class KeyService:
+    """The keys of all teams. Where the service is open, every caller is `anyone`."""
+
+    def __init__(self, sessions: Sessions, *, is_open: bool) -> None:
+        self.sessions = sessions
+        self.is_open = is_open
+
+    def caller(self, text: str | None, request_id: str | None) -> Caller:
+        """Return who sends this token. Raises Unauthenticated where that is nobody."""
+        if self.is_open:
+            return anyone(request_id)
+        if text is None:
+            raise Unauthenticated("this service asks for a key: send 'Authorization: Bearer mp_…'")
+        token = Token.parse(text)
+        if token is None:
+            raise Unauthenticated(INVALID)
+        with self.sessions() as session:
+            row = store.valid_key(session, token.id)
+            if row is None or not token.fits(row.sha256):
+                raise Unauthenticated(INVALID)
+            if store.is_stale(row.used_at, datetime.now(UTC)):
+                store.note_use(session, row.id)
+                session.commit()
+        return Caller(row.team, row.id, frozenset(map(Scope, row.scopes)), request_id)
+
+    def create(self, caller: Caller, request: KeyRequest) -> IssuedKey:
+        """Make a key of the caller's team, and return it with its secret, which is shown this once."""
+        if Scope.OPERATE in request.scopes and Scope.OPERATE not in caller.scopes:
+            raise MissingScope("only a key with the scope 'operate' makes another one with it")
+        token = Token.make()
+        with self.sessions.begin() as session:
+            store.add_team(session, caller.team)
+            row = store.add_key(session, token, caller.team, request.name, request.scopes, request.days)
+            store.record(session, caller, "key.created", token.id, name=request.name, days=request.days)
+            key = as_key(row)
+        return IssuedKey(**dict(key), token=token.text)
+
+    def list(self, caller: Caller) -> KeyList:
+        """Return the keys of the caller's team."""
+        with self.sessions() as session:
+            return KeyList(keys=tuple(map(as_key, store.keys(session, caller.team))))
+
+    def revoke(self, caller: Caller, key_id: str) -> Key:
+        """Make a key of the caller's team useless. Raises KeyNotFound where the team has no such key."""
+        with self.sessions.begin() as session:
+            row = store.revoke(session, caller.team, key_id)
+            if row is None:
+                raise KeyNotFound(f"the team {caller.team!r} has no key {key_id!r}")
+            store.record(session, caller, "key.revoked", key_id)
+            return as_key(row)
+
+    def audit(self, caller: Caller, before: int | None, limit: int) -> AuditPage:
+        """Return what the caller's team has changed, newest first."""
+        with self.sessions() as session:
+            rows = store.audit(session, caller.team, before, limit + 1)
+        shown = rows[:limit]
+        return AuditPage(entries=tuple(map(as_entry, shown)), next=shown[-1].id if len(rows) > limit else None)
+
+
+def as_key(row: KeyRow) -> Key:
+    """Return the key of a row."""
+    return Key(
+        id=row.id,
+        team=row.team,
+        name=row.name,
+        scopes=tuple(map(Scope, row.scopes)),
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+        used_at=row.used_at,
+    )
+
+
+def as_entry(row: AuditRow) -> AuditEntry:
+    """Return the audit entry of a row."""
+    return AuditEntry(
+        id=row.id,
+        at=row.at,
+        key_id=row.key_id,
+        action=row.action,
+        subject=row.subject,
+        request_id=row.request_id,
+        detail=row.detail,
+    )

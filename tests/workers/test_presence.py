@@ -1,0 +1,112 @@
+"""A worker in the list of workers, and its end when an operator asks for it."""
+
+import threading
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from app.contract.job import State
+from app.contract.recipe import Recipe
+from app.db import Sessions
+from app.jobs import roster
+from app.jobs.roster import Introduction
+from app.jobs.service import JobService
+from app.settings import ServerSettings
+from app.storage.registry import open_storage
+from workers import labels
+from workers.presence import Presence
+from workers.supervisor import Supervisor
+
+WORKER = Introduction("host:1", "0.1", "cpu", ("cpu",))
+
+
+class Ended(Exception):
+    """The process would have ended here."""
+
+
+def end() -> None:
+    raise Ended
+
+
+def drain(sessions: Sessions) -> None:
+    with sessions.begin() as session:
+        assert roster.drain(session, WORKER.id)
+
+
+def test_a_draining_worker_ends_once_it_computes_nothing(sessions: Sessions) -> None:
+    turn, draining = threading.Lock(), threading.Event()
+    presence = Presence(sessions, WORKER, draining, turn, end)
+    presence.beat()
+    drain(sessions)
+    with turn:
+        presence.beat()
+    assert draining.is_set()
+    with pytest.raises(Ended):
+        presence.beat()
+
+
+def test_a_draining_worker_claims_nothing(
+    service: JobService, settings: ServerSettings, sessions: Sessions, tiny: dict[str, Any]
+) -> None:
+    job = service.submit(Recipe.model_validate(tiny))
+    supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
+    supervisor.draining.set()
+
+    assert supervisor.run() is None
+    assert service.get(job.id).state is State.QUEUED
+
+
+def test_a_worker_that_ends_leaves_the_list(engine: Engine, sessions: Sessions, service: JobService) -> None:
+    stopping = threading.Event()
+    presence = Presence(sessions, WORKER, threading.Event(), threading.Lock(), end)
+    presence.beat()
+    assert [worker.id for worker in service.workers().workers] == [WORKER.id]
+    stopping.set()
+    presence.run(stopping)
+    assert service.workers().workers == ()
+
+
+@pytest.mark.parametrize(
+    ("device", "hidden", "there", "offered"),
+    [
+        ("cpu", None, True, "cpu"),
+        ("cuda:1", None, False, "gpu"),
+        ("auto", None, True, "gpu"),
+        ("auto", None, False, "cpu"),
+        ("auto", "", True, "cpu"),
+    ],
+)
+def test_a_worker_offers_what_it_computes_on_and_its_labels(
+    settings: ServerSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Any,
+    device: str,
+    hidden: str | None,
+    there: bool,
+    offered: str,
+) -> None:
+    monkeypatch.setattr(labels, "GPU_NODES", (tmp_path if there else tmp_path / "none",))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    changed = settings.model_copy(update={"device": device, "labels": ("h200",)})
+
+    assert labels.labels(changed) == (offered, "h200")
+
+
+def test_a_retry_goes_on_with_the_work_of_the_job_that_it_repeats(
+    service: JobService, settings: ServerSettings, sessions: Sessions, tiny: dict[str, Any]
+) -> None:
+    job = service.submit(Recipe.model_validate(tiny))
+    service.cancel(job.id)
+    retried = service.retry(job.id)
+    (settings.work_dir / job.id / "1").mkdir(parents=True)
+    supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
+    claim = supervisor.claim()
+    assert claim is not None
+    supervisor.take_over(claim)
+
+    assert claim.job_id == retried.id
+    assert [path.name for path in settings.work_dir.iterdir()] == [retried.id]
+    assert (settings.work_dir / retried.id / "1").is_dir()
