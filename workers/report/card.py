@@ -13,15 +13,15 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from app.contract.job import Metrics
-from app.contract.recipe import Distillation, Mixed
 from app.contract.report import CompressionReport
 from workers.compression.spec.formats import FORMATS, MAIN, Format
+from workers.report.making import how_it_was_made
+from workers.report.phrases import code, plain
 from workers.report.plots import Plot, measured_models
 
 CARD = "README.md"
-RELATION = "finetune"
-"""The hub's relation to the base model. Of its four (adapter, merge, quantized, finetune) this one is for a complete
-checkpoint with changed weights."""
+RELATION, ROUNDED = "finetune", "quantized"
+"""The hub's relations to the base model: a complete checkpoint with changed weights, and one with rounded weights."""
 
 
 def front_matter_of(directory: Path) -> Mapping[str, Any]:
@@ -51,7 +51,7 @@ def model_card(report: CompressionReport, original: Mapping[str, Any], plots: Se
     """
     sections = [
         introduction(report),
-        how_to_load(own_code),
+        how_to_load(own_code=own_code, rounded=any(each.format == MAIN for each in report.rounding)),
         *other_formats(report),
         results(report, plots),
         how_it_was_made(report),
@@ -75,7 +75,7 @@ def front_matter(report: CompressionReport, original: Mapping[str, Any]) -> Mode
     datasets = list(dict.fromkeys(hub_dataset(dataset)[0] for dataset in made_from if dataset.startswith("hub:")))
     return ModelCardData(
         base_model=base,
-        base_model_relation=RELATION if base else None,
+        base_model_relation=(ROUNDED if report.rounding else RELATION) if base else None,
         datasets=datasets or None,
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -144,23 +144,32 @@ def introduction(report: CompressionReport) -> str:
     """Return the title and a sentence about the original and both sizes."""
     base = hub_model(report)
     source = f"[{base}](https://huggingface.co/{base})" if base else code(report.recipe.model)
-    before, after = report.metrics.before.parameters, report.metrics.after.parameters
     return (
         f"# {plain(title(report))}\n\n"
-        f"{source}, compressed by Modelpress from {before:,} to {after:,} stored parameters. The "
-        "tokenizer is the original's."
+        f"{source}, made {report.achieved_ratio:.4g} times smaller by Modelpress{counted(report)}. "
+        "The tokenizer is the original's."
     )
 
 
-def how_to_load(own_code: bool) -> str:
+def counted(report: CompressionReport) -> str:
+    """Return the part of a sentence that states parameters or bytes before and after."""
+    before, after = report.metrics.before, report.metrics.after
+    if report.rounding:
+        return f": {after.bytes / 1e6:,.4g} MB of weights"
+    return f": from {before.parameters:,} to {after.parameters:,} stored parameters"
+
+
+def how_to_load(*, own_code: bool, rounded: bool) -> str:
     """Return the section with the code that loads the model."""
     trust = ", trust_remote_code=True" if own_code else ""
-    needs = (
-        "It needs torch and transformers 4.57 or newer, and runs the two small Python files beside the weights, which "
-        "define its compact layers."
-        if own_code
-        else "It is an ordinary checkpoint of the original's architecture, and opens wherever the original does."
-    )
+    if rounded:
+        needs = "It needs torch, transformers 5 or newer and compressed-tensors 0.20 or newer."
+    elif own_code:
+        needs = "It needs torch and transformers 4.57 or newer."
+    else:
+        needs = "It is an ordinary checkpoint of the original's architecture, and opens wherever the original does."
+    if own_code:
+        needs += " It runs the small Python files beside the weights, which define its layers."
     return f"""## How to load it
 
 ```python
@@ -199,10 +208,6 @@ def results_table(models: Mapping[str, Metrics]) -> str:
         ("weights, MB", [model.bytes / 1e6 for model in models.values()], "{:,.1f}"),
     ]
     rows += [
-        (f"perplexity, {code(text)}", [model.perplexity.get(text) for model in models.values()], "{:,.2f}")
-        for text in texts
-    ]
-    rows += [
         (f"KL from the original, {code(text)}", [model.kl_divergence.get(text) for model in models.values()], "{:.4f}")
         for text in texts
     ]
@@ -212,6 +217,10 @@ def results_table(models: Mapping[str, Metrics]) -> str:
             [model.top1_agreement.get(text) for model in models.values()],
             "{:.1%}",
         )
+        for text in texts
+    ]
+    rows += [
+        (f"perplexity, {code(text)}", [model.perplexity.get(text) for model in models.values()], "{:,.2f}")
         for text in texts
     ]
     rows += [
@@ -250,51 +259,6 @@ def task_row(task: str, name: str, models: Collection[Metrics]) -> str:
     facts = ["–" if fact is None else str(fact) for fact in (result.version, result.shots, result.examples)]
     found = [str(model.task_metric(task, name) or "") or "–" for model in models]
     return f"| {' | '.join([code(task), *facts, code(name), *found])} |"
-
-
-def how_it_was_made(report: CompressionReport) -> str:
-    """Return the section about method, calibration, steps and training."""
-    recipe = report.recipe
-    chosen = f" (chosen by `{recipe.method.name}`)" if recipe.method.name != report.method else ""
-    facts = [
-        f"Method: `{report.method}`{chosen}. The target was {report.target_ratio:g} times fewer stored parameters; the "
-        f"result has {report.achieved_ratio:.4g} times fewer.",
-        f"Calibration: {recipe.calibration.sequences} sequences of {recipe.calibration.length} tokens of "
-        f"{dataset_mix(recipe.calibration)}.",
-    ]
-    facts += [step.summary() for step in report.steps]
-    if report.removed_blocks:
-        gone = ", ".join(str(removed.block) for removed in report.removed_blocks)
-        facts.append(f"Blocks removed, in this order: {gone}.")
-    if report.distillation is not None and recipe.distillation is not None:
-        facts.append(
-            f"Distillation from the original: {report.distillation.tokens:,} tokens of "
-            f"{dataset_mix(recipe.distillation)}, learning rate {recipe.distillation.learning_rate:g}, trained: "
-            f"{recipe.distillation.trainable}{phases_clause(len(report.distillation.phases))}; the loss is the "
-            f"divergence from the original's predictions{temperature_clause(recipe.distillation)}"
-            f"{loss_terms(recipe.distillation)}."
-        )
-    facts.append("`compression_report.json` lists what each matrix was replaced by.")
-    return "## How it was made\n\n" + "\n".join(f"- {fact}" for fact in facts)
-
-
-def temperature_clause(distillation: Distillation) -> str:
-    """Return the part of the sentence that names the temperature, or nothing if it is 1."""
-    return f" at temperature {distillation.temperature:g}" if distillation.temperature != 1 else ""
-
-
-def loss_terms(distillation: Distillation) -> str:
-    """Return the part of the sentence that lists the further terms of the loss, or nothing without any."""
-    weights = {
-        "the cross entropy of the text": distillation.cross_entropy_weight,
-        "the normalised error of the last hidden states": distillation.hidden_weight,
-    }
-    return "".join(f", plus {weight:g} times {name}" for name, weight in weights.items() if weight)
-
-
-def phases_clause(count: int) -> str:
-    """Return the part of the sentence that states the number of phases, or nothing if there is one."""
-    return f"; in {count} phases, each after the compression of some of the matrices" if count > 1 else ""
 
 
 def other_formats(report: CompressionReport) -> Iterator[str]:
@@ -365,23 +329,3 @@ def licence_notice(report: CompressionReport, original: Mapping[str, Any]) -> st
         name = f"[{plain(str(stated))}]({link})" if link else plain(str(stated))
         notice = f"This model is a derivative of the original and under its licence: {name}."
     return f"## Licence\n\n{notice} The original's licence and notice files are beside the weights."
-
-
-def dataset_mix(text: Mixed) -> str:
-    """Return the datasets of a mix, with their shares if it states any, as text."""
-    named = [code(dataset) for dataset in text.datasets]
-    if text.shares is None:
-        return ", ".join(named)
-    return ", ".join(
-        f"{dataset} ({share} of {sum(text.shares)})" for dataset, share in zip(named, text.shares, strict=True)
-    )
-
-
-def code(text: str) -> str:
-    """Return text as Markdown code that is safe inside a table."""
-    return f"`{text.replace('`', '').replace('|', '')}`"
-
-
-def plain(text: str) -> str:
-    """Return text with Markdown's special characters escaped."""
-    return "".join(f"\\{character}" if character in "\\`*_[]<>|#" else character for character in text)

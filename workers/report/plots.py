@@ -133,6 +133,20 @@ def per_site(
     return charts.heatmap(cells, title=title, label=label, scale=scale, note=note)
 
 
+def bits(report: CompressionReport) -> Figure | None:
+    """Return a chart of the stored bits per weight of each matrix in the last format; None if none is rounded."""
+    if not report.rounding:
+        return None
+    rounding = report.rounding[-1]
+    found = {matrix.name: matrix.bits for matrix in rounding.matrices}
+    cells = {
+        (site.role, site.block): found[site.name]
+        for site in report.sites
+        if site.block is not None and site.name in found
+    }
+    return per_site(report, cells, f"Bits of each matrix, {rounding.format}", "stored bits per weight")
+
+
 SCORES: Mapping[Criterion, str] = {
     "macro_influence": "cosine distance of final states",
     "block_influence": "cosine distance of input and output",
@@ -182,6 +196,7 @@ PICTURES = (
         "error_per_site", "Relative error of each matrix's outputs, by block, before any training.", error_per_site
     ),
     Picture("allocation", "Share of its parameters that each matrix keeps, by block.", allocation),
+    Picture("bits", "Stored bits per weight of each matrix, by block.", bits),
     Picture(
         "block_influence",
         "Cost of removing each block that was scored; removed blocks are orange.",

@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from app.contract.job import Metrics
 from app.contract.report import SweepReport
 from workers.report import charts
-from workers.report.card import RELATION, code, plain
+from workers.report.card import RELATION
+from workers.report.phrases import code, plain
 from workers.report.plots import Plot, in_two_lines
 
 TRADEOFF = "tradeoff.svg"

@@ -68,6 +68,13 @@ def test_the_report_names_the_code_of_every_rounded_matrix(assignment: Assignmen
     assert sum(matrix.bytes for matrix in rounded.matrices) <= result.metrics.after.bytes
 
 
+def test_card_and_pictures_say_how_many_bits_the_weights_keep(result: DoneReport) -> None:
+    card = (result.package / "README.md").read_text()
+    assert "Weights rounded for `safetensors`" in card and "bits each on average" in card
+    assert "compressed-tensors" in card
+    assert (result.package / "plots" / "bits.png").stat().st_size > 0
+
+
 def test_a_killed_job_goes_on_after_the_last_rounded_block(assignment: Assignment, result: DoneReport) -> None:
     kept = assignment.work_dir / "1" / f"{names.QUANTISE}-safetensors"
     for later in (names.WRITE, names.EVALUATE, names.PACKAGE, names.VERIFY, names.QUANTISE):
