@@ -55,6 +55,8 @@ class EditedModel(StreamedModel):
 
         Raises AttributeError for a name that the model does not have, and for a second structure of one matrix.
         """
+        if self.ahead is not None:
+            self.ahead.drop()
         before = self.overlay.structures.keys()
         self.overlay.add(part)
         self.inventory = self.overlay.inventory

@@ -11,7 +11,8 @@
 puts another module in the embedding's place, and `model.whole()` returns the model in one piece.
 
 Promise: weights come from the files or the model is refused; nothing is ever left at random. In memory are the
-skeleton, everything outside the blocks except embedding and head, and what a `with` statement holds.
+skeleton, everything outside the blocks except embedding and head, and what a `with` statement holds. A card also holds
+the block that is expected next, which is read and copied while it computes.
 
 No architecture's forward is repeated here. The skeleton, on the meta device, runs its own forward with blocks that pass
 their input through. This records the arguments of each block (masks, positions, per layer type), and everything around
@@ -19,7 +20,7 @@ the blocks is the model's own.
 """
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workers.compression import structures
+from workers.compression.lane import lane_for
+from workers.compression.models.ahead import Ahead, Allocate
 from workers.compression.models.skeleton import (
     assign,
     check_complete,
@@ -59,7 +62,8 @@ class _Reached(Exception):
 class StreamedModel:
     """A causal language model of which one part at a time is in memory. Make one with `open`.
 
-    It computes in `dtype` on `device`, in evaluation mode, and its weights need no gradients.
+    It computes in `dtype` on `device`, in evaluation mode, and its weights need no gradients. `ahead` reads the next
+    block while one computes; it is None where each block is read when it is asked for.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class StreamedModel:
         self._names = self._canonical_names()
         self._embedding_is_given = False
         self._arguments: dict[tuple[int, int], list[Arguments]] = {}
+        self.ahead = Ahead(self._read_block, lambda: self.kept, lane_for(device)) if device.type == "cuda" else None
         self._materialise_surroundings()
         self._blocks_return_tuples = self._probe_block_output()
 
@@ -111,6 +116,11 @@ class StreamedModel:
         model = cls(skeleton, Overlay(original), torch.device(device), dtype)
         model._check_repeated_head()
         return model
+
+    @property
+    def kept(self) -> Sequence[int]:
+        """The numbers of the blocks, in order."""
+        return range(self.inventory.blocks)
 
     @property
     def tensor_names(self) -> Collection[str]:
@@ -171,7 +181,7 @@ class StreamedModel:
         """
         block = copy.deepcopy(self._blocks.get_submodule(str(index)))
         prefix = f"{self.inventory.block_prefix}.{index}."
-        block.load_state_dict(self._read_below(prefix), assign=True)
+        block.load_state_dict(self._read_below(prefix) if self.ahead is None else self.ahead.take(index), assign=True)
         modules = list(block.modules())
         try:
             yield block
@@ -224,6 +234,9 @@ class StreamedModel:
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Return copies of tensors by their full names in the transformers model, on `device`, floating ones in
         `dtype`."""
+        return self._read(names, lambda tensor: tensor.to(self.device, self._own_dtype(tensor), copy=True))
+
+    def _read(self, names: Iterable[str], copied: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         by_file: dict[Path, list[str]] = {}
         for name in names:
@@ -232,16 +245,16 @@ class StreamedModel:
             if part is None:
                 by_file.setdefault(self._stored(canonical).file, []).append(name)
             else:
-                found[name] = self._copy(part[canonical])
+                found[name] = copied(part[canonical])
         for file, its_names in by_file.items():
             # Open anew each time: a mapping that stays open keeps every page that was read resident.
             with safe_open(file, framework="pt") as stored:
                 for name in its_names:
-                    found[name] = self._copy(stored.get_tensor(self.overlay.stored_name(self._names[name])))
+                    found[name] = copied(stored.get_tensor(self.overlay.stored_name(self._names[name])))
         return found
 
-    def _copy(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+    def _own_dtype(self, tensor: Tensor) -> torch.dtype:
+        return self.dtype if tensor.is_floating_point() else tensor.dtype
 
     def _stored(self, canonical: str) -> StoredTensor:
         return self.overlay.original.tensors[self.overlay.stored_name(canonical)]
@@ -256,9 +269,17 @@ class StreamedModel:
         module, dot, rest = canonical.partition(".")
         return f"{self._head_name}{dot}{rest}" if module == self.overlay.architecture.head else canonical
 
+    def _read_block(self, index: int, empty: Allocate) -> dict[str, Tensor]:
+        """Return a block's tensors by their names in it, in memory that `empty` allocates."""
+        prefix = f"{self.inventory.block_prefix}.{index}."
+        found = self._read(self._below(prefix), lambda each: empty(each.shape, self._own_dtype(each)).copy_(each))
+        return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+
     def _read_below(self, prefix: str) -> dict[str, Tensor]:
-        names = [name for name in self._names if name.startswith(prefix)]
-        return {name.removeprefix(prefix): tensor for name, tensor in self.read(names).items()}
+        return {name.removeprefix(prefix): tensor for name, tensor in self.read(self._below(prefix)).items()}
+
+    def _below(self, prefix: str) -> list[str]:
+        return [name for name in self._names if name.startswith(prefix)]
 
     def _materialise_surroundings(self) -> None:
         """Load everything outside blocks, embedding and head: norms, learned positions, projections of embeddings."""
