@@ -29,14 +29,17 @@ def dominant_rows(factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     packed, exchanges, zero_pivot = torch.linalg.lu_factor_ex(factor)
     if zero_pivot:
         return _dominant_rows_of_fewer(factor)
-    order = _row_order(len(factor), exchanges)
+    order = _row_order(len(factor), exchanges).to(factor.device)
     mixing = torch.linalg.solve_triangular(packed[:rank], packed[rank:], upper=False, left=False, unitriangular=True)
     del packed
     pivots, others = order[:rank].clone(), order[rank:].clone()
     for _ in range(EXCHANGES * rank if mixing.numel() else 0):
-        row, column = divmod(int(mixing.abs().argmax()), rank)
-        if mixing[row, column].abs() <= PIVOT_BOUND:
+        largest, place = mixing.abs().flatten().max(0)
+        # Both in one copy: each makes the host wait.
+        magnitude, at = torch.stack((largest.double(), place.double())).tolist()
+        if magnitude <= PIVOT_BOUND:
             break
+        row, column = divmod(int(at), rank)
         pivots[column], others[row] = others[row].clone(), pivots[column].clone()
         _exchange(mixing, row, column)
     # Solve again: the exchanges have accumulated rounding errors.
@@ -55,7 +58,7 @@ def _dominant_rows_of_fewer(factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     count, rank = factor.shape
     left, values, _ = torch.linalg.svd(factor, full_matrices=False)
     independent = int((values > NULL * values[0]).sum()) if values[0] > 0 else 0
-    pivots, others = torch.arange(0), torch.arange(count)
+    pivots, others = (torch.arange(size, device=factor.device) for size in (0, count))
     mixing = factor.new_zeros(count, 0)
     if independent:
         pivots, others, mixing = dominant_rows(left[:, :independent])
@@ -91,4 +94,4 @@ def _exchange(mixing: Tensor, row: int, column: int) -> None:
 
 def inverse_order(order: Tensor) -> Tensor:
     """Return the inverse of a permutation given as an index vector [n]."""
-    return torch.empty_like(order).index_copy_(0, order, torch.arange(order.numel()))
+    return torch.empty_like(order).index_copy_(0, order, torch.arange(order.numel(), device=order.device))

@@ -25,7 +25,7 @@ class Moments:
     present.
 
     `inputs` [in, in] = Σ h hᵀ, `cross` [out, in] = Σ e hᵀ, `input_sums` [in] = Σ h, `error_sums` [out] = Σ e. All are
-    float32 on the CPU; `tokens` counts the summands.
+    float32 on the inputs' device; `tokens` counts the summands.
     """
 
     inputs: Tensor
@@ -35,26 +35,27 @@ class Moments:
     tokens: int = 0
 
     @classmethod
-    def empty(cls, inner: int, out: int) -> "Moments":
+    def empty(cls, inner: int, out: int, device: torch.device | None = None) -> "Moments":
         """Return moments of no tokens for `inner` inputs and `out` outputs."""
-        return cls(torch.zeros(inner, inner), torch.zeros(out, inner), torch.zeros(inner), torch.zeros(out))
+        square, cross = torch.zeros(inner, inner, device=device), torch.zeros(out, inner, device=device)
+        return cls(square, cross, torch.zeros(inner, device=device), torch.zeros(out, device=device))
 
     @classmethod
     def of(cls, batches: Iterable[tuple[Tensor, Tensor]]) -> "Moments":
         """Return the moments of all batches of (inputs [..., in], errors [..., out]); at least one is needed."""
         moments: Moments | None = None
         for inputs, errors in batches:
-            moments = moments or cls.empty(inputs.shape[-1], errors.shape[-1])
+            moments = moments or cls.empty(inputs.shape[-1], errors.shape[-1], inputs.device)
             moments.add(inputs, errors)
         return cast("Moments", moments)
 
     def add(self, inputs: Tensor, errors: Tensor) -> None:
         """Add the inputs [..., in] and the errors [..., out] of the same tokens."""
         h, e = inputs.flatten(0, -2).float(), errors.flatten(0, -2).float()
-        self.inputs += (h.T @ h).cpu()
-        self.cross += (e.T @ h).cpu()
-        self.input_sums += h.sum(0).cpu()
-        self.error_sums += e.sum(0).cpu()
+        self.inputs += h.T @ h
+        self.cross += e.T @ h
+        self.input_sums += h.sum(0)
+        self.error_sums += e.sum(0)
         self.tokens += len(h)
 
 
@@ -63,7 +64,7 @@ class Compensation:
     makes.
 
     `target` [out, in] is the matrix that also reproduces the fraction `share` of the error; `inputs` [in, in] holds the
-    damped second moments (centred where there is a bias). Both are float64 on the CPU.
+    damped second moments (centred where there is a bias). Both are float64 and lie where the moments do.
 
     `damping` is a ridge on each input, as a fraction of that input's own energy: 1 halves every measured correlation. A
     ridge relative to the mean energy does much worse in an MLP: a few hidden units fire massively, and their ridge
@@ -73,7 +74,7 @@ class Compensation:
     def __init__(self, moments: Moments, projection: nn.Module, share: float, damping: float) -> None:
         self._projection = projection
         self._bias = cast("Tensor | None", projection.bias)
-        self._matrix = matrix_of(projection).detach().cpu().double()
+        self._matrix = matrix_of(projection).detach().to(moments.inputs.device).double()
         self._input_mean = moments.input_sums.double() / moments.tokens
         self._error_mean = share * moments.error_sums.double() / moments.tokens
         self.inputs = moments.inputs.double() / moments.tokens
@@ -97,7 +98,7 @@ class Compensation:
         if self._bias is not None:
             mean = self._matrix @ self._input_mean + self._error_mean
             shift = mean - found.columns @ self._input_mean[found.kept]
-            tensors[f"{name}.bias"] = (self._bias.cpu().double() + shift).to(self._bias)
+            tensors[f"{name}.bias"] = (self._bias.to(shift) + shift).to(self._bias)
         return tensors
 
 

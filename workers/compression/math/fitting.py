@@ -2,7 +2,7 @@
 
 Matrices are [out, in], inputs are rows: y = x Wᵀ. All fits minimise E‖K(T x − Ŵ x)‖², where T is the target matrix, x
 runs over the inputs in the compressed model, and K is a diagonal weight on the outputs. The small eigenproblems are
-solved in float64.
+solved in float64. Everything is computed where the moments lie.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ FEW = 128
 
 @dataclass
 class Moments:
-    """Second moments of a module's inputs, summed over batches in float32 on the CPU.
+    """Second moments of a module's inputs, summed over batches in float32 on the inputs' device.
 
     `inputs` [in, in] = Σ x xᵀ with x the input in the compressed model. `cross` [in, in] = Σ x° xᵀ with x° the same
     token's input in the original model, or None as long as both models agree. `tokens` counts the summands.
@@ -41,9 +41,9 @@ class Moments:
     tokens: int = 0
 
     @classmethod
-    def empty(cls, features: int) -> "Moments":
+    def empty(cls, features: int, device: torch.device | None = None) -> "Moments":
         """Return moments of no tokens for `features` inputs."""
-        return cls(torch.zeros(features, features))
+        return cls(torch.zeros(features, features, device=device))
 
     def add(self, compressed: Tensor, original: Tensor | None = None) -> None:
         """Add inputs [..., in] of the same tokens in both models; leave `original` out where they agree."""
@@ -74,14 +74,14 @@ def _reordered(matrix: Tensor, order: Tensor) -> Tensor:
 def _add_product(sums: Tensor, left: Tensor, right: Tensor) -> None:
     """Add leftᵀ · right to `sums`; `right` is float32."""
     for rows, columns in zip(torch.split(sums, SLICE), torch.split(left, SLICE, dim=1), strict=True):
-        rows += (columns.T.float() @ right).cpu()
+        rows += columns.T.float() @ right
 
 
 def _add_gram(sums: Tensor, x: Tensor) -> None:
     """Add xᵀ · x to `sums`. One half is computed and mirrored to the other."""
     for start in range(0, len(sums), SLICE):
         stop = min(start + SLICE, len(sums))
-        rows = (x[:, start:stop].T @ x[:, :stop]).cpu()
+        rows = x[:, start:stop].T @ x[:, :stop]
         sums[start:stop, :stop] += rows
         sums[:start, start:stop] += rows[:, :start].T
 
@@ -103,13 +103,13 @@ class Problem:
 
         `approximation` is Ŵ [out, in].
         """
-        lost = total = 0.0
+        lost = total = self.target.new_zeros(())
         for start in range(0, len(self.target), FEW):
             rows = slice(start, start + FEW)
             target = self.target[rows]
-            lost += self._energy(target - approximation[rows].detach().to(target), rows)
-            total += self._energy(target, rows)
-        return relative(lost, total)
+            lost = lost + self._energy(target - approximation[rows].detach().to(target), rows)
+            total = total + self._energy(target, rows)
+        return relative(float(lost), float(total))
 
     def reordered(self, order: Tensor) -> "Problem":
         """Return the same fit with its outputs in `order` [out], which lists their present positions."""
@@ -136,9 +136,9 @@ class Problem:
                 gram.addmm_(rows.T, rows)
         return gram
 
-    def _energy(self, matrix: Tensor, rows: slice) -> float:
+    def _energy(self, matrix: Tensor, rows: slice) -> Tensor:
         """Return ‖K · matrix · L‖² for the rows `rows` of a matrix [out, in]; `matrix` holds only these rows."""
-        return float(self._weigh(matrix @ self.inputs, rows).square_().sum())
+        return self._weigh(matrix @ self.inputs, rows).square_().sum()
 
     def _weigh(self, product: Tensor, rows: slice = slice(None)) -> Tensor:
         """Multiply a product [rows, n] in place by the output weights of its rows."""
@@ -166,7 +166,8 @@ def problem(
         outputs: the diagonal of K [out], such as the root mean square of the loss's gradient at each output.
         spend: empty `moments` on the way to save memory; set it for the last module that needs them.
     """
-    weight = weight.detach().cpu()
+    weight = weight.detach().to(moments.inputs.device)
+    outputs = None if outputs is None else outputs.to(weight.device)
     crossed = None
     if compensation > 0 and moments.cross is not None:
         crossed = _float64_product(weight, moments.cross).div_(moments.tokens)

@@ -126,7 +126,7 @@ def weighted_fit(structure: Kronecker, target: WeightedTarget) -> dict[str, Tens
 
 def _nothing(structure: Kronecker, target: WeightedTarget) -> dict[str, Tensor]:
     """Return the factors of a matrix of zeros, in its own order: there is nothing to search by."""
-    rows, columns = (torch.arange(size) for size in target.matrix.shape)
+    rows, columns = _own_orders(target.matrix)
     (m1, m2), (n1, n2) = structure.out_shape, structure.in_shape
     return {
         "left": target.matrix.new_zeros(structure.terms, m1, n1),
@@ -140,7 +140,7 @@ def best_orders(structure: Kronecker, target: WeightedTarget) -> tuple[Tensor, T
     """Return the best order found of the target's rows [out] and columns [in], each if the structure permutes them."""
     searched = replace(structure, permute_out=structure.permute_out or structure.folded)
     if not (searched.permute_in or searched.permute_out):
-        return torch.arange(len(target.matrix)), torch.arange(target.matrix.shape[1])
+        return _own_orders(target.matrix)
     found = search(target.scaled(), searched, (stratified, grouped))
     return found.rows, found.columns
 
@@ -154,7 +154,7 @@ def separable_fit(structure: Kronecker, target: WeightedTarget) -> tuple[Tensor,
     """
     (m1, m2), (n1, n2) = structure.out_shape, structure.in_shape
     outer, inner = _nearest_product(target.moments, n1, n2)
-    rows = [weights.sqrt()[:, None] for weights in _row_weights(structure, target.outputs)]
+    rows = [weights.sqrt()[:, None] for weights in _row_weights(structure, target)]
     tiles = torch.einsum("apbq,bc,qd->apcd", target.matrix.reshape(m1, m2, n1, n2), outer, inner)
     weighed = tiles * rows[0][:, :, None, None] * rows[1][None, :, :, None]
     left, right = rearranged_fit(structure, weighed.reshape(m1 * m2, n1 * n2))
@@ -173,7 +173,7 @@ def errors_by_terms(structure: Kronecker, target: WeightedTarget) -> Tensor:
         return target.matrix.new_zeros(structure.terms + 1)
     placed = target.reordered(*_strata(structure, target))
     terms, (n1, _) = structure.terms, structure.in_shape
-    outer, inner = _row_weights(structure, placed.outputs)
+    outer, inner = _row_weights(structure, placed)
     _, ascending = separable_fit(structure, placed)
     equations = _LeftEquations(structure, placed, ascending.flip(0), outer, inner)
     pulled = (placed.matrix @ placed.moments).reshape(*structure.out_shape, -1) * inner[:, None]
@@ -194,7 +194,7 @@ def kronecker_sum(left: Tensor, right: Tensor) -> Tensor:
 
 def _alternate(structure: Kronecker, target: WeightedTarget, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """Return a better A for the given B, and then a better B for that A."""
-    outer, inner = _row_weights(structure, target.outputs)
+    outer, inner = _row_weights(structure, target)
     left = _solve(_LeftEquations(structure, target, right, outer, inner), left)
     return left, _solve(_RightEquations(structure, target, left, outer, inner), right)
 
@@ -293,11 +293,18 @@ def _solve(equations: _Equations, start: Tensor) -> Tensor:
     return factor
 
 
-def _row_weights(structure: Kronecker, outputs: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return u [m1] and v [m2] whose product is close to the squared weights of the rows."""
+def _own_orders(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the indices of the rows and of the columns of a matrix, in order."""
+    rows, columns = (torch.arange(size, device=matrix.device) for size in matrix.shape)
+    return rows, columns
+
+
+def _row_weights(structure: Kronecker, target: WeightedTarget) -> tuple[Tensor, Tensor]:
+    """Return u [m1] and v [m2] whose product is close to the squared weights of the target's rows."""
+    outputs = target.outputs
     if outputs is None:
         m1, m2 = structure.out_shape
-        return torch.ones(m1).double(), torch.ones(m2).double()
+        return target.matrix.new_ones(m1), target.matrix.new_ones(m2)
     squared = outputs.square().reshape(structure.out_shape).clamp_min(torch.finfo(torch.float64).eps ** 2)
     return squared.mean(1), squared.mean(0) / squared.mean()
 
@@ -305,7 +312,7 @@ def _row_weights(structure: Kronecker, outputs: Tensor | None) -> tuple[Tensor, 
 def _strata(structure: Kronecker, target: WeightedTarget) -> tuple[Tensor, Tensor]:
     """Return the rows and columns in strata of the energy of K W D, each only where the structure allows an order."""
     scaled, (_, m2), (_, n2) = target.scaled(), structure.out_shape, structure.in_shape
-    rows, columns = torch.arange(scaled.shape[0]), torch.arange(scaled.shape[1])
+    rows, columns = _own_orders(scaled)
     if structure.permute_out or structure.folded:
         rows = stratified(scaled.T, m2)
     return rows, stratified(scaled, n2) if structure.permute_in else columns
@@ -317,8 +324,8 @@ def _nearest_product(moments: Tensor, outer_size: int, inner_size: int) -> tuple
     The product is the leading singular pair of the rearranged moments, which is positive definite because they are.
     """
     blocks = moments.reshape(outer_size, inner_size, outer_size, inner_size)
-    inner = torch.eye(inner_size, dtype=moments.dtype)
-    outer = torch.eye(outer_size, dtype=moments.dtype)
+    inner = torch.eye(inner_size, dtype=moments.dtype, device=moments.device)
+    outer = torch.eye(outer_size, dtype=moments.dtype, device=moments.device)
     for _ in range(SEPARATIONS):
         outer = torch.einsum("apbq,pq->ab", blocks, inner) / inner.square().sum()
         inner = torch.einsum("apbq,ab->pq", blocks, outer) / outer.square().sum()

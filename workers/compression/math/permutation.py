@@ -65,7 +65,7 @@ def search(weight: Tensor, structure: Kronecker, arrangements: Sequence[Arrangem
     matrix = weight.detach().float()
     total = matrix.square().sum().item()
     (_, m2), (_, n2), terms = structure.out_shape, structure.in_shape, structure.terms
-    own_rows, own_columns = torch.arange(matrix.shape[0]), torch.arange(matrix.shape[1])
+    own_rows, own_columns = (torch.arange(size, device=matrix.device) for size in matrix.shape)
     starts = [Permutation(own_rows, own_columns, kept_energy(matrix, m2, n2, terms) / total)]
     for arrange in (grouped,) if arrangements is None else arrangements:
         rows = arrange(matrix.T, m2) if structure.permute_out else own_rows
@@ -86,7 +86,7 @@ def grouped(matrix: Tensor, size: int) -> Tensor:
     """Return an order of the columns in which the most similar ones stand together in groups of `size`."""
     columns = matrix.shape[1]
     if size == 1 or size == columns:
-        return torch.arange(columns)
+        return torch.arange(columns, device=matrix.device)
     norms = matrix.norm(dim=0).clamp_min(1e-30)
     resemblance = ((matrix.T @ matrix) / norms / norms[:, None]).abs().fill_diagonal_(0)
     closeness, candidates = resemblance.topk(min(NEIGHBOURS * size, columns - 1), dim=1)
@@ -120,7 +120,7 @@ def _merge_groups(closeness: Tensor, candidates: Tensor, size: int) -> Tensor:
             members[one] += members.pop(other)
     full = [index for group in members.values() if len(group) == size for index in group]
     rest = [index for group in members.values() if len(group) < size for index in group]
-    return torch.tensor(full + rest).view(-1, size)
+    return torch.tensor(full + rest).view(-1, size).to(candidates.device)
 
 
 def _hill_climb(matrix: Tensor, structure: Kronecker, start: Permutation, total: float) -> Permutation:
@@ -147,7 +147,7 @@ def _improve_columns(matrix: Tensor, order: Tensor, tile_rows: int, tile_columns
         leading = basis.float().view(tile_rows, tile_columns, terms)
         order = _reorder_groups(products, order, leading)
         swapped = _best_swaps(_energies_by_position(matrix[:, order], leading), tile_columns)
-        if torch.equal(swapped, torch.arange(len(order))):
+        if torch.equal(swapped, torch.arange(len(order), device=order.device)):
             break
         order = order[swapped]
     return order
@@ -178,8 +178,8 @@ def _reorder_groups(products: Tensor, order: Tensor, leading: Tensor) -> Tensor:
     inner = products.view(-1, tile_rows, size, tile_rows, size)
     # worth[g, p, q, a, b]: energy from the product of members a and b at the positions p and q of group g.
     worth = torch.einsum("ipk,jqk,giajb->gpqab", leading, leading, inner)
-    orders = torch.tensor(list(itertools.permutations(range(size))))
-    places = torch.arange(size)
+    orders = torch.tensor(list(itertools.permutations(range(size)))).to(products.device)
+    places = torch.arange(size, device=products.device)
     energies = torch.stack(
         [worth[:, places[:, None], places, each[:, None], each].sum((1, 2)) for each in orders], dim=1
     )
@@ -216,4 +216,4 @@ def _best_swaps(worth: Tensor, size: int) -> Tensor:
         if touched.isdisjoint((place // size, partner // size)):
             touched.update((place // size, partner // size))
             order[place], order[partner] = partner, place
-    return torch.tensor(order)
+    return torch.tensor(order).to(worth.device)

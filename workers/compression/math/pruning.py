@@ -59,7 +59,7 @@ def prune_groups(matrix: Tensor, moments: Tensor, width: int, count: int) -> Pru
             f"cannot keep {count} groups of {width} out of {len(moments)} inputs: keep whole groups, but not all"
         )
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moments))
-    columns, kept = matrix, torch.arange(len(moments))
+    columns, kept = matrix, torch.arange(len(moments), device=moments.device)
     while len(kept) > count * width:
         gone = _cheapest_group(columns, inverse, width)
         columns, inverse, left = _remove(columns, inverse, gone)
@@ -77,7 +77,7 @@ def _refit(matrix: Tensor, moments: Tensor, kept: Tensor) -> Pruned:
 
 def _survivors(matrix: Tensor, inverse: Tensor, size: int) -> Tensor:
     """Return the `size` inputs that remain when the cheapest ones are removed in batches."""
-    kept = torch.arange(len(inverse))
+    kept = torch.arange(len(inverse), device=inverse.device)
     while len(kept) > size:
         gone = _cheapest(matrix, inverse, min(REMOVED_AT_ONCE, len(kept) - size))
         matrix, inverse, rest = _remove(matrix, inverse, gone)
@@ -87,9 +87,10 @@ def _survivors(matrix: Tensor, inverse: Tensor, size: int) -> Tensor:
 
 def _remove(matrix: Tensor, inverse: Tensor, gone: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return matrix and inverse of the remaining inputs after they have compensated for the inputs `gone`, and their
-    mask."""
-    rest = torch.ones(len(inverse), dtype=torch.bool)
-    rest[gone] = False
+    indices."""
+    remains = torch.ones(len(inverse), dtype=torch.bool, device=inverse.device).index_fill_(0, gone, False)
+    # By index, since every selection by a mask makes the host wait.
+    rest = remains.nonzero().flatten()
     taken_over = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, rest])
     return (
         matrix[:, rest] - matrix[:, gone] @ taken_over,
@@ -100,9 +101,11 @@ def _remove(matrix: Tensor, inverse: Tensor, gone: Tensor) -> tuple[Tensor, Tens
 
 def _cheapest_group(matrix: Tensor, inverse: Tensor, width: int) -> Tensor:
     """Return the input indices of the group that is cheapest to remove."""
-    groups = torch.split(torch.arange(len(inverse)), width)
-    costs = [_energy(matrix[:, group], torch.linalg.inv(inverse[group][:, group])) for group in groups]
-    return groups[costs.index(min(costs))]
+    count = len(inverse) // width
+    blocks = inverse.reshape(count, width, count, width).diagonal(dim1=0, dim2=2).movedim(-1, 0)
+    columns = matrix.reshape(len(matrix), count, width).transpose(0, 1)
+    costs: Tensor = ((columns @ torch.linalg.inv(blocks)) * columns).sum((1, 2))
+    return costs.argmin() * width + torch.arange(width, device=inverse.device)
 
 
 def _cheapest(matrix: Tensor, inverse: Tensor, count: int) -> Tensor:
@@ -110,18 +113,21 @@ def _cheapest(matrix: Tensor, inverse: Tensor, count: int) -> Tensor:
     costs = matrix.square().sum(0) / inverse.diagonal()
     candidates = torch.topk(costs, min(CANDIDATES, len(costs)), largest=False).indices
     columns, part = matrix[:, candidates], inverse[candidates][:, candidates]
-    gone: list[int] = []
+    gone: list[Tensor] = []
+    spent = torch.zeros_like(candidates, dtype=torch.bool)
     for _ in range(count):
-        costs = columns.square().sum(0) / part.diagonal()
-        costs[gone] = math.inf
-        chosen = int(costs.argmin())
+        costs = (columns.square().sum(0) / part.diagonal()).masked_fill(spent, math.inf)
+        # A tensor [1], so that the host need not know which column it is.
+        chosen = costs.argmin(dim=0, keepdim=True)
         gone.append(chosen)
-        row, pivot = part[chosen].clone(), part[chosen, chosen].clone()
-        columns = columns - torch.outer(columns[:, chosen], row / pivot)
-        part = part - torch.outer(row, row / pivot)
+        spent.index_fill_(0, chosen, True)
+        row = part.index_select(0, chosen).flatten()
+        scaled = row / row.index_select(0, chosen)
+        columns = columns - torch.outer(columns.index_select(1, chosen).flatten(), scaled)
+        part = part - torch.outer(row, scaled)
         # The removed column is zero now; a pivot of one keeps its cost from being 0 / 0.
         part[chosen, chosen] = 1.0
-    return candidates[gone]
+    return candidates[torch.cat(gone)]
 
 
 def _energy(matrix: Tensor, moments: Tensor) -> float:

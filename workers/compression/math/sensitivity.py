@@ -5,7 +5,8 @@ module's inputs and KᵀK is the second moment of the gradient at its outputs: t
 product of its two sides (K-FAC, arXiv 1503.05671). Labels are drawn from the original's own predictions, so the text
 provides the contexts and not the labels. Only the diagonal of KᵀK is kept: a few thousand tokens determine no more.
 
-Promise: one block's weights are in memory at a time; the inputs of the blocks wait in a temporary directory.
+Promise: one block's weights are in memory at a time; the inputs of the blocks wait on a shelf. All is computed on the
+model's device; the sensitivities are small, and lie on the CPU.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from workers.compression.drawing import draw_from_rows
 from workers.compression.math.fitting import Moments, matrix_of, problem, spectrum
 from workers.compression.math.kronecker import WeightedTarget, errors_by_terms
 from workers.compression.math.tables import table_spectrum, table_target
+from workers.compression.shelf import Shelf, shelf_for
 from workers.compression.spec.families import KroneckerFamily
 from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.methods.base import SiteErrors
@@ -75,6 +77,7 @@ class DifferentiableModel(Protocol):
     """The model that this module measures; `models.StreamedModel` is one."""
 
     inventory: Inventory
+    device: torch.device
 
     def hidden(self, ids: Tensor) -> Tensor:
         """Return the first block's input [batch, length, width] for token ids [batch, length]."""
@@ -114,12 +117,13 @@ def measure(
     count = max(1, min(len(ids), TOKENS // ids.shape[1]))
     chosen = ids[torch.linspace(0, len(ids) - 1, count).long()]
     with tempfile.TemporaryDirectory(prefix="block-inputs-") as scratch:
-        hidden = _forward(model, chosen, Path(scratch))
+        entering = shelf_for(model.device, Path(scratch))
+        hidden = _forward(model, chosen, entering)
         gradients, head = _through_head(model, hidden, seed)
         if model.inventory.head is not None:
             yield {model.inventory.head.name: _head_sensitivity(model, model.inventory.head, head, tiled)}
         for index in reversed(range(model.inventory.blocks)):
-            gradients, found = _through_block(model, index, Path(scratch) / str(index), gradients, tiled)
+            gradients, found = _through_block(model, index, entering, gradients, tiled)
             yield found
         if model.inventory.embedding.in_features == model.inventory.hidden_size:
             yield {model.inventory.embedding.name: _embedding_sensitivity(model, chosen, gradients, head, tiled)}
@@ -141,11 +145,11 @@ def site_errors(sensitivities: Mapping[str, Sensitivity]) -> dict[str, SiteError
 
 
 @torch.no_grad()
-def _forward(model: DifferentiableModel, ids: Tensor, scratch: Path) -> Tensor:
-    """Return the last block's output [sequences, length, width]; leave every block's input in a file of `scratch`."""
+def _forward(model: DifferentiableModel, ids: Tensor, entering: Shelf) -> Tensor:
+    """Return the last block's output [sequences, length, width]; keep every block's input in `entering`."""
     hidden = model.hidden(ids)
     for index in range(model.inventory.blocks):
-        torch.save(hidden, scratch / str(index))
+        entering.put(index, hidden)
         with model.block(index) as block:
             hidden = torch.cat([model.run(block, index, sequence) for sequence in torch.split(hidden, 1)])
     return hidden
@@ -170,8 +174,9 @@ def _through_head(model: DifferentiableModel, hidden: Tensor, seed: int) -> tupl
     Labels are drawn from the model's own predictions.
     """
     generator = torch.Generator().manual_seed(seed)
-    silence = torch.zeros(model.inventory.vocab_size, dtype=torch.float64)
-    seen = _HeadMoments(silence, silence.clone(), Moments.empty(model.inventory.embedding.in_features))
+    silence = torch.zeros(model.inventory.vocab_size, dtype=torch.float64, device=hidden.device)
+    empty = Moments.empty(model.inventory.embedding.in_features, hidden.device)
+    seen = _HeadMoments(silence, silence.clone(), empty)
     handle = model.head_module.register_forward_pre_hook(lambda _, inputs: seen.inputs.add(inputs[0].detach()))
     gradients: list[Tensor] = []
     tokens_at_a_time = min(HEAD_TOKENS, hidden.shape[1])
@@ -183,18 +188,18 @@ def _through_head(model: DifferentiableModel, hidden: Tensor, seed: int) -> tupl
             labels = draw_from_rows(predicted.cumsum(-1), generator)
             loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
             gradients += torch.autograd.grad(loss, entering)
-            seen.probabilities.add_(predicted.sum(0).double().cpu())
-            seen.variances.add_((predicted * (1 - predicted)).sum(0).double().cpu())
+            seen.probabilities.add_(predicted.sum(0).double())
+            seen.variances.add_((predicted * (1 - predicted)).sum(0).double())
     handle.remove()
     return torch.cat(gradients, dim=1).view_as(hidden), seen
 
 
 def _through_block(
-    model: DifferentiableModel, index: int, entering: Path, leaving: Tensor, tiled: KroneckerFamily | None
+    model: DifferentiableModel, index: int, entering: Shelf, leaving: Tensor, tiled: KroneckerFamily | None
 ) -> tuple[Tensor, dict[str, Sensitivity]]:
     """Return the gradients at a block's input and the sensitivities of its modules, given the gradients at its output.
 
-    `entering` is the file of the block's inputs. `leaving` [sequences, length, width] is overwritten by the result.
+    `entering` has the inputs of the block. `leaving` [sequences, length, width] is overwritten by the result.
     """
     prefix = f"{model.inventory.block_prefix}.{index}."
     with model.block(index) as block:
@@ -202,11 +207,13 @@ def _through_block(
         ordered = sorted(model.inventory.sites_of(index), key=lambda site: site.in_features)
         names = [site.name.removeprefix(prefix) for site in ordered]
         sites = _SiteMoments({name: block.get_submodule(name) for name in names})
-        for inputs, gradient in zip(torch.split(torch.load(entering), 1), torch.split(leaving, 1), strict=True):
+        states = entering.get(index)
+        entering.expect(index - 1)
+        for inputs, gradient in zip(torch.split(states, 1), torch.split(leaving, 1), strict=True):
             inputs.requires_grad_()
             (before,) = torch.autograd.grad(model.run(block, index, inputs), inputs, gradient)
             gradient.copy_(before)
-        del inputs, before
+        del states, inputs, before
         sites.stop()
         return leaving, {
             site.name: sites.sensitivity(name, site, tiled) for name, site in zip(names, ordered, strict=True)
@@ -232,7 +239,7 @@ class _SiteMoments:
     def sensitivity(self, name: str, described: Site, tiled: KroneckerFamily | None) -> Sensitivity:
         """Return the sensitivity of one module and drop its moments: call it once per module."""
         moments = self.inputs.pop(name)
-        squared = (self.gradients[name] / moments.tokens).double().cpu()
+        squared = (self.gradients[name] / moments.tokens).double()
         outputs = (squared + SHRINKAGE * squared.mean()).sqrt()
         unread = not bool(squared.any())
         if unread:
@@ -244,7 +251,7 @@ class _SiteMoments:
         found = spectrum(site) / 2
         if unread:
             found, tiles = torch.zeros_like(found), {tile: torch.zeros_like(each) for tile, each in tiles.items()}
-        return Sensitivity(found, outputs, tiles=tiles)
+        return Sensitivity(found.cpu(), outputs.cpu(), tiles={tile: each.cpu() for tile, each in tiles.items()})
 
     def _on_output(self, name: str, module: nn.Module, arguments: tuple[Tensor], output: Tensor) -> None:
         """Add the inputs of a module's forward call, once for modules that read the same tensor."""
@@ -254,7 +261,7 @@ class _SiteMoments:
             self.inputs[name] = self.inputs[sharing]
         else:
             if name not in self.inputs:
-                self.inputs[name] = Moments.empty(inputs.shape[-1])
+                self.inputs[name] = Moments.empty(inputs.shape[-1], inputs.device)
             self.inputs[name].add(inputs)
             self._last = arguments[0], name
         output.register_hook(partial(self._on_gradient, name))  # type: ignore[no-untyped-call]
@@ -295,16 +302,17 @@ def _embedding_sensitivity(
     """
     site = model.inventory.embedding
     counted = torch.bincount(ids.flatten(), minlength=site.out_features).double() / ids.numel()
-    mean = (counted + head.probabilities / ids.numel()) / 2
+    mean = (counted.to(gradients.device) + head.probabilities / ids.numel()) / 2
     outputs = smoothed(mean).sqrt()
-    moments = Moments.empty(site.in_features)
+    moments = Moments.empty(site.in_features, gradients.device)
     moments.add(gradients)
     if model.inventory.head is None:
         moments.inputs += head.inputs.inputs
-    table = model.read([f"{site.name}.weight"])[f"{site.name}.weight"].cpu()
+    table = model.read([f"{site.name}.weight"])[f"{site.name}.weight"]
     curvature = moments.inputs / moments.tokens
     tiles = _errors_of_tiles(site, table_target(table, outputs, curvature), tiled) if tiled else {}
-    return Sensitivity(table_spectrum(table, outputs, curvature) / 2, outputs, curvature, tiles)
+    found = table_spectrum(table, outputs, curvature) / 2
+    return Sensitivity(found.cpu(), outputs.cpu(), curvature.cpu(), {tile: each.cpu() for tile, each in tiles.items()})
 
 
 def _head_sensitivity(
@@ -316,15 +324,16 @@ def _head_sensitivity(
     diag(p) − p pᵀ, only the diagonal p (1 − p) is kept, smoothed like the frequencies of the embedding.
     """
     outputs = smoothed(head.variances / head.inputs.tokens).sqrt()
-    table = model.read([f"{site.name}.weight"])[f"{site.name}.weight"].cpu()
+    table = model.read([f"{site.name}.weight"])[f"{site.name}.weight"]
     second = head.inputs.inputs / head.inputs.tokens
     tiles = _errors_of_tiles(site, table_target(table, outputs, second), tiled) if tiled else {}
-    return Sensitivity(table_spectrum(table, outputs, second) / 2, outputs, tiles=tiles)
+    found = table_spectrum(table, outputs, second) / 2
+    return Sensitivity(found.cpu(), outputs.cpu(), tiles={tile: each.cpu() for tile, each in tiles.items()})
 
 
 def smoothed(weights: Tensor) -> Tensor:
     """Shrink measured token weights [vocab] toward a Zipf prior and a uniform one; their sum is unchanged."""
-    expected = 1 / (MOST_FREQUENT + torch.arange(len(weights)).to(weights))
+    expected = 1 / (MOST_FREQUENT + torch.arange(len(weights), device=weights.device).to(weights))
     expected /= expected.sum()
     return TEXT_SHARE * weights + weights.sum() * (ZIPF_SHARE * expected + (1 - TEXT_SHARE - ZIPF_SHARE) / len(weights))
 

@@ -28,7 +28,7 @@ def fit_table(structure: LowRank | Pivoted, table: Tensor, outputs: Tensor, mome
 
     `outputs` [tokens] weighs the rows; an error δ [dim] of a row costs δ · `moments` · δᵀ, with `moments` [dim, dim].
     """
-    unmoved = torch.eye(table.shape[1], dtype=torch.float64)
+    unmoved = torch.eye(table.shape[1], dtype=torch.float64, device=table.device)
     codes, mixing, order = _table_factors(structure, table, outputs, moments, unmoved)
     factors = {"codes": codes, "mixing": mixing}
     return factors if order is None else factors | {"order": order.argsort().int()}
@@ -84,7 +84,8 @@ def fit_kronecker_table(
     found = weighted_fit(small, table_target(table, outputs, moments, moved))
     # Rows e_j ⊗ b_k of the map from codes to features, in the order of the sum.
     features = torch.stack([torch.kron(torch.eye(n1).to(second), row) for row in found["right"]]).flatten(0, 1)
-    order = found["order_in"].long().argsort() if structure.permute_in else torch.arange(n1 * n2)
+    own = torch.arange(n1 * n2, device=second.device)
+    order = found["order_in"].long().argsort() if structure.permute_in else own
     features = features[:, order]
     weighed = second @ features.T
     coder = torch.linalg.solve(features @ weighed, weighed, left=False)
@@ -131,19 +132,19 @@ def table_error(
 
     Weights are as in `fit_table`; the target is the table times `moved` [dim, dim] where given.
     """
-    lost = total = 0.0
-    sliced = (torch.split(tensor, TABLE_ROWS) for tensor in (table, approximation, outputs))
+    lost = total = table.new_zeros((), dtype=torch.float64)
+    sliced = (torch.split(tensor, TABLE_ROWS) for tensor in (table, approximation.detach(), outputs))
     for rows, approximate, weights in zip(*sliced, strict=True):
         target = rows.double() if moved is None else rows.double() @ moved
-        lost += float((table_gram(target - approximate, weights) * moments).sum())
-        total += float((table_gram(target, weights) * moments).sum())
-    return relative(lost, total)
+        lost = lost + (table_gram(target - approximate, weights) * moments).sum()
+        total = total + (table_gram(target, weights) * moments).sum()
+    return relative(float(lost), float(total))
 
 
 def table_gram(table: Tensor, outputs: Tensor) -> Tensor:
     """Return Σ_v k_v² e_vᵀ e_v [dim, dim] in float64 over the rows e_v of a table [tokens, dim] with weights k
     [tokens]."""
-    gram = torch.zeros(table.shape[1], table.shape[1], dtype=torch.float64)
+    gram = table.new_zeros(table.shape[1], table.shape[1], dtype=torch.float64)
     for rows, weights in zip(torch.split(table, TABLE_ROWS), torch.split(outputs, TABLE_ROWS), strict=True):
         weighed = weights[:, None] * rows.double()
         gram += weighed.T @ weighed
@@ -166,7 +167,7 @@ def fit_halved(structure: Halved, table: Tensor) -> dict[str, Tensor]:
     factors: dict[str, Tensor] = {}
     pairs = []
     # With tiles of one row only products of columns matter; the halved table's Gram matrix follows from the table's.
-    gram = table_gram(table, torch.ones(len(table)))
+    gram = table_gram(table, torch.ones(len(table), device=table.device))
     for step in range(structure.times):
         width = len(gram)
         root = torch.linalg.cholesky(damped(gram, ROUNDING)[0])

@@ -66,7 +66,7 @@ def narrow_attention(
     problem = Compensation(moments, block.get_submodule(attention.leaving), compensation, DAMPING)
     found = prune_groups(problem.target, problem.inputs, heads.group_width, key_value_heads)
     groups = found.kept[:: heads.group_width] // heads.group_width
-    shared = (groups[:, None] * heads.size + torch.arange(heads.size)).flatten()
+    shared = (groups[:, None] * heads.size + torch.arange(heads.size, device=groups.device)).flatten()
     tensors = problem.tensors(attention.leaving, found)
     for name, kept in ((matrices.queries, found.kept), (matrices.keys, shared), (matrices.values, shared)):
         tensors |= rows_of(name, block.get_submodule(name), kept)

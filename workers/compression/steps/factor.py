@@ -93,9 +93,9 @@ def _begin(
     model: BlockwiseModel, embedding: CompressedPart, ids: Tensor, scratch: Path, *, compensated: bool
 ) -> TwoStreams:
     """Return the hidden states before the first block, stored in `scratch`; the original's only if `compensated`."""
-    original = StoredStates(scratch / "original", embedded(model, ids)) if compensated else None
+    original = StoredStates(scratch / "original", embedded(model, ids), model.device) if compensated else None
     with _compressed_embedding(model, embedding):
-        compressed = StoredStates(scratch / "compressed", embedded(model, ids))
+        compressed = StoredStates(scratch / "compressed", embedded(model, ids), model.device)
     return TwoStreams(model, original, compressed, scratch, alike=compensated and not embedding.structures)
 
 
@@ -174,7 +174,7 @@ def _compress_site(
         target = target.reordered(order)
         reorder(order)
     compact = _replace(block, name, structure, factors)
-    return math.sqrt(target.error(compact.dense().cpu()))
+    return math.sqrt(target.error(compact.dense()))
 
 
 def _is_folded(structure: Structure) -> bool:
@@ -185,7 +185,7 @@ def _is_folded(structure: Structure) -> bool:
 def _reorder(block: nn.Module, mlp: Mlp, order: Tensor, moments: StoredMoments, weights: dict[str, Tensor]) -> None:
     """Permute the MLP's hidden units in place, and with them the moments and output weights of its sites."""
     reorder_hidden_units(block, mlp, order)
-    weights.update({name: weights[name][order] for name in mlp.entering if name in weights})
+    weights.update({name: weights[name][order.to(weights[name].device)] for name in mlp.entering if name in weights})
     if mlp.leaving in moments:
         moments.reorder(mlp.leaving, order)
 
@@ -232,7 +232,7 @@ def _compress_embedding(
         return CompressedPart(name)
     if not isinstance(structure, LowRank | Pivoted | Kronecker | Halved):
         raise ValueError(f"{name} cannot be {structure}: an embedding is low rank, pivoted, Kronecker, halved or whole")
-    table = model.read([f"{name}.weight"])[f"{name}.weight"].cpu()
+    table = model.read([f"{name}.weight"])[f"{name}.weight"]
     weights, curvature = _table_weights(table, sensitivities.get(name))
     if isinstance(structure, Halved):
         factors = fit_halved(structure, table.float())
@@ -241,7 +241,7 @@ def _compress_embedding(
     else:
         factors = fit_table(structure, table, weights, curvature)
     form = structure.to_dict()
-    embedding = structures.build_embedding(form, *table.shape, dtype=table.dtype)
+    embedding = structures.build_embedding(form, *table.shape, dtype=table.dtype, device=table.device)
     _load(embedding, factors)
     error = math.sqrt(table_error(table, embedding.dense(), weights, curvature))
     tensors = {f"{name}.{key}": tensor for key, tensor in embedding.state_dict().items()}
@@ -255,8 +255,8 @@ def _compress_embedding(
 def _table_weights(table: Tensor, sensitivity: Sensitivity | None) -> tuple[Tensor, Tensor]:
     """Return the measured weights [V] of a table's rows and the weights [E, E] of its columns; ones if unmeasured."""
     if sensitivity is None or sensitivity.inputs is None:
-        return torch.ones(len(table), dtype=torch.float64), torch.eye(table.shape[1])
-    return sensitivity.outputs, sensitivity.inputs
+        return table.new_ones(len(table), dtype=torch.float64), torch.eye(table.shape[1], device=table.device)
+    return sensitivity.outputs.to(table.device), sensitivity.inputs.to(table.device)
 
 
 @torch.no_grad()
@@ -270,14 +270,17 @@ def _compress_head(
     if not isinstance(structure, LowRank | Pivoted | Kronecker):
         raise ValueError(f"{site.name} cannot be {structure}: an output head is low rank, pivoted, Kronecker or whole")
     stored = streams.model.read(f"{site.name}.{key}" for key in ("weight", "bias")[: 1 + site.bias])
-    table = stored[f"{site.name}.weight"].cpu()
+    table = stored[f"{site.name}.weight"]
     bias = {"bias": stored[f"{site.name}.bias"]} if site.bias else {}
-    weights = sensitivities[site.name].outputs if site.name in sensitivities else torch.ones(len(table)).double()
+    known = sensitivities.get(site.name)
+    weights = table.new_ones(len(table), dtype=torch.float64) if known is None else known.outputs.to(table.device)
     moments = streams.observe_head()
     second = moments.inputs / moments.tokens
-    moved = problem(torch.eye(site.in_features), moments, compensation=step.compensation).target
+    moved = problem(torch.eye(site.in_features, device=table.device), moments, compensation=step.compensation).target
     form = structure.to_dict()
-    compact = structures.build(form, site.in_features, site.out_features, site.bias, dtype=table.dtype)
+    compact = structures.build(
+        form, site.in_features, site.out_features, site.bias, dtype=table.dtype, device=table.device
+    )
     if isinstance(structure, Kronecker):
         factors = fit_kronecker_head(structure, table, weights, second, moved)
     else:

@@ -225,10 +225,12 @@ CRITERIA: Mapping[str, Criterion] = MappingProxyType(
 
 def _cosine_distance(before: Tensor, after: Tensor) -> float:
     """Return Σ (1 − cosine similarity) over the tokens of two sets of hidden states [n, T, H]."""
-    total = 0.0
-    for one, other in zip(before, after, strict=True):
-        total += (1 - functional.cosine_similarity(one.float(), other.float(), dim=-1)).sum().item()
-    return total
+    sums = [
+        (1 - functional.cosine_similarity(one.float(), other.float(), dim=-1)).sum()
+        for one, other in zip(before, after, strict=True)
+    ]
+    # Added in float64, and fetched once: each fetch makes the host wait.
+    return math.fsum(torch.stack(sums).tolist())
 
 
 @torch.no_grad()

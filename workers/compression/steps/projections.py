@@ -144,7 +144,7 @@ def refitted_tensors(
     """
     mlp = ARCHITECTURES[model.inventory.model_type].mlp
     return {
-        f"{model.inventory.block_prefix}.{index}.{name}.{leaf}": each.detach().cpu()
+        f"{model.inventory.block_prefix}.{index}.{name}.{leaf}": each.detach()
         for name in (attention_projection(model.inventory) if attention else None, mlp.leaving, mlp.norm)
         if name is not None
         for leaf, each in block.get_submodule(name).named_parameters()

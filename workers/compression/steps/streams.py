@@ -1,4 +1,4 @@
-"""Hidden states over the calibration tokens, kept in files.
+"""Hidden states over the calibration tokens, kept on shelves.
 
 `Stream` gives those of one model at any block. `PairedStreams` has those of the original and of a model made from it,
 and advances them block by block.
@@ -14,43 +14,39 @@ import torch
 from torch import Tensor, nn
 
 from workers.compression.models.streamed import StreamedModel
+from workers.compression.shelf import shelf_for
 from workers.compression.steps.two_streams import BlockwiseModel, StoredStates, embedded
 from workers.compression.steps.variants import run_in_batches
 
 
 class Stream:
-    """The hidden states of a model over token ids [N, T], cached at as many blocks as fit in `disk` bytes of files."""
+    """The hidden states of a model over token ids [N, T], cached at as many blocks as fit in `disk` bytes."""
 
     def __init__(self, model: StreamedModel, ids: Tensor, *, disk: int = 2**32) -> None:
         self._model = model
         self._ids = ids
         self._scratch = tempfile.TemporaryDirectory(prefix="stream-")
+        self._shelf = shelf_for(model.device, Path(self._scratch.name))
         size = ids.numel() * model.inventory.hidden_size * model.dtype.itemsize
         self._stride = max(1, -(-size * model.inventory.blocks // disk))
 
     @torch.no_grad()
     def entering(self, index: int) -> Tensor:
         """Return the input [N, T, H] of the block `index`; for the number of blocks, the last block's output."""
-        start = max((each for each in self._kept() if each <= index), default=None)
-        hidden = self._model.hidden(self._ids) if start is None else torch.load(self._file(start))
+        start = max((each for each in self._shelf.numbers() if each <= index), default=None)
+        hidden = self._model.hidden(self._ids) if start is None else self._shelf.get(start)
         for each in range(start or 0, index):
             with self._model.block(each) as block:
                 hidden = run_in_batches(self._model, block, each, hidden)
             if (each + 1) % self._stride == 0:
-                torch.save(hidden, self._file(each + 1))
+                self._shelf.put(each + 1, hidden)
         return hidden
 
     def forget(self, index: int) -> None:
         """Delete the cached states behind the block `index`. Call this after the block has changed."""
-        for each in self._kept():
+        for each in self._shelf.numbers():
             if each > index:
-                self._file(each).unlink()
-
-    def _kept(self) -> list[int]:
-        return [int(file.name) for file in Path(self._scratch.name).iterdir()]
-
-    def _file(self, index: int) -> Path:
-        return Path(self._scratch.name) / str(index)
+                self._shelf.remove(each)
 
 
 class PairedStreams:
@@ -60,8 +56,8 @@ class PairedStreams:
         """Embed the token ids `ids` [sequences, length] in both models, and store them in the empty directory
         `scratch`."""
         self.original, self.model = original, model
-        self.before = StoredStates(scratch / "original", embedded(original, ids))
-        self.after = StoredStates(scratch / "made", embedded(model, ids))
+        self.before = StoredStates(scratch / "original", embedded(original, ids), original.device)
+        self.after = StoredStates(scratch / "made", embedded(model, ids), model.device)
 
     def advance_original(self, index: int, following: int) -> None:
         """Advance the original's states from the input of the block `index` to that of the block `following`."""
@@ -75,6 +71,8 @@ class PairedStreams:
 
     def error(self) -> float:
         """Return the norm of the difference of both models' states over the norm of the original's."""
-        lost = [(ours.float() - whole.float()).norm() for ours, whole in zip(self.after, self.before, strict=True)]
-        whole = [hidden.float().norm() for hidden in self.before]
+        lost, whole = [], []
+        for ours, theirs in zip(self.after, self.before, strict=True):
+            lost.append((ours.float() - theirs.float()).norm())
+            whole.append(theirs.float().norm())
         return float(torch.stack(lost).norm() / torch.stack(whole).norm())

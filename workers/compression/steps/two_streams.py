@@ -1,8 +1,9 @@
 """The hidden states of the original and of the compressed model side by side, and the moments of a block's sites.
 
-Promise: the states are kept in files; one batch is in memory.
+Promise: the states wait on a shelf, beside a CPU in files; one batch is in memory.
 """
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from workers.compression.math.fitting import Moments
+from workers.compression.shelf import shelf_for
 from workers.compression.spec.inventory import Inventory
 
 TOKENS = 1024
@@ -26,6 +28,7 @@ class BlockwiseModel(Protocol):
     """The methods of a model that this module calls; `models.StreamedModel` has them."""
 
     inventory: Inventory
+    device: torch.device
 
     def hidden(self, ids: Tensor) -> Tensor:
         """Return the first block's input [batch, length, width] for token ids [batch, length]."""
@@ -54,25 +57,29 @@ def embedded(model: BlockwiseModel, ids: Tensor) -> Iterator[Tensor]:
     """Yield the first block's input [n, length, width] for token ids [sequences, length], batch by batch."""
     batch = max(1, TOKENS // ids.shape[1])
     for some in torch.split(ids, EMBEDDED * batch):
-        # Cloned, because saving a view would write the whole tensor that it is a part of.
-        yield from (hidden.clone() for hidden in torch.split(model.hidden(some), batch))
+        yield from torch.split(model.hidden(some), batch)
 
 
 class StoredStates:
-    """Batches of hidden states [n, T, H], each in a file of its own."""
+    """Batches of hidden states [n, T, H]."""
 
-    def __init__(self, directory: Path, batches: Iterable[Tensor]) -> None:
+    def __init__(self, directory: Path, batches: Iterable[Tensor], device: torch.device) -> None:
         directory.mkdir()
-        self._files: list[Path] = []
-        for hidden in batches:
-            self._files.append(directory / str(len(self._files)))
-            torch.save(hidden, self._files[-1])
+        self._shelf = shelf_for(device, directory)
+        for number, hidden in enumerate(batches):
+            self._shelf.put(number, hidden)
+        self._count = len(self._shelf.numbers())
 
     def __len__(self) -> int:
-        return len(self._files)
+        return self._count
 
     def __getitem__(self, batch: int) -> Tensor:
-        hidden: Tensor = torch.load(self._files[batch])
+        """Return a batch, and expect to be asked for the next one."""
+        if not 0 <= batch < self._count:
+            raise IndexError(f"there are {self._count} batches, and none of the number {batch}")
+        hidden = self._shelf.get(batch)
+        if batch + 1 < self._count:
+            self._shelf.expect(batch + 1)
         return hidden
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -80,7 +87,7 @@ class StoredStates:
 
     def advance(self, batch: int, hidden: Tensor) -> None:
         """Replace a batch by `hidden` [n, T, H]."""
-        torch.save(hidden, self._files[batch])
+        self._shelf.put(batch, hidden)
 
     def pass_through(self, model: BlockwiseModel, block: nn.Module, index: int) -> None:
         """Replace every batch by the block's output for it."""
@@ -89,31 +96,34 @@ class StoredStates:
 
 
 class StoredMoments:
-    """The moments of a block's sites, kept in files and loaded one at a time."""
+    """The moments of a block's sites: those of a CPU in files, loaded one at a time, those of a card where they are."""
 
     def __init__(self, directory: Path, moments: dict[str, Moments]) -> None:
-        """Write `moments`, by site name, to `directory`, and empty the dictionary; shared moments are written once."""
+        """Take `moments`, by site name, and empty the dictionary; shared moments are written once."""
         directory.mkdir(exist_ok=True)
-        self._files: dict[str, Path] = {}
+        self._places: dict[str, Path | Moments] = {}
         self._orders: dict[str, Tensor] = {}
-        files: dict[int, Path] = {}
+        places: dict[int, Path | Moments] = {}
         for name, each in moments.items():
-            if id(each) not in files:
-                files[id(each)] = directory / name
-                torch.save(vars(each), directory / name)
-            self._files[name] = files[id(each)]
+            if id(each) not in places:
+                places[id(each)] = each
+                if each.inputs.device.type == "cpu":
+                    places[id(each)] = directory / name
+                    torch.save(vars(each), directory / name)
+            self._places[name] = places[id(each)]
         moments.clear()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._files
+        return name in self._places
 
     def leader(self, name: str) -> str:
         """Return the first of the sites that share the moments of the site `name`."""
         return self._files[name].name
 
     def take(self, name: str) -> Moments:
-        """Load the moments of a site."""
-        moments = Moments(**torch.load(self._files[name]))
+        """Return moments of a site that the caller may change."""
+        place = self._places[name]
+        moments = dataclasses.replace(place) if isinstance(place, Moments) else Moments(**torch.load(place))
         if name in self._orders:
             moments.reorder(self._orders[name])
         return moments
@@ -176,14 +186,15 @@ class TwoStreams:
             for name, inputs in after.items():
                 leader = leaders.setdefault(id(inputs), name)
                 if name not in moments:
-                    moments[name] = Moments.empty(inputs.shape[-1]) if leader == name else moments[leader]
+                    own = leader == name
+                    moments[name] = Moments.empty(inputs.shape[-1], inputs.device) if own else moments[leader]
                 if leader == name:
                     moments[name].add(inputs, None if before is None else before[name])
         return StoredMoments(self.scratch / "moments", moments)
 
     def observe_head(self) -> Moments:
         """Return the moments of the output head's input. Call this after the last block."""
-        moments = Moments.empty(self.model.inventory.embedding.in_features)
+        moments = Moments.empty(self.model.inventory.embedding.in_features, self.model.device)
         for batch in range(len(self.compressed)):
             before = None if self.original is None else self.model.head_inputs(self.original[batch])
             moments.add(self.model.head_inputs(self.compressed[batch]), before)
