@@ -101,12 +101,12 @@ class Distillation(Mixed):
     )
     length: int = Field(512, ge=16, le=32768, description="tokens per sequence")
     batch_size: int = Field(4, ge=1, le=4096, description="sequences per optimizer step")
-    micro_batch_size: int = Field(
-        2,
+    micro_batch_size: int | None = Field(
+        None,
         ge=1,
         le=4096,
         description="sequences per forward and backward pass; gradients accumulate over the batch. Fewer need less "
-        "memory",
+        "memory. Unset: 2 on a CPU; on a GPU, which needs more to be busy, as many as have 16384 tokens",
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass, which needs less memory and more time"

@@ -23,6 +23,12 @@ from workers.compression.training.teacher import CachedTeacher, Teacher
 from workers.compression.training.teacher_cache import TeacherCache
 from workers.compression.training.trained import trainable_parameters
 
+CPU_SEQUENCES = 2
+"""Sequences per forward and backward pass on a CPU: more are no faster, and need more memory."""
+
+CARD_TOKENS = 16_384
+"""Tokens per forward and backward pass on a card, whose kernels have to outlast their launches."""
+
 
 def distil(
     teacher: PreTrainedModel,
@@ -61,11 +67,13 @@ def distil(
     answering = _teacher(teacher, windows, settings, teacher_cache)
     objective = DistillationObjective(answering, student, settings, windows.shape[1])
 
+    together = settings.micro_batch_size or sequences_at_a_time(device, windows.shape[1])
+
     def backward(chosen: Tensor) -> Tensor:
         loss = torch.zeros((), device=device)
         # One autocast context per step: weights are cast once, not anew for each micro-batch.
         with _autocast(device, compute_dtype):
-            for ids in torch.split(windows[chosen], settings.micro_batch_size):
+            for ids in torch.split(windows[chosen], together):
                 loss += objective.backward(ids.to(device))
         return loss
 
@@ -87,6 +95,11 @@ def distil(
     student.zero_grad()
     student.requires_grad_(False)
     return last
+
+
+def sequences_at_a_time(device: torch.device, length: int) -> int:
+    """Return how many sequences of `length` tokens a device computes at a time unless it is told."""
+    return CPU_SEQUENCES if device.type == "cpu" else max(1, CARD_TOKENS // length)
 
 
 def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:

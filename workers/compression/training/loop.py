@@ -148,17 +148,19 @@ class _Run:
         loss = self._task.backward(self._parallel.share(self._task.batches.batch(self.step)))
         gradients = self._gradients()
         self._parallel.add([loss, *gradients])
-        norm = self._parallel.norm(gradients)
-        if self._monitor.diverged(loss.item()) or not math.isfinite(norm.item()):
+        total = self._parallel.norm(gradients)
+        # Both in one copy: it is the only time in a step that the host waits for the device.
+        value, norm = torch.stack((loss.double(), total.double())).tolist()
+        if self._monitor.diverged(value) or not math.isfinite(norm):
             return False
         if norm > self._settings.max_gradient_norm:
-            nn.utils.clip_grads_with_norm_(self._local.values(), self._settings.max_gradient_norm, norm)
+            nn.utils.clip_grads_with_norm_(self._local.values(), self._settings.max_gradient_norm, total)
         factor = self._task.schedule.factor(self.step, self.steps) / 2**self.restarts
         for group in self._optimizer.param_groups:
             group["lr"] = group["highest_lr"] * factor
         self._optimizer.step()
         self.step += 1
-        self._losses.append(loss.item())
+        self._losses.append(value)
         return True
 
     def is_due(self, since: int) -> bool:

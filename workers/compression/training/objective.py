@@ -47,7 +47,8 @@ class DistillationObjective:
             The loss, and its gradient [n, E] with respect to the states `entering` [n, E].
         """
         value, gradients = torch.zeros((), device=entering.device), []
-        for rows in split.slices(len(entering), self._student.config.vocab_size):
+        most = split.logits_at_a_time(entering.device)
+        for rows in split.slices(len(entering), self._student.config.vocab_size, most):
             inputs = entering[rows].requires_grad_()
             logits = split.logits(self._student, inputs)
             loss = self._loss(logits.detach(), targets[rows], labels[rows])

@@ -53,14 +53,15 @@ class DistillationSettings(TrainingSettings):
     plus `hidden_weight` times the mean relative squared error of the states that enter the output head.
 
     Attributes:
-        micro_batch_size: sequences per forward and backward pass; gradients add up over the batch.
+        micro_batch_size: sequences per forward and backward pass; gradients add up over the batch. None: as many as
+            suit the device.
         gradient_checkpointing: recompute the activations of each block in the backward pass instead of storing them.
         trainable: which parameters are trained.
         teacher_top_k: number of the teacher's largest logits of each token to cache, once text is repeated; the
             remaining probability is compared as one bucket. 0 caches nothing, nor does a `hidden_weight` above 0.
     """
 
-    micro_batch_size: int = 2
+    micro_batch_size: int | None = None
     gradient_checkpointing: bool = False
     temperature: float = 1.0
     cross_entropy_weight: float = 0.0

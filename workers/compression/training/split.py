@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -17,8 +18,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from workers.compression.spec.architectures import ARCHITECTURES
 
-LOGITS = 2**25
-"""The most logits of a model that exist at a time."""
+LOGITS, CARD_LOGITS = 2**25, 2**27
+"""The most logits of a model that exist at a time on a CPU, and on a card, where a slice has to outlast its launch."""
 
 
 def states(model: PreTrainedModel, ids: Tensor) -> Tensor:
@@ -34,7 +35,12 @@ def logits(model: PreTrainedModel, entering: Tensor) -> Tensor:
     return computed[0]
 
 
-def slices(tokens: int, vocabulary: int, numbers: int = LOGITS) -> Iterator[slice]:
+def logits_at_a_time(device: torch.device) -> int:
+    """Return the most logits of a model that exist at a time on a device."""
+    return LOGITS if device.type == "cpu" else CARD_LOGITS
+
+
+def slices(tokens: int, vocabulary: int, numbers: int) -> Iterator[slice]:
     """Yield slices that cover `tokens`, each with at most `numbers` logits, but of at least one token."""
     size = max(1, numbers // vocabulary)
     return (slice(start, start + size) for start in range(0, tokens, size))

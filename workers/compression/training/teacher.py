@@ -53,7 +53,7 @@ class CachedTeacher(Teacher):
         top = self._cache.read(window)
         if top is None:
             targets = LiveTargets(self._model, self.states(window[None]))
-            rows = split.slices(len(window), self._model.config.vocab_size)
+            rows = split.slices(len(window), self._model.config.vocab_size, split.logits_at_a_time(window.device))
             top = TopLogits.joined([self._cache.top(targets[tokens]) for tokens in rows])
             self._cache.write(window, top)
         return top
