@@ -191,7 +191,7 @@ def _write_batch(
     taken = [tokens]
     with decoding(model) as decode:
         while len(taken) < length:
-            written = next_tokens(decode(tokens).cpu(), rows, temperatures, sampling, generator)
+            written = next_tokens(decode(tokens), rows, temperatures, sampling, generator)
             tokens = torch.tensor([row.take(token) for row, token in zip(rows, written.tolist(), strict=True)])
             taken.append(tokens)
             if progress is not None:
@@ -202,14 +202,17 @@ def _write_batch(
 def next_tokens(
     logits: Tensor, rows: list[Row], temperatures: Tensor, sampling: Sampling, generator: torch.Generator
 ) -> Tensor:
-    """Draw one token for each row, [rows], from logits [rows, V]."""
+    """Draw one token for each row, [rows] on the CPU, from logits [rows, V] on any device."""
     beginning = torch.tensor([row.at_beginning and not row.given for row in rows])
     temperature = torch.where(beginning, sampling.opening_temperature, temperatures)
     least = torch.where(beginning, 0.0, sampling.min_p)
     best = logits.amax(-1).float()
-    likely = logits >= (best + temperature * least.log())[:, None]  # few tokens remain, so only these get weights
+    depth = (temperature * least.log()).to(best.device)
+    likely = logits >= (best + depth)[:, None]  # few tokens remain, so only these leave the device and get weights
     row, token = likely.nonzero(as_tuple=True)
-    weights = ((logits[row, token].float() - best[row]) / temperature[row]).exp()
+    heights = (logits[row, token].float() - best[row]).cpu()
+    row, token = row.cpu(), token.cpu()
+    weights = (heights / temperature[row]).exp()
     return token[draw_from_groups(weights, torch.bincount(row, minlength=len(rows)), generator)]
 
 

@@ -39,8 +39,7 @@ def log_probabilities(model: PreTrainedModel, windows: Tensor) -> Tensor:
 def test_all_figures_are_those_of_the_whole_models(
     limit: int, original: StreamedModel, shorter: EditedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fidelity, "HIDDEN_BYTES", limit)
-    monkeypatch.setattr(fidelity, "LOGIT_BYTES", limit)
+    monkeypatch.setattr(fidelity, "ON_CPU", fidelity.Room(limit, limit))
     windows = token_ids(5, 9)
     p, q = (log_probabilities(model.whole(), windows) for model in (original, shorter))
     likelihood = q.gather(-1, windows[:, 1:].unsqueeze(-1)).mean()

@@ -5,7 +5,7 @@
     result.perplexity, result.divergence, result.agreement
 
 Promise: every model streams block by block and logits are formed a few tokens at a time, so models larger than memory
-can be compared. At its peak, one block or the heads of all models are in memory, plus HIDDEN_BYTES for each model.
+can be compared. At its peak, one block or the heads of all models are in memory, plus the `Room` of their device.
 """
 
 import math
@@ -19,11 +19,22 @@ from torch.nn import functional
 
 from workers.compression.models.streamed import StreamedModel
 
-HIDDEN_BYTES = 64 * 2**20
-"""Bytes of hidden states per model that are in memory at a time; a longer text takes several passes over the blocks."""
 
-LOGIT_BYTES = 64 * 2**20
-"""Bytes of fp32 logits that are formed at a time, over all models."""
+@dataclass(frozen=True)
+class Room:
+    """Memory that a comparison takes beside the weights.
+
+    Attributes:
+        hidden: bytes of hidden states per model at a time; a longer text takes several passes over the blocks.
+        logits: bytes of fp32 logits that are formed at a time, over all models.
+    """
+
+    hidden: int
+    logits: int
+
+
+ON_CPU, ON_CARD = Room(64 * 2**20, 64 * 2**20), Room(2**30, 2**29)
+"""A card's room is larger: it waits longer for the blocks of another pass, and for the start of a small operation."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +85,16 @@ def compare(
     if len(set(vocabularies)) > 1:
         raise ValueError(f"models of different vocabularies cannot be compared; their sizes are {vocabularies}")
     widest = max(model.inventory.hidden_size * model.dtype.itemsize for model in models)
-    kept = max(1, HIDDEN_BYTES // (length * widest))
-    totals = torch.zeros(len(models), 3, dtype=torch.float64)
+    kept = max(1, _room(original).hidden // (length * widest))
+    totals = torch.zeros(len(models), 3, dtype=torch.float64, device=original.device)
     for group in torch.split(windows, kept):
         totals += _sums(models, group, batch)
     tokens = count * (length - 1)
     return tuple(_fidelity(sums, tokens) for sums in (totals / tokens).tolist())
+
+
+def _room(model: StreamedModel) -> Room:
+    return ON_CPU if model.device.type == "cpu" else ON_CARD
 
 
 def final_states(model: StreamedModel, windows: Tensor, *, batch: int = 4) -> list[Tensor]:
@@ -107,7 +122,7 @@ def _fidelity(means: Sequence[float], tokens: int) -> Fidelity:
 def _sums(models: Sequence[StreamedModel], windows: Tensor, batch: int) -> Tensor:
     """Return [models, 3]: negative log-likelihood, divergence and agreement, each summed over the predicted tokens."""
     states = [final_states(model, windows, batch=batch) for model in models]
-    totals = torch.zeros(len(models), 3, dtype=torch.float64)
+    totals = torch.zeros(len(models), 3, dtype=torch.float64, device=models[0].device)
     with ExitStack() as held:
         heads = [held.enter_context(model.head()) for model in models]
         for number, ids in enumerate(torch.split(windows, batch)):
@@ -120,10 +135,10 @@ def _sums(models: Sequence[StreamedModel], windows: Tensor, batch: int) -> Tenso
 def _predictions(
     models: Sequence[StreamedModel], heads: Sequence[Callable[[Tensor], Tensor]], leaving: Sequence[Tensor], ids: Tensor
 ) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """Yield every model's log-probabilities [b, t, V] and the targets [b, t], as many tokens as LOGIT_BYTES hold at a
+    """Yield every model's log-probabilities [b, t, V] and the targets [b, t], as many tokens as there is room for at a
     time."""
     per_token = 4 * ids.shape[0] * models[0].inventory.vocab_size * len(models)
-    chunk = max(1, LOGIT_BYTES // per_token)
+    chunk = max(1, _room(models[0]).logits // per_token)
     following = ids[:, 1:].to(models[0].device)
     for start in range(0, following.shape[1], chunk):
         targets = following[:, start : start + chunk]
@@ -140,16 +155,18 @@ def _predictions(
 def _compare_predictions(predictions: Sequence[Tensor], targets: Tensor) -> Tensor:
     """Return the sums of `_sums` for the log-probabilities [b, t, V] of each model, the original first."""
     original, *others = predictions
-    sums = [(_negative_log_likelihood(original, targets), 0.0, float(targets.numel()))]
+    agreeing = torch.full_like(targets, 1, dtype=torch.float64).sum()
+    sums = [_negative_log_likelihood(original, targets), torch.zeros_like(agreeing), agreeing]
     if others:
         favourites = original.argmax(-1)
     for found in others:
         divergences = functional.kl_div(found, original, reduction="none", log_target=True).sum(-1)
-        agreement = (found.argmax(-1) == favourites).sum().item()
-        sums.append((_negative_log_likelihood(found, targets), divergences.double().sum().item(), agreement))
-    return torch.tensor(sums, dtype=torch.float64)
+        agreeing = (found.argmax(-1) == favourites).double().sum()
+        sums += [_negative_log_likelihood(found, targets), divergences.double().sum(), agreeing]
+    # Stacked on the device: the host waits for none of them.
+    return torch.stack(sums).view(len(predictions), 3)
 
 
-def _negative_log_likelihood(found: Tensor, targets: Tensor) -> float:
-    """Return the summed negative log-likelihood of `targets` [b, t] under log-probabilities [b, t, V]."""
-    return -found.gather(-1, targets.unsqueeze(-1)).double().sum().item()
+def _negative_log_likelihood(found: Tensor, targets: Tensor) -> Tensor:
+    """Return the summed negative log-likelihood of `targets` [b, t] under log-probabilities [b, t, V], a number."""
+    return -found.gather(-1, targets.unsqueeze(-1)).double().sum()
