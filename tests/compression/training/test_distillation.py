@@ -17,6 +17,7 @@ from workers.compression.training import split
 from workers.compression.training.checkpoint import TrainingCheckpoint
 from workers.compression.training.distillation import distil
 from workers.compression.training.loop import OVERDUE, RESTARTS, Diverged, Observer
+from workers.compression.training.objective import DistillationObjective
 from workers.compression.training.settings import DistillationSettings
 from workers.compression.training.stability import DivergenceMonitor
 
@@ -80,6 +81,43 @@ def test_the_last_states_alone_can_be_followed(teacher: PreTrainedModel, source:
     before = error()
     distil(teacher, student, ids, replace(SETTINGS, hidden_weight=100.0))
     assert error() < 0.8 * before
+
+
+class TooSmall:
+    """A device whose memory holds so many sequences at a time; it runs out in the middle of a backward pass."""
+
+    def __init__(self, sequences: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tried: list[int] = []
+        backward = DistillationObjective.backward
+
+        def limited(objective: DistillationObjective, ids: Tensor) -> Tensor:
+            self.tried.append(len(ids))
+            loss = backward(objective, ids)
+            if len(ids) > sequences:
+                raise torch.OutOfMemoryError("no room")
+            return loss
+
+        monkeypatch.setattr(DistillationObjective, "backward", limited)
+
+
+def test_a_step_that_does_not_fit_is_taken_again_with_fewer_sequences_at_a_time(
+    teacher: PreTrainedModel, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(SETTINGS, micro_batch_size=4)
+    expected, found = student_of(source), student_of(source)
+    distil(teacher, expected, text(), replace(settings, micro_batch_size=1))
+    device = TooSmall(1, monkeypatch)
+    distil(teacher, found, text(), settings)
+    assert device.tried == [4, 2, *[1] * 44]
+    assert_same(found, expected)
+
+
+def test_a_sequence_that_does_not_fit_alone_ends_the_training(
+    teacher: PreTrainedModel, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    TooSmall(0, monkeypatch)
+    with pytest.raises(torch.OutOfMemoryError):
+        distil(teacher, student_of(source), text(), SETTINGS)
 
 
 def test_logits_made_in_slices_are_the_same_training(

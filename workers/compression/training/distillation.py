@@ -2,9 +2,11 @@
 
     checkpoint = distil(teacher, student, windows, DistillationSettings(tokens=262_144), observer=observer)
 
-Promise: a resumed distillation ends with the weights of one that was not interrupted, as `loop` promises.
+Promise: a resumed distillation ends with the weights of one that was not interrupted, as `loop` promises. A step that
+does not fit into a card's memory is taken again with half as many sequences at a time.
 """
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from workers.compression.training.settings import DistillationSettings
 from workers.compression.training.teacher import CachedTeacher, Teacher
 from workers.compression.training.teacher_cache import TeacherCache
 from workers.compression.training.trained import trainable_parameters
+
+log = logging.getLogger(__name__)
 
 CPU_SEQUENCES = 2
 """Sequences per forward and backward pass on a CPU: more are no faster, and need more memory."""
@@ -54,6 +58,7 @@ def distil(
 
     Raises:
         Diverged: when the loss explodes even at lower learning rates.
+        OutOfMemoryError: when not even a single sequence fits into the device's memory.
         PeerLost: when another of the processes is gone.
         ValueError: when the student has no parameters of the kind `settings.trainable`, or the processes cannot share
             the work of these settings.
@@ -69,13 +74,25 @@ def distil(
 
     together = settings.micro_batch_size or sequences_at_a_time(device, windows.shape[1])
 
-    def backward(chosen: Tensor) -> Tensor:
+    def attempt(chosen: Tensor, together: int) -> Tensor:
         loss = torch.zeros((), device=device)
         # One autocast context per step: weights are cast once, not anew for each micro-batch.
         with _autocast(device, compute_dtype):
             for ids in torch.split(windows[chosen], together):
                 loss += objective.backward(ids.to(device))
         return loss
+
+    def backward(chosen: Tensor) -> Tensor:
+        nonlocal together
+        while True:
+            try:
+                return attempt(chosen, together)
+            except torch.OutOfMemoryError:
+                # Others of a sharded training would wait for this one to gather its blocks.
+                if together == 1 or not parallel.computes_alone:
+                    raise
+            # Out of the handler, which holds what did not fit.
+            together = _after_running_out(student, together)
 
     # Weight decay spares norms and biases.
     matrices = tuple(name for name, parameter in parameters.items() if parameter.ndim > 1)
@@ -95,6 +112,14 @@ def distil(
     student.zero_grad()
     student.requires_grad_(False)
     return last
+
+
+def _after_running_out(student: PreTrainedModel, together: int) -> int:
+    """Drop the gradients of a step that did not fit; return how many sequences to try at a time from now on."""
+    student.zero_grad()
+    torch.cuda.empty_cache()
+    log.warning("out of memory with %d sequences at a time; the training goes on with %d", together, together // 2)
+    return together // 2
 
 
 def sequences_at_a_time(device: torch.device, length: int) -> int:

@@ -29,6 +29,9 @@ class ParallelStrategy(Protocol):
     same way. The calls that communicate are collective: every process of the group makes them in the same order.
     """
 
+    computes_alone: bool
+    """Whether a process computes its share of a step without the others: it may then compute it again."""
+
     @property
     def leads(self) -> bool:
         """Whether this process, rank 0, keeps the checkpoints."""
@@ -82,6 +85,8 @@ class ParallelStrategy(Protocol):
 
 class _WholeModels:
     """The part of a strategy that is the same wherever a process holds both models whole."""
+
+    computes_alone = True
 
     def divide(
         self,

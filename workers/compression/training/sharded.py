@@ -29,6 +29,8 @@ from workers.compression.training.settings import DistillationSettings
 class Sharded(ProcessGroup):
     """Each process holds a shard of every block and computes an equal share of every batch."""
 
+    computes_alone = False
+
     def divide(
         self,
         teacher: PreTrainedModel,
