@@ -4,26 +4,21 @@ The bare loop is the teacher's forward pass, the student's forward and backward 
 with the same batch, dtype and optimizer. Ours includes the checkpoint at the end of each turn.
 """
 
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional
-from transformers import AutoTokenizer, PreTrainedModel
+from torch import Tensor
+from transformers import AutoTokenizer
 
 from bench.experiment import Case, Experiment, Place, Row, Table
 from bench.models import BUNDLED, model_directory
+from bench.race import Turns, bare_loop, student_without
 from bench.texts import Piece, all_windows
-from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.parts import CompressedPart
-from workers.compression.training.checkpoint import TrainingCheckpoint
 from workers.compression.training.distillation import distil
-from workers.compression.training.loop import Observer
 from workers.compression.training.settings import DistillationSettings
 
 
@@ -95,8 +90,8 @@ def _race(case: Loop, directory: Path, windows: Tensor) -> Throughput:
     compute = None if case.dtype == "float32" else getattr(torch, case.dtype)
     teacher = StreamedModel.open(directory, dtype=compute or torch.float32).whole()
     settings = case.settings()
-    race = Turns(bare_loop(teacher, student(directory, case.removed), windows, settings, compute))
-    distil(teacher, student(directory, case.removed), windows, settings, compute_dtype=compute, observer=race)
+    race = Turns(bare_loop(teacher, student_without(directory, case.removed), windows, settings, compute))
+    distil(teacher, student_without(directory, case.removed), windows, settings, compute_dtype=compute, observer=race)
     turns = race.turns[1:]
     tokens = len(turns) * case.steps * case.batch_size * case.length
     quotients = [theirs / our for our, theirs in turns]
@@ -107,56 +102,3 @@ def _race(case: Loop, directory: Path, windows: Tensor) -> Throughput:
         slowest=min(quotients),
         fastest=max(quotients),
     )
-
-
-class Turns(Observer):
-    """Seconds of each turn of ours and of the bare loop, which takes its own whenever ours has saved a checkpoint."""
-
-    def __init__(self, bare: Iterator[None]) -> None:
-        self.turns: list[tuple[float, float]] = []
-        self._bare = bare
-        self._started = time.perf_counter()
-
-    def save(self, checkpoint: TrainingCheckpoint) -> TrainingCheckpoint:
-        """Note how long the turn took, and let the bare loop take one."""
-        ended = time.perf_counter()
-        next(self._bare)
-        restarted = time.perf_counter()
-        self.turns.append((ended - self._started, restarted - ended))
-        self._started = restarted
-        return checkpoint
-
-
-def student(directory: Path, removed: int) -> PreTrainedModel:
-    """Return the model in float32 without `removed` blocks of its middle."""
-    model = StreamedModel.open(directory)
-    first = (model.inventory.blocks - removed) // 2
-    part = CompressedPart("removal", removed=tuple(range(first, first + removed)))
-    return EditedModel(model, [part]).whole()
-
-
-def bare_loop(
-    teacher: PreTrainedModel,
-    student: PreTrainedModel,
-    text: Tensor,
-    settings: DistillationSettings,
-    compute: torch.dtype | None,
-) -> Iterator[None]:
-    """Train on windows [N, T] as one writes it by hand; yield after every `settings.interval` steps."""
-    student.requires_grad_(True)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=settings.learning_rate, betas=settings.betas, fused=True)
-    for step in range(settings.steps(text.shape[1])):
-        optimizer.zero_grad()
-        chosen = torch.arange(step * settings.batch_size, (step + 1) * settings.batch_size) % len(text)
-        for ids in torch.split(text[chosen], settings.micro_batch_size):
-            with torch.no_grad():
-                wanted = teacher(ids, use_cache=False).logits.float().log_softmax(-1)
-            with torch.autocast("cpu", compute, enabled=compute is not None):
-                logits = student(ids, use_cache=False).logits
-            found = logits.float().log_softmax(-1)
-            lost = functional.kl_div(found, wanted, reduction="sum", log_target=True)
-            torch.autograd.backward(lost / (settings.batch_size * text.shape[1]))
-        nn.utils.clip_grad_norm_(student.parameters(), settings.max_gradient_norm)
-        optimizer.step()
-        if (step + 1) % settings.interval == 0:
-            yield
