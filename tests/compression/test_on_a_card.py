@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.support.card import CARD, TO_HOST, card
-from tests.support.compression import TINY, calibration, open_initialised
+from tests.support.compression import TINY, calibration, open_initialised, sensitivities_of
 from tests.support.models import logits_of
 from workers.compression.evaluation.fidelity import compare
 from workers.compression.math.sensitivity import measure_all, site_errors
@@ -22,6 +22,9 @@ from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
 from workers.compression.spec.methods import METHODS, planner_of
 from workers.compression.spec.plan import Plan
+from workers.compression.spec.steps import Quantise
+from workers.compression.steps import RUNNERS
+from workers.compression.steps.work import Work
 
 METHODS_TRIED: dict[str, tuple[str, str, float, dict[str, Any]]] = {
     "low_rank": ("llama", "low_rank", 1.3, {}),
@@ -75,6 +78,26 @@ def test_a_method_leaves_on_a_card_what_it_leaves_on_the_cpu(case: str, tmp_path
     assert found.plan == expected.plan
     one, other = (logits_of(edited(tmp_path, each), calibration()) for each in (expected, found))
     assert (other - one).norm() < 0.02 * one.norm()
+
+
+def test_matrices_are_rounded_on_a_card_as_on_the_cpu(tmp_path: Path) -> None:
+    model = open_initialised("llama", tmp_path, {**TINY["llama"], "num_hidden_layers": 1})
+    measured = sensitivities_of(model)
+    step = Quantise(
+        format="gguf", codes={site.name: "iq4_nl" for site in (model.inventory.embedding, *model.inventory.sites)}
+    )
+
+    def rounded(original: StreamedModel) -> EditedModel:
+        edited = EditedModel(original)
+        for part in RUNNERS[Quantise].run(step, Work(original, edited, calibration(), measured), ()):
+            assert {tensor.device.type for tensor in part.tensors.values()} <= {"cpu"}
+            edited.apply(part)
+        return edited
+
+    expected = logits_of(rounded(model), calibration())
+    with card():
+        found = logits_of(rounded(StreamedModel.open(tmp_path, device=CARD)), calibration()).to("cpu")
+    assert (found - expected).norm() < 0.02 * expected.norm()
 
 
 def test_text_is_compared_on_a_card_as_on_the_cpu(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -37,7 +38,14 @@ INDEXING = frozenset({"index", "index_put", "index_put_", "_index_put_impl_"})
 def card() -> Iterator[Counter[str]]:
     """Make CARD a device while the context lasts; count what makes the host wait for it."""
     waits: Counter[str] = Counter()
-    with _Card(waits):
+    plain = torch.tensor
+
+    def tensor(data: Any, *, device: torch.device | None = None, **options: Any) -> Tensor:
+        made: Tensor = plain(data, **options)
+        return made if device is None else made.to(device)
+
+    # `torch.tensor` asks no dispatch mode where its tensor goes.
+    with _Card(waits), patch.object(torch, "tensor", tensor):
         yield waits
 
 
@@ -57,6 +65,9 @@ class _OnCard(Tensor):
 
     def tolist(self) -> Any:
         return self.to("cpu").tolist()
+
+    def new_tensor(self, data: Any, **_: Any) -> Tensor:
+        return torch.tensor(data, dtype=self.dtype).to(CARD)
 
     def __repr__(self, **_: Any) -> str:
         return f"on the card: {self.held!r}"

@@ -54,7 +54,7 @@ def code_costs(
     yield _of_table(model, inventory.embedding, None, sensitivities, codes)
     some = evenly_spread(ids, max(1, TOKENS // ids.shape[1]))
     with tempfile.TemporaryDirectory(prefix="hidden-states-") as scratch:
-        states = StoredStates(Path(scratch) / "states", embedded(model, some))
+        states = StoredStates(Path(scratch) / "states", embedded(model, some), model.device)
         streams = TwoStreams(model, None, states, Path(scratch), alike=False)
         for index in model.kept:
             yield _of_block(streams, index, sensitivities, codes)

@@ -40,7 +40,7 @@ def run(step: Quantise, work: Work, finished: Sequence[CompressedPart]) -> Itera
     if reached == 0:
         yield _embedding(step, work)
     with tempfile.TemporaryDirectory(prefix="hidden-states-") as scratch:
-        states = StoredStates(Path(scratch) / "states", embedded(model, work.ids))
+        states = StoredStates(Path(scratch) / "states", embedded(model, work.ids), model.device)
         streams = TwoStreams(model, None, states, Path(scratch), alike=False)
         for number, index in enumerate(model.kept, start=1):
             if number >= reached:

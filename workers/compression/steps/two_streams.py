@@ -101,28 +101,30 @@ class StoredMoments:
     def __init__(self, directory: Path, moments: dict[str, Moments]) -> None:
         """Take `moments`, by site name, and empty the dictionary; shared moments are written once."""
         directory.mkdir(exist_ok=True)
+        self._leaders: dict[str, str] = {}
         self._places: dict[str, Path | Moments] = {}
         self._orders: dict[str, Tensor] = {}
-        places: dict[int, Path | Moments] = {}
+        leaders: dict[int, str] = {}
         for name, each in moments.items():
-            if id(each) not in places:
-                places[id(each)] = each
-                if each.inputs.device.type == "cpu":
-                    places[id(each)] = directory / name
-                    torch.save(vars(each), directory / name)
-            self._places[name] = places[id(each)]
+            self._leaders[name] = leaders.setdefault(id(each), name)
+            if self._leaders[name] != name:
+                continue
+            self._places[name] = each
+            if each.inputs.device.type == "cpu":
+                self._places[name] = directory / name
+                torch.save(vars(each), directory / name)
         moments.clear()
 
     def __contains__(self, name: str) -> bool:
-        return name in self._places
+        return name in self._leaders
 
     def leader(self, name: str) -> str:
         """Return the first of the sites that share the moments of the site `name`."""
-        return self._files[name].name
+        return self._leaders[name]
 
     def take(self, name: str) -> Moments:
         """Return moments of a site that the caller may change."""
-        place = self._places[name]
+        place = self._places[self._leaders[name]]
         moments = dataclasses.replace(place) if isinstance(place, Moments) else Moments(**torch.load(place))
         if name in self._orders:
             moments.reorder(self._orders[name])
