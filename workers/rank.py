@@ -14,9 +14,11 @@ import torch
 from pydantic import BaseModel
 from torch import distributed
 
+from app.contract.codes import FailureCode
 from app.contract.recipe import Distillation
 from app.lifeline import end_with_parent
 from workers.compression.training.parallel import DataParallel, ParallelStrategy, PeerLost
+from workers.messages import AttemptFailed
 from workers.runner import prepare_torch, take_standard_output
 from workers.stages import compress, names, training
 from workers.stages.context import Context
@@ -30,6 +32,9 @@ log = logging.getLogger(__name__)
 
 BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
 """Backend of torch.distributed for each kind of device."""
+
+KNOWN_BACKENDS = {"nccl": distributed.is_nccl_available, "gloo": distributed.is_gloo_available}
+"""Whether this build of torch has a backend."""
 
 PATIENCE = timedelta(hours=2)
 """How long a rank waits for the others, such as for rank 0 to write a checkpoint; a dead rank is noticed at once."""
@@ -62,7 +67,7 @@ def main() -> int:
 def train(request: RankRequest, report: Callable[[BaseModel], None]) -> None:
     """Join the process group, train the requested phase, and leave the group when all ranks are done."""
     device = request.assignment.device
-    distributed.init_process_group(BACKENDS[device], timeout=PATIENCE)
+    distributed.init_process_group(backend_of(device), timeout=PATIENCE)
     rank = distributed.get_rank()
     if device == "cuda":
         torch.cuda.set_device(rank)
@@ -80,6 +85,22 @@ def train(request: RankRequest, report: Callable[[BaseModel], None]) -> None:
     training.train_phase(context, compress.schedule(context)[request.phase], parallel)
     parallel.wait()
     distributed.destroy_process_group()
+
+
+def backend_of(device: str) -> str:
+    """Return the backend of torch.distributed for 'cuda' or 'cpu'.
+
+    Raises:
+        AttemptFailed: this build of torch lacks it.
+    """
+    backend = BACKENDS[device]
+    if not KNOWN_BACKENDS[backend]():
+        raise AttemptFailed(
+            FailureCode.MISSING_EXTRA,
+            f"training in several processes needs {backend}, which this worker's build of torch {torch.__version__} "
+            "lacks; install a build that has it, or set MODELPRESS_PROCESSES=1",
+        )
+    return backend
 
 
 def strategy_of(distillation: Distillation) -> ParallelStrategy:

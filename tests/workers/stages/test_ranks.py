@@ -16,6 +16,7 @@ from app.contract.recipe import Distillation
 from tests.support.jobs import STEPS, Attempt, Stopped, distillation_job, kept_checkpoints
 from tests.support.processes import processes_of
 from tests.support.waiting import wait_for
+from workers import rank
 from workers.child import Child
 from workers.compression.training.parallel import DataParallel, ParallelStrategy
 from workers.compression.training.sharded import Sharded
@@ -198,3 +199,11 @@ def test_so_many_hold_shares_as_divide_a_batch_evenly(
 def test_there_are_no_more_than_a_batch_has_sequences(assignment: Assignment) -> None:
     many = assignment.model_copy(update={"processes": 8})
     assert distill.processes(cast("Context", SimpleNamespace(assignment=many))) == 2
+
+
+def test_a_build_of_torch_without_nccl_is_named_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rank.KNOWN_BACKENDS, "nccl", lambda: False)
+    with pytest.raises(AttemptFailed, match=r"needs nccl.*MODELPRESS_PROCESSES=1") as failure:
+        rank.backend_of("cuda")
+    assert failure.value.report().code == "missing_extra"
+    assert rank.backend_of("cpu") == "gloo"
