@@ -24,7 +24,7 @@ from workers.compression.spec.plan import Plan
 from workers.compression.spec.sizes import PLAIN_BYTES, Candidate, Wanted, candidates, matrices
 from workers.compression.spec.steps import factor_labels
 from workers.messages import AttemptFailed
-from workers.stages import calibrate, compute, inspect, names
+from workers.stages import admission, calibrate, compute, inspect, names
 from workers.stages.context import Context
 from workers.stages.part_files import ScratchFiles
 from workers.stages.stage import Stage
@@ -51,7 +51,9 @@ def run(context: Context, directory: Path) -> None:
     if len(found) > 1:
         tried = try_methods(context, found, directory / TRIALS)
         chosen = best_of(context, tried)
-    (directory / PLAN).write_text(planned(context, chosen).model_dump_json(indent=1))
+    plan = planned(context, chosen)
+    admission.admit(context, inventory, plan)
+    (directory / PLAN).write_text(plan.model_dump_json(indent=1))
     perplexities = {trial.candidate.method.name: trial.perplexity for trial in tried}
     (directory / CHOICE).write_text(json.dumps(perplexities, indent=1))
 
