@@ -44,8 +44,8 @@ RECIPES = (
     Recipe("1.27", "width_low_rank", 1.27, 3e-4),
     Recipe("2", "width_low_rank", 2.0, 6e-4),
 )
-"""What is healed. Rounding cannot be trained through on this branch, so 4 times fewer bytes are 2 times fewer
-parameters, to be rounded to 8 bits."""
+"""What is healed. 4 times fewer bytes are 2 times fewer parameters here, to be rounded to 8 bits afterwards: training
+does not feel the rounding yet."""
 
 RATE_STEPS = 6
 """Steps by which the speed is estimated."""

@@ -45,6 +45,7 @@ class Sizes:
     """How large everything is.
 
     Attributes:
+        ratio: parameters before ÷ after; the tiny models reach no small one.
         compared: the model whose compression on both devices is compared.
         small, middle, large: models of random weights; `large` has some of the blocks of one of 7 billion parameters.
         calibration: sequences and their length.
@@ -57,6 +58,7 @@ class Sizes:
         written: the most windows that the original writes itself.
     """
 
+    ratio: float
     compared: Shape
     small: Shape
     middle: Shape
@@ -72,6 +74,7 @@ class Sizes:
 
 
 REAL = Sizes(
+    ratio=1.3,
     compared=Shape(256, 768, 4, 8, 4, 2048),
     small=Shape(576, 1536, 30, 9, 3, 49_152, tied=True),
     middle=Shape(2048, 5632, 22, 32, 4, 32_000),
@@ -86,6 +89,7 @@ REAL = Sizes(
     written=256,
 )
 REHEARSED = Sizes(
+    ratio=1.5,
     compared=Shape(16, 32, 2, 2, 1, 48),
     small=Shape(32, 64, 2, 2, 1, 48, tied=True),
     middle=Shape(16, 32, 2, 2, 1, 48),
