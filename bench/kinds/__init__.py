@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from bench.experiment import Experiment, read_document
+from bench.kinds.bits import Bits
 from bench.kinds.jobs import Jobs
 from bench.kinds.memory import Memory
 from bench.kinds.quality import Quality
@@ -23,6 +24,7 @@ KINDS: Mapping[str, type[Experiment[Any, Any]]] = MappingProxyType(
         "memory": Memory,
         "structures": Structures,
         "searches": Searches,
+        "bits": Bits,
     }
 )
 
