@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from workers.compression.encoded import Encoded
+from workers.compression.math import rounding
 from workers.compression.math.fitting import damped
 from workers.compression.math.rounding import relative_error, rounded
 from workers.compression.spec.codes import CODES, Code
@@ -72,6 +73,14 @@ def test_each_row_is_rounded_by_itself(code: Code) -> None:
     parts = torch.cat([rounded(code, rows, second).decoded() for rows in torch.split(weight, 3)])
     # Products of other shapes are summed in another order, which may tip a weight between two levels.
     assert float((whole != parts).float().mean()) < 0.01
+
+
+@every_kind
+def test_units_may_be_fitted_a_row_at_a_time(code: Code, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = rounded(code, a_matrix(), second_moment()).decoded()
+    monkeypatch.setattr(rounding, "FITTED", 1)
+    apart = rounded(code, a_matrix(), second_moment()).decoded()
+    assert float((together != apart).float().mean()) < 0.01
 
 
 @pytest.mark.parametrize("code", ["q6_k", "iq4_xs", "q3_k"])

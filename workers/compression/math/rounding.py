@@ -37,6 +37,9 @@ SWEEPS = 1
 ROWS = 4096
 """Rows that are rounded at a time."""
 
+FITTED = 2**24
+"""Numbers in the equations of the units that are solved at a time."""
+
 RIDGE = 1e-6
 """Ridge of the fit of units, as a fraction of its mean diagonal."""
 
@@ -195,12 +198,18 @@ class _Rows:
     def _refit(self) -> None:
         """Fit the units of each row to its levels, where that lowers its cost."""
         rows, blocks = self.units.shape
-        second = self.metric.second
-        shape = self.table.values(self.levels)
-        shape *= self.scales.repeat_interleave(self.group, dim=1)
+        some = max(1, FITTED // blocks**2)
+        for start in range(0, rows, some):
+            self._refit_rows(slice(start, min(start + some, rows)))
+
+    def _refit_rows(self, rows: slice) -> None:
+        """Fit the units of some rows to their levels, where that lowers a row's cost."""
+        second, units, errors = self.metric.second, self.units[rows], self.errors[rows]
+        shape = self.table.values(self.levels[rows])
+        shape *= self.scales[rows].repeat_interleave(self.group, dim=1)
         gram = torch.stack(
             [
-                (some @ second[start : start + self.block]).mul_(shape).view(rows, blocks, -1).sum(-1)
+                (some @ second[start : start + self.block]).mul_(shape).view(*units.shape, -1).sum(-1)
                 for start, some in zip(
                     range(0, shape.shape[1], self.block), torch.split(shape, self.block, dim=1), strict=True
                 )
@@ -209,14 +218,14 @@ class _Rows:
         )
         ridge = gram.diagonal(dim1=1, dim2=2).mean(-1, keepdim=True).mul_(RIDGE).add_(torch.finfo().tiny)
         gram.diagonal(dim1=1, dim2=2).add_(ridge)
-        missing = (self.errors @ second).mul_(shape).view(rows, blocks, -1).sum(-1, keepdim=True)
-        units = stored((self.units + torch.linalg.solve(gram, missing).squeeze(-1)).nan_to_num(), self.dtype)
-        errors = self.weight - shape.mul_(units.repeat_interleave(self.block, dim=1))
-        better = (self._costs(errors) < self._costs(self.errors)).unsqueeze(-1)
+        missing = (errors @ second).mul_(shape).view(*units.shape, -1).sum(-1, keepdim=True)
+        fitted = stored((units + torch.linalg.solve(gram, missing).squeeze(-1)).nan_to_num(), self.dtype)
+        left = self.weight[rows] - shape.mul_(fitted.repeat_interleave(self.block, dim=1))
+        better = (self._costs(left) < self._costs(errors)).unsqueeze(-1)
         if not self.code.signed:
-            better &= (units >= 0).all(-1, keepdim=True)
-        self.units = torch.where(better, units, self.units)
-        self.errors = torch.where(better, errors, self.errors)
+            better &= (fitted >= 0).all(-1, keepdim=True)
+        self.units[rows] = torch.where(better, fitted, units)
+        self.errors[rows] = torch.where(better, left, errors)
 
     def _costs(self, errors: Tensor) -> Tensor:
         """Return the cost of each row's errors [rows, in]."""
