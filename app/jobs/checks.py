@@ -17,9 +17,10 @@ from workers.compression.spec import methods
 from workers.compression.spec.formats import FORMATS
 from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods import Leaves, method_of
+from workers.compression.spec.methods.quantisation import QUANTISATION
 from workers.compression.spec.ranges import Range
 from workers.compression.spec.ranges import RatioOutOfRange as NotReached
-from workers.compression.spec.sizes import Wanted, bytes_before, reachable
+from workers.compression.spec.sizes import Wanted, bytes_before, candidates, reachable
 
 SHORTEST_WINDOW = 16
 """The least tokens of a window that a recipe may ask for."""
@@ -159,12 +160,38 @@ def ratios(recipe: Recipe, model: ResolvedModel) -> Iterator[Refused]:
             )
 
 
+def wanted(recipe: Recipe, ratio: float) -> Wanted:
+    """Return what the recipe says of the size of the result for one ratio."""
+    return Wanted(ratio, recipe.precision, tuple(FORMATS[name] for name in recipe.formats))
+
+
 def trained(recipe: Recipe, model: ResolvedModel) -> Iterator[Refused]:
-    """Refuse to train factors alone unless the method is sure to leave some."""
+    """Refuse to train factors alone unless the method is sure to leave some, and to train what no structure left."""
     distillation, method = recipe.distillation, method_of(recipe.method)
-    if distillation is not None and distillation.trainable == "factors" and method.leaves is not Leaves.FACTORED:
+    if distillation is None:
+        return
+    if distillation.trainable == "factors" and method.leaves is not Leaves.FACTORED:
         message = f"the method {method.name!r} need not leave factors; send 'all' or 'norms'"
         yield Refused("distillation.trainable", message)
+    for ratio in recipe.ratios:
+        try:
+            ways = candidates(model.inventory, recipe.method, wanted(recipe, ratio))
+        except (
+            NotReached,
+            methods.MethodDoesNotFit,
+            methods.OptionDoesNotFit,
+            ArithmeticError,
+            LookupError,
+            ValueError,
+        ):
+            return  # `ratios` says what is wrong
+        if all(way.method.name == QUANTISATION.name for way in ways):
+            yield Refused(
+                "distillation",
+                f"{ratio:g} is reached by fewer bits alone, which leaves no structure to train; leave it out, or send "
+                "precision 16",
+            )
+            return
 
 
 def phases(recipe: Recipe, model: ResolvedModel) -> Iterator[Refused]:
@@ -209,9 +236,8 @@ def feasible_range(recipe: Recipe, inventory: Inventory) -> Range:
 
     Raises Refused where it does not fit.
     """
-    formats = tuple(FORMATS[name] for name in recipe.formats)
     try:
-        return reachable(inventory, recipe.method, Wanted(1.0, recipe.precision, formats))
+        return reachable(inventory, recipe.method, wanted(recipe, 1.0))
     except NotReached as error:
         raise Refused("precision", f"{error}; send 'auto' or 16, or another method") from error
     except methods.OptionDoesNotFit as error:
