@@ -1,5 +1,6 @@
 """The application factory: what the API is put together from."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -12,6 +13,7 @@ from app.api import (
     architectures,
     artifacts,
     documentation,
+    events,
     health,
     jobs,
     keys,
@@ -25,6 +27,7 @@ from app.api.deps import refuse_unknown_parameters
 from app.api.lookups import HubLookups
 from app.api.probes import Probes
 from app.api.requests import RequestFrame
+from app.api.watch import Watch
 from app.db import make_engine, make_sessions, newest_migration
 from app.jobs.doorbell import BackgroundDoorbell, Doorbell
 from app.jobs.service import JobService
@@ -51,6 +54,7 @@ def create_app(settings: ServerSettings, *, is_open: bool = False) -> FastAPI:
         license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
         description=documentation.DESCRIPTION,
         redoc_url=None,
+        separate_input_output_schemas=False,
         redirect_slashes=False,
         lifespan=lifespan,
         dependencies=[Depends(refuse_unknown_parameters)],
@@ -60,7 +64,7 @@ def create_app(settings: ServerSettings, *, is_open: bool = False) -> FastAPI:
     app.state.storage = open_storage(settings.artifacts_url)
     app.add_middleware(RequestFrame, max_body_bytes=MAX_BODY_BYTES, root_path=settings.root_path or "")
     problems.install(app)
-    for resource in (start, jobs, artifacts, keys, workers, methods, architectures, schemas, health):
+    for resource in (start, jobs, events, artifacts, keys, workers, methods, architectures, schemas, health):
         app.include_router(resource.router)
     documentation.install(app)
     return app
@@ -83,10 +87,13 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     )
     newest_migration()  # read once, before anything depends on how long that takes
     probes.start()
+    app.state.watch = watch = Watch(sessions)
+    watching = asyncio.create_task(watch.run())
     await to_thread.run_sync(probes.wait, FIRST_LOOK_SECONDS)
     try:
         yield
     finally:
+        watching.cancel()
         probes.close()
         bell.close()
         doorbell.celery.close()

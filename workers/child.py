@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -50,13 +50,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Child:
-    def __init__(self, module: str, request: str, home: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        module: str,
+        request: str,
+        home: Path,
+        environment: Mapping[str, str],
+        heard: Callable[[str], None] | None = None,
+    ) -> None:
         """Start `python -m module`.
 
         Args:
             request: one line, written to the child's standard input.
             home: a directory that the child may write to; its HOME and TMPDIR.
             environment: what the child gets besides the few harmless variables in INHERITED.
+            heard: told each line that the child writes to its standard error.
         """
         home.mkdir(parents=True, exist_ok=True)
         self.process = subprocess.Popen(
@@ -71,6 +79,7 @@ class Child:
             env=child_environment(home, environment),
             cwd=home,
         )
+        self.heard = heard
         self.events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         stdin, stdout, stderr = self.pipes()
@@ -122,6 +131,8 @@ class Child:
             for line in bounded_lines(stderr):
                 self.tail.append(line.rstrip())
                 log.info("child_log", extra={"module_name": module, "line": line.rstrip()[:1000]})
+                if self.heard is not None:
+                    self.heard(line.rstrip()[:1000])
 
     def next_event(self, timeout_seconds: float) -> dict[str, Any]:
         """The next report.

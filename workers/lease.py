@@ -3,19 +3,27 @@
 import logging
 import threading
 import time
+from collections import Counter
+from itertools import islice
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.contract.event import EventKind
 from app.contract.job import State
 from app.db import Sessions
 from app.jobs import store
+from app.jobs.events import Happening
 from app.jobs.store import Claim, Progress
 
 log = logging.getLogger(__name__)
 
 BEATS_PER_LEASE = 4
+MOST_OF_A_KIND = 5000
+"""Events of one kind that an attempt may write."""
+MOST_AT_ONCE = 1000
 
 
 class Lease:
@@ -31,6 +39,8 @@ class Lease:
         self.lost = False
         self.cancelled = False
         self.progress: Progress | None = None
+        self.happenings: SimpleQueue[Happening] = SimpleQueue()
+        self.noted: Counter[EventKind] = Counter()
         self.wake = threading.Event()
         self.closing = False
         self.renewed = time.monotonic()
@@ -57,24 +67,43 @@ class Lease:
         entered = self.progress is None or self.progress.stage != progress.stage
         self.progress = progress
         if entered:
+            self.note(Happening(EventKind.STAGE, {"stage": progress.stage}))
             log.info(
                 "stage_entered",
                 extra={"job_id": self.claim.job_id, "attempt": self.claim.attempt, "stage": progress.stage},
             )
             self.wake.set()
 
+    def note(self, happening: Happening) -> None:
+        """Have something written down with the next beat, unless there has been very much of its kind already."""
+        self.noted[happening.kind] += 1
+        if self.noted[happening.kind] <= MOST_OF_A_KIND:
+            self.happenings.put(happening)
+
+    def hear(self, line: str) -> None:
+        """Have a line of the computing process written down. PostgreSQL keeps no NUL."""
+        self.note(Happening(EventKind.LOG, {"line": line.replace("\0", "")}))
+
     def keep(self) -> None:
+        """Beat until closed, and then once more if something has happened that is not written yet."""
         while not self.closing and not self.lost:
             self.wake.clear()
             self.beat()
             self.wake.wait(min(self.lease_seconds / BEATS_PER_LEASE, 2.0))
+        if not self.lost and not self.happenings.empty():
+            self.beat()
 
     def beat(self) -> None:
         asked = time.monotonic()
+        happenings = list(islice(iter(self.next_happening, None), MOST_AT_ONCE))
         try:
             with self.sessions.begin() as session:
-                state = store.beat(session, self.claim.job_id, self.claim.attempt, self.lease_seconds, self.progress)
+                state = store.beat(
+                    session, self.claim.job_id, self.claim.attempt, self.lease_seconds, self.progress, happenings
+                )
         except SQLAlchemyError as error:
+            for happening in happenings:
+                self.happenings.put(happening)
             log.warning("lease_not_renewed", extra={"job_id": self.claim.job_id, "reason": type(error).__name__})
             return
         self.renewed = asked
@@ -83,3 +112,10 @@ class Lease:
             self.lost = True
         elif state is State.CANCELLING:
             self.cancelled = True
+
+    def next_happening(self) -> Happening | None:
+        """Return what is to be written down next; None where there is nothing."""
+        try:
+            return self.happenings.get_nowait()
+        except Empty:
+            return None

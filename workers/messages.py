@@ -62,6 +62,15 @@ class ResumedReport(Message):
     block: int | None = None
 
 
+class MetricReport(Message):
+    """A figure that was measured on the way."""
+
+    event: Literal["metric"] = "metric"
+    step: int
+    name: str
+    value: float | None = Field(description="null if it is not finite")
+
+
 class DoneReport(Message):
     """The result of a job whose package is complete."""
 
@@ -82,7 +91,9 @@ class ErrorReport(Message):
     stage: str | None = None
 
 
-Report = Annotated[ProgressReport | ResumedReport | DoneReport | ErrorReport, Field(discriminator="event")]
+Report = Annotated[
+    ProgressReport | ResumedReport | MetricReport | DoneReport | ErrorReport, Field(discriminator="event")
+]
 REPORT: TypeAdapter[Report] = TypeAdapter(Report)
 
 

@@ -21,9 +21,11 @@ import psutil
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from app.contract.codes import FailureCode
+from app.contract.event import EventKind
 from app.contract.job import AttemptOutcome, Failure, Resumed
 from app.db import Sessions
 from app.jobs import outages, store, turns
+from app.jobs.events import Happening
 from app.jobs.store import Claim, Progress
 from app.settings import Settings
 from app.storage import Storage, StoredFile
@@ -41,6 +43,7 @@ from workers.messages import (
     AttemptFailed,
     DoneReport,
     ErrorReport,
+    MetricReport,
     ProgressReport,
     ResumedReport,
 )
@@ -255,13 +258,16 @@ class Supervisor:
             shutil.rmtree(home_of(work_dir, earlier), ignore_errors=True)
         assignment = self.assign(claim, self.fetch(claim, lease, home, deadline))
         environment = OFFLINE | (ROOMY if assignment.memory_bytes is None else SPARING)
-        with Child(RUNNER, assignment.model_dump_json(), home, environment) as child:
+        with Child(RUNNER, assignment.model_dump_json(), home, environment, heard=lease.hear) as child:
             for event in self.events(child, lease, deadline):
                 match report := REPORT.validate_python(event):
                     case ProgressReport():
                         lease.report(Progress(report.stage, report.fraction, report.detail, report.seconds_left))
                     case ResumedReport():
                         self.note_resumed(claim, Resumed(stage=report.stage, block=report.block))
+                    case MetricReport():
+                        data = report.model_dump(mode="json", exclude={"event"})
+                        lease.note(Happening(EventKind.METRIC, data))
                     case DoneReport():
                         return report
                     case ErrorReport():

@@ -12,6 +12,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from app.api.lookups import HubLookups
 from app.api.probes import Probes
 from app.api.validation import printable
+from app.api.watch import Watch
 from app.contract.access import Scope
 from app.errors import JobNotFound, MissingScope, Refused
 from app.jobs.service import JobService
@@ -39,6 +40,12 @@ async def get_keys(request: Request) -> KeyService:
     return keys
 
 
+async def get_watch(request: Request) -> Watch:
+    watch: Watch = request.app.state.watch
+    return watch
+
+
+Watching = Annotated[Watch, Depends(get_watch)]
 Keys = Annotated[KeyService, Depends(get_keys)]
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
 

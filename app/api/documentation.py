@@ -140,7 +140,7 @@ def complete(responses: dict[str, dict[str, Any]]) -> None:
         named = response.setdefault("headers", {})
         named |= headers("X-Request-Id")
         if code == "default" or int(code) >= 400:
-            schema = response["content"].pop("application/json")
+            (schema,) = response["content"].values()
             if code == "422":
                 schema["example"] = PROBLEM_EXAMPLE
             response["content"] = {PROBLEM_TYPE: schema}

@@ -4,23 +4,34 @@ import hashlib
 from functools import partial
 from typing import Annotated
 
-from anyio import to_thread
+from anyio import move_on_after, to_thread
 from fastapi import APIRouter, Header, Query, Request, Response, status
 from pydantic import AwareDatetime, Field
 
 from app.api.addresses import address, placed
 from app.api.conditional import unchanged
-from app.api.deps import Artifacts, JobId, Lookups, Reading, Submitting
+from app.api.deps import Artifacts, JobId, Lookups, Reading, Submitting, Watching
 from app.api.documentation import IF_NONE_MATCH, NOT_MODIFIED, POSTED, job_at, refusals
-from app.api.pace import pause_seconds
+from app.api.pace import LONGEST_WAIT_SECONDS, pause_seconds, wait_seconds
 from app.api.validation import refuse_unstorable
+from app.api.watch import Watch
+from app.contract.estimate import Estimate
 from app.contract.job import Job, JobPage, State
 from app.contract.recipe import Recipe
 from app.jobs.checks import asks_hub
 from app.jobs.listing import JobFilter
+from app.jobs.service import JobService
 
 router = APIRouter(tags=["jobs"])
 
+Prefer = Annotated[
+    str | None,
+    Header(
+        max_length=200,
+        description=f"`wait=N`: answer when the job has ended, or after N seconds, at most {LONGEST_WAIT_SECONDS}",
+        examples=["wait=25"],
+    ),
+]
 Plain = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]
 Pair = Annotated[str, Field(max_length=577, pattern=r"^[^=\x00]{1,64}=[^\x00]*$", examples=["team=search"])]
 
@@ -60,6 +71,14 @@ async def submit_job(
     return placed(request, job)
 
 
+@router.post("/jobs/estimate", operation_id="estimate_job", responses=refusals(400, 401, 403, 413, 415, 422, 503))
+async def estimate_job(recipe: Recipe, service: Reading, lookups: Lookups) -> Estimate:
+    """Say what a job would take and make: whether it would be accepted, sizes, memory, disk and time. Posts nothing."""
+    refuse_unstorable(recipe)
+    estimate = partial(service.estimate, recipe)
+    return await (lookups.run(estimate) if asks_hub(recipe) else to_thread.run_sync(estimate))
+
+
 @router.get("/jobs", operation_id="list_jobs", responses=refusals(401, 403, 422))
 def list_jobs(
     service: Reading,
@@ -89,16 +108,31 @@ def list_jobs(
     responses=job_at(200, "ETag", "Retry-After") | NOT_MODIFIED | refusals(401, 403, 404),
     openapi_extra={"parameters": [IF_NONE_MATCH]},
 )
-def get_job(job_id: JobId, request: Request, service: Reading) -> Response:
+async def get_job(
+    job_id: JobId, request: Request, service: Reading, watch: Watching, prefer: Prefer = None
+) -> Response:
     """State, stage, progress, and in the end the measurements. Poll it at the pace that `Retry-After` asks for."""
-    job = placed(request, service.get(job_id))
+    wait = wait_seconds(prefer)
+    if wait:
+        await until_ended(service, watch, job_id, wait)
+    job = placed(request, await to_thread.run_sync(service.get, job_id))
     body = job.model_dump_json().encode()
     headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "Cache-Control": "private, no-cache"}
+    if wait:
+        headers["Preference-Applied"] = f"wait={wait}"
     if not job.state.has_ended:
         headers["Retry-After"] = str(pause_seconds(job))
     if unchanged(request, headers["ETag"]):
         return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)
     return Response(body, headers=headers, media_type="application/json")
+
+
+async def until_ended(service: JobService, watch: Watch, job_id: str, seconds: int) -> None:
+    """Return when the job has ended, or the time is over. Raises JobNotFound where the team has no such job."""
+    with watch.on(job_id) as news, move_on_after(seconds):
+        while not (await to_thread.run_sync(service.state, job_id)).has_ended:
+            news.clear()
+            await news.wait()
 
 
 @router.post(

@@ -12,6 +12,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.addresses import take_version
+from app.api.pace import wait_seconds
 from app.api.probes import Probes
 from app.api.problems import answer_late, answer_silent_database, answer_unexpected_error
 from app.logs import REQUEST
@@ -98,12 +99,13 @@ class RequestFrame:
     async def lateness(self, request: Request, work: "asyncio.Task[None]", exchange: "Exchange") -> Response | None:
         """Wait until the application has begun to answer, or it is too late: then return what to answer instead."""
         started, pause = monotonic(), PROMPT_SECONDS
+        patience = REQUEST_SECONDS + wait_seconds(request.headers.get("prefer"))
         while True:
             await asyncio.wait({work}, timeout=pause)
             if work.done() or exchange.status:
                 return None
             pause = LOOK_SECONDS
-            if monotonic() - started > REQUEST_SECONDS:
+            if monotonic() - started > patience:
                 return answer_late(request)
             probes: Probes = request.app.state.probes
             if probes.database.silent:

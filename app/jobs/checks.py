@@ -44,6 +44,19 @@ def check(recipe: Recipe, models: ModelSources, texts: TextSources) -> Checked:
         Refused: something is wrong; the error names every wrong field.
         HubUnavailable: the hub could not be asked.
     """
+    checked, faults = look_over(recipe, models, texts)
+    if faults:
+        raise refusal(faults)
+    return checked
+
+
+def look_over(recipe: Recipe, models: ModelSources, texts: TextSources) -> tuple[Checked, list[Refused]]:
+    """Return what `check` does, together with what it would refuse.
+
+    Raises:
+        Refused: there is no model to speak of; the error names every field that is wrong besides.
+        HubUnavailable: the hub could not be asked.
+    """
     faults = list(overlap(recipe))
     found: list[ResolvedText] = []
     for dataset, field in first_fields(recipe).items():
@@ -58,8 +71,6 @@ def check(recipe: Recipe, models: ModelSources, texts: TextSources) -> Checked:
         raise refusal([fault, *faults]) from fault
     for look in LOOKS:
         faults += look(recipe, model)
-    if faults:
-        raise refusal(faults)
     source = Source(
         reference=recipe.model,
         revision=model.revision,
@@ -67,7 +78,7 @@ def check(recipe: Recipe, models: ModelSources, texts: TextSources) -> Checked:
         parameters=model.inventory.total_parameters,
         text_revisions={text.reference: text.revision for text in found if text.revision is not None},
     )
-    return Checked(recipe, source, model)
+    return Checked(recipe, source, model), faults
 
 
 def refusal(faults: Sequence[Refused]) -> Refused:

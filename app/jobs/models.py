@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Computed, ForeignKey
+from sqlalchemy import BigInteger, Computed, ForeignKey, Identity
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -61,6 +61,8 @@ class AttemptRow(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     worker: Mapped[str]
+    device: Mapped[str | None]
+    """What the worker computes on: cpu or gpu."""
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None]
@@ -100,6 +102,19 @@ class MetadataRow(Base):
     owner: Mapped[str]
     value: Mapped[str]
     created_at: Mapped[datetime]
+
+
+class EventRow(Base):
+    """Something that happened to a job."""
+
+    __tablename__ = "job_events"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    at: Mapped[datetime]
+    attempt: Mapped[int]
+    kind: Mapped[str]
+    data: Mapped[dict[str, Any]]
 
 
 class WorkerRow(Base):

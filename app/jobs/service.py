@@ -12,19 +12,21 @@ from typing import Self
 from sqlalchemy.orm import Session
 
 from app.contract.access import Team
+from app.contract.estimate import Estimate
+from app.contract.event import EventKind, EventPage
 from app.contract.job import Job, JobPage, Source, State
 from app.contract.recipe import Recipe
 from app.contract.worker import WorkerList
 from app.db import Sessions
 from app.errors import CannotRetry, JobEnded, JobNotFound, NotEnded, WorkerNotFound
-from app.jobs import listing, quotas, repeats, roster, store, turns
-from app.jobs.checks import check
+from app.jobs import estimates, events, listing, quotas, repeats, roster, store, turns
+from app.jobs.checks import check, look_over
 from app.jobs.doorbell import Rings
 from app.jobs.listing import JobFilter
 from app.jobs.models import JobRow
 from app.jobs.states import ENDED
 from app.jobs.store import NewJob
-from app.jobs.views import as_job, as_summary, read_cursor, write_cursor
+from app.jobs.views import as_event, as_job, as_summary, read_cursor, write_cursor
 from app.keys import store as keys
 from app.keys.callers import Caller, anyone
 from app.settings import Settings
@@ -92,6 +94,17 @@ class JobService:
         if not is_new and key is not None and (earlier := self.posted_with(key, recipe)) is not None:
             return earlier
         return self.ring(job)
+
+    def estimate(self, recipe: Recipe) -> Estimate:
+        """Return what a job would take and make; nothing is kept.
+
+        Raises:
+            Refused: the model cannot be read.
+            HubUnavailable: the hub could not be asked.
+        """
+        checked, faults = look_over(recipe, self.models, self.texts)
+        with self.sessions() as session:
+            return estimates.estimate(session, checked, faults)
 
     def accept(self, session: Session, job: NewJob, action: str, **detail: str) -> None:
         """Keep a job, if the team may have a further one."""
@@ -174,6 +187,18 @@ class JobService:
             rows = listing.page(session, self.caller.team, wanted, start, limit + 1)
         shown = rows[:limit]
         return JobPage(jobs=tuple(map(as_summary, shown)), next=write_cursor(shown[-1]) if len(rows) > limit else None)
+
+    def events(self, job_id: str, after: int, limit: int, kind: EventKind | None = None) -> EventPage:
+        """Return what happened to a job behind the event `after`, oldest first."""
+        with self.sessions() as session:
+            self.row(session, job_id)
+            rows = events.behind(session, job_id, after, limit, kind)
+        return EventPage(events=tuple(map(as_event, rows)), next=rows[-1].id if rows else None)
+
+    def state(self, job_id: str) -> State:
+        """Return the state of a job."""
+        with self.sessions() as session:
+            return State(self.row(session, job_id).state)
 
     def workers(self) -> WorkerList:
         """Return every worker."""

@@ -18,7 +18,8 @@ from app.clock import clock, seconds
 from app.contract.codes import FailureCode
 from app.contract.job import AttemptOutcome, Comparison, Failure, Resumed, Source, State, SweepResult
 from app.contract.recipe import Recipe
-from app.jobs import quotas
+from app.jobs import events, quotas
+from app.jobs.events import Happening
 from app.jobs.models import ArtifactRow, AttemptRow, DeletionRow, JobRow, MetadataRow
 from app.jobs.states import LEASED, TRANSITIONS, Event, destination, origins
 from app.keys.models import DEFAULT_TEAM
@@ -97,6 +98,7 @@ def submit(session: Session, job: NewJob) -> None:
     ]
     if pairs:
         session.execute(insert(MetadataRow), pairs)
+    events.write(session, job.id, job.attempt, events.entered(State.QUEUED))
 
 
 def get(session: Session, job_id: str) -> JobRow | None:
@@ -112,7 +114,7 @@ def artifacts(session: Session, job_id: str) -> Sequence[ArtifactRow]:
     return session.scalars(select(ArtifactRow).where(ArtifactRow.job_id == job_id).order_by(ArtifactRow.name)).all()
 
 
-def claim(session: Session, job_id: str, worker: str, lease_seconds: float) -> Claim | None:
+def claim(session: Session, job_id: str, worker: str, lease_seconds: float, device: str | None = None) -> Claim | None:
     """Take a queued job that is due, if its team may have it computed now. Exactly one of all claimants gets it."""
     if not quotas.may_run(session, job_id):
         return None
@@ -131,15 +133,23 @@ def claim(session: Session, job_id: str, worker: str, lease_seconds: float) -> C
     ).one_or_none()
     if row is None:
         return None
-    session.execute(insert(AttemptRow).values(job_id=job_id, number=row.attempt, worker=worker, started_at=clock()))
+    session.execute(
+        insert(AttemptRow).values(job_id=job_id, number=row.attempt, worker=worker, device=device, started_at=clock())
+    )
+    events.write(session, job_id, row.attempt, events.entered(State.RUNNING, worker=worker))
     recipe, source = Recipe.model_validate(row.recipe), Source.model_validate(row.source)
     return Claim(job_id, row.attempt, recipe, source, row.sparing, row.retry_of)
 
 
 def beat(
-    session: Session, job_id: str, attempt: int, lease_seconds: float, progress: Progress | None = None
+    session: Session,
+    job_id: str,
+    attempt: int,
+    lease_seconds: float,
+    progress: Progress | None = None,
+    happenings: Sequence[Happening] = (),
 ) -> State | None:
-    """Renew the lease and report progress.
+    """Renew the lease, report progress, and write down what has happened since the last beat.
 
     Returns the job's state, `cancelling` when the worker has to stop, or None when the lease is lost and the worker has
     to stop without another word.
@@ -158,7 +168,10 @@ def beat(
             seconds_left=progress.seconds_left,
         )
     state = session.execute(statement).scalar_one_or_none()
-    return None if state is None else State(state)
+    if state is None:
+        return None
+    events.write(session, job_id, attempt, *happenings)
+    return State(state)
 
 
 def note_resumed(session: Session, job_id: str, attempt: int, resumed: Resumed) -> None:
@@ -271,7 +284,9 @@ def cancel(session: Session, job_id: str) -> State | None:
     before = None if found is None else State(found)
     after = None if before is None else TRANSITIONS.get((before, Event.CANCEL))
     if after is not None and after is not before:
-        session.execute(moved(Event.CANCEL, job_id).values(state=after, **{f"{after}_at": clock()}))
+        moving = moved(Event.CANCEL, job_id).values(state=after, **{f"{after}_at": clock()})
+        attempt = session.execute(moving.returning(JobRow.attempt)).scalar_one()
+        events.write(session, job_id, attempt, events.entered(after))
     return after
 
 
@@ -356,6 +371,9 @@ def settle(
     ).scalar_one_or_none()
     if settled is None:
         return False
+    error = values.get("error") or {}
+    told = {name: error[name] for name in ("code", "message") if name in error}
+    events.write(session, job_id, attempt, events.entered(state, outcome=outcome, **told))
     session.execute(
         update(AttemptRow)
         .where(AttemptRow.job_id == job_id, AttemptRow.number == attempt)

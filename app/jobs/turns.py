@@ -23,7 +23,9 @@ MAX_RING_SECONDS = 300.0
 def claim_next(session: Session, worker: str, labels: Sequence[str], lease_seconds: float) -> Claim | None:
     """Take the job whose turn it is on a worker with these labels; None where there is none."""
     job_id = next_job(session, labels)
-    claim = None if job_id is None else store.claim(session, job_id, worker, lease_seconds)
+    claim = (
+        None if job_id is None else store.claim(session, job_id, worker, lease_seconds, labels[0] if labels else None)
+    )
     if claim is not None:
         team = select(JobRow.owner).where(JobRow.id == claim.job_id).scalar_subquery()
         session.execute(update(TeamRow).where(TeamRow.name == team).values(claimed_at=clock()))

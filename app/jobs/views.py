@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
+from app.contract.event import EventKind, JobEvent
 from app.contract.job import (
     Attempt,
     AttemptOutcome,
@@ -24,7 +25,7 @@ from app.contract.job import (
 )
 from app.contract.recipe import Recipe
 from app.errors import Refused
-from app.jobs.models import AttemptRow, JobRow
+from app.jobs.models import AttemptRow, EventRow, JobRow
 from app.jobs.states import ENDED
 
 
@@ -95,6 +96,11 @@ def timestamps(row: JobRow | Row[Any]) -> Timestamps:
         failed=row.failed_at,
         cancelled=row.cancelled_at,
     )
+
+
+def as_event(row: EventRow) -> JobEvent:
+    """Return the event of a row."""
+    return JobEvent(id=row.id, at=row.at, attempt=row.attempt, kind=EventKind(row.kind), data=row.data)
 
 
 def as_attempt(row: AttemptRow) -> Attempt:

@@ -1,5 +1,6 @@
 """What a stage works with: the assignment, the results of earlier stages, and a way to report progress."""
 
+import math
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
@@ -8,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel
 
-from workers.messages import Assignment, ProgressReport, ResumedReport
+from workers.messages import Assignment, MetricReport, ProgressReport, ResumedReport
 from workers.stages.meter import Meter
 from workers.stages.workbench import Workbench
 
@@ -117,6 +118,10 @@ class Context:
         if gained < PACE_NEEDS:
             return None
         return (time.monotonic() - self.started) / gained * (1.0 - whole)
+
+    def metric(self, step: int, name: str, value: float) -> None:
+        """Report a figure that was measured on the way."""
+        self.report(MetricReport(step=step, name=name, value=value if math.isfinite(value) else None))
 
     def resumed(self, block: int | None = None) -> None:
         """Report that this attempt continues from results of earlier attempts, at `block` if it is known."""

@@ -34,6 +34,9 @@ TEACHER = "teacher"
 COMPRESSING = 0.1
 """Estimated fraction of a phase's time spent on compressing its parts; only the progress bar depends on it."""
 
+METRICS = 500
+"""Points of the loss curve that are reported while a phase is trained, about."""
+
 CHECKPOINTS, LONGEST_INTERVAL = 10, 50
 """Checkpoints per run, and the most steps between two of them."""
 
@@ -111,6 +114,9 @@ class PhaseObserver(Observer):
         fraction = progress_of(self._phase, self._phases, trained=step / settings.steps(self._length))
         detail = training_detail(tokens, settings.tokens, loss, restarts)
         self._context.progress(fraction, f"{phase_prefix(self._phase, self._phases)}{detail}")
+        steps = settings.steps(self._length)
+        if step % max(1, steps // METRICS) == 0 or step == steps:
+            self._context.metric(self._phase.number * steps + step, "loss", loss)
 
 
 def checkpoint_files(context: Context, phase: Phase) -> CheckpointFiles:

@@ -1,0 +1,54 @@
+"""What happens to jobs, written in the transaction in which it happens.
+
+An event is written while its job's row is locked. So within a job, a greater id is never seen before a smaller one,
+and whoever reads on behind the last id that was seen misses nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app.clock import clock
+from app.contract.event import EventKind
+from app.jobs.models import EventRow
+
+
+@dataclass(frozen=True)
+class Happening:
+    """Something that is about to be written down."""
+
+    kind: EventKind
+    data: Mapping[str, Any]
+
+
+def entered(state: str, **more: Any) -> Happening:
+    """Return the event of a job that enters a state."""
+    return Happening(EventKind.STATE, {"state": state, **more})
+
+
+def write(session: Session, job_id: str, attempt: int, *happenings: Happening) -> None:
+    """Write events of a job whose row this transaction has locked."""
+    if happenings:
+        rows = [
+            {"job_id": job_id, "attempt": attempt, "at": clock(), "kind": each.kind, "data": dict(each.data)}
+            for each in happenings
+        ]
+        session.execute(insert(EventRow).values(rows))
+
+
+def behind(session: Session, job_id: str, after: int, limit: int, kind: EventKind | None = None) -> Sequence[EventRow]:
+    """Return the first events of a job behind an id."""
+    query = select(EventRow).where(EventRow.job_id == job_id, EventRow.id > after).order_by(EventRow.id).limit(limit)
+    if kind is not None:
+        query = query.where(EventRow.kind == kind)
+    return session.scalars(query).all()
+
+
+def newest(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
+    """Return the id of the newest event of each of these jobs."""
+    query = select(EventRow.job_id, func.max(EventRow.id).label("newest")).where(EventRow.job_id.in_(job_ids))
+    return {row.job_id: row.newest for row in session.execute(query.group_by(EventRow.job_id))}
