@@ -6,6 +6,7 @@ from pathlib import Path
 
 from app.cli.extras import require
 from app.cli.follow import check_success, download, follow, print_comparison
+from app.cli.output import console_for, print_json
 from app.cli.recipes import LocalModel
 from app.cli.service import announce_access, extras_for
 from app.cli.terminal import STDERR, STDOUT
@@ -17,13 +18,23 @@ from app.settings import Settings
 CANCEL_PATIENCE_SECONDS = 3.0
 
 
-def compress_there(address: str, recipe: Recipe, out: Path) -> None:
+def submit_there(address: str, recipe: Recipe, idempotency_key: str | None, as_json: bool) -> None:
+    """Post a job to the service at `address`, and print its id, or the whole of it as JSON."""
+    with Client(address) as client:
+        job = client.submit(recipe, idempotency_key)
+    if as_json:
+        print_json(job)
+    else:
+        STDOUT.print(job.id, markup=False)
+
+
+def compress_there(address: str, recipe: Recipe, out: Path, idempotency_key: str | None, as_json: bool) -> None:
     """Compress with the service at `address`. After Ctrl-C the job continues there."""
     with Client(address) as client:
-        job = client.submit(recipe)
-        STDOUT.print(f"{address} has accepted job {job.id}.", markup=False)
+        job = client.submit(recipe, idempotency_key)
+        console_for(as_json).print(f"{address} has accepted job {job.id}.", markup=False)
         try:
-            finish(client, job, out, check=lambda: None)
+            finish(client, job, out, check=lambda: None, as_json=as_json)
         except KeyboardInterrupt:
             STDERR.print(
                 f"Job {job.id} continues on the service. Watch it: modelpress show {job.id}. "
@@ -33,7 +44,7 @@ def compress_there(address: str, recipe: Recipe, out: Path) -> None:
             raise
 
 
-def compress_here(recipe: Recipe, out: Path, path: LocalModel | None) -> None:
+def compress_here(recipe: Recipe, out: Path, path: LocalModel | None, as_json: bool) -> None:
     """Compress with a service of our own on a free port, which ends with this command. Ctrl-C cancels the job."""
     settings = Settings()
     require("compress", *extras_for(settings))
@@ -41,7 +52,8 @@ def compress_here(recipe: Recipe, out: Path, path: LocalModel | None) -> None:
 
     roots = (*settings.model_roots, path.root) if path else settings.model_roots
     settings = settings.model_copy(update={"host": "127.0.0.1", "port": 0, "model_roots": roots})
-    STDOUT.print(f"No service is running, so one is started here; its data is in {settings.data_dir}", markup=False)
+    console = console_for(as_json)
+    console.print(f"No service is running, so one is started here; its data is in {settings.data_dir}", markup=False)
     with (
         running_service(settings, log_dir=settings.data_dir / "logs") as service,
         Client(service.address, api_key=service.first_key, patience_seconds=5.0) as client,
@@ -49,9 +61,9 @@ def compress_here(recipe: Recipe, out: Path, path: LocalModel | None) -> None:
         if service.first_key is not None:
             announce_access(service)
         job = client.submit(recipe)
-        STDOUT.print(f"Job {job.id} is accepted.", markup=False)
+        console.print(f"Job {job.id} is accepted.", markup=False)
         try:
-            finish(client, job, out, service.check)
+            finish(client, job, out, service.check, as_json)
         except ClientError:
             service.check()
             raise
@@ -61,16 +73,20 @@ def compress_here(recipe: Recipe, out: Path, path: LocalModel | None) -> None:
             raise
 
 
-def finish(client: Client, job: Job, out: Path, check: Callable[[], None]) -> None:
+def finish(client: Client, job: Job, out: Path, check: Callable[[], None], as_json: bool) -> None:
     """Wait for the job, download its checkpoint to `out`, and print the comparison.
 
     Raises:
         JobNotSucceeded: the job failed or was cancelled, possibly with a result, which is downloaded first.
     """
-    job = follow(client, job.id, check)
-    download(client, job.id, out)
-    print_comparison(job)
-    STDOUT.print(f"The checkpoint is in {out.resolve()}", markup=False)
+    console = console_for(as_json)
+    job = follow(client, job.id, check, console)
+    download(client, job.id, out, console)
+    if as_json:
+        print_json(job)
+    else:
+        print_comparison(job)
+    console.print(f"The checkpoint is in {out.resolve()}", markup=False)
     check_success(job)
 
 

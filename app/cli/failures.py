@@ -8,12 +8,15 @@ from typing import NoReturn
 from pydantic import ValidationError
 
 from app.cli.extras import ExtraMissing
+from app.cli.follow import JobNotSucceeded
 from app.cli.terminal import STDERR, paragraph
-from app.client import ClientError, ProblemError
+from app.client import ClientError, ProblemError, ServiceUnreachable
+from app.contract.codes import FailureCode
 from app.errors import ModelpressError, Refused
 from app.settings import Settings
 
-FAILED, MISUSED = 1, 2
+FAILED, MISUSED, BELOW_GATE, INFRASTRUCTURE = 1, 2, 3, 4
+TOO_MANY_REQUESTS = 429
 
 
 @contextmanager
@@ -24,15 +27,29 @@ def failures_explained() -> Iterator[None]:
     except ValidationError as error:
         give_up(settings_lines(error), MISUSED)
     except ProblemError as error:
-        give_up(str(error), MISUSED if error.status < 500 else FAILED)
+        busy = error.status >= 500 or error.status == TOO_MANY_REQUESTS
+        give_up(str(error), INFRASTRUCTURE if busy else MISUSED)
     except Refused as error:
         give_up(f"{error.field}: {error.message}", MISUSED)
     except ExtraMissing as error:
         give_up(str(error), MISUSED)
+    except JobNotSucceeded as error:
+        give_up(str(error), code_of(error))
+    except ServiceUnreachable as error:
+        give_up(str(error), INFRASTRUCTURE)
     except (ClientError, ModelpressError) as error:
         give_up(str(error), FAILED)
     except OSError as error:
         give_up(": ".join(str(part) for part in (error.filename, error.strerror or error) if part), FAILED)
+
+
+def code_of(error: JobNotSucceeded) -> int:
+    """Return the exit code for a job: a missed gate and a fault of the machines differ from a fault of the job."""
+    if error.failure is None:
+        return FAILED
+    if error.failure.code == FailureCode.QUALITY_GATE:
+        return BELOW_GATE
+    return INFRASTRUCTURE if error.failure.retryable else FAILED
 
 
 def give_up(message: str, code: int) -> NoReturn:

@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from rich.console import Console
+
 from app.cli.progress import DownloadProgress, progress_display, show_job
 from app.cli.tables import achieved_ratios, comparison_table, failure_line, requested_ratios, sweep_table
 from app.cli.terminal import STDOUT
 from app.client import Client
-from app.contract.job import Job, State
+from app.contract.job import Failure, Job, State
 from app.errors import ModelpressError
 
 
@@ -17,15 +19,19 @@ class JobNotSucceeded(ModelpressError):
     code = "job_not_succeeded"
     title = "The job did not succeed"
 
+    def __init__(self, message: str, failure: Failure | None = None) -> None:
+        super().__init__(message)
+        self.failure = failure
 
-def follow(client: Client, job_id: str, check: Callable[[], None]) -> Job:
+
+def follow(client: Client, job_id: str, check: Callable[[], None], console: Console = STDOUT) -> Job:
     """Show the job's progress until it ends, and return it. `check` is called at every poll.
 
     Raises:
         JobNotSucceeded: it ended without a checkpoint.
     """
-    with progress_display(STDOUT) as display:
-        for job in client.wait(job_id):
+    with progress_display(console) as display:
+        for job in client.wait(job_id, poll_seconds=1.0):
             check()
             show_job(display, job)
     if "checkpoint" not in job.links:
@@ -40,12 +46,12 @@ def check_success(job: Job) -> None:
         JobNotSucceeded: it failed or was cancelled.
     """
     if job.state is State.FAILED:
-        raise JobNotSucceeded(f"Job {job.id} failed. {failure_line(job)}")
+        raise JobNotSucceeded(f"Job {job.id} failed. {failure_line(job)}", job.error)
     if job.state is State.CANCELLED:
         raise JobNotSucceeded(f"Job {job.id} was cancelled.")
 
 
-def download(client: Client, job_id: str, directory: Path) -> None:
+def download(client: Client, job_id: str, directory: Path, console: Console = STDOUT) -> None:
     """Download the job's checkpoint into `directory`, showing the progress.
 
     Raises:
@@ -54,7 +60,7 @@ def download(client: Client, job_id: str, directory: Path) -> None:
     artifacts = client.artifacts(job_id)
     if not artifacts:
         raise JobNotSucceeded(f"Job {job_id} has no checkpoint: it is {client.get(job_id).state}.")
-    with progress_display(STDOUT) as display:
+    with progress_display(console) as display:
         client.download(job_id, directory, DownloadProgress(display, sum(artifact.bytes for artifact in artifacts)))
 
 

@@ -5,19 +5,21 @@ from typing import Annotated
 
 import typer
 
-from app.cli import jobs, service
+from app.cli import control, jobs, service
 from app.cli.failures import failures_explained
 
 application = typer.Typer(
     name="modelpress",
-    help="Compresses transformer language models: runs the service, or acts as its client.",
+    help="Compresses transformer language models: runs the service, or acts as its client. Exit codes of client "
+    "commands: 1 the job failed, 2 the request is refused, 3 the result misses the gate, 4 the service or its workers "
+    "failed.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 service.register(application)
 jobs.register(application)
+control.register(application)
 
 
 def print_version(wanted: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from app.cli.recipes import pairs_of
 from app.contract.recipe import Trainable
 from app.errors import Refused
 from workers.compression.spec.formats import FORMATS, MAIN
@@ -77,6 +78,9 @@ RECIPE_OPTIONS: tuple[RecipeOption, ...] = (
         f"Also write the result in this format ({', '.join(OTHER_FORMATS)}), in a directory of its name. {AGAIN}",
         "FORMAT",
     ),
+    RecipeOption("--device", "device", str, "Workers that may compute it: cpu, gpu, or a label that some offer."),
+    RecipeOption("--priority", "priority", int, "Jobs of the team with a higher number are computed first."),
+    RecipeOption("--metadata", "metadata", list[str], f"A pair of yours, stored with the job. {AGAIN}", "KEY=VALUE"),
     RecipeOption("--seed", "seed", int, "Seed of everything random: two runs with one seed do the same."),
 )
 
@@ -112,7 +116,11 @@ def recipe_fields(values: Mapping[str, Any]) -> dict[str, Any]:
         place = fields
         for section in sections:
             place = place.setdefault(section, {})
-        place[name] = [MAIN, *value] if option.field == "formats" else value
+        if option.field == "formats":
+            value = [MAIN, *value]
+        elif option.field == "metadata":
+            value = pairs_of(value)
+        place[name] = value
     method = method_field(values.get("method"), values.get("method_option") or ())
     return fields if method is None else fields | {"method": method}
 

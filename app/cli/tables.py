@@ -8,8 +8,12 @@ from typing import Any
 from rich.filesize import decimal
 from rich.table import Column, Table
 
+from app.cli.terminal import STDOUT
+from app.contract.estimate import Estimate
+from app.contract.event import JobEvent
 from app.contract.job import Comparison, Job, JobSummary, Metrics, SweepResult
 from app.contract.recipe import Recipe
+from app.contract.worker import Worker
 from workers.compression.spec.methods import METHODS
 
 
@@ -136,7 +140,7 @@ def options_of(recipe: Recipe) -> Iterator[tuple[str, Any]]:
 
 def job_table(jobs: Iterable[JobSummary]) -> Table:
     """Return a table with a row for each job."""
-    table = Table(Column("job", no_wrap=True), "state", "progress", "model", "ratio", "method", "queued")
+    table = plain_table(Column("job", no_wrap=True), "state", "progress", "model", "ratio", "method", "queued")
     for job in jobs:
         table.add_row(
             job.id,
@@ -148,6 +152,40 @@ def job_table(jobs: Iterable[JobSummary]) -> Table:
             moment(job.timestamps.queued),
         )
     return table
+
+
+def worker_table(workers: Iterable[Worker]) -> Table:
+    """Return a table with a row for each worker."""
+    table = plain_table(Column("worker", no_wrap=True), "state", "device", "labels", "job", "heard of")
+    for worker in workers:
+        labels = ", ".join(worker.labels)
+        table.add_row(worker.id, worker.state, worker.device, labels, worker.job or "", moment(worker.beat_at))
+    return table
+
+
+def plain_table(*columns: Column | str) -> Table:
+    """Return a table that has no lines where it is printed into a file or a pipe."""
+    return Table(*columns) if STDOUT.is_terminal else Table(*columns, box=None, pad_edge=False)
+
+
+def event_line(event: JobEvent) -> str:
+    """Return what happened as a line."""
+    told = event.data.get("line") or " ".join(f"{name}={value}" for name, value in event.data.items())
+    return f"{moment(event.at)} {event.kind} {told}"
+
+
+def estimate_lines(estimate: Estimate) -> str:
+    """Return an estimate, one name and value a line."""
+    lines = [("accepted", "yes" if estimate.accepted else "no")]
+    lines += [("refused", f"{error['field']}: {error['message']}") for error in estimate.errors]
+    if estimate.range is not None:
+        lines.append(("ratios", f"{estimate.range.lowest:.4g} to {estimate.range.highest:.4g}"))
+    lines.append(("before", decimal(estimate.bytes_before)))
+    lines += [("after", f"{decimal(size.bytes)} at {size.target_ratio:g}") for size in estimate.sizes]
+    lines += [("memory", f"about {decimal(estimate.memory_bytes)}"), ("disk", f"about {decimal(estimate.disk_bytes)}")]
+    for time in estimate.times:
+        lines.append(("time", f"{duration(time.seconds)} on {time.device}, from {time.attempts} finished attempts"))
+    return "\n".join(f"{name:<12}{value}" for name, value in lines)
 
 
 def job_details(job: Job) -> str:

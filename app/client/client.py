@@ -9,23 +9,31 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
-from urllib.parse import quote
-from uuid import uuid4
+from typing import Self
 
 import httpx2
 
+from app.client import calls
+from app.client.calls import Call, Wanted
 from app.client.download import ByteReport, download_artifact
-from app.client.transport import Answer, parse, refusal, send
-from app.contract.job import Artifact, ArtifactList, Job, JobPage, State
+from app.client.transport import Answer, parse, refusal, send, unreachable
+from app.contract.estimate import Estimate
+from app.contract.event import EventKind, JobEvent
+from app.contract.job import Artifact, Job, JobPage, JobSummary
 from app.contract.recipe import Recipe
+from app.contract.worker import Worker
 
+WAIT_SECONDS = 20
+"""For how long the service is asked to hold back its answer while a job has not ended."""
+FOLLOW_SECONDS = 1.0
 KEY_VARIABLE = "MODELPRESS_API_KEY"
+ANY = Wanted()
 
 
-def authorization(api_key: str | None) -> dict[str, str]:
-    """Return the header that shows a key, if there is one."""
-    return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+def headers_with(api_key: str | None) -> dict[str, str]:
+    """Return the headers of every request, with the key, or that of MODELPRESS_API_KEY, if there is one."""
+    key = api_key or os.environ.get(KEY_VARIABLE)
+    return {"User-Agent": "modelpress"} | ({"Authorization": f"Bearer {key}"} if key else {})
 
 
 class Client:
@@ -55,7 +63,7 @@ class Client:
             base_url=self.url,
             timeout=httpx2.Timeout(timeout_seconds, connect=5.0),
             follow_redirects=True,
-            headers={"User-Agent": "modelpress"} | authorization(api_key or os.environ.get(KEY_VARIABLE)),
+            headers=headers_with(api_key),
         )
 
     def __enter__(self) -> Self:
@@ -75,28 +83,77 @@ class Client:
 
         A key that was sent before returns the job that it was sent for; without one, each call makes a job.
         """
-        body = recipe.model_dump(mode="json", exclude_unset=True)
-        headers = {"Idempotency-Key": idempotency_key or uuid4().hex}
-        return self._ask(Job, "POST", "/jobs", json=body, headers=headers)
+        return self._ask(calls.submit(recipe, idempotency_key))
 
-    def get(self, job_id: str) -> Job:
-        """Return the job as it is now."""
-        return self._ask(Job, "GET", f"/jobs/{job_id}")
+    def estimate(self, recipe: Recipe) -> Estimate:
+        """Return what a job would take and make; nothing is posted."""
+        return self._ask(calls.estimate(recipe))
 
-    def page(self, *, after: str | None = None, limit: int | None = None, state: State | None = None) -> JobPage:
+    def get(self, job_id: str, *, wait_seconds: int = 0) -> Job:
+        """Return the job as it is now; with `wait_seconds`, as it is when it has ended or that time is over."""
+        return self._ask(calls.get(job_id, wait_seconds))
+
+    def page(self, wanted: Wanted = ANY, *, after: str | None = None, limit: int | None = None) -> JobPage:
         """Return up to `limit` jobs, newest first, beginning behind the cursor `after`."""
-        asked = {"after": after, "limit": limit, "state": state and state.value}
-        return self._ask(
-            JobPage, "GET", "/jobs", params={name: value for name, value in asked.items() if value is not None}
-        )
+        return self._ask(calls.page(wanted, after, limit))
+
+    def jobs(self, wanted: Wanted = ANY, *, page_size: int | None = None) -> Iterator[JobSummary]:
+        """Yield every job, newest first, asking for a page whenever one is needed."""
+        after: str | None = None
+        while True:
+            page = self.page(wanted, after=after, limit=page_size)
+            yield from page.jobs
+            after = page.next
+            if after is None:
+                return
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job and return it; it may still be `cancelling`."""
-        return self._ask(Job, "POST", f"/jobs/{job_id}/cancel")
+        return self._ask(calls.cancel(job_id))
+
+    def retry(self, job_id: str) -> Job:
+        """Post a failed or cancelled job again, and return the new one, which goes on with what is left of its work.
+
+        Never repeated once it has reached the service: a second one would be another job.
+        """
+        try:
+            return parse(Job, self._http.post(f"/jobs/{job_id}/retry"))
+        except httpx2.TransportError as error:
+            raise unreachable(error) from error
+
+    def delete(self, job_id: str) -> None:
+        """Delete a job that has ended, with its files."""
+        answer = send(lambda: self._http.delete(f"/jobs/{job_id}"), patience_seconds=self.patience_seconds)
+        if not answer.is_success:
+            raise refusal(answer)
+
+    def workers(self) -> tuple[Worker, ...]:
+        """Return every worker of the service."""
+        return self._ask(calls.workers()).workers
+
+    def events(self, job_id: str, *, after: int = 0, kind: EventKind | None = None) -> Iterator[JobEvent]:
+        """Yield what has happened to a job so far, oldest first."""
+        while True:
+            page = self._ask(calls.events(job_id, after, kind))
+            yield from page.events
+            if page.next is None:
+                return
+            after = page.next
+
+    def follow(self, job_id: str) -> Iterator[JobEvent]:
+        """Yield what has happened to a job and what happens, until it ends."""
+        after = 0
+        while True:
+            for event in self.events(job_id, after=after):
+                after = event.id
+                yield event
+                if event.is_last:
+                    return
+            time.sleep(FOLLOW_SECONDS)
 
     def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
         """Return the files of a job's result; none while there is no result."""
-        return self._ask(ArtifactList, "GET", f"/jobs/{job_id}/artifacts").artifacts
+        return self._ask(calls.artifacts(job_id)).artifacts
 
     def download(self, job_id: str, directory: Path, report: ByteReport | None = None) -> tuple[Path, ...]:
         """Download every file of a job's checkpoint, check its SHA-256, and return the paths.
@@ -111,7 +168,7 @@ class Client:
         return tuple(
             download_artifact(
                 self._http,
-                f"/jobs/{job_id}/artifacts/{quote(artifact.name)}",
+                calls.artifact_path(job_id, artifact.name),
                 artifact,
                 directory,
                 patience_seconds=self.patience_seconds,
@@ -120,12 +177,21 @@ class Client:
             for artifact in self.artifacts(job_id)
         )
 
-    def wait(self, job_id: str, *, poll_seconds: float = 1.0) -> Iterator[Job]:
-        """Yield the job at each poll, up to and including its final state."""
-        while not (job := self.get(job_id)).state.has_ended:
+    def wait(self, job_id: str, *, poll_seconds: float | None = None) -> Iterator[Job]:
+        """Yield the job at each look, up to and including its final state.
+
+        Without `poll_seconds`, the service is asked to answer when the job has ended, or after a while: few requests,
+        and the end is known at once. With it, the job is looked at in this rhythm, for a display of its progress; what
+        has not changed is not sent again.
+        """
+        job, etag = None, None
+        while job is None or not job.state.has_ended:
+            if job is not None:
+                time.sleep(poll_seconds or 0)
+            answer = self._send(calls.get(job_id, WAIT_SECONDS if poll_seconds is None else 0, etag))
+            if job is None or answer.status_code != httpx2.codes.NOT_MODIFIED:
+                job, etag = parse(Job, answer), answer.headers.get("etag")
             yield job
-            time.sleep(poll_seconds)
-        yield job
 
     def is_alive(self) -> bool:
         """Return whether a service answers at this address; never retries."""
@@ -142,9 +208,13 @@ class Client:
             return str(error) or type(error).__name__
         return None if answer.is_success else str(refusal(answer))
 
-    def _ask(self, kind: type[Answer], method: str, path: str, **options: Any) -> Answer:
-        answer = send(
-            lambda: self._http.request(method, path, **options),
+    def _ask(self, call: Call[Answer]) -> Answer:
+        return parse(call.kind, self._send(call))
+
+    def _send(self, call: Call[Answer]) -> httpx2.Response:
+        return send(
+            lambda: self._http.request(
+                call.method, call.path, params=call.params, headers=call.headers, json=call.json
+            ),
             patience_seconds=self.patience_seconds,
         )
-        return parse(kind, answer)

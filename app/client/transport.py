@@ -1,7 +1,8 @@
 """Send requests with retries, and parse answers according to the contract."""
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import httpx2
@@ -24,18 +25,28 @@ class Patience:
         self._deadline = time.monotonic() + seconds
         self._pause = FIRST_PAUSE_SECONDS
 
-    def pause(self) -> bool:
-        """Sleep before the next try and return True, or return False at once if the time is up."""
+    def next_pause(self, asked: float = 0.0) -> float | None:
+        """Return how long to wait before the next try, at least `asked` seconds; None if the time is up by then."""
         left = self._deadline - time.monotonic()
-        if left <= 0:
-            return False
-        time.sleep(min(self._pause, left))
+        if left <= asked:
+            return None
+        pause = max(min(self._pause, left), asked)
         self._pause = min(2 * self._pause, LONGEST_PAUSE_SECONDS)
+        return pause
+
+    def pause(self, asked: float = 0.0) -> bool:
+        """Sleep before the next try and return True, or return False at once if the time is up."""
+        pause = self.next_pause(asked)
+        if pause is None:
+            return False
+        time.sleep(pause)
         return True
 
 
 def send(request: Callable[[], httpx2.Response], *, patience_seconds: float) -> httpx2.Response:
     """Send a request that may be repeated, retry it after any failure, and return the answer, whatever its status.
+
+    A busy service is asked again as soon as its `Retry-After` says.
 
     Raises:
         ServiceUnreachable: no answer arrived in time.
@@ -48,8 +59,34 @@ def send(request: Callable[[], httpx2.Response], *, patience_seconds: float) -> 
             if not patience.pause():
                 raise unreachable(error) from error
         else:
-            if not (answer.status_code in BUSY and patience.pause()):
+            if not (answer.status_code in BUSY and patience.pause(asked_pause(answer))):
                 return answer
+
+
+async def send_async(request: Callable[[], Awaitable[httpx2.Response]], *, patience_seconds: float) -> httpx2.Response:
+    """Do what `send` does, and let others run meanwhile."""
+    patience = Patience(patience_seconds)
+    while True:
+        answer, failure = None, None
+        try:
+            answer = await request()
+        except httpx2.TransportError as error:
+            failure = error
+        if answer is not None and answer.status_code not in BUSY:
+            return answer
+        pause = patience.next_pause(0.0 if answer is None else asked_pause(answer))
+        if pause is not None:
+            await asyncio.sleep(pause)
+        elif answer is not None:
+            return answer
+        elif failure is not None:
+            raise unreachable(failure) from failure
+
+
+def asked_pause(answer: httpx2.Response) -> float:
+    """Return the seconds that `Retry-After` asks to wait; 0 without it, and where it is no number."""
+    text = answer.headers.get("retry-after", "")
+    return float(text) if text.isdecimal() else 0.0
 
 
 def unreachable(error: httpx2.TransportError) -> ServiceUnreachable:

@@ -1,5 +1,6 @@
 """The command line as a person meets it: what it prints, where it ends, and that it never shows a traceback."""
 
+import json
 import os
 import signal
 import subprocess
@@ -158,7 +159,7 @@ def test_a_result_below_the_gate_is_downloaded_before_the_command_fails(
     script.states, script.files = [below_gate()], {"config.json": b"{}"}
     done = run("compress", "local:tiny", "--ratio", "1.31", "--out", "out", "--max-perplexity-ratio", "1.5")
     assert script.posted[0]["evaluation"] == {"gate": {"max_perplexity_ratio": 1.5}}
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "quality_gate: the perplexity is too high" in done.stderr
     assert (tmp_path / "out" / "config.json").is_file()
 
@@ -294,3 +295,50 @@ def test_the_client_imports_nothing_of_the_server(run: Run) -> None:
         [sys.executable, "-c", probe], cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE_SECONDS
     )
     assert done.stdout == "[]\n"
+
+
+def test_a_recipe_file_says_every_field_and_options_change_some(run: Run, script: Script, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        "model: local:tiny\ntarget_ratio: 2\ncalibration: {datasets: ['builtin:python-docs'], sequences: 4}\n"
+    )
+    done = run(
+        *("compress", "--recipe", "recipe.yaml", "--ratio", "1.31", "--sequences", "8", "--metadata", "team=search"),
+        *("--detach", "--idempotency-key", "nightly"),
+    )
+    assert (done.returncode, done.stdout) == (0, "job_1\n"), done.stderr
+    assert script.posted == [
+        {
+            "model": "local:tiny",
+            "target_ratio": 1.31,
+            "calibration": {"datasets": ["builtin:python-docs"], "sequences": 8},
+            "metadata": {"team": "search"},
+        }
+    ]
+    assert script.keys == ["nightly"]
+
+
+def test_json_is_all_that_a_program_reads(run: Run, script: Script) -> None:
+    script.states = [running(0.4), succeeded()]
+    waited = run("wait", "job_1", "--json")
+    assert json.loads(waited.stdout)["state"] == "succeeded"
+    assert "40%" in waited.stderr
+    listed = run("jobs", "--json")
+    assert [json.loads(line)["id"] for line in listed.stdout.splitlines()] == ["job_1"]
+
+
+def test_the_list_has_no_lines_of_a_box_in_a_pipe(run: Run) -> None:
+    assert not set("│─┃━") & set(run("jobs").stdout)
+
+
+def test_a_service_that_is_not_there_is_told_apart_from_a_job_that_failed(run: Run, free_port: int) -> None:
+    assert run("show", "job_1", "--url", f"http://127.0.0.1:{free_port}").returncode == 4
+
+
+def test_what_has_happened_is_printed_as_lines(run: Run) -> None:
+    done = run("logs", "job_1", "--follow")
+    assert [line.split(maxsplit=2)[2] for line in done.stdout.splitlines()] == [
+        "state state=queued",
+        "metric step=1 name=loss value=0.5",
+        "log a word",
+        "state state=succeeded",
+    ]

@@ -76,6 +76,20 @@ def summary(job: Job) -> JobSummary:
     )
 
 
+HAPPENED = tuple(
+    {"id": number, "at": MOMENT.isoformat(), "attempt": 1, "kind": kind, "data": data}
+    for number, (kind, data) in enumerate(
+        (
+            ("state", {"state": "queued"}),
+            ("metric", {"step": 1, "name": "loss", "value": 0.5}),
+            ("log", {"line": "a word"}),
+            ("state", {"state": "succeeded"}),
+        ),
+        1,
+    )
+)
+
+
 @dataclass
 class Script:
     """The answers of the server. Each GET of the job takes the next of `states`; the last one stays.
@@ -97,6 +111,10 @@ class Script:
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     posted: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
+    preferences: list[str] = field(default_factory=list)
+    authorizations: list[str] = field(default_factory=list)
+    retry_after: int | None = None
+    events: list[dict[str, Any]] = field(default_factory=lambda: list(HAPPENED))
     url: str = ""
 
     def next_state(self) -> Job:
@@ -114,12 +132,18 @@ class Handler(BaseHTTPRequestHandler):
         """Test output is no access log."""
 
     def do_GET(self) -> None:
+        self.script.preferences += [value for value in [self.headers.get("Prefer")] if value]
+        self.script.authorizations += [value for value in [self.headers.get("Authorization")] if value]
         if self.refused():
             return
         if self.path.startswith("/jobs/job_1/artifacts/"):
             self.send_file(self.path.removeprefix("/jobs/job_1/artifacts/"))
         elif self.path == "/jobs/job_1/artifacts":
             self.send_json({"artifacts": [self.artifact(name) for name in self.script.files]})
+        elif self.path.startswith("/jobs/job_1/events"):
+            after = int(self.path.partition("after=")[2].partition("&")[0] or 0)
+            events = [event for event in self.script.events if event["id"] > after]
+            self.send_json({"events": events, "next": events[-1]["id"] if events else None})
         elif self.path == "/jobs/job_1":
             self.send_json(self.script.next_state().model_dump(mode="json"))
         elif re.match(r"/jobs(\?|$)", self.path):
@@ -189,6 +213,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", media_type)
         self.send_header("Content-Length", str(len(content)))
+        if self.script.retry_after is not None and status >= 400:
+            self.send_header("Retry-After", str(self.script.retry_after))
         self.end_headers()
         self.wfile.write(content)
 

@@ -1,10 +1,12 @@
 """The client against a server that answers by script: what it asks, repeats, and refuses to believe."""
 
+import asyncio
+import time
 from pathlib import Path
 
 import pytest
 
-from app.client import Client, ProblemError, ServiceUnreachable, UnexpectedAnswer
+from app.client import AsyncClient, Client, ProblemError, ServiceUnreachable, UnexpectedAnswer, Wanted
 from app.contract.job import Problem, State
 from app.contract.recipe import Recipe
 from tests.support.loopback import Script, make_job, running, succeeded
@@ -79,7 +81,7 @@ def test_waiting_yields_every_look_up_to_the_last_state(script: Script) -> None:
 
 def test_the_page_is_asked_for_by_state_and_limit(script: Script) -> None:
     with Client(script.url) as client:
-        client.page(limit=5, state=State.SUCCEEDED)
+        client.page(Wanted(state=State.SUCCEEDED), limit=5)
     assert script.asked("GET") == ["/jobs?limit=5&state=succeeded"]
 
 
@@ -94,3 +96,50 @@ def test_artifacts_are_listed_with_their_digests(script: Script, tmp_path: Path)
     with Client(script.url) as client:
         (artifact,) = client.artifacts("job_1")
     assert (artifact.name, artifact.bytes) == ("config.json", 2)
+
+
+def test_waiting_asks_the_service_to_hold_back_its_answer(script: Script) -> None:
+    script.states = [running(0.5), succeeded()]
+    with Client(script.url) as client:
+        assert [job.state for job in client.wait("job_1")] == [State.RUNNING, State.SUCCEEDED]
+    assert script.preferences == ["wait=20", "wait=20"]
+
+
+def test_a_busy_service_is_asked_again_when_it_says(script: Script) -> None:
+    script.refusals, script.retry_after = [BUSY], 1
+    asked = time.monotonic()
+    with Client(script.url) as client:
+        client.get("job_1")
+    assert time.monotonic() - asked >= 1
+
+
+def test_jobs_and_events_are_read_page_by_page(script: Script) -> None:
+    with Client(script.url) as client:
+        assert [job.id for job in client.jobs(Wanted(metadata={"team": "search"}))] == ["job_1"]
+        assert [event.id for event in client.events("job_1")] == [1, 2, 3, 4]
+    assert script.asked("GET")[0] == "/jobs?metadata=team%3Dsearch"
+
+
+def test_the_asynchronous_client_does_the_same(script: Script, tmp_path: Path) -> None:
+    script.refusals = [BUSY]
+    script.files = {"config.json": b"{}"}
+
+    async def use() -> list[object]:
+        async with AsyncClient(script.url) as client:
+            posted = await client.submit(RECIPE)
+            ended = await client.wait(posted.id)
+            listed = [job.id async for job in client.jobs()]
+            happened = [event.id async for event in client.events(posted.id)]
+            paths = await client.download(posted.id, tmp_path)
+            return [ended.state, listed, happened, [path.read_bytes() for path in paths]]
+
+    assert asyncio.run(use()) == [State.SUCCEEDED, ["job_1"], [1, 2, 3, 4], [b"{}"]]
+    assert len(set(script.keys)) == 1
+
+
+def test_the_key_of_the_environment_is_sent_and_never_shown(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELPRESS_API_KEY", "mp_secret")
+    with Client(script.url) as client:
+        client.get("job_1")
+        assert "mp_secret" not in repr(client) + repr(vars(client))
+    assert script.authorizations == ["Bearer mp_secret"]
