@@ -2,7 +2,7 @@
 
     python -m bench.gpu.carry MODEL.gguf --data ../shared/data --to .gpu
 
-`first` has half of the weights, `second` the other half, the texts in token ids, the commit, and wheels for the Python
+`first` has one part of the weights, `second` the other, the texts in token ids, the commit, and wheels for the Python
 of that machine.
 """
 
@@ -17,7 +17,10 @@ from transformers import AutoTokenizer
 
 from bench.gpu.weights import HALF, HALVES, TOKENS
 
-WHEELS = ("pydantic", "pydantic-core", "annotated-types", "typing-inspection", "gguf")
+WHEELS = (
+    *("pydantic", "pydantic-core", "annotated-types", "typing-inspection"),
+    *("compressed-tensors", "loguru", "gguf"),
+)
 """What the compression library needs and that machine does not have; the rest it has."""
 
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
@@ -36,9 +39,10 @@ def main(arguments: list[str]) -> None:
     for folder in (first, second):
         folder.mkdir(parents=True, exist_ok=True)
     content = asked.model.read_bytes()
-    middle = len(content) // 2
-    (first / HALF).write_bytes(content[:middle])
-    (second / HALF).write_bytes(content[middle:])
+    # The second part has room for the rest.
+    cut = len(content) * 11 // 20
+    (first / HALF).write_bytes(content[:cut])
+    (second / HALF).write_bytes(content[cut:])
     save_file(tokenised(asked.model, asked.data), second / TOKENS)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True).stdout
     (second / "commit").write_text(commit)
