@@ -195,12 +195,12 @@ def _named(inventory: Inventory, options: MethodOptions, wanted: Wanted) -> list
 
 
 def _chosen(inventory: Inventory, options: MethodOptions, wanted: Wanted) -> list[Candidate]:
-    """Return the ways among which a method such as `auto` chooses by trial."""
+    """Return the ways among which a method such as `auto` chooses: by trial where no weight is rounded."""
     if wanted.precision != PLAIN_BITS:
         alone, *combined = _combinable(inventory, options)
         found = _named(inventory, alone, wanted)
         if not found or wanted.ratio > _comfortable(inventory, wanted):
-            found = [way for each in combined for way in _named(inventory, each, wanted)] or found
+            found = next(filter(None, (_named(inventory, each, wanted) for each in combined)), found)
         if found:
             return found
     if wanted.precision in ("auto", PLAIN_BITS) and wanted.ratio in method_of(options).range(inventory, options):
@@ -215,7 +215,10 @@ def _structural(inventory: Inventory, options: MethodOptions, wanted: Wanted) ->
 
 
 def _combinable(inventory: Inventory, options: MethodOptions) -> tuple[MethodOptions, ...]:
-    """Return the methods that a method such as `auto` may combine with rounding, that without structure first."""
+    """Return the methods that a method such as `auto` may combine with rounding, the preferred ones first.
+
+    The first of them that reaches the ratio is taken without a trial: trials of two take longer than the rest of a job.
+    """
     return (QuantisationOptions(), *method_of(options).plain(inventory, options))
 
 

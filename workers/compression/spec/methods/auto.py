@@ -21,10 +21,11 @@ class AutoMethod(Method[AutoOptions]):
     """A method that chooses among others by a trial of each candidate (`workers.compression.choice`)."""
 
     name: ClassVar[str] = "auto"
-    title: ClassVar[str] = "the best of several, by trial"
+    title: ClassVar[str] = "bits first, then structure"
     description: ClassVar[str] = (
-        "Tries `low_rank`, `width_low_rank`, `width` and `fusion` on part of the calibration text and takes the one "
-        "that does best on held-out text. The report lists the result of each trial."
+        "Rounds weights as `quantisation` does, after `width` where four bits a weight do not suffice. With "
+        '`"precision": 16` it tries `low_rank`, `width_low_rank`, `width` and `fusion` on part of the calibration text '
+        "and takes the one that does best on held-out text; the report lists the result of each trial."
     )
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.TRIALS})
     leaves: ClassVar[Leaves] = Leaves.EITHER
