@@ -62,8 +62,7 @@ class _Reached(Exception):
 class StreamedModel:
     """A causal language model of which one part at a time is in memory. Make one with `open`.
 
-    It computes in `dtype` on `device`, in evaluation mode, and its weights need no gradients. `ahead` reads the next
-    block while one computes; it is None where each block is read when it is asked for.
+    It computes in `dtype` on `device`, in evaluation mode, without gradients of weights. `ahead` reads the next block.
     """
 
     def __init__(
@@ -180,8 +179,8 @@ class StreamedModel:
         Its modules may be replaced meanwhile; the replacements keep their weights.
         """
         block = copy.deepcopy(self._blocks.get_submodule(str(index)))
-        prefix = f"{self.inventory.block_prefix}.{index}."
-        block.load_state_dict(self._read_below(prefix) if self.ahead is None else self.ahead.take(index), assign=True)
+        name = f"{self.inventory.block_prefix}.{index}."
+        block.load_state_dict(self.ahead.take(index) if self.ahead else self._read_below(name), assign=True)
         modules = list(block.modules())
         try:
             yield block
