@@ -20,6 +20,7 @@ from app.api import (
     methods,
     problems,
     schemas,
+    sources,
     start,
     workers,
 )
@@ -64,7 +65,7 @@ def create_app(settings: ServerSettings, *, is_open: bool = False) -> FastAPI:
     app.state.storage = open_storage(settings.artifacts_url)
     app.add_middleware(RequestFrame, max_body_bytes=MAX_BODY_BYTES, root_path=settings.root_path or "")
     problems.install(app)
-    for resource in (start, jobs, events, artifacts, keys, workers, methods, architectures, schemas, health):
+    for resource in (start, jobs, events, artifacts, keys, workers, sources, methods, architectures, schemas, health):
         app.include_router(resource.router)
     documentation.install(app)
     return app

@@ -66,3 +66,10 @@ class ArchitectureList(Answer):
     """All architectures."""
 
     architectures: tuple[ArchitectureInfo, ...]
+
+
+class SourceList(Answer):
+    """Models or texts that a recipe can name."""
+
+    references: tuple[str, ...] = Field(description="of very many, some")
+    hub: bool = Field(description="whether names of the hub can be sent as well")

@@ -34,7 +34,11 @@ def locate(name: str, roots: tuple[Path, ...], *, field: str, unknown: type[Refu
         raise OutsideRoots(
             field, f"'{shown}' is a link that leads out of the directories of {setting}; put a copy there"
         )
-    raise unknown(field, f"there is no '{shown}' in the directories of {setting}; check the name")
+    raise unknown(
+        field,
+        f"there is no '{shown}' in the directories of {setting}; check the name against "
+        f"GET /{'models' if field == 'model' else 'datasets'}",
+    )
 
 
 def resolved(path: Path) -> Path | None:

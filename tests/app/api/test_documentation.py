@@ -19,6 +19,8 @@ def test_operations_have_readable_names(operations: dict[str, dict[str, Any]]) -
         "list_jobs",
         "get_job",
         "cancel_job",
+        "list_models",
+        "list_datasets",
         "estimate_job",
         "list_events",
         "stream_events",
