@@ -13,7 +13,7 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --no-deps --index-url "$TORCH_INDEX" "$(grep '^torch==' constraints.txt)"
 # Dependencies first, without our packages, so that a change of code does not fetch them again.
 COPY pyproject.toml README.md LICENSE ./
-RUN pip install --constraint constraints.txt '.[worker,quantisation,gguf]'
+RUN pip install --constraint constraints.txt '.[worker,gguf]'
 COPY app app
 COPY workers workers
 COPY migrations migrations

@@ -131,8 +131,8 @@ class Comparison(Answer):
     )
     formats: dict[str, Metrics] = Field(
         default_factory=dict,
-        description="per format that rounds, such as `int4`: `parameters` counts the dequantised weights, so only "
-        "`bytes` is smaller; its speed is measured with dequantised weights in floating point",
+        description="per further format whose weights are rounded: `parameters` counts the dequantised weights, so "
+        "only `bytes` is smaller; its speed is measured with dequantised weights in floating point",
     )
     protocols: dict[str, Protocol] = Field(default_factory=dict, description="per evaluation dataset")
 

@@ -179,11 +179,11 @@ def test_a_baseline_is_asked_for_and_shown_beside_the_result(run: Run, script: S
 
 def test_further_formats_are_asked_for_and_shown_beside_the_result(run: Run, script: Script) -> None:
     rounded = AFTER.model_copy(update={"bytes": 55_555_000})
-    script.states = [succeeded(metrics=Comparison(before=BEFORE, after=AFTER, formats={"int8": rounded}))]
+    script.states = [succeeded(metrics=Comparison(before=BEFORE, after=AFTER, formats={"dense": rounded}))]
     script.files = {"config.json": b"{}"}
-    done = run("compress", "local:tiny", "--ratio", "1.31", "--out", "out", "--format", "int8", COLUMNS="200")
-    assert script.posted[0]["formats"] == ["safetensors", "int8"]
-    for told in ("int8", "55.6 MB"):
+    done = run("compress", "local:tiny", "--ratio", "1.31", "--out", "out", "--format", "dense", COLUMNS="200")
+    assert script.posted[0]["formats"] == ["safetensors", "dense"]
+    for told in ("dense", "55.6 MB"):
         assert told in done.stdout
 
 

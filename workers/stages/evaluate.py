@@ -1,7 +1,7 @@
 """Measure the original, the result and, on request, a baseline, on text that none of them was made from.
 
 Every model is measured from its written files, so the numbers are those of the files that a client downloads. A format
-that rounds (such as int4) is measured with its dequantised weights, in floating point. Its speed is therefore that of
+whose weights are rounded is measured with its decoded weights, in floating point. Its speed is therefore that of
 the unrounded result; the stage `verify` shows that the format opens as exactly these weights. A model that does not fit
 into memory is measured block by block, without speed, peak memory or a sample.
 
@@ -28,7 +28,6 @@ from workers.compression.evaluation.fidelity import Fidelity, compare, final_sta
 from workers.compression.evaluation.protocol import protocol_of
 from workers.compression.evaluation.size import stored_size
 from workers.compression.evaluation.speed import greedy_sample
-from workers.compression.formats import writer_of
 from workers.compression.formats.decoded import write_decoded
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.spec.formats import FORMATS, MAIN, Format
@@ -92,10 +91,7 @@ def measurable(context: Context, form: Format, directory: Path) -> Iterator[Path
     decoded = directory / DECODED / form.name
     shutil.rmtree(decoded, ignore_errors=True)
     decoded.parent.mkdir(exist_ok=True)
-    if form.rounds:
-        writer_of(form.name).restore(write.directory_of(context, form.name), decoded)
-    else:
-        write_decoded(quantise.overlay_for(context, form), decoded)
+    write_decoded(quantise.overlay_for(context, form), decoded)
     yield decoded
     shutil.rmtree(decoded.parent)
 
@@ -306,8 +302,8 @@ def probe(context: Context, form: Format) -> Path:
 
 
 def weight(recipe: Recipe, turn: int) -> float:
-    """Return the relative time that this stage takes; each format that rounds adds to it."""
-    return 0.16 + 0.1 * sum(FORMATS[name].rounds for name in recipe.formats)
+    """Return the relative time that this stage takes; each further format that may be rounded adds to it."""
+    return 0.16 + 0.1 * sum(name != MAIN and FORMATS[name].codes is not None for name in recipe.formats)
 
 
 STAGE = Stage(names.EVALUATE, run, weight)

@@ -68,7 +68,7 @@ def run(context: Context, directory: Path) -> None:
         shutil.rmtree(destination, ignore_errors=True)
         result = quantise.overlay_for(context, form)
         written = writer_of(form.name).write(result, destination)
-        rounded = form.rounds or bool(result.codes)
+        rounded = bool(result.codes)
         stored[form.name] = Stored(parameters=written.parameters, bytes=written.bytes, rounded=rounded)
     (directory / SIZES).write_bytes(_SIZES.dump_json(stored))
 

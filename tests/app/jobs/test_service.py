@@ -62,8 +62,7 @@ def test_a_submitted_job_is_queued_and_rung(
         ({"formats": ["safetensors", "dense"], "method": "width"}, "formats.1", Refused),
         ({"distillation": {"datasets": ["local:evaluation.txt"]}}, "evaluation.datasets.0", Refused),
         ({"evaluation": {"datasets": ["local:evaluation.txt"], "window": 512}}, "evaluation.window", Refused),
-        ({"formats": ["safetensors", "int8"], "method": "low_rank"}, "formats.1", Refused),
-        ({"formats": ["int4", "safetensors"], "method": "auto"}, "formats.0", Refused),
+        ({"formats": ["dense", "safetensors"], "method": "fusion"}, "formats.0", Refused),
         ({"evaluation": {"datasets": ["builtin:nothing"]}}, "evaluation.datasets.0", UnknownDataset),
         ({"evaluation": {"datasets": ["local:calibration.txt"]}}, "evaluation.datasets.0", Refused),
     ],
@@ -108,17 +107,7 @@ def test_text_that_the_original_writes_itself_is_accepted(service: JobService, t
     assert job.recipe.calibration.datasets == ("teacher:",)
 
 
-def test_a_model_whose_matrices_are_stored_transposed_is_not_written_as_integers(
-    service: JobService, tiny_gpt2: dict[str, Any]
-) -> None:
-    with pytest.raises(Refused, match="gpt2") as refused:
-        service.submit(recipe(tiny_gpt2, method="width", formats=["safetensors", "int8"]))
-    assert refused.value.field == "formats.1"
-
-
-@pytest.mark.parametrize(
-    ("method", "form"), [("fusion", "int4"), ("width", "int8"), ("svd", "dense"), ("auto", "dense")]
-)
+@pytest.mark.parametrize(("method", "form"), [("svd", "dense"), ("auto", "dense")])
 def test_a_format_that_may_suit_what_the_method_leaves_is_accepted(
     service: JobService, tiny: dict[str, Any], method: str, form: str
 ) -> None:

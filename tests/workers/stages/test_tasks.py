@@ -61,13 +61,13 @@ def test_without_tasks_no_library_is_needed(assignment: Assignment, monkeypatch:
     assert (metrics.after.tasks, metrics.after.tasks_skipped) == ({}, None)
 
 
-def test_original_result_and_rounded_result_are_asked_and_the_report_says_what_they_came_to(
+def test_original_and_result_are_asked_and_the_report_says_what_they_came_to(
     assignment: Assignment, asked: list[tuple[str, str]]
 ) -> None:
-    finished = done(naming(assignment, "a", "b", method=WidthOptions(), formats=("safetensors", "int8")))
-    assert asked == [(name, of) for of in ("model", "safetensors", "int8") for name in ("a", "b")]
+    finished = done(naming(assignment, "a", "b", method=WidthOptions()))
+    assert asked == [(name, of) for of in ("model", "safetensors") for name in ("a", "b")]
     metrics = finished.metrics
-    for model in (metrics.before, metrics.after, metrics.formats["int8"]):
+    for model in (metrics.before, metrics.after):
         assert list(model.tasks) == ["a", "b"]
     report = json.loads((finished.package / "compression_report.json").read_text())
     assert report["metrics"]["after"]["tasks"]["a"] == metrics.after.tasks["a"].model_dump()

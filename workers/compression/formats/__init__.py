@@ -1,6 +1,6 @@
 """Writers of the formats that a compressed model can be stored in, and the check that the result opens.
 
-    writer_of("int4").write(Overlay.open(original, parts), destination)
+    writer_of("dense").write(Overlay.open(original, parts), destination)
 
 `spec.formats` lists the formats. A writer is imported on demand, because some need an optional library.
 """

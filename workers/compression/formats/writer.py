@@ -46,11 +46,3 @@ class Writer(ABC):
     def overhead(self, overlay: Overlay) -> int:
         """Return how many bytes the file of a model takes besides its weights, where these are worth counting."""
         return 0
-
-    def restore(self, written: Path, destination: Path) -> None:
-        """Write the weights that the checkpoint `written` represents as an ordinary checkpoint that can be evaluated.
-
-        Only formats that round weights implement this; the others are evaluated by the main checkpoint. Raises
-        FileExistsError if `destination` exists, NotImplementedError if the format does not round.
-        """
-        raise NotImplementedError(f"the format of {type(self).__name__} does not round weights")

@@ -13,7 +13,7 @@ from workers.compression.spec.codes import CODES
 from workers.compression.spec.gguf import gguf_codes, refuse_gguf
 from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.methods.base import Leaves
-from workers.compression.spec.quantisation import GROUP_SIZE, NotQuantisable, grids
+from workers.compression.spec.packing import PACKED, storable
 
 MAIN = "safetensors"
 """The format that every package has at its top level; each other format has a directory of its name."""
@@ -48,7 +48,6 @@ class Format:
             names of the codes of `spec.codes` in which the format can store the matrix. None where the format holds no
             rounded weights at all.
         joins: whether its engines join the matrices of a block that read the same input, which then need one code.
-        rounds: whether its weights differ from the main checkpoint's, so that it is evaluated on its own.
         tolerance: largest allowed difference of a logit from the recorded one, as a fraction of the largest logit.
         library: the optional package that writes it.
         extra: the extra of modelpress that installs `library`.
@@ -62,7 +61,6 @@ class Format:
     refuses: Callable[[Inventory, Leaves], str | None] = lambda inventory, leaves: None
     codes: Callable[[Inventory, Site], tuple[str, ...]] | None = None
     joins: bool = False
-    rounds: bool = False
     tolerance: float = TOLERANCE
     library: str | None = None
     extra: str | None = None
@@ -77,52 +75,21 @@ def _refuse_plain(inventory: Inventory, leaves: Leaves) -> str | None:
     )
 
 
-def _refuse_rounding(scheme: str) -> Callable[[Inventory, Leaves], str | None]:
-    """Return the `refuses` of a format that rounds matrices by a scheme of `spec.quantisation`."""
-
-    def refuses(inventory: Inventory, leaves: Leaves) -> str | None:
-        if leaves is not Leaves.PLAIN:
-            return (
-                "factored layers cannot be rounded to integers; choose a method that always leaves ordinary matrices, "
-                "such as 'fusion' or 'width'"
-            )
-        try:
-            grids(inventory, scheme)
-        except NotQuantisable as error:
-            return str(error)
-        return None
-
-    return refuses
-
-
-def _integers(name: str, title: str, description: str) -> Format:
-    """Return the entry of an integer format of compressed-tensors."""
-    return Format(
-        name=name,
-        title=title,
-        description=f"{description}, in the format of compressed-tensors. Embedding, output head, norms and biases are "
-        "those of the main checkpoint",
-        opened_by=("transformers with compressed-tensors installed", "vLLM (not tested)"),
-        writer=f"workers.compression.formats.compressed_tensors:{name.capitalize()}",
-        refuses=_refuse_rounding(name),
-        rounds=True,
-        library="compressed_tensors",
-        extra="quantisation",
-    )
-
-
 def _packed_codes(inventory: Inventory, site: Site) -> tuple[str, ...]:
     """Return the codes in which compressed-tensors can store a matrix: none where it is stored transposed."""
-    if site.layout == "conv1d":
-        return ()
-    return tuple(name for name in ("int8", "int4_g32", "int4_g64", "int4_g128") if CODES[name].fits(site.in_features))
+    return tuple(name for name in PACKED if storable(CODES[name], site) is None)
 
 
 SAFETENSORS = Format(
     name=MAIN,
     title="the compressed checkpoint",
-    description="the compressed model, with ordinary or factored layers",
-    opened_by=("transformers, with trust_remote_code=True if layers are factored",),
+    description="the compressed model, with ordinary or factored layers. Matrices that the plan rounds are integers of "
+    "8 or 4 bits in the format of compressed-tensors",
+    opened_by=(
+        "transformers, with trust_remote_code=True if layers are factored or the embedding is rounded, and "
+        "compressed-tensors installed if matrices are rounded",
+        "vLLM, unless the embedding is factored, or rounded and shared with the output head; on a CPU only with 4 bits",
+    ),
     writer="workers.compression.formats.safetensors:Safetensors",
     codes=_packed_codes,
     joins=True,
@@ -136,13 +103,6 @@ DENSE = Format(
     writer="workers.compression.formats.dense:Dense",
     refuses=_refuse_plain,
     tolerance=DENSE_TOLERANCE,
-)
-INT8 = _integers("int8", "8-bit integers", "the matrices of the blocks rounded to 8 bits with one scale for each row")
-INT4 = _integers(
-    "int4",
-    "4-bit integers",
-    f"the matrices of the blocks rounded to 4 bits with one scale for each {GROUP_SIZE} weights of a row, or to 8 bits "
-    f"if their width is not a multiple of {GROUP_SIZE}",
 )
 
 GGUF = Format(
@@ -161,8 +121,6 @@ GGUF = Format(
 REGISTERED: tuple[Format, ...] = (
     SAFETENSORS,
     DENSE,
-    INT8,
-    INT4,
     GGUF,
 )
 """Every format, in the order in which people see them."""
