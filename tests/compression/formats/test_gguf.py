@@ -215,7 +215,9 @@ def test_llama_cpp_computes_with_the_weights_of_the_codes(rounded: dict[str, Pro
 def test_other_probabilities_than_recorded_fail(rounded: dict[str, Probe]) -> None:
     probe = rounded["gpt2"]
     with pytest.raises(VerificationFailed, match=r"diverge by .* nats, and 0.02 is allowed"):
-        open_in_llama_cpp([Probe(probe.directory, probe.ids, probe.logits.roll(1, -1), ROUNDED)], timeout=240)
+        open_in_llama_cpp(
+            [Probe(probe.directory, probe.ids, probe.logits.roll(1, -1), ROUNDED)], timeout=PATIENCE_SECONDS
+        )
 
 
 def test_a_damaged_file_fails(rounded: dict[str, Probe], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.support.models import save_tiny_model, token_ids
+from tests.support.waiting import PATIENCE_SECONDS
 from workers.compression.formats import Writer, writer_of
 from workers.compression.formats.verification import Probe
 from workers.compression.models.edited import EditedModel
@@ -74,7 +75,7 @@ def test_each_writes_what_it_does_not_refuse_and_a_fresh_process_opens_it(tmp_pa
                 probe = Probe(destination, token_ids(), expected_logits(overlay), form.tolerance)
                 probes.setdefault(writer_of(form.name).open_fresh, []).append(probe)
     for opener, asked in probes.items():
-        opener(asked, timeout=240)
+        opener(asked, timeout=PATIENCE_SECONDS)
     assert sum(map(len, probes.values())) >= 6
 
 
