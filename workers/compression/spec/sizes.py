@@ -7,8 +7,8 @@
 Bytes before are those of 16 bits a number, whatever the original is stored in. Bytes after are those of the weights in
 a file of the format; what a format needs besides them, such as a GGUF's vocabulary, is known where it is written.
 
-Above about three bits a weight, fewer bits cost less than less structure (docs/decisions). So structure goes only as
-far as leaves four bits to each weight, unless the recipe wants every weight at 16.
+Down to about three bits a weight, fewer bits cost less than less structure (docs/decisions, 011). So structure is
+reduced only as far as the codes of fewest bits do not suffice, unless the recipe wants every weight at 16.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,9 +25,6 @@ from workers.compression.spec.steps import Narrow
 
 PLAIN_BYTES = 2
 """Bytes of a number that is not rounded."""
-
-COMFORTABLE_BITS: Precision = 4
-"""Bits a weight from which on less structure pays more than fewer bits."""
 
 WIDTHS = (256, 128, 64, 32)
 """Numbers of which the width of a narrowed MLP is a multiple, the best one first: the blocks of codes, and what kernels
@@ -230,9 +227,8 @@ def _precisions(options: MethodOptions, wanted: Wanted) -> tuple[Precision, ...]
 
 
 def _comfortable(inventory: Inventory, wanted: Wanted) -> float:
-    """Return the highest ratio that rounding alone reaches with COMFORTABLE_BITS a weight."""
-    four = replace(wanted, precision=COMFORTABLE_BITS)
-    return min(_ratio(inventory, 1.0, form, four, most=True) for form in wanted.rounding)
+    """Return the highest ratio that rounding alone reaches with the codes of fewest bits."""
+    return min(_ratio(inventory, 1.0, form, wanted, most=False) for form in wanted.rounding)
 
 
 def _ratio(inventory: Inventory, structure: float, form: Format, wanted: Wanted, *, most: bool) -> float:
@@ -243,10 +239,10 @@ def _ratio(inventory: Inventory, structure: float, form: Format, wanted: Wanted,
 
 
 def _structure(inventory: Inventory, structural: Range, wanted: Wanted) -> float:
-    """Return the least structural ratio in a method's range that leaves every weight COMFORTABLE_BITS."""
+    """Return the least structural ratio in a method's range that the codes of fewest bits need beside them."""
     needed = structural.lowest
     for form in wanted.rounding:
-        tables, rest, rest_parameters = _division(inventory, form, COMFORTABLE_BITS, most=True)
+        tables, rest, rest_parameters = _division(inventory, form, wanted.precision, most=False)
         budget = CAUTION * (bytes_before(inventory) / wanted.ratio - wanted.besides) - tables
         if budget <= 0:
             return structural.highest
