@@ -16,9 +16,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
+
+from workers.cage import Cage
 
 log = logging.getLogger(__name__)
 
@@ -57,18 +60,20 @@ class Child:
         home: Path,
         environment: Mapping[str, str],
         heard: Callable[[str], None] | None = None,
+        cage: Cage | None = None,
     ) -> None:
-        """Start `python -m module`.
+        """Start `python -m module`, in the cage if one is given.
 
         Args:
             request: one line, written to the child's standard input.
             home: a directory that the child may write to; its HOME and TMPDIR.
             environment: what the child gets besides the few harmless variables in INHERITED.
             heard: told each line that the child writes to its standard error.
+            cage: what the child may use; None: all that the worker may.
         """
         home.mkdir(parents=True, exist_ok=True)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            replace(cage, listable=(str(ROOT),)).command(module) if cage else [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -5,6 +5,7 @@ child that hangs, leaks, runs out of memory or crashes therefore costs an attemp
 """
 
 import logging
+import os
 import queue
 import shutil
 import signal
@@ -30,7 +31,9 @@ from app.jobs.store import Claim, Progress
 from app.settings import Settings
 from app.storage import Storage, StoredFile
 from workers import container
+from workers.cage import Cage, give
 from workers.child import ROOMY, SPARING, Child
+from workers.compression.spec.headers import boundary_of
 from workers.disk import storage_failure
 from workers.fetch import FetchDone, FetchProgress, fetch_environment, fetch_report, fetch_request
 from workers.labels import labels
@@ -258,7 +261,8 @@ class Supervisor:
             shutil.rmtree(home_of(work_dir, earlier), ignore_errors=True)
         assignment = self.assign(claim, self.fetch(claim, lease, home, deadline))
         environment = OFFLINE | (ROOMY if assignment.memory_bytes is None else SPARING)
-        with Child(RUNNER, assignment.model_dump_json(), home, environment, heard=lease.hear) as child:
+        cage = cage_of(assignment)
+        with Child(RUNNER, assignment.model_dump_json(), home, environment, lease.hear, cage) as child:
             for event in self.events(child, lease, deadline):
                 match report := REPORT.validate_python(event):
                     case ProgressReport():
@@ -269,7 +273,7 @@ class Supervisor:
                         data = report.model_dump(mode="json", exclude={"event"})
                         lease.note(Happening(EventKind.METRIC, data))
                     case DoneReport():
-                        return report
+                        return report.model_copy(update={"package": taken_back(report.package, work_dir)})
                     case ErrorReport():
                         raise AttemptFailed.reported(report)
         raise without_result("computing")
@@ -343,6 +347,28 @@ class Supervisor:
         status = child.wait()
         if status != 0:
             raise crashed(status, child, out_of_memory=container.oom_kills() > killed_before)
+
+
+def cage_of(assignment: Assignment) -> Cage:
+    """Return the cage in which an assignment is computed."""
+    tasks = [] if assignment.tasks_dir is None else [assignment.tasks_dir]
+    texts = [text.resolve() for text in assignment.texts.values()]
+    datasets = [os.environ["HF_DATASETS_CACHE"]] if "HF_DATASETS_CACHE" in os.environ else []
+    alone = assignment.processes == 1 or (assignment.processes is None and assignment.device == "cpu")
+    return Cage(
+        writable=(str(assignment.work_dir), *datasets),
+        readable=tuple(str(path) for path in (boundary_of(assignment.model_path), *texts, *tasks)),
+        loopback=assignment.recipe.distillation is not None and not alone,
+        own_user=not datasets,  # who keeps lock files in a cache that belongs to somebody else
+    )
+
+
+def taken_back(package: Path, work_dir: Path) -> Path:
+    """Return the package once it belongs to this process's user. Raises AttemptFailed where it lies elsewhere."""
+    if not package.resolve().is_relative_to(work_dir.resolve()):
+        raise AttemptFailed(FailureCode.INTERNAL_ERROR, "the computing process names a package outside its directory")
+    give([package], os.geteuid(), os.getegid())
+    return package
 
 
 def home_of(work_dir: Path, attempt: int) -> Path:

@@ -36,7 +36,8 @@ CHILDREN = {
     "is_killed": "os.kill(os.getpid(), signal.SIGKILL)",
     "crashes": "sys.stderr.write('a last word\\n'); sys.exit(7)",
     "says_nothing": "pass",
-    "finishes": f"print({DONE.model_dump_json()!r})",
+    "finishes": f"print({DONE.model_dump_json()!r}.replace('/package', os.getcwd()))",
+    "offers_what_is_not_its_own": f"print({DONE.model_dump_json()!r})",
     "finds_the_disk_full": (
         "print(json.dumps({'event': 'error', 'code': 'disk_full', 'message': 'the disk is full'})); sys.exit(1)"
     ),
@@ -75,6 +76,7 @@ def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         ("crashes", "compute_crashed"),
         ("says_nothing", "internal_error"),
         ("fails", "no_tokenizer"),
+        ("offers_what_is_not_its_own", "internal_error"),
     ],
 )
 def test_a_child_that_ends_badly_fails_the_last_attempt_with_a_code(
