@@ -120,23 +120,41 @@ def make_sessions(engine: Engine) -> Sessions:
 
 
 def upgrade(engine: Engine) -> None:
-    """Bring the schema to the newest migration; of several processes that try, one does it and the others wait."""
+    """Bring the schema to the newest migration; of several processes that try, one does it and the others wait.
+
+    A schema of a newer version of the service is left as it is.
+    """
     with engine.begin() as connection:
+        if is_newer(MigrationContext.configure(connection).get_current_revision()):
+            return
         config = migrations_config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
 
 
 def at_head(engine: Engine) -> bool:
-    """Return whether every migration that this code knows has been applied."""
+    """Return whether every migration that this code knows has been applied, and perhaps newer ones, too."""
     with engine.connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision() == newest_migration()
+        revision = MigrationContext.configure(connection).get_current_revision()
+    return revision == newest_migration() or is_newer(revision)
+
+
+def is_newer(revision: str | None) -> bool:
+    """Return whether a newer version of the service has made the schema: migrations only ever add to it."""
+    return revision is not None and revision not in known_migrations()
 
 
 @cache
 def newest_migration() -> str | None:
     """Return the revision that an up-to-date database is at."""
     return ScriptDirectory.from_config(migrations_config()).get_current_head()
+
+
+@cache
+def known_migrations() -> frozenset[str]:
+    """Return every revision that this code knows."""
+    scripts = ScriptDirectory.from_config(migrations_config())
+    return frozenset(script.revision for script in scripts.walk_revisions())
 
 
 def migrations_config() -> Config:

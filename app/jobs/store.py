@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sql
+from pydantic import ValidationError
 from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
@@ -41,6 +42,14 @@ class Claim:
     """Whether an earlier attempt ran out of memory."""
     retry_of: str | None = None
     """The job whose work this one goes on with."""
+
+
+class NotUnderstood(Exception):
+    """Raised with the id of a job that this version of the service cannot compute."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,11 @@ def get(session: Session, job_id: str) -> JobRow | None:
     return session.get(JobRow, job_id)
 
 
+def queued(session: Session) -> int:
+    """Return how many jobs are waiting for a worker."""
+    return session.scalar(select(func.count()).where(JobRow.state == State.QUEUED)) or 0
+
+
 def attempts(session: Session, job_ids: Sequence[str]) -> Sequence[AttemptRow]:
     query = select(AttemptRow).where(AttemptRow.job_id.in_(job_ids)).order_by(AttemptRow.job_id, AttemptRow.number)
     return session.scalars(query).all()
@@ -115,7 +129,11 @@ def artifacts(session: Session, job_id: str) -> Sequence[ArtifactRow]:
 
 
 def claim(session: Session, job_id: str, worker: str, lease_seconds: float, device: str | None = None) -> Claim | None:
-    """Take a queued job that is due, if its team may have it computed now. Exactly one of all claimants gets it."""
+    """Take a queued job that is due, if its team may have it computed now. Exactly one of all claimants gets it.
+
+    Raises:
+        NotUnderstood: a newer version of the service has posted it. Roll back, and leave it to workers of that version.
+    """
     if not quotas.may_run(session, job_id):
         return None
     row = session.execute(
@@ -137,7 +155,10 @@ def claim(session: Session, job_id: str, worker: str, lease_seconds: float, devi
         insert(AttemptRow).values(job_id=job_id, number=row.attempt, worker=worker, device=device, started_at=clock())
     )
     events.write(session, job_id, row.attempt, events.entered(State.RUNNING, worker=worker))
-    recipe, source = Recipe.model_validate(row.recipe), Source.model_validate(row.source)
+    try:
+        recipe, source = Recipe.model_validate(row.recipe), Source.model_validate(row.source)
+    except ValidationError as error:
+        raise NotUnderstood(job_id) from error
     return Claim(job_id, row.attempt, recipe, source, row.sparing, row.retry_of)
 
 

@@ -3,7 +3,7 @@
 Teams take turns, whatever each has waiting; within a team, a higher priority goes first, then the older job.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
@@ -20,21 +20,26 @@ from app.keys.models import TeamRow
 MAX_RING_SECONDS = 300.0
 
 
-def claim_next(session: Session, worker: str, labels: Sequence[str], lease_seconds: float) -> Claim | None:
-    """Take the job whose turn it is on a worker with these labels; None where there is none."""
-    job_id = next_job(session, labels)
-    claim = (
-        None if job_id is None else store.claim(session, job_id, worker, lease_seconds, labels[0] if labels else None)
-    )
+def claim_next(
+    session: Session, worker: str, labels: Sequence[str], lease_seconds: float, but: Collection[str] = ()
+) -> Claim | None:
+    """Take the job whose turn it is on a worker with these labels, none of `but`; None where there is none.
+
+    Raises:
+        NotUnderstood: only a newer version of the service can compute it. Roll back, and ask again without it.
+    """
+    job_id = next_job(session, labels, but)
+    device = labels[0] if labels else None
+    claim = None if job_id is None else store.claim(session, job_id, worker, lease_seconds, device)
     if claim is not None:
         team = select(JobRow.owner).where(JobRow.id == claim.job_id).scalar_subquery()
         session.execute(update(TeamRow).where(TeamRow.name == team).values(claimed_at=clock()))
     return claim
 
 
-def next_job(session: Session, labels: Sequence[str]) -> str | None:
+def next_job(session: Session, labels: Sequence[str], but: Collection[str] = ()) -> str | None:
     """Return the due job whose turn it is, which no other worker takes until the transaction ends."""
-    due = and_(JobRow.state == State.QUEUED, JobRow.run_after <= clock(), runs_on(labels))
+    due = and_(JobRow.state == State.QUEUED, JobRow.run_after <= clock(), runs_on(labels), JobRow.id.not_in(but))
     running = select(func.count()).where(JobRow.owner == TeamRow.name, JobRow.state.in_(LEASED)).scalar_subquery()
     teams = session.scalars(
         select(TeamRow.name)

@@ -2,10 +2,12 @@
 
 import base64
 import binascii
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from sqlalchemy import Row
 
 from app.contract.event import EventKind, JobEvent
@@ -28,6 +30,10 @@ from app.errors import Refused
 from app.jobs.models import AttemptRow, EventRow, JobRow
 from app.jobs.states import ENDED
 
+log = logging.getLogger(__name__)
+
+Content = TypeVar("Content", bound=BaseModel)
+
 
 def as_job(row: JobRow, attempts: Sequence[AttemptRow], waiting: Waiting | None = None) -> Job:
     """Return the job; its links are paths below the root of the API."""
@@ -42,7 +48,7 @@ def as_job(row: JobRow, attempts: Sequence[AttemptRow], waiting: Waiting | None 
     return Job(
         id=row.id,
         team=row.owner,
-        state=State(row.state),
+        state=read_state(row),
         stage=row.stage,
         progress=row.progress,
         detail=row.detail,
@@ -52,12 +58,12 @@ def as_job(row: JobRow, attempts: Sequence[AttemptRow], waiting: Waiting | None 
         waiting=waiting,
         retry_of=row.retry_of,
         timestamps=timestamps(row),
-        recipe=Recipe.model_validate(row.recipe),
-        source=Source.model_validate(row.source),
+        recipe=stored(Recipe, row.recipe),
+        source=stored(Source, row.source),
         achieved_ratio=row.achieved_ratio,
-        metrics=None if row.metrics is None else Comparison.model_validate(row.metrics),
-        sweep=tuple(SweepResult.model_validate(result) for result in row.sweep or ()),
-        error=None if row.error is None else Failure.model_validate(row.error),
+        metrics=None if row.metrics is None else stored(Comparison, row.metrics),
+        sweep=tuple(stored(SweepResult, result) for result in row.sweep or ()),
+        error=None if row.error is None else stored(Failure, row.error),
         links=links,
     )
 
@@ -68,7 +74,7 @@ def as_summary(row: Row[Any]) -> JobSummary:
     return JobSummary(
         id=row.id,
         team=row.owner,
-        state=State(row.state),
+        state=read_state(row),
         stage=row.stage,
         progress=row.progress,
         seconds_left=row.seconds_left,
@@ -80,7 +86,7 @@ def as_summary(row: Row[Any]) -> JobSummary:
         priority=row.priority,
         metadata=row.metadata or {},
         achieved_ratio=row.achieved_ratio,
-        error=None if row.error is None else Failure.model_validate(row.error),
+        error=None if row.error is None else stored(Failure, row.error),
         retry_of=row.retry_of,
         links={"self": f"/jobs/{row.id}"},
     )
@@ -110,9 +116,34 @@ def as_attempt(row: AttemptRow) -> Attempt:
         worker=row.worker,
         started_at=row.started_at,
         ended_at=row.ended_at,
-        outcome=None if row.outcome is None else AttemptOutcome(row.outcome),
-        resumed=None if row.resumed is None else Resumed.model_validate(row.resumed),
+        outcome=read_outcome(row),
+        resumed=None if row.resumed is None else stored(Resumed, row.resumed),
     )
+
+
+def stored(kind: type[Content], content: Mapping[str, Any]) -> Content:
+    """Return what lies in the database. What another version of the service has stored there is passed on as it is."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        log.warning("stored_by_another_version", extra={"kind": kind.__name__, "errors": error.error_count()})
+        return kind.model_construct(**content)
+
+
+def read_state(row: JobRow | Row[Any]) -> State:
+    """Return the job's state; one that only another version knows is `running` until the job has ended."""
+    try:
+        return State(row.state)
+    except ValueError:
+        return State.RUNNING
+
+
+def read_outcome(row: AttemptRow) -> AttemptOutcome | None:
+    """Return how the attempt ended; an outcome that only another version knows is `lost`."""
+    try:
+        return None if row.outcome is None else AttemptOutcome(row.outcome)
+    except ValueError:
+        return AttemptOutcome.LOST
 
 
 def write_cursor(row: JobRow | Row[Any]) -> str:

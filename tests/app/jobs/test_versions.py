@@ -1,0 +1,96 @@
+"""Two versions of the service on one database: what the newer one writes breaks nothing of this one."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from sqlalchemy import Engine, text
+
+from app.contract.job import AttemptOutcome, State
+from app.contract.recipe import Recipe
+from app.db import Sessions, at_head, newest_migration, upgrade
+from app.jobs.doorbell import TASK
+from app.jobs.models import AttemptRow, JobRow
+from app.jobs.service import JobService
+from app.jobs.views import read_outcome, read_state
+from app.settings import Settings
+from app.storage.registry import open_storage
+from workers.supervisor import Supervisor
+from workers.tasks import register
+
+NEWER = [
+    """UPDATE jobs SET recipe = recipe || '{"novelty": 1}'""",
+    """UPDATE jobs SET recipe = jsonb_set(recipe, '{method}', '{"name": "magic", "wand": 3}')""",
+    """UPDATE jobs SET source = source || '{"novelty": 1}'""",
+    """UPDATE jobs SET source = source - 'parameters'""",
+    """UPDATE jobs SET metrics = '{"before": {}, "after": {}}'""",
+    """UPDATE jobs SET sweep = '[{"target_ratio": 2}]'""",
+    """UPDATE jobs SET state = 'failed', error = '{"code": "from_the_future", "novelty": 1}'""",
+    """UPDATE jobs SET stage = 'polish'""",
+    """INSERT INTO attempts (job_id, number, worker, started_at, outcome)
+       SELECT id, 1, 'w', now(), 'forwarded' FROM jobs""",
+    """INSERT INTO attempts (job_id, number, worker, started_at, resumed)
+       SELECT id, 1, 'w', now(), '{"layer": 3}' FROM jobs""",
+]
+
+
+@pytest.fixture
+def newer_schema(engine: Engine) -> Iterator[Engine]:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    yield engine
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM alembic_version"))
+        connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": newest_migration()})
+
+
+@pytest.mark.parametrize("statement", NEWER)
+def test_a_row_of_a_newer_version_breaks_no_page(
+    service: JobService, sessions: Sessions, tiny: dict[str, Any], statement: str
+) -> None:
+    job_id = service.submit(Recipe.model_validate(tiny)).id
+    with sessions.begin() as session:
+        session.execute(text(statement))
+    page = service.page(None, 20, None)
+    assert [job.id for job in page.jobs] == [job_id]
+    assert page.model_dump_json(warnings=False)
+
+
+def test_a_state_and_an_outcome_of_a_newer_version_are_read_as_what_comes_nearest() -> None:
+    assert read_state(JobRow(state="resting")) is State.RUNNING
+    assert read_outcome(AttemptRow(outcome="forwarded")) is AttemptOutcome.LOST
+
+
+def test_a_job_that_a_newer_version_has_posted_does_not_hold_up_the_others(
+    service: JobService, settings: Settings, sessions: Sessions, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = service.submit(Recipe.model_validate(tiny)).id
+    with sessions.begin() as session:
+        session.execute(text("""UPDATE jobs SET recipe = recipe || '{"novelty": 1}'"""))
+    known = service.submit(Recipe.model_validate(tiny)).id
+    supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
+    monkeypatch.setattr(supervisor, "attempt", lambda claim, lease: None)
+    supervisor.look()
+    assert service.get(known).attempt == 1
+    assert (service.get(newer).state, service.get(newer).attempt) == (State.QUEUED, 0)
+
+
+def test_a_message_of_a_newer_version_rings_all_the_same() -> None:
+    class Ears:
+        def run(self) -> None:
+            heard.append(True)
+
+    heard: list[bool] = []
+    celery = Celery(set_as_current=False)
+    register(celery, Ears())  # type: ignore[arg-type]
+    celery.tasks[TASK]("job_a", "more", novelty=1)
+    assert heard == [True]
+
+
+def test_a_newer_schema_is_used_and_left_as_it_is(newer_schema: Engine) -> None:
+    assert at_head(newer_schema)
+    upgrade(newer_schema)
+    with newer_schema.connect() as connection:
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "9999"
