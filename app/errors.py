@@ -106,6 +106,13 @@ class KeyReused(Refused):
     title = "The Idempotency-Key is that of another request"
 
 
+class QueueFull(ModelpressError):
+    """As many jobs wait as the operator allows. Nothing was enqueued: post the recipe again later."""
+
+    code = "queue_full"
+    title = "Too many jobs are waiting"
+
+
 class HubUnavailable(ModelpressError):
     code = FailureCode.HUB_UNAVAILABLE
     title = code.kind.title

@@ -38,7 +38,8 @@ from app.sources.models import ModelSources
 from app.sources.text import TextSources
 from app.storage.registry import open_storage
 
-MAX_BODY_BYTES = 1 << 20
+MAX_BODY_BYTES = 1 << 17
+"""What the largest recipe takes several times. A body is parsed on the event loop, which answers nobody meanwhile."""
 DATABASE_SECONDS = 5.0
 FIRST_LOOK_SECONDS = 5.0
 

@@ -121,6 +121,13 @@ class Settings(BaseSettings):
         description="how long files of jobs that the database does not know stay where they are; then they are moved "
         "to a quarantine, and never deleted",
     )
+    max_queued: int = Field(1000, ge=1, description="jobs that may wait at a time; further ones are refused for now")
+    max_model_parameters: int | None = Field(
+        None, ge=1, description="a model of more parameters is refused when it is posted; unset: no limit"
+    )
+    reserved_disk_bytes: int = Field(
+        1 << 28, ge=0, description="what stays free on a worker's disk: no job or download is begun that would take it"
+    )
     storage_patience_seconds: float = Field(
         24 * 3600.0, ge=0, description="how long a job waits for a worker's full or broken disk before it fails"
     )

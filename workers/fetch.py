@@ -46,6 +46,7 @@ class FetchRequest(Message):
     text_revisions: dict[str, str] = Field(default_factory=dict, description="commits of hub datasets, where known")
     sources_dir: Path = Field(description="where what is fetched is kept")
     sources: SourceSettings
+    reserved_bytes: int = Field(0, description="what stays free on the disk")
     retry_delays: tuple[float, ...] = Field((1, 2, 4, 8, 16), description="seconds before each further try at the hub")
 
     @field_serializer("sources", when_used="json")
@@ -81,6 +82,7 @@ def fetch_request(settings: Settings, recipe: Recipe, source: Source) -> FetchRe
         text_revisions=source.text_revisions,
         sources_dir=settings.sources_dir,
         sources=settings.sources,
+        reserved_bytes=settings.reserved_disk_bytes,
     )
 
 
@@ -110,7 +112,7 @@ def fetch(request: FetchRequest, report: Callable[[FetchReport], None]) -> Fetch
             reached = min(max(reached, start + share * fraction), 1.0)
             report(FetchProgress(fraction=reached, detail=detail))
 
-        return Downloads(hub, request.sources_dir, request.retry_delays, progress)
+        return Downloads(hub, request.sources_dir, request.retry_delays, progress, request.reserved_bytes)
 
     model_path = fetch_model(request, ModelSources(request.sources, TIMEOUT_SECONDS), downloads(0.0, MODEL_SHARE))
     texts: dict[str, Path] = {}

@@ -8,7 +8,6 @@ import logging
 import os
 import queue
 import shutil
-import signal
 import subprocess
 import threading
 import time
@@ -25,6 +24,7 @@ from app.contract.codes import FailureCode
 from app.contract.event import EventKind
 from app.contract.job import AttemptOutcome, Failure, Resumed
 from app.db import Sessions
+from app.disk import lack_of_room, least_written
 from app.jobs import outages, store, turns
 from app.jobs.events import Happening
 from app.jobs.store import Claim, Progress
@@ -35,6 +35,7 @@ from workers.cage import Cage, give
 from workers.child import ROOMY, SPARING, Child
 from workers.compression.spec.headers import boundary_of
 from workers.disk import storage_failure
+from workers.endings import below_gate, crashed, timed_out, without_result
 from workers.fetch import FetchDone, FetchProgress, fetch_environment, fetch_report, fetch_request
 from workers.labels import labels
 from workers.lease import Lease
@@ -88,6 +89,7 @@ class Supervisor:
         self.draining = threading.Event()
         self.labels = labels(settings)
         self.turn = threading.Lock()
+        self.not_understood: set[str] = set()
 
     def look(self) -> None:
         """Compute a job whose bell nobody has heard, where this worker has nothing else to do.
@@ -126,10 +128,18 @@ class Supervisor:
         return outcome
 
     def claim(self) -> Claim | None:
-        """Claim a job. Raises OperationalError where the database fails; then nothing stays claimed."""
+        """Claim a job. Raises OperationalError where the database fails; then nothing stays claimed.
+
+        Jobs that a newer version of the service has posted are left to workers of that version.
+        """
         try:
             with self.sessions.begin() as session:
-                return turns.claim_next(session, self.worker, self.labels, self.settings.lease_seconds)
+                lease_seconds = self.settings.lease_seconds
+                return turns.claim_next(session, self.worker, self.labels, lease_seconds, self.not_understood)
+        except store.NotUnderstood as error:
+            log.warning("job_not_understood", extra={"job_id": error.job_id})
+            self.not_understood.add(error.job_id)
+            return self.claim()
         except OperationalError:
             # The claim may have been committed and its answer lost. Nobody would compute the job until its lease ends.
             self.persist(self.disown, {"worker": self.worker})
@@ -255,6 +265,9 @@ class Supervisor:
         """
         deadline = time.monotonic() + self.settings.job_timeout_seconds
         work_dir = self.settings.work_dir / claim.job_id
+        needed = least_written(claim.recipe, claim.source.parameters)
+        if lack := lack_of_room(work_dir, needed, self.settings.reserved_disk_bytes):
+            raise AttemptFailed(FailureCode.DISK_FULL, lack)
         home = home_of(work_dir, claim.attempt)
         for earlier in range(1, claim.attempt):
             # What nobody was left to remove; results of the attempt lie beside it.
@@ -374,30 +387,3 @@ def taken_back(package: Path, work_dir: Path) -> Path:
 def home_of(work_dir: Path, attempt: int) -> Path:
     """Return the directory for what the children of an attempt write that is of no use to another attempt."""
     return work_dir / str(attempt) / "home"
-
-
-def without_result(doing: str) -> AttemptFailed:
-    return AttemptFailed(FailureCode.INTERNAL_ERROR, f"the {doing} process ended without a result")
-
-
-def below_gate(missed: str, attempt: int) -> Failure:
-    return Failure.of(FailureCode.QUALITY_GATE, missed, stage="evaluate", attempt=attempt)
-
-
-def timed_out(seconds: float) -> AttemptFailed:
-    return AttemptFailed(
-        FailureCode.TIMED_OUT,
-        f"the attempt computed for longer than {seconds:g} seconds (MODELPRESS_JOB_TIMEOUT_SECONDS)",
-    )
-
-
-def crashed(status: int, child: Child, *, out_of_memory: bool) -> AttemptFailed:
-    if status == -signal.SIGKILL and out_of_memory:
-        return AttemptFailed(FailureCode.OUT_OF_MEMORY, "the system killed the process because memory had run out")
-    if status == -signal.SIGKILL:
-        return AttemptFailed(
-            FailureCode.COMPUTE_KILLED, "the computing process was killed by somebody or by the system"
-        )
-    how = f"by signal {-status}" if status < 0 else f"with exit status {status}"
-    last = child.tail[-1][:300] if child.tail else "it said nothing"
-    return AttemptFailed(FailureCode.COMPUTE_CRASHED, f"the computing process ended {how}: {last}")

@@ -18,9 +18,9 @@ from app.contract.job import Job, JobPage, Source, State
 from app.contract.recipe import Recipe
 from app.contract.worker import WorkerList
 from app.db import Sessions
-from app.errors import CannotRetry, JobEnded, JobNotFound, NotEnded, WorkerNotFound
+from app.errors import CannotRetry, JobEnded, JobNotFound, NotEnded, QueueFull, Refused, WorkerNotFound
 from app.jobs import estimates, events, listing, quotas, repeats, roster, store, turns
-from app.jobs.checks import check, look_over
+from app.jobs.checks import Checked, check, look_over
 from app.jobs.doorbell import Rings
 from app.jobs.listing import JobFilter
 from app.jobs.models import JobRow
@@ -79,6 +79,7 @@ class JobService:
 
         Raises:
             Refused: the recipe is wrong; the error names every wrong field. Nothing was kept.
+            QueueFull: too many jobs are waiting.
             KeyReused: the key was sent before with another recipe.
             QuotaExceeded: the team has as many jobs as it may have.
             HubUnavailable: the hub could not be asked.
@@ -86,6 +87,7 @@ class JobService:
         if key is not None and (earlier := self.posted_with(key, recipe)) is not None:
             return earlier
         checked = check(recipe, self.models, self.texts)
+        self.require_size(checked)
         job = NewJob(new_id(), checked.recipe, checked.source, self.settings.max_attempts, self.caller.team)
         with self.sessions.begin() as session:
             is_new = key is None or repeats.take(session, self.caller.team, key, recipe, job.id)
@@ -108,6 +110,8 @@ class JobService:
 
     def accept(self, session: Session, job: NewJob, action: str, **detail: str) -> None:
         """Keep a job, if the team may have a further one."""
+        if (waiting := store.queued(session)) >= self.settings.max_queued:
+            raise QueueFull(f"{waiting} jobs are waiting already; post this one again in a while")
         quotas.check_submission(session, self.caller.team)
         store.submit(session, job)
         keys.record(session, self.caller, action, job.id, **detail)
@@ -156,6 +160,12 @@ class JobService:
             store.delete(session, job_id)
             keys.record(session, self.caller, "job.deleted", job_id)
             return row.attempt
+
+    def require_size(self, checked: Checked) -> None:
+        """Raise Refused for a model that is larger than the operator allows."""
+        most, found = self.settings.max_model_parameters, checked.source.parameters
+        if most is not None and found > most:
+            raise Refused("model", f"the model has {found:,} parameters, and this service takes up to {most:,}")
 
     def posted_with(self, key: str, recipe: Recipe) -> Job | None:
         """Return the job that was posted with this idempotency key, or None."""

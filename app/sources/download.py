@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from app.disk import require_room
 from app.errors import DownloadCorrupted, HubUnavailable
 from app.sources.checkpoint import companion_files, read_checkpoint, weight_files
 from app.sources.hub import Hub, RemoteFile, Repository
@@ -27,12 +28,20 @@ Progress = Callable[[float, str], None]
 
 
 class Downloads:
-    def __init__(self, hub: Hub, directory: Path, retry_delays: tuple[float, ...], progress: Progress) -> None:
-        """`retry_delays`: seconds to wait before each further try when the hub fails."""
+    def __init__(
+        self, hub: Hub, directory: Path, retry_delays: tuple[float, ...], progress: Progress, reserved_bytes: int = 0
+    ) -> None:
+        """Fetch into `directory`.
+
+        Args:
+            retry_delays: seconds to wait before each further try when the hub fails.
+            reserved_bytes: what stays free on the disk.
+        """
         self.hub = hub
         self.directory = directory
         self.retry_delays = retry_delays
         self.progress = progress
+        self.reserved_bytes = reserved_bytes
 
     def model(self, name: str, commit: str) -> Path:
         """The directory of a model at a commit: weights, config, tokenizer, licence.
@@ -69,6 +78,7 @@ class Downloads:
             return
         incomplete = target.with_name(f"{target.name}.incomplete")
         incomplete.touch()
+        require_room(target.parent, file.bytes - incomplete.stat().st_size, self.reserved_bytes)
         meter.add(incomplete.stat().st_size, file.name)
         self.patiently(lambda: self.receive(repository, file, incomplete, meter))
         if not is_intact(incomplete, file):

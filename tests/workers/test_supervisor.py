@@ -302,6 +302,20 @@ def test_a_job_waits_for_a_full_disk_without_being_charged_and_says_so(
     assert (job.state, job.error.code) == (State.FAILED, "disk_full")
 
 
+def test_a_job_is_not_begun_that_does_not_fit_on_the_disk(
+    service: JobService, settings: Settings, sessions: Sessions, tiny: dict[str, Any], children: Any
+) -> None:
+    settings = settings.model_copy(update={"reserved_disk_bytes": 2**60})
+    job_id = service.submit(Recipe.model_validate(tiny)).id
+    children("hangs")
+    Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event()).run()
+    job = service.get(job_id)
+    assert job.state is State.QUEUED
+    assert job.detail is not None
+    assert job.detail.startswith("waits, since the worker's disk has")
+    assert not list(settings.work_dir.glob("*/*"))
+
+
 def test_a_job_that_ran_out_of_memory_is_tried_once_more_with_less(
     service: JobService, settings: Settings, sessions: Sessions, tiny: dict[str, Any], children: Any
 ) -> None:

@@ -66,7 +66,7 @@ class Jobs(RuleBasedStateMachine):
     @rule(target=jobs)
     def submit(self) -> str:
         job_id = f"job_{len(self.expected)}"
-        self.call(store.submit, job_id, RECIPE, SOURCE, ATTEMPTS)
+        self.call(store.submit, store.NewJob(job_id, RECIPE, SOURCE, ATTEMPTS))
         self.expected[job_id] = Expected()
         return job_id
 

@@ -9,7 +9,16 @@ import pytest
 from app.contract.job import State
 from app.contract.recipe import Recipe
 from app.db import Sessions
-from app.errors import JobEnded, JobNotFound, MethodDoesNotFit, RatioOutOfRange, Refused, UnknownDataset, UnknownModel
+from app.errors import (
+    JobEnded,
+    JobNotFound,
+    MethodDoesNotFit,
+    QueueFull,
+    RatioOutOfRange,
+    Refused,
+    UnknownDataset,
+    UnknownModel,
+)
 from app.jobs import store
 from app.jobs.listing import JobFilter
 from app.jobs.service import JobService
@@ -210,3 +219,21 @@ def test_bytes_are_kept_as_the_ratio_that_they_are_of_the_model(service: JobServ
     parameters = service.submit(recipe(tiny)).source.parameters
     sent = recipe(tiny, method="quantisation", target_ratio=None, target_bytes=parameters)
     assert service.submit(sent).recipe.target_ratio == 2.0
+
+
+def test_more_jobs_than_may_wait_are_refused_until_one_is_gone(service: JobService, tiny: dict[str, Any]) -> None:
+    service.settings = service.settings.model_copy(update={"max_queued": 2})
+    first = service.submit(recipe(tiny))
+    service.submit(recipe(tiny))
+    with pytest.raises(QueueFull, match="2 jobs are waiting"):
+        service.submit(recipe(tiny))
+    service.cancel(first.id)
+    assert service.submit(recipe(tiny)).state is State.QUEUED
+
+
+def test_a_model_that_is_larger_than_the_operator_allows_is_refused(service: JobService, tiny: dict[str, Any]) -> None:
+    service.settings = service.settings.model_copy(update={"max_model_parameters": 1000})
+    with pytest.raises(Refused, match="up to 1,000") as refused:
+        service.submit(recipe(tiny))
+    assert refused.value.field == "model"
+    assert service.page(None, 20).jobs == ()
