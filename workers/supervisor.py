@@ -36,6 +36,7 @@ from workers.child import ROOMY, SPARING, Child
 from workers.compression.spec.headers import boundary_of
 from workers.disk import storage_failure
 from workers.endings import below_gate, crashed, timed_out, without_result
+from workers.failpoints import Point, failpoint
 from workers.fetch import FetchDone, FetchProgress, fetch_environment, fetch_report, fetch_request
 from workers.labels import labels
 from workers.lease import Lease
@@ -120,10 +121,12 @@ class Supervisor:
             return None
         facts = {"job_id": claim.job_id, "attempt": claim.attempt}
         log.info("job_claimed", extra={**facts, "worker": self.worker})
+        failpoint(Point.CLAIMED)
         self.take_over(claim)
         with Lease(self.sessions, claim, self.settings.lease_seconds) as lease:
             result = self.attempt(claim, lease)
         outcome = self.conclude_for_certain(claim, result)
+        failpoint(Point.ENDED)
         log.info("attempt_ended", extra={**facts, "outcome": outcome})
         return outcome
 
@@ -164,7 +167,10 @@ class Supervisor:
         """Compute and publish: the result, what went wrong, or None when the attempt was interrupted."""
         try:
             done = self.compute(claim, lease)
-            return Published(done, self.storage.publish(claim.job_id, claim.attempt, done.package))
+            failpoint(Point.COMPUTED)
+            files = self.storage.publish(claim.job_id, claim.attempt, done.package)
+            failpoint(Point.PUBLISHED)
+            return Published(done, files)
         except Interrupted:
             return None
         except AttemptFailed as failed:
@@ -273,6 +279,7 @@ class Supervisor:
             # What nobody was left to remove; results of the attempt lie beside it.
             shutil.rmtree(home_of(work_dir, earlier), ignore_errors=True)
         assignment = self.assign(claim, self.fetch(claim, lease, home, deadline))
+        failpoint(Point.FETCHED)
         environment = OFFLINE | (ROOMY if assignment.memory_bytes is None else SPARING)
         cage = cage_of(assignment)
         with Child(RUNNER, assignment.model_dump_json(), home, environment, lease.hear, cage) as child:

@@ -7,7 +7,14 @@ import pytest
 
 from docs.render import PAGES, PARTS, ROOT, rendered
 
-LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "bench" / "RESULTS.md", *(ROOT / "docs" / "decisions").glob("*.md")]
+PROMISES = [ROOT / "docs" / "reliability.md", ROOT / "SECURITY.md"]
+LINKED = [
+    *PAGES,
+    *PROMISES,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "bench" / "RESULTS.md",
+    *(ROOT / "docs" / "decisions").glob("*.md"),
+]
 LINK = re.compile(r"\]\((?!https?://|mailto:|#)([^)#\s]+)[^)]*\)")
 
 
@@ -44,3 +51,9 @@ def test_code_cites_decisions_that_exist():
 def test_the_first_screen_of_the_readme_ends_with_what_it_costs():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert lines.index("<!-- costs:end -->") < 60
+
+
+@pytest.mark.parametrize("page", PROMISES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page):
+    named = re.findall(r"`((?:tests|workers|app)/[\w/]+\.py)`", page.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
