@@ -32,6 +32,11 @@ def check_submission(session: Session, team: str) -> None:
         )
 
 
+def queued(session: Session) -> int:
+    """Return how many jobs are waiting for a worker."""
+    return session.scalar(select(func.count()).where(JobRow.state == State.QUEUED)) or 0
+
+
 def may_run(session: Session, job_id: str) -> bool:
     """Return whether the team of a job may have a further one computed now."""
     team = session.execute(

@@ -110,7 +110,7 @@ class JobService:
 
     def accept(self, session: Session, job: NewJob, action: str, **detail: str) -> None:
         """Keep a job, if the team may have a further one."""
-        if (waiting := store.queued(session)) >= self.settings.max_queued:
+        if (waiting := quotas.queued(session)) >= self.settings.max_queued:
             raise QueueFull(f"{waiting} jobs are waiting already; post this one again in a while")
         quotas.check_submission(session, self.caller.team)
         store.submit(session, job)

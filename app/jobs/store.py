@@ -114,11 +114,6 @@ def get(session: Session, job_id: str) -> JobRow | None:
     return session.get(JobRow, job_id)
 
 
-def queued(session: Session) -> int:
-    """Return how many jobs are waiting for a worker."""
-    return session.scalar(select(func.count()).where(JobRow.state == State.QUEUED)) or 0
-
-
 def attempts(session: Session, job_ids: Sequence[str]) -> Sequence[AttemptRow]:
     query = select(AttemptRow).where(AttemptRow.job_id.in_(job_ids)).order_by(AttemptRow.job_id, AttemptRow.number)
     return session.scalars(query).all()
