@@ -45,7 +45,7 @@ class NothingGenerated(ModelpressError):
 
 def demo(
     model: Annotated[str | None, typer.Option(help="A hub id or a path, instead of the bundled model.")] = None,
-    ratio: Annotated[float, typer.Option(help="Bytes of the weights before / after.")] = 4.0,
+    ratio: Annotated[float, typer.Option(help="Bytes of the weights before / after.")] = 3.5,
     method: Annotated[str, typer.Option(help="How the model is made smaller.")] = "auto",
 ) -> None:
     """Compress a real model end to end, and compare it with the original."""
