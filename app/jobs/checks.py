@@ -20,7 +20,7 @@ from workers.compression.spec.methods import Leaves, method_of
 from workers.compression.spec.methods.quantisation import QUANTISATION
 from workers.compression.spec.ranges import Range
 from workers.compression.spec.ranges import RatioOutOfRange as NotReached
-from workers.compression.spec.sizes import Wanted, bytes_before, candidates, reachable
+from workers.compression.spec.sizes import Candidate, Wanted, bytes_before, candidates, reachable
 
 SHORTEST_WINDOW = 16
 """The least tokens of a window that a recipe may ask for."""
@@ -176,6 +176,20 @@ def wanted(recipe: Recipe, ratio: float) -> Wanted:
     return Wanted(ratio, recipe.precision, tuple(FORMATS[name] for name in recipe.formats))
 
 
+def ways(recipe: Recipe, inventory: Inventory) -> list[tuple[Candidate, ...]]:
+    """Return the ways to reach each ratio; none if one cannot be reached, of which `ratios` says what is wrong."""
+    try:
+        return [candidates(inventory, recipe.method, wanted(recipe, ratio)) for ratio in recipe.ratios]
+    except (NotReached, methods.MethodDoesNotFit, methods.OptionDoesNotFit, ArithmeticError, LookupError, ValueError):
+        return []
+
+
+def left(recipe: Recipe, inventory: Inventory) -> Leaves:
+    """Return what kind of checkpoint is left, as far as that is known before anything is tried."""
+    kinds = {method_of(way.method).leaves for some in ways(recipe, inventory) for way in some}
+    return kinds.pop() if len(kinds) == 1 else method_of(recipe.method).leaves
+
+
 def trained(recipe: Recipe, model: ResolvedModel) -> Iterator[Refused]:
     """Refuse to train factors alone unless the method is sure to leave some, and to train what no structure left."""
     distillation, method = recipe.distillation, method_of(recipe.method)
@@ -184,19 +198,8 @@ def trained(recipe: Recipe, model: ResolvedModel) -> Iterator[Refused]:
     if distillation.trainable == "factors" and method.leaves is not Leaves.FACTORED:
         message = f"the method {method.name!r} need not leave factors; send 'all' or 'norms'"
         yield Refused("distillation.trainable", message)
-    for ratio in recipe.ratios:
-        try:
-            ways = candidates(model.inventory, recipe.method, wanted(recipe, ratio))
-        except (
-            NotReached,
-            methods.MethodDoesNotFit,
-            methods.OptionDoesNotFit,
-            ArithmeticError,
-            LookupError,
-            ValueError,
-        ):
-            return  # `ratios` says what is wrong
-        if all(way.method.name == QUANTISATION.name for way in ways):
+    for ratio, some in zip(recipe.ratios, ways(recipe, model.inventory), strict=False):
+        if all(way.method.name == QUANTISATION.name for way in some):
             yield Refused(
                 "distillation",
                 f"{ratio:g} is reached by fewer bits alone, which leaves no structure to train; leave it out, or send "
@@ -218,11 +221,11 @@ def phases(recipe: Recipe, model: ResolvedModel) -> Iterator[Refused]:
 
 def formats(recipe: Recipe, model: ResolvedModel) -> Iterator[Refused]:
     """Refuse formats that cannot hold what the method leaves, as far as that is known now."""
-    method = method_of(recipe.method)
+    leaves = left(recipe, model.inventory)
     for index, name in enumerate(recipe.formats):
-        reason = FORMATS[name].refuses(model.inventory, method.leaves)
+        reason = FORMATS[name].refuses(model.inventory, leaves)
         if reason is not None:
-            told = f"{name!r} is not for what the method {method.name!r} leaves of this model: {reason}"
+            told = f"{name!r} is not for what the method {recipe.method.name!r} leaves of this model: {reason}"
             yield Refused(f"formats.{index}", told)
 
 

@@ -120,7 +120,7 @@ def test_text_that_the_original_writes_itself_is_accepted(service: JobService, t
 def test_a_format_that_may_suit_what_the_method_leaves_is_accepted(
     service: JobService, tiny: dict[str, Any], method: str, form: str
 ) -> None:
-    job = service.submit(recipe(tiny, method=method, formats=["safetensors", form]))
+    job = service.submit(recipe(tiny, method=method, precision=16, formats=["safetensors", form]))
     assert job.recipe.formats == ("safetensors", form)
 
 
@@ -237,3 +237,10 @@ def test_a_model_that_is_larger_than_the_operator_allows_is_refused(service: Job
         service.submit(recipe(tiny))
     assert refused.value.field == "model"
     assert service.page(None, 20).jobs == ()
+
+
+def test_auto_may_leave_a_gguf_where_bits_reach_the_ratio(service: JobService, tiny: dict[str, Any]) -> None:
+    sent = recipe(tiny, method="auto", target_ratio=2, formats=["safetensors", "gguf"])
+    assert service.submit(sent).state is State.QUEUED
+    with pytest.raises(Refused, match="factored"):
+        service.submit(recipe(tiny, method="auto", precision=16, formats=["safetensors", "gguf"]))
