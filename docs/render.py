@@ -21,7 +21,7 @@ from app.contract.codes import FAILURES
 from app.settings import Settings
 from bench.kinds import read_experiment
 from bench.result import read_result, result_path
-from workers.compression.spec.architectures import ARCHITECTURES
+from workers.compression.spec.architectures import ARCHITECTURES, Architecture
 from workers.compression.spec.formats import FORMATS
 from workers.compression.spec.methods import METHODS, Leaves
 from workers.stages.registry import STAGES
@@ -80,6 +80,31 @@ def _method_section(name: str) -> str:
 def architectures() -> str:
     """Return the supported model types in one line."""
     return ", ".join(f"`{model_type}`" for model_type in ARCHITECTURES)
+
+
+def architecture_table() -> str:
+    """Return a table of the architectures: what can be asked of each."""
+    return table(
+        ("`model_type`", "kind", "not with the methods", "not in the formats", "fewer heads", "GGUF"),
+        (_architecture(architecture) for architecture in ARCHITECTURES.values()),
+    )
+
+
+def _architecture(architecture: Architecture) -> tuple[str, ...]:
+    left_out = (f"`{name}`" for name, method in METHODS.items() if not method.takes(architecture))
+    rounded = (
+        f"`{form.name}`"
+        for form in FORMATS.values()
+        if form.rounds and not (architecture.integers and architecture.layout == "linear")
+    )
+    return (
+        f"`{architecture.model_type}`",
+        "dense" if architecture.experts is None else "mixture of experts",
+        ", ".join(left_out),
+        ", ".join(rounded),
+        "" if architecture.attention.heads is None else "yes",
+        "" if architecture.gguf is None else "read",
+    )
 
 
 def gguf_architectures() -> str:
@@ -193,6 +218,7 @@ PARTS: Mapping[str, Callable[[], str]] = MappingProxyType(
         "methods": methods,
         "method-details": method_details,
         "architectures": architectures,
+        "architecture-table": architecture_table,
         "gguf-architectures": gguf_architectures,
         "formats": formats,
         "settings": settings,

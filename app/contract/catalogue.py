@@ -60,6 +60,8 @@ class ArchitectureInfo(Answer):
     model_type: str = Field(description="as in the model's config.json")
     gguf: bool = Field(description="whether GGUF files of the architecture are accepted")
     fewer_heads: bool = Field(description="whether `width` can remove key/value heads")
+    mixture: bool = Field(description="whether its models are mixtures of experts")
+    methods: tuple[str, ...] = Field(description="methods that can be used on its models")
 
 
 class ArchitectureList(Answer):

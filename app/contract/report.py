@@ -78,6 +78,16 @@ class RemovedBlock(Section):
     scores: dict[int, float] = Field(description="score of each candidate block; the lowest was removed")
 
 
+class RemovedExperts(Section):
+    """The experts of a block's mixture that stay, by their numbers in the original."""
+
+    block: int
+    kept: tuple[int, ...]
+    unreached: tuple[int, ...] = Field(
+        description="experts that no token of the calibration text was sent to; more or other text may tell them apart"
+    )
+
+
 class CurvePoint(Section):
     """A point of the loss curve."""
 
@@ -164,6 +174,7 @@ class CompressionReport(Section):
     metrics: Comparison
     sites: tuple[SiteReport, ...] = Field(description="every matrix, including embedding and head")
     removed_blocks: tuple[RemovedBlock, ...] = Field(description="in the order of their removal")
+    removed_experts: tuple[RemovedExperts, ...] = Field((), description="one entry for each mixture that lost experts")
     steps: tuple[Step, ...] = Field(description="steps of the compression, in order")
     rounding: tuple[RoundingReport, ...] = Field((), description="for each format whose weights are rounded")
     teacher_text: TeacherText | None = Field(None, description="null if the recipe does not use `teacher:`")

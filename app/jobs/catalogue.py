@@ -70,6 +70,8 @@ def architecture_list() -> ArchitectureList:
                 model_type=model_type,
                 gguf=architecture.gguf is not None,
                 fewer_heads=architecture.attention.heads is not None,
+                mixture=architecture.experts is not None,
+                methods=tuple(name for name, method in METHODS.items() if method.takes(architecture)),
             )
             for model_type, architecture in ARCHITECTURES.items()
         )

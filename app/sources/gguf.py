@@ -15,6 +15,7 @@ from app.sources.gguf_errors import MalformedGguf, UnsupportedGguf
 from app.sources.gguf_rotary import DEFAULT_THETA, llama3_parameters, rope_parameters
 from workers.compression.spec.architectures import ARCHITECTURES, GgufNames
 from workers.compression.spec.architectures.architecture import Architecture
+from workers.compression.spec.gguf_splits import KNOWN
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32
@@ -74,6 +75,8 @@ class StoredTensor:
 class Gguf:
     config: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
+    split: str | None = None
+    """What the file calls the way in which its vocabulary splits text."""
 
 
 def read_gguf(path: Path) -> Gguf:
@@ -100,7 +103,7 @@ def read_gguf(path: Path) -> Gguf:
         if name != DIVISORS
     }
     config["tie_word_embeddings"] = "lm_head.weight" not in shapes
-    return Gguf(config, shapes)
+    return Gguf(config, shapes, metadata.get("tokenizer.ggml.pre"))
 
 
 def read_divisors(path: Path, data_start: int, tensor: StoredTensor) -> tuple[float, ...]:
@@ -225,6 +228,8 @@ def config_of(metadata: Mapping[str, Any], architecture: Architecture, names: Gg
         raise UnsupportedGguf(
             f"The file has a tokenizer of the kind '{tokenizer}'; in GGUF files these are read: {', '.join(TOKENIZERS)}"
         )
+    if tokenizer == "gpt2" and (split := metadata.get("tokenizer.ggml.pre", "default")) not in KNOWN:
+        raise UnsupportedGguf(f"The file's vocabulary splits text in the way '{split}', which cannot be carried over.")
     prefix = f"{names.architecture}."
     own = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
     if unknown := sorted(own.keys() - CONFIG_KEYS.keys() - ROTARY_KEYS - OTHER_KEYS):

@@ -63,7 +63,7 @@ def test_a_method_that_does_not_reach_the_ratio_is_not_tried(directory: Path) ->
 
 def test_no_method_that_removes_blocks_is_tried_where_their_place_counts(directory: Path) -> None:
     model = StreamedModel.open(directory)
-    model.inventory = dataclasses.replace(model.inventory, numbered_blocks=True)
+    model.inventory = dataclasses.replace(model.inventory, blocks_stay="it is so")
     assert {method.name for method in candidates(model)} == {"low_rank", "width_low_rank", "width"}
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.models import BLOCKS, MODELS, VOCABULARY, WIDTH, logits_of, save_tiny_model, token_ids
+from tests.support.models import BLOCKS, MODELS, VOCABULARY, WIDTH, logits_of, sampled, save_tiny_model, token_ids
 from tests.support.packages import Outcomes, factored, verified
 from workers.compression.formats.safetensors import Safetensors
 from workers.compression.formats.verification import Probe, Verified
@@ -41,7 +41,10 @@ def originals(names: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) 
 
     def written(name: str) -> Original:
         model = save_tiny_model(name, root / name)
-        stored = sum(parameter.numel() for parameter in model.parameters())
+        # A tied head shares its table, which is listed twice.
+        stored = sum(
+            tensor.numel() for tensor in {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}.values()
+        )
         return Original(root / name, logits_of(model), stored, StreamedModel.open(root / name).inventory)
 
     return Outcomes(names, written)
@@ -82,24 +85,24 @@ def test_the_inventory_counts_what_the_model_stores(name: str, originals: Outcom
     assert originals[name].inventory.total_parameters == originals[name].parameters
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", sampled(MODELS))
 def test_a_stranger_computes_the_logits_of_the_compressed_model(name: str, opened: Outcomes[Verified]) -> None:
     assert opened[name].difference < 1e-5
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", sampled(MODELS))
 def test_streaming_a_package_computes_its_logits(name: str, packages: Outcomes[Packaged]) -> None:
     streamed = logits_of(StreamedModel.open(packages[name].directory))
     torch.testing.assert_close(streamed, packages[name].logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", sampled(MODELS))
 def test_a_package_in_one_piece_computes_its_logits(name: str, packages: Outcomes[Packaged]) -> None:
     whole = StreamedModel.open(packages[name].directory).whole()
     torch.testing.assert_close(logits_of(whole), packages[name].logits, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", sampled(MODELS))
 def test_a_package_generates_with_a_cache_what_it_generates_without(name: str, packages: Outcomes[Packaged]) -> None:
     model: Any = StreamedModel.open(packages[name].directory).whole()
     length = {"min_new_tokens": 8, "max_new_tokens": 8, "do_sample": False}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.models import MODELS, logits_of, open_tiny, tiny_config, token_ids
+from tests.support.models import MODELS, logits_of, open_tiny, sampled, tiny_config, token_ids
 from tests.support.packages import Outcomes, verified, write_package
 from tests.support.planning import taken
 from workers.compression.formats.verification import Probe, Verified
@@ -64,12 +64,12 @@ def opened(names: tuple[str, ...], packages: Outcomes[Narrowed]) -> Outcomes[Ver
     return verified(Outcomes(names, probe))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", sampled(CASES, also=VARIANTS))
 def test_a_stranger_computes_the_logits_of_the_model_in_memory(name: str, opened: Outcomes[Verified]) -> None:
     assert opened[name].difference < 1e-6
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", sampled(CASES, also=VARIANTS))
 def test_it_is_a_checkpoint_of_the_original_architecture_that_says_its_heads(
     name: str, packages: Outcomes[Narrowed]
 ) -> None:
@@ -83,13 +83,13 @@ def test_it_is_a_checkpoint_of_the_original_architecture_that_says_its_heads(
     assert "auto_map" not in after
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", sampled(CASES, also=VARIANTS))
 def test_the_model_in_one_piece_computes_the_logits(name: str, packages: Outcomes[Narrowed]) -> None:
     edited = packages[name].edited
     torch.testing.assert_close(logits_of(edited.whole()), logits_of(edited), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", sampled(CASES, also=VARIANTS))
 def test_generation_with_a_cache_gives_what_it_gives_without(
     name: str, packages: Outcomes[Narrowed], opened: Outcomes[Verified]
 ) -> None:
@@ -99,12 +99,12 @@ def test_generation_with_a_cache_gives_what_it_gives_without(
     assert opened[name].generated == tuple(without[0, PROMPT:].tolist())
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", sampled(CASES, also=VARIANTS))
 def test_the_package_opens_as_what_was_narrowed_in_memory(name: str, packages: Outcomes[Narrowed]) -> None:
     assert StreamedModel.open(packages[name].directory).inventory == packages[name].edited.inventory
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", sampled(CASES, also=VARIANTS))
 def test_what_it_will_store_is_known_beforehand(name: str, packages: Outcomes[Narrowed]) -> None:
     planned = narrowed(regrouped(packages[name].original.inventory, 1), UNITS)
     assert planned.total_parameters == packages[name].parameters

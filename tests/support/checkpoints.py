@@ -105,6 +105,7 @@ def write_gguf(
     architecture: str = "llama",
     head: bool = False,
     tokenizer: str = "gpt2",
+    split: str | None = None,
     scaling: gguf.RopeScalingType | None = None,
     divisors: Sequence[float] = (),
     theta: float = 10_000.0,
@@ -127,6 +128,8 @@ def write_gguf(
     for key, value in (settings or {}).items():
         writer.add_uint32(key, value) if isinstance(value, int) else writer.add_float32(key, value)
     writer.add_tokenizer_model(tokenizer)
+    if split is not None:
+        writer.add_tokenizer_pre(split)
     writer.add_token_list([f"token{number}" for number in range(32)])
     tensors = {"token_embd": (32, 8), "output_norm": (8,)} | ({"output": (32, 8)} if head else {})
     tensors |= {f"blk.{block}.{GGUF_NAMES[name]}": shape for block in range(2) for name, shape in BLOCK.items()}

@@ -1,6 +1,8 @@
 """Inventories of models that do not exist, for tests that only count."""
 
-from workers.compression.spec.inventory import Inventory, Site
+from typing import Any
+
+from workers.compression.spec.inventory import Inventory, Site, inventory
 
 
 def llama_like(
@@ -29,3 +31,19 @@ def llama_like(
         block_prefix="model.layers",
         block_parameters=(in_block,) * blocks,
     )
+
+
+def mixture(model_type: str = "qwen3_moe", experts: int = 16, blocks: int = 3, **config: Any) -> Inventory:
+    """Return the inventory of a mixture of 32 × 64 experts, which hold nearly everything."""
+    width, hidden = 32, 64
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (50, width)}
+    for block in range(blocks):
+        inside = f"model.layers.{block}"
+        shapes[f"{inside}.self_attn.o_proj.weight"] = (width, width)
+        shapes[f"{inside}.mlp.gate.weight"] = (experts, width)
+        for number in range(experts):
+            expert = f"{inside}.mlp.experts.{number}"
+            shapes |= {f"{expert}.{name}_proj.weight": (hidden, width) for name in ("gate", "up")}
+            shapes[f"{expert}.down_proj.weight"] = (width, hidden)
+    fields = {"model_type": model_type, "tie_word_embeddings": True, "num_experts_per_tok": 2}
+    return inventory({**fields, **config}, shapes)

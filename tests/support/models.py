@@ -4,11 +4,14 @@ The config of a tiny model follows from the registry alone: transformers maps th
 type. A type that needs more than that has an entry in CHANGES.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from _pytest.mark.structures import ParameterSet
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -29,16 +32,71 @@ SIZES: Mapping[str, int] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-WHERE_STATED: Mapping[str, int] = {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": WINDOW}
+WHERE_STATED: Mapping[str, int] = {
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "sliding_window": WINDOW,
+    "intermediate_size": INNER,
+    "moe_intermediate_size": 24,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "shared_expert_intermediate_size": 40,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "shared_intermediate_size": INNER,
+    "mamba_d_ssm": 32,
+    "mamba_n_heads": 4,
+    "mamba_d_head": 8,
+    "mamba_d_state": 8,
+}
 """Sizes of a type whose own default is a number."""
 
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     "opt": {"word_embed_proj_dim": WIDTH},
     "qwen3": {"tie_word_embeddings": True},
     "gemma3_text": {"sliding_window_pattern": 2},  # by default the first five blocks of six are alike
+    "codegen": {"rotary_dim": 4},
+    "gptj": {"rotary_dim": 4},
+    "granitemoehybrid": {"mamba_d_head": 16, "residual_multiplier": 0.5, "logits_scaling": 3.0},
+    "granite": {"embedding_multiplier": 2.0, "residual_multiplier": 0.5, "logits_scaling": 3.0},
+    "deepseek_v3": {"num_key_value_heads": 4},
+    "glm4_moe": {"n_group": 2, "n_routed_experts": 8},
+    "dots1": {"num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    "granitemoe": {"embedding_multiplier": 2.0, "residual_multiplier": 0.5, "logits_scaling": 3.0},
+    "llama4_text": {"num_experts_per_tok": 1, "no_rope_layer_interval": 2, "attention_chunk_size": WINDOW},
+    "hunyuan_v1_dense": {"head_dim": 8, "num_key_value_heads": 2},
+    "ministral": {"head_dim": 8},
+    "nemotron": {"head_dim": 8, "num_key_value_heads": 2},
+    "smollm3": {"no_rope_layer_interval": 2},
+    "xglm": {"ffn_dim": INNER},
 }
+MIXERS: Mapping[str, str] = {
+    "lfm2": "conv",
+    "granitemoehybrid": "mamba",
+    **dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"), "linear_attention"),
+}
+"""Types whose blocks take turns at attention and at another mixer, with its name."""
+PATTERNED = ("cohere2", "cwm", "exaone4", "olmo3")
+"""Types whose blocks take turns at a sliding window."""
 VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
+    "cohere-normed": ("cohere", {"use_qk_norm": True}),
+    "falcon-alibi": ("falcon", {"alibi": True, "parallel_attn": False, "bias": True}),
+    "falcon-new": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "gpt_bigcode-ungrouped": ("gpt_bigcode", {"multi_query": False}),
+    "stablelm-parallel": ("stablelm", {"use_parallel_residual": True, "qk_layernorm": True}),
     "opt-projected": ("opt", {"word_embed_proj_dim": 16, "do_layer_norm_before": False}),
 }
 """Further models by name: the type, and what is different."""
@@ -46,15 +104,28 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 MODELS = (*ARCHITECTURES, *VARIANTS)
 """The name of every tiny model."""
 
+SAMPLE = ("gpt2", "gpt_neox", "llama", "llama-tied", "gemma3_text", "opt-projected", "phi3", "granite", "bloom")
+"""Models that differ from each other in what the registry can say; `make test` puts these through every battery."""
+
+
+def sampled(names: Iterable[str], also: Container[str] = ()) -> list[ParameterSet]:
+    """Return parameters for a test of `names`; those outside SAMPLE and `also` run in `make test-full` alone."""
+    return [pytest.param(name, marks=() if name in SAMPLE or name in also else pytest.mark.full) for name in names]
+
 
 def tiny_config(name: str, **changes: Any) -> PreTrainedConfig:
     """Return the config of a tiny model of MODELS, with `changes`."""
     model_type, variant = VARIANTS.get(name, (name, {}))
     kind = CONFIG_MAPPING[model_type]
-    default = kind()
+    default = kind().to_dict()
     optional = {ARCHITECTURES[model_type].width_field: INNER, **WHERE_STATED}
-    stated = {field: size for field, size in optional.items() if getattr(default, field, None) is not None}
-    config: PreTrainedConfig = kind(**{**SIZES, **stated, **CHANGES.get(model_type, {}), **variant, **changes})
+    stated = {field: size for field, size in optional.items() if field and default.get(field) is not None}
+    other = MIXERS.get(model_type, "sliding_attention")
+    turns = islice(cycle((other, "full_attention")), changes.get("num_hidden_layers", BLOCKS))
+    pattern = {"layer_types": list(turns)} if model_type in (*PATTERNED, *MIXERS) else {}
+    config: PreTrainedConfig = kind(
+        **{**SIZES, **stated, **pattern, **CHANGES.get(model_type, {}), **variant, **changes}
+    )
     return config
 
 

@@ -14,7 +14,7 @@ from tests.support.models import save_tiny_model
 from tests.support.waiting import PATIENCE_SECONDS
 from workers.compression import structures
 from workers.compression.formats.safetensors import Safetensors
-from workers.compression.formats.verification import Probe, Verified, verify_all
+from workers.compression.formats.verification import Probe, Verified, judge_all
 from workers.compression.formats.writer import Written
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.overlay import Overlay, Part
@@ -45,8 +45,10 @@ class Outcomes(Generic[Found]):
 
 
 def verified(probes: Outcomes[Probe]) -> Outcomes[Verified]:
-    """Return what a fresh process finds in each package: one process for all, further ones to tell who is at fault."""
-    found = _opened(probes.sound)
+    """Return what a fresh process, one for all, finds in each package."""
+    sound = list(probes.sound.values())
+    verdicts = judge_all(sound, timeout=PATIENCE_SECONDS) if sound else []
+    found = dict(zip(probes.sound, verdicts, strict=True))
 
     def outcome(name: str) -> Verified:
         probes[name]
@@ -58,19 +60,6 @@ def verified(probes: Outcomes[Probe]) -> Outcomes[Verified]:
     return Outcomes((*probes.sound, *probes.failed), outcome)
 
 
-def _opened(probes: Mapping[str, Probe]) -> dict[str, Verified | VerificationFailed]:
-    if not probes:
-        return {}
-    try:
-        return dict(zip(probes, verify_all(list(probes.values()), timeout=PATIENCE_SECONDS), strict=True))
-    except VerificationFailed as error:
-        if len(probes) == 1:
-            return dict.fromkeys(probes, error)
-    entries = list(probes.items())
-    middle = len(entries) // 2
-    return _opened(dict(entries[:middle])) | _opened(dict(entries[middle:]))
-
-
 @dataclass(frozen=True)
 class RandomPart:
     """A part as the compressor yields it, with random factors."""
@@ -79,6 +68,7 @@ class RandomPart:
     tensors: Mapping[str, Tensor]
     removed: tuple[int, ...] = ()
     encodings: Mapping[str, str] = field(default_factory=dict)
+    experts: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 def structure_for(kind: str, site: Site) -> dict[str, Any]:

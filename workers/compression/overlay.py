@@ -12,7 +12,7 @@ The rules that hold for every compressed model stand here and nowhere else:
 - Of several parts that hold a tensor, the last one counts.
 - A tensor that is stored in a code stands for its decoded weights.
 - A factored matrix replaces its `.weight`.
-- Tensors of a removed block are gone.
+- Tensors of a removed block or expert are gone; a tensor that holds all experts loses the rows of those that go.
 - An output head that shares the embedding's table reads the factors once the table is factored, unless its own
   structure is "dense": then it keeps the original's table for itself.
 
@@ -36,10 +36,18 @@ from transformers import CONFIG_MAPPING
 from workers.compression.encoded import DecodedTensors, Encoded
 from workers.compression.spec.architectures import architecture_of
 from workers.compression.spec.config import is_tied, read_config
-from workers.compression.spec.dimensions import block_of, intermediate_size, renumbered, resized_config
+from workers.compression.spec.dimensions import (
+    block_of,
+    intermediate_size,
+    intermediate_sizes,
+    original_name,
+    renumbered,
+    resized_config,
+)
 from workers.compression.spec.headers import StoredTensor, stored_tensors
 from workers.compression.spec.heads import stated_heads
-from workers.compression.spec.inventory import Inventory, Site, inventory, weights
+from workers.compression.spec.inventory import ExpertCounts, Inventory, Site, inventory, weights
+from workers.compression.spec.kept_experts import KeptExperts
 
 Form = Mapping[str, Any]
 """JSON form of a structure, such as {"kind": "low_rank", "rank": 8}."""
@@ -69,6 +77,10 @@ class Part(Protocol):
     @property
     def encodings(self) -> Mapping[str, str]:
         """Full tensor name → name of the code in which the tensor is stored."""
+
+    @property
+    def experts(self) -> Mapping[int, tuple[int, ...]]:
+        """Block → the experts that stay in its mixture from this part on."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +124,7 @@ class Overlay:
         self.original = original
         self.architecture = architecture_of(original.config)
         self.removed: set[int] = set()
+        self.experts = KeptExperts(self.architecture)
         self._forms: dict[str, Form] = dict(original.structures)
         self._sources = dict(original.names)
         self._shapes = {name: original.tensors[stored].shape for name, stored in original.names.items()}
@@ -199,8 +212,18 @@ class Overlay:
         return sum(math.prod(self._shapes[name]) for name in inside)
 
     def written_name(self, name: str) -> str:
-        """Return the name of a module or tensor in a package, where remaining blocks are renumbered without gaps."""
-        return renumbered(name, self.inventory.block_prefix, self.kept)
+        """Return the name of a module or tensor in a package, where remaining blocks and experts are renumbered without
+        gaps."""
+        return renumbered(self.experts.written(name), self.inventory.block_prefix, self.kept)
+
+    def original_name(self, name: str) -> str:
+        """Return the name here of a module or tensor that is called `name` in a package."""
+        return self.experts.original(original_name(name, self.inventory.block_prefix, self.kept))
+
+    def cut(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a tensor of the original without the rows of experts that are gone."""
+        rows = self.experts.rows(name)
+        return tensor if rows is None else tensor[list(rows)]
 
     def config(self) -> dict[str, Any]:
         """Return the original's config, resized to the remaining blocks, hidden units and attention heads.
@@ -208,10 +231,12 @@ class Overlay:
         Raises ValueError where some blocks are narrower than others.
         """
         original, present = self.original, self.inventory
-        size = intermediate_size(present)
-        narrowed = None if size == intermediate_size(original.inventory) else size
-        config = _with_layer_types(original.config) if self.removed else original.config
-        return resized_config(config, self.kept, present.blocks, narrowed, stated_heads(present))
+        alike = intermediate_sizes(present) <= intermediate_sizes(original.inventory)
+        narrowed = None if alike else intermediate_size(present)
+        config = _with_layer_lists(original.config, present.blocks) if self.removed else original.config
+        counts = {len(kept) for block, kept in self.experts.by_block.items() if block not in self.removed}
+        experts = present.experts.total if counts and present.experts is not None else None
+        return resized_config(config, self.kept, present.blocks, narrowed, stated_heads(present), experts)
 
     def tensor_names(self) -> Iterator[str]:
         """Yield the name of every tensor of the package in a fixed order, the parts' tensors first."""
@@ -226,7 +251,7 @@ class Overlay:
         """
         holder = self.holder(name)
         if holder is None:
-            return self.original.tensor(self._sources[name])
+            return self.cut(name, self.original.tensor(self._sources[name]))
         tensor = holder[name]
         if name in self._codes:
             return tensor
@@ -243,6 +268,8 @@ class Overlay:
         held = DecodedTensors(part.tensors, part.encodings, filter(self._is_transposed, part.encodings))
         self._held.append(held)
         self.removed.update(part.removed)
+        if part.experts:
+            self._keep_experts(part.experts)
         for name in part.structures:
             self._replace(name, part.structures[name])
         for name in held:
@@ -271,8 +298,23 @@ class Overlay:
         return any(f"{site.name}.weight" == name for site in self.original.inventory.sites if site.layout == "conv1d")
 
     def _is_gone(self, name: str) -> bool:
-        """Return whether a module or tensor belongs to a removed block."""
-        return block_of(name, self.original.inventory.block_prefix) in self.removed
+        """Return whether a module or tensor belongs to a removed block or expert."""
+        return block_of(name, self.original.inventory.block_prefix) in self.removed or self.experts.lack(name)
+
+    def _keep_experts(self, kept: Mapping[int, tuple[int, ...]]) -> None:
+        """Leave only these experts in the mixtures of these blocks.
+
+        Raises ValueError where a part already holds a tensor of all experts of such a block.
+        """
+        self.experts = self.experts.keeping(kept)
+        for name, shape in self._shapes.items():
+            block = block_of(name, self.original.inventory.block_prefix)
+            rows = self.experts.rows(name) if block in kept else None
+            if rows is None:
+                continue
+            if name in self._holders:
+                raise ValueError(f"{name} was changed before experts were removed; remove them first")
+            self._shapes[name] = (len(rows), *shape[1:])
 
     def _present_inventory(self) -> Inventory:
         """Return the original's inventory with the remaining modules, their sizes and the stored parameters."""
@@ -288,7 +330,16 @@ class Overlay:
             head=self._present_head(),
             total_parameters=sum(map(math.prod, self._shapes.values())),
             block_parameters=tuple(in_blocks),
+            experts=self._present_experts(),
         )
+
+    def _present_experts(self) -> ExpertCounts | None:
+        """Return the experts of the mixtures, as many as the fullest of them still has."""
+        counts, kept = self.original.inventory.experts, self.experts.by_block
+        if counts is None or not kept:
+            return counts
+        blocks = [block for block, each in enumerate(counts.parameters) if each and block not in self.removed]
+        return replace(counts, total=max((len(kept.get(block, range(counts.total))) for block in blocks), default=0))
 
     def _present_head(self) -> Site | None:
         """Return the output head as a module of its own, also where it no longer shares the embedding's table."""
@@ -318,8 +369,13 @@ class Overlay:
         return DTYPES[self.original.tensors[stored_name].dtype]
 
 
-def _with_layer_types(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the config with the layer types that transformers derives from a layer's number where the file states
-    none."""
-    derived = getattr(CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)), "layer_types", None)
-    return config if config.get("layer_types") or not derived else {**config, "layer_types": list(derived)}
+def _with_layer_lists(config: Mapping[str, Any], blocks: int) -> Mapping[str, Any]:
+    """Return the config with the lists that transformers derives from a layer's number where the file states none:
+    layer types, and whether a layer has rotary positions."""
+    derived = vars(CONFIG_MAPPING[config["model_type"]].from_dict(dict(config)))
+    lists = {
+        name: list(value)
+        for name, value in derived.items()
+        if isinstance(value, list | tuple) and len(value) == blocks and "layer" in name and not config.get(name)
+    }
+    return {**config, **lists}

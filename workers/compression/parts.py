@@ -25,6 +25,8 @@ class CompressedPart:
         removed: the removed blocks.
         scores: scores by which the removed blocks were chosen, by block number.
         encodings: full tensor name → name of the code in which the tensor is stored.
+        experts: block → the numbers of the experts that stay in its mixture, as the original counts them, ascending.
+        unreached: the experts of the block that no token of the calibration text was sent to.
     """
 
     name: str
@@ -34,6 +36,8 @@ class CompressedPart:
     removed: tuple[int, ...] = ()
     scores: Mapping[int, float] = field(default_factory=dict)
     encodings: Mapping[str, str] = field(default_factory=dict)
+    experts: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    unreached: tuple[int, ...] = ()
 
 
 class PartStore(Protocol):

@@ -22,6 +22,8 @@ def how_it_was_made(report: CompressionReport) -> str:
     if report.removed_blocks:
         gone = ", ".join(str(removed.block) for removed in report.removed_blocks)
         facts.append(f"Blocks removed, in this order: {gone}.")
+    if unreached := sum(len(block.unreached) for block in report.removed_experts):
+        facts.append(f"The calibration text reached all but {unreached} of the original's experts; those went first.")
     if report.distillation is not None and recipe.distillation is not None:
         facts.append(
             f"Distillation from the original: {report.distillation.tokens:,} tokens of "

@@ -22,7 +22,8 @@ def run(context: Context, directory: Path) -> None:
     path = context.assignment.model_path
     if is_gguf(path):
         context.progress(0.1, "opening the GGUF file")
-        convert_gguf(path, directory / CONVERTED, read_gguf(path).config.get("rope_scaling"))
+        described = read_gguf(path)
+        convert_gguf(path, directory / CONVERTED, described.config.get("rope_scaling"), described.split)
         path = directory / CONVERTED
     open_tokenizer(path)
     context.progress(0.5, "reading the weights once")

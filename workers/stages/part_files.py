@@ -89,7 +89,7 @@ class ScratchFiles(PartStore):
         self._count += 1
 
 
-_DESCRIBED = ("name", "structures", "errors", "removed", "scores", "encodings")
+_DESCRIBED = ("name", "structures", "errors", "removed", "scores", "encodings", "experts", "unreached")
 """The fields of a part that are stored as JSON."""
 
 
@@ -116,6 +116,8 @@ def read_part(path: Path) -> CompressedPart:
         tuple(described["removed"]),
         {int(block): score for block, score in described["scores"].items()},
         described["encodings"],
+        {int(block): tuple(kept) for block, kept in described["experts"].items()},
+        tuple(described["unreached"]),
     )
 
 

@@ -9,6 +9,7 @@ from app.contract.report import (
     DistillationPhase,
     DistillationReport,
     RemovedBlock,
+    RemovedExperts,
     RoundedMatrix,
     RoundingReport,
     SiteReport,
@@ -62,6 +63,7 @@ def gather(context: Context) -> CompressionReport:
         metrics=metrics,
         sites=tuple(sites(context)),
         removed_blocks=tuple(removed_blocks(context, planned)),
+        removed_experts=tuple(removed_experts(context)),
         steps=planned.steps,
         rounding=tuple(rounding(context, form) for form in quantise.rounded_formats(context)),
         teacher_text=written_text(context),
@@ -79,6 +81,13 @@ def removed_blocks(context: Context, planned: Plan) -> Iterator[RemovedBlock]:
     for part in compress.finished_parts(context):
         for block in part.removed:
             yield RemovedBlock(block=block, criterion=removal.criterion, scores=dict(part.scores))
+
+
+def removed_experts(context: Context) -> Iterator[RemovedExperts]:
+    """Yield, for every mixture that lost experts, which stay and which the calibration text never reached."""
+    for part in compress.finished_parts(context):
+        for block, kept in part.experts.items():
+            yield RemovedExperts(block=block, kept=kept, unreached=part.unreached)
 
 
 def sites(context: Context) -> Iterator[SiteReport]:

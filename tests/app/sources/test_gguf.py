@@ -123,6 +123,16 @@ def test_a_tokenizer_of_another_kind_is_named(tmp_path: Path, kind: str) -> None
         read_gguf(write_gguf(tmp_path / "tiny.gguf", tokenizer=kind))
 
 
+@pytest.mark.parametrize("split", ["smollm", "gpt-2", "qwen2"])
+def test_the_way_in_which_a_vocabulary_splits_text_is_read(tmp_path: Path, split: str) -> None:
+    assert read_gguf(write_gguf(tmp_path / "tiny.gguf", split=split)).split == split
+
+
+def test_a_vocabulary_that_splits_text_in_an_unknown_way_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedGguf, match="'hieroglyphs'"):
+        read_gguf(write_gguf(tmp_path / "tiny.gguf", split="hieroglyphs"))
+
+
 @pytest.mark.parametrize("key", ["attention.sliding_window", "logit_scale", "attention.scale"])
 def test_a_setting_that_may_change_the_computation_is_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(UnsupportedGguf, match=key):

@@ -5,10 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,22 +21,15 @@ from workers.compression.formats.safetensors import Safetensors
 from workers.compression.formats.verification import verify
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.overlay import Overlay
+from workers.compression.parts import CompressedPart
 from workers.compression.spec.errors import VerificationFailed
 
 SITE = "model.layers.0.mlp.up_proj"
 
 
-@dataclass(frozen=True)
-class OnePart:
-    structures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    removed: tuple[int, ...] = ()
-    encodings: Mapping[str, str] = field(default_factory=dict)
-
-
-def low_rank_part(rank: int = 4) -> OnePart:
+def low_rank_part(rank: int = 4) -> CompressedPart:
     tensors = {f"{SITE}.first": torch.randn(rank, 32), f"{SITE}.second": torch.randn(48, rank)}
-    return OnePart({SITE: {"kind": "low_rank", "rank": rank}}, tensors)
+    return CompressedPart("part", {SITE: {"kind": "low_rank", "rank": rank}}, tensors)
 
 
 def stored_tensors_of(directory: Path) -> dict[str, Tensor]:
@@ -121,7 +111,7 @@ def test_tokenizer_and_licence_come_along_and_nothing_else(source: Path, tmp_pat
 
 
 def test_without_structures_it_is_an_ordinary_checkpoint(source: Path, tmp_path: Path) -> None:
-    part = OnePart(tensors={f"{SITE}.weight": torch.randn(48, 32)})
+    part = CompressedPart("part", tensors={f"{SITE}.weight": torch.randn(48, 32)})
     directory = write_package(source, [part], tmp_path / "package").directory
     assert "auto_map" not in json.loads((directory / "config.json").read_text())
     assert not list(directory.glob("*.py"))
@@ -130,7 +120,9 @@ def test_without_structures_it_is_an_ordinary_checkpoint(source: Path, tmp_path:
 
 def test_an_ordinary_checkpoint_has_the_name_of_the_head_that_every_release_reads(tmp_path: Path) -> None:
     save_tiny_model("gpt_neox", tmp_path / "source")
-    directory = write_package(tmp_path / "source", [OnePart(removed=(0,))], tmp_path / "package").directory
+    directory = write_package(
+        tmp_path / "source", [CompressedPart("part", removed=(0,))], tmp_path / "package"
+    ).directory
     assert {name for name in stored_tensors_of(directory) if "gpt_neox" not in name} == {"embed_out.weight"}
     with torch.no_grad():
         logits = StreamedModel.open(directory).whole()(token_ids()).logits
@@ -140,7 +132,8 @@ def test_an_ordinary_checkpoint_has_the_name_of_the_head_that_every_release_read
 def test_a_factored_embedding_takes_a_tied_head_along(tmp_path: Path) -> None:
     save_tiny_model("llama-tied", tmp_path / "source")
     name = "model.embed_tokens"
-    part = OnePart(
+    part = CompressedPart(
+        "part",
         {name: {"kind": "low_rank", "rank": 4}},
         {f"{name}.codes": torch.randn(96, 4), f"{name}.mixing": torch.randn(4, 32)},
     )
@@ -151,7 +144,7 @@ def test_a_factored_embedding_takes_a_tied_head_along(tmp_path: Path) -> None:
 
 
 def test_nothing_appears_where_writing_fails(source: Path, tmp_path: Path) -> None:
-    broken = OnePart({SITE: {"kind": "low_rank", "rank": 4}}, {"model.unknown.first": torch.ones(1)})
+    broken = CompressedPart("part", {SITE: {"kind": "low_rank", "rank": 4}}, {"model.unknown.first": torch.ones(1)})
     with pytest.raises(KeyError):
         write_package(source, [broken], tmp_path / "package")
     assert not (tmp_path / "package").exists()

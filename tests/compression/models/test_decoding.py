@@ -5,11 +5,11 @@ import weakref
 import pytest
 import torch
 
-from tests.support.models import MODELS, VOCABULARY, tiny_model
+from tests.support.models import MODELS, VOCABULARY, sampled, tiny_model
 from workers.compression.models import decoding
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", sampled(MODELS))
 def test_the_logits_are_those_of_the_whole_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "ROOM", 7)  # more room has to be made on the way
     model = tiny_model(name)

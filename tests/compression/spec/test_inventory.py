@@ -82,7 +82,7 @@ def test_a_head_goes_by_its_older_name_too() -> None:
 
 
 def test_an_unsupported_type_is_named_and_the_supported_are_listed() -> None:
-    with pytest.raises(UnsupportedArchitecture, match=r"'mamba'.*gpt2, gpt_neox, llama"):
+    with pytest.raises(UnsupportedArchitecture, match=r"'mamba'.*gpt2, .*llama, "):
         inventory({"model_type": "mamba"}, {})
 
 

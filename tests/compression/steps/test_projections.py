@@ -74,8 +74,8 @@ def test_the_output_is_that_of_weighted_least_squares(model_type: str, tmp_path:
     model, hidden, targets = opened(model_type, tmp_path), stream(1), stream(2)
     with model.block(0) as block:
         before = model.run(block, 0, hidden).flatten(0, 1).double()
-        features = inputs_of(model, block, hidden, last_projection(model.inventory)).double()
-        if block.get_submodule(last_projection(model.inventory)).bias is not None:
+        features = inputs_of(model, block, hidden, last_projection(model.inventory, block)).double()
+        if block.get_submodule(last_projection(model.inventory, block)).bias is not None:
             features = torch.cat((features, torch.ones(len(features), 1)), 1)
         wanted = targets.flatten(0, 1).double()
         weights = 1 / wanted.norm(dim=1, keepdim=True)
@@ -89,9 +89,9 @@ def test_the_output_is_that_of_weighted_least_squares(model_type: str, tmp_path:
 @torch.no_grad()
 def test_the_stream_behind_attention_is_that_of_weighted_least_squares(model_type: str, tmp_path: Path) -> None:
     model, hidden, targets = opened(model_type, tmp_path), stream(1), stream(2)
-    name = attention_projection(model.inventory)
-    assert name is not None
     with model.block(0) as block:
+        name = attention_projection(model.inventory, block)
+        assert name is not None
         before = behind_attention(model, block, hidden)
         features = inputs_of(model, block, hidden, name).double()
         if block.get_submodule(name).bias is not None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.models import MODELS, tiny_model, token_ids
+from tests.support.models import MODELS, sampled, tiny_model, token_ids
 from tests.support.packages import write_package
 from tests.support.students import DOWN, STUDENTS, TABLE, UP, edited, opened
 from workers.compression.models.edited import EditedModel
@@ -39,7 +39,7 @@ def test_a_package_with_the_trained_part_computes_what_the_student_does(tmp_path
     check_package(tmp_path, "llama-tied", kind)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", sampled(MODELS))
 def test_every_architecture_keeps_what_was_trained(tmp_path: Path, name: str) -> None:
     check_package(tmp_path, name, "without_first_block")
 

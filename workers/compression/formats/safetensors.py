@@ -123,6 +123,7 @@ def _with_structures(
         {
             **names,
             "model_type": own_type,
+            "base_type": model_type,
             "prefix": architecture.base,
             "head": architecture.head,
             "factored_tables": str(not structures.keys().isdisjoint((architecture.embedding, architecture.head))),

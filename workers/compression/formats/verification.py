@@ -85,6 +85,17 @@ def verify(
 
 def verify_all(probes: Sequence[Probe], *, timeout: float | None = None, memory: int | None = None) -> list[Verified]:
     """Open several packages one after the other in the same fresh process; see `verify`. Raises VerificationFailed."""
+    verdicts = judge_all(probes, timeout=timeout, memory=memory)
+    if failed := next((verdict for verdict in verdicts if isinstance(verdict, VerificationFailed)), None):
+        raise failed
+    return [verdict for verdict in verdicts if isinstance(verdict, Verified)]
+
+
+def judge_all(
+    probes: Sequence[Probe], *, timeout: float | None = None, memory: int | None = None
+) -> list[Verified | VerificationFailed]:
+    """Return what `verify_all` finds in each package, or why it fails. Raises VerificationFailed where the process
+    itself ends."""
     with tempfile.TemporaryDirectory(prefix="verify-") as elsewhere:
         arguments = ["all" if memory is None else str(memory)]
         for number, probe in enumerate(probes):
@@ -93,7 +104,14 @@ def verify_all(probes: Sequence[Probe], *, timeout: float | None = None, memory:
             save_file(tensors, expected, metadata={"texts": json.dumps(list(probe.texts))})
             arguments += [str(probe.directory.resolve()), str(expected)]
         found = _run(arguments, Path(elsewhere), timeout)
-    return [_judge(probe, facts) for probe, facts in zip(probes, found, strict=True)]
+    return [_verdict(probe, facts) for probe, facts in zip(probes, found, strict=True)]
+
+
+def _verdict(probe: Probe, facts: dict[str, Any]) -> Verified | VerificationFailed:
+    try:
+        return _judge(probe, facts)
+    except VerificationFailed as error:
+        return error
 
 
 def _run(arguments: Sequence[str], elsewhere: Path, timeout: float | None) -> list[dict[str, Any]]:
@@ -121,6 +139,8 @@ def _run(arguments: Sequence[str], elsewhere: Path, timeout: float | None) -> li
 
 def _judge(probe: Probe, facts: dict[str, Any]) -> Verified:
     """Return the findings for one package. Raises VerificationFailed if they are not as expected."""
+    if "failure" in facts:
+        raise VerificationFailed(f"The package does not open: {facts['failure'][-_LAST_OF_ERROR:].strip()}")
     name = probe.directory.name
     for complaint in ("missing", "unexpected", "mismatched", "missing_in_base"):
         if facts[complaint]:

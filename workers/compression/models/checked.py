@@ -5,9 +5,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from workers.compression.models.skeleton import check_complete, empty_model, names_in
-from workers.compression.spec.architectures import architecture_of
-from workers.compression.spec.config import is_tied, original_config, read_config
+from workers.compression.models.skeleton import check_complete, empty_model
+from workers.compression.spec.config import original_config, read_config
 from workers.compression.spec.errors import NotFinite
 from workers.compression.spec.headers import stored_tensors
 from workers.compression.spec.inventory import weights
@@ -24,10 +23,8 @@ def check_model(directory: Path) -> None:
     """
     config, _ = original_config(read_config(directory))
     tensors = stored_tensors(directory)
-    skeleton = empty_model(config, torch.float32, torch.device("cpu"))
-    stored_names = names_in(skeleton, architecture_of(config).head, weights(config, tensors))
-    check_complete(skeleton, tensors, stored_names, tied=is_tied(config))
-    for name in stored_names.values():
+    check_complete(empty_model(config, torch.float32, torch.device("cpu")), config, tensors)
+    for name in weights(config, tensors).values():
         # Opened anew each time: a mapping that stays open keeps every page that was read resident.
         with safe_open(tensors[name].file, framework="pt") as file:
             _require_finite(name, file.get_tensor(name))

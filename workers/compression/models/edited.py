@@ -12,7 +12,7 @@ over all the original's blocks gives the same result.
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from workers.compression.models.skeleton import assign, empty_model
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.spec.dimensions import block_of
+from workers.compression.spec.inventory import Inventory
 
 
 class EditedModel(StreamedModel):
@@ -65,11 +66,29 @@ class EditedModel(StreamedModel):
         forms = self.overlay.structures.items()
         added = {name: form for name, form in forms if name in part.structures or name not in before}
         structures.replace(self._skeleton, {self._own_name(name): form for name, form in added.items()})
-        for name in part.tensors:
-            if name in self.overlay.shapes:
-                _reshape(self._skeleton, self._own_name(name), torch.Size(self.overlay.shapes[name]))
         self._names = self._canonical_names()
+        self._fit_skeleton(part)
         self._materialise_surroundings()
+
+    def in_files(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors of the transformers model, by their names there, as the tensors that a part holds."""
+        return {
+            self.overlay.architecture.canonical(name): tensor
+            for own, merged in tensors.items()
+            for name, tensor in self.layout.split(own, merged).items()
+        }
+
+    def _fit_skeleton(self, part: CompressedPart) -> None:
+        """Give the skeleton's parameters the shapes of what the part has laid over them."""
+        for index, kept in part.experts.items():
+            _set_experts(self._blocks.get_submodule(str(index)), self.overlay.original.inventory, len(kept))
+        touched = {block_of(name, self.inventory.block_prefix) for name in part.tensors} | part.experts.keys()
+        for name, sources in self._names.items():
+            if block_of(name, self.inventory.block_prefix) not in touched:
+                continue
+            if part.experts or any(source in part.tensors for source in sources):
+                shapes = {source: torch.empty(self.overlay.shapes[source], device="meta") for source in sources}
+                _reshape(self._skeleton, name, self.layout.merged(name, shapes).shape)
 
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
@@ -102,6 +121,15 @@ class _Absent(nn.Module):
         return hidden
 
 
+def _set_experts(block: nn.Module, inventory: Inventory, count: int) -> None:
+    """Let the modules of a block's mixture know that there are `count` experts now."""
+    total = 0 if inventory.experts is None else inventory.experts.total
+    for module in block.modules():
+        for attribute in ("num_experts", "num_local_experts", "n_routed_experts"):
+            if getattr(module, attribute, None) == total:
+                setattr(module, attribute, count)
+
+
 def put(module: nn.Module, name: str, tensor: Tensor) -> None:
     """Replace the parameter `name` of the module by a tensor, which may have another shape; dtype and device stay."""
     old = module.get_parameter(name)
@@ -116,11 +144,12 @@ def _reshape(model: nn.Module, name: str, shape: torch.Size) -> None:
     old = getattr(module, leaf)
     if old.shape == shape:
         return
-    setattr(module, leaf, nn.Parameter(old.new_empty(shape), requires_grad=False))
+    empty = old.new_empty(shape)
+    setattr(module, leaf, nn.Parameter(empty, requires_grad=False) if isinstance(old, nn.Parameter) else empty)
     if leaf != "weight":
         return
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = shape
-    else:
+    elif hasattr(module, "nx"):
         # transformers' Conv1D stores [in, out].
         module.nx, module.nf = shape

@@ -6,25 +6,31 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from workers.compression.models.skeleton import empty_model
 from workers.compression.spec.architectures import architecture_of
 from workers.compression.spec.errors import MalformedModel, NoTokenizer
+from workers.compression.spec.gguf_splits import SINGLE_DIGITS
 
 
-def convert_gguf(path: Path, directory: Path, rope_scaling: Mapping[str, Any] | None = None) -> None:
+def convert_gguf(
+    path: Path, directory: Path, rope_scaling: Mapping[str, Any] | None = None, split: str | None = None
+) -> None:
     """Dequantise a GGUF file and write its model (safetensors, bfloat16) and tokenizer into `directory`.
 
-    `rope_scaling` is what the file says of it in transformers' terms, which transformers' own reader leaves out. The
-    whole model passes through memory. Raises UnsupportedArchitecture, NoTokenizer, and MalformedModel where
-    transformers cannot read the file.
+    `rope_scaling` is what the file says of it in transformers' terms, and `split` how its vocabulary splits text:
+    transformers' own reader leaves out the former, and some kinds of the latter. The whole model passes through
+    memory. Raises UnsupportedArchitecture, NoTokenizer, and MalformedModel where transformers cannot read the file.
     """
     source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **source)
     except Exception as error:  # a stranger's file makes transformers raise anything
         raise NoTokenizer(f"The tokenizer of the GGUF file {path.name} cannot be read: {error}") from error
+    if split in SINGLE_DIGITS:
+        split_digits(tokenizer)
     try:
         architecture_of(AutoConfig.from_pretrained(path.parent, **source).to_dict())
         opened = AutoModelForCausalLM.from_pretrained(path.parent, **source, **_dequantised(), dtype=torch.bfloat16)
@@ -41,6 +47,13 @@ def convert_gguf(path: Path, directory: Path, rope_scaling: Mapping[str, Any] | 
     model.generation_config = opened.generation_config
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+def split_digits(tokenizer: Any) -> None:
+    """Let a byte-level tokenizer split every digit from the text around it before anything else."""
+    backend = tokenizer.backend_tokenizer
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
 
 
 def _dequantised() -> dict[str, Any]:

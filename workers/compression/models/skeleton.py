@@ -14,6 +14,9 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
+from workers.compression.models.layout import Layout, Sources
+from workers.compression.spec.architectures import architecture_of
+from workers.compression.spec.config import is_tied
 from workers.compression.spec.errors import MalformedModel
 from workers.compression.spec.headers import StoredTensor
 from workers.compression.spec.inventory import Inventory, inventory, weights
@@ -61,10 +64,22 @@ def empty_model(config: dict[str, Any], dtype: torch.dtype, device: torch.device
 
 
 def _built(config: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
-    settings = CONFIG_MAPPING[config["model_type"]].from_dict(config)
+    settings = CONFIG_MAPPING[config["model_type"]].from_dict(_with_floats(config))
     with init_empty_weights(include_buffers=False):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, dtype=dtype)  # type: ignore[no-untyped-call]
     return model
+
+
+def _with_floats(value: Any) -> Any:
+    """Return a value of config.json with the floats that JSON has no word for, which transformers writes as objects."""
+    match value:
+        case {"__float__": str(number)}:
+            return float(number)
+        case dict():
+            return {key: _with_floats(each) for key, each in value.items()}
+        case list():
+            return [_with_floats(each) for each in value]
+    return value
 
 
 def assign(model: nn.Module, name: str, tensor: Tensor) -> None:
@@ -86,42 +101,56 @@ def head_name(model: PreTrainedModel) -> str:
     return names[head]
 
 
-def names_in(skeleton: PreTrainedModel, head: str, stored_names: dict[str, str]) -> dict[str, str]:
+def names_in(skeleton: PreTrainedModel, head: str, sources: Sources) -> Sources:
     """Return the mapping keyed by the skeleton's names: releases of transformers differ in what they call an output
     head.
 
-    `stored_names` maps canonical names to names in the files; `head` is the head's canonical name.
+    `sources` maps names of the model to canonical ones; `head` is the head's canonical name.
     """
     actual = head_name(skeleton)
     return {
-        actual + name.removeprefix(head) if name.startswith(f"{head}.") else name: stored
-        for name, stored in stored_names.items()
+        actual + name.removeprefix(head) if name.startswith(f"{head}.") else name: its for name, its in sources.items()
     }
 
 
-def check_complete(
-    skeleton: PreTrainedModel, tensors: dict[str, StoredTensor], stored_names: dict[str, str], *, tied: bool
-) -> None:
+def check_complete(skeleton: PreTrainedModel, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> None:
     """Check that every tensor has its place and every place a tensor of its shape and kind.
 
-    Raises MalformedModel for missing, unexpected, misshapen and non-floating tensors. `tied`: the head stores no
-    weight.
+    Raises MalformedModel for missing, unexpected, misshapen and non-floating tensors.
     """
+    stored_names, layout = weights(config, tensors), Layout.of(skeleton)
+    sources = names_in(skeleton, architecture_of(config).head, layout.sources(stored_names))
     expected = skeleton.state_dict()
-    if tied:
+    if is_tied(config):
         del expected[f"{head_name(skeleton)}.weight"]
     for complaint, names in (
-        ("lack {} tensors that config.json implies", expected.keys() - stored_names.keys()),
-        ("hold {} tensors that config.json does not imply", stored_names.keys() - expected.keys()),
+        ("lack {} tensors that config.json implies", expected.keys() - sources.keys()),
+        ("hold {} tensors that config.json does not imply", sources.keys() - expected.keys()),
     ):
         if names:
             raise MalformedModel(f"The weights {complaint.format(len(names))}, such as {sorted(names)[0]}.")
-    for name, stored in stored_names.items():
-        tensor = tensors[stored]
-        if tensor.shape != tuple(expected[name].shape):
-            shapes = f"{list(tensor.shape)}, but config.json implies {list(expected[name].shape)}"
-            raise MalformedModel(f"The tensor {stored} has the shape {shapes}.")
-        if expected[name].is_floating_point() and tensor.dtype not in _FLOATING:
+    for name, its in sources.items():
+        found = {each: tensors[stored_names[each]] for each in its}
+        if (shape := merged_shape(layout, name, found)) != tuple(expected[name].shape):
+            shapes = f"{list(shape)}, but config.json implies {list(expected[name].shape)}"
             raise MalformedModel(
-                f"The tensor {stored} has the dtype {tensor.dtype}; supported are {', '.join(_FLOATING)}."
+                f"The tensor {stored_names[its[0]] if len(its) == 1 else name} has the shape {shapes}."
             )
+        for each, tensor in found.items():
+            if expected[name].is_floating_point() and tensor.dtype not in _FLOATING:
+                raise MalformedModel(
+                    f"The tensor {stored_names[each]} has the dtype {tensor.dtype}; supported are "
+                    f"{', '.join(_FLOATING)}."
+                )
+
+
+def merged_shape(layout: Layout, name: str, sources: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the shape of the model's tensor `name` that is made from `sources`, which have a `shape` each.
+
+    Raises MalformedModel where their shapes do not go together.
+    """
+    empty = {each: torch.empty(source.shape, device="meta") for each, source in sources.items()}
+    try:
+        return tuple(layout.merged(name, empty).shape)
+    except (RuntimeError, ValueError) as error:
+        raise MalformedModel(f"The tensors from which {name} is made do not go together: {error}") from error

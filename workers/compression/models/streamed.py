@@ -34,18 +34,18 @@ from transformers import PreTrainedModel
 from workers.compression import structures
 from workers.compression.lane import lane_for
 from workers.compression.models.ahead import Ahead, Allocate
+from workers.compression.models.layout import Layout, Sources
 from workers.compression.models.skeleton import (
     assign,
     check_complete,
     empty_model,
     head_name,
     inventory_of,
-    names_in,
     release,
 )
 from workers.compression.overlay import Original, Overlay
 from workers.compression.spec.architectures import architecture_of
-from workers.compression.spec.config import is_tied, original_config, read_config
+from workers.compression.spec.config import original_config, read_config
 from workers.compression.spec.errors import MalformedModel
 from workers.compression.spec.headers import StoredTensor, stored_tensors
 from workers.compression.spec.inventory import weights
@@ -80,6 +80,7 @@ class StreamedModel:
         self._blocks = skeleton.get_submodule(self.inventory.block_prefix)
         self._embedding_name = self.inventory.embedding.name
         self._head_name = head_name(skeleton)
+        self.layout = Layout.of(skeleton)
         self._names = self._canonical_names()
         self._embedding_is_given = False
         self._arguments: dict[tuple[int, int], list[Arguments]] = {}
@@ -108,10 +109,8 @@ class StreamedModel:
         contents = inventory_of(config, tensors, skeleton, replaced)
         structures.replace(skeleton, replaced)
         skeleton.requires_grad_(False)
-        names = weights(config, tensors)
-        stored_names = names_in(skeleton, architecture_of(config).head, names)
-        check_complete(skeleton, tensors, stored_names, tied=is_tied(config))
-        original = Original(directory, config, contents, names, tensors, replaced)
+        check_complete(skeleton, config, tensors)
+        original = Original(directory, config, contents, weights(config, tensors), tensors, replaced)
         model = cls(skeleton, Overlay(original), torch.device(device), dtype)
         model._check_repeated_head()
         return model
@@ -236,20 +235,30 @@ class StreamedModel:
         return self._read(names, lambda tensor: tensor.to(self.device, self._own_dtype(tensor), copy=True))
 
     def _read(self, names: Iterable[str], copied: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        wanted = list(names)
+        parts = self._read_canonical([canonical for name in wanted for canonical in self._names[name]], copied)
+        # Each is taken out, so that what several tensors are made into is in memory twice for one of them at most.
+        return {
+            name: self.layout.merged(name, {canonical: parts.pop(canonical) for canonical in self._names[name]})
+            for name in wanted
+        }
+
+    def _read_canonical(self, names: Iterable[str], copied: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """Return tensors by their canonical names, each as `copied` returns it."""
         found: dict[str, Tensor] = {}
         by_file: dict[Path, list[str]] = {}
         for name in names:
-            canonical = self._names[name]
-            part = self.overlay.holder(canonical)
+            part = self.overlay.holder(name)
             if part is None:
-                by_file.setdefault(self._stored(canonical).file, []).append(name)
+                by_file.setdefault(self._stored(name).file, []).append(name)
             else:
-                found[name] = copied(part[canonical])
+                found[name] = copied(part[name])
         for file, its_names in by_file.items():
             # Open anew each time: a mapping that stays open keeps every page that was read resident.
             with safe_open(file, framework="pt") as stored:
                 for name in its_names:
-                    found[name] = copied(stored.get_tensor(self.overlay.stored_name(self._names[name])))
+                    tensor = stored.get_tensor(self.overlay.stored_name(name))
+                    found[name] = copied(self.overlay.cut(name, tensor))
         return found
 
     def _own_dtype(self, tensor: Tensor) -> torch.dtype:
@@ -258,9 +267,10 @@ class StreamedModel:
     def _stored(self, canonical: str) -> StoredTensor:
         return self.overlay.original.tensors[self.overlay.stored_name(canonical)]
 
-    def _canonical_names(self) -> dict[str, str]:
-        """Return, for the skeleton's name of each stored tensor, its canonical name."""
-        return {self._own_name(name): name for name in self.overlay.shapes}
+    def _canonical_names(self) -> Sources:
+        """Return, for the skeleton's name of each tensor, the canonical names of those that it is made from."""
+        sources = self.layout.sources(self.overlay.shapes)
+        return {self._own_name(name): its for name, its in sources.items()}
 
     def _own_name(self, canonical: str) -> str:
         """Return the skeleton's name of a module or tensor: releases of transformers differ in what they call an output

@@ -24,9 +24,22 @@ UNITS_STEP = 8
 """Hidden units are a multiple of this if the target allows, because matrix products are then fastest."""
 
 
+def has_narrowable_mlps(inventory: Inventory) -> bool:
+    """Return whether every block has an MLP of the same width, of which the config can state another."""
+    leaving = [site for site in _mlp_sites(inventory) if _leaves(inventory, site)]
+    everywhere = {site.block for site in leaving} == {site.block for site in inventory.sites}
+    alike = everywhere and len(intermediate_sizes(inventory)) == 1
+    return alike and ARCHITECTURES[inventory.model_type].width_field is not None
+
+
+def intermediate_sizes(inventory: Inventory) -> set[int]:
+    """Return the numbers of hidden units that the MLPs have."""
+    return {site.in_features for site in _mlp_sites(inventory) if _leaves(inventory, site)}
+
+
 def intermediate_size(inventory: Inventory) -> int:
     """Return the number of hidden units of each MLP. Raises ValueError if the MLPs differ in it."""
-    sizes = {site.in_features for site in _mlp_sites(inventory) if _leaves(inventory, site)}
+    sizes = intermediate_sizes(inventory)
     if len(sizes) != 1:
         raise ValueError(f"the MLPs of the blocks are not equally wide: {sorted(sizes)}")
     return sizes.pop()
@@ -34,8 +47,13 @@ def intermediate_size(inventory: Inventory) -> int:
 
 def resized_parameters(inventory: Inventory, removed: Collection[int], size: int) -> int:
     """Return the parameters of the model without the blocks `removed` and with `size` hidden units per MLP."""
-    gone = sum(inventory.block_parameters[block] for block in removed)
-    return inventory.total_parameters - gone - (intermediate_size(inventory) - size) * _per_unit(inventory, removed)
+    narrower = (intermediate_size(inventory) - size) * _per_unit(inventory, removed)
+    return parameters_without(inventory, removed) - narrower
+
+
+def parameters_without(inventory: Inventory, removed: Collection[int]) -> int:
+    """Return the parameters of the model without the blocks `removed`."""
+    return inventory.total_parameters - sum(inventory.block_parameters[block] for block in removed)
 
 
 def narrowed(inventory: Inventory, size: int) -> Inventory:
@@ -123,6 +141,7 @@ def resized_config(
     blocks: int,
     intermediate_size: int | None = None,
     heads: Heads | None = None,
+    experts: int | None = None,
 ) -> dict[str, Any]:
     """Return the config of the model with only the blocks `kept` and the given sizes.
 
@@ -135,13 +154,17 @@ def resized_config(
         blocks: number of blocks of the original.
         intermediate_size: hidden units per MLP; None keeps the number.
         heads: attention heads per block; None keeps them.
+        experts: experts per mixture; None keeps them.
 
     Raises:
-        UnsupportedArchitecture: if the model type is not registered, or what a block computes depends on its number.
+        UnsupportedArchitecture: if the model type is not registered, its config cannot state the width of an MLP, or
+            what a block computes depends on its number.
     """
     architecture = architecture_of(config)
     resized = dict(config)
     if intermediate_size is not None:
+        if architecture.width_field is None:
+            raise UnsupportedArchitecture(f"The config of {architecture.model_type} cannot state the width of an MLP.")
         resized[architecture.width_field] = intermediate_size
     if heads is not None and heads.queries != config["num_attention_heads"]:
         # Without `head_dim` the width of a head would be computed from the number of heads.
@@ -150,6 +173,9 @@ def resized_config(
             "num_key_value_heads": heads.key_values,
             "head_dim": heads.size,
         }
+    if experts is not None and architecture.experts is not None:
+        fields = architecture.experts.count_fields
+        resized |= dict.fromkeys([field for field in fields if field in config] or fields[:1], experts)
     if len(kept) == blocks:
         return resized
     if config.get("scale_attn_by_inverse_layer_idx"):

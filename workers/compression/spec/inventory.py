@@ -6,7 +6,7 @@ Torch-free, for the API. Promise: an `Inventory` is only returned if the tensors
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from workers.compression.spec.architectures import architecture_of
@@ -36,6 +36,7 @@ class Site:
         bias: whether the module has a bias.
         free_outputs: whether the outputs are hidden units of the MLP that may be permuted, with the rest of the MLP
             permuted accordingly. At most one site of a block has this set.
+        packable: whether transformers opens the module where its weights are integers.
     """
 
     name: str
@@ -45,6 +46,25 @@ class Site:
     layout: Layout
     bias: bool
     free_outputs: bool = False
+    packable: bool = True
+
+
+@dataclass(frozen=True)
+class ExpertCounts:
+    """The experts of a model's mixtures.
+
+    Attributes:
+        total: number of experts in each mixture.
+        chosen: number of experts that each token is sent to.
+        groups: number of groups of equal size among which the router chooses first.
+        parameters: number of parameters that one expert has in each block, its share of the router included; 0 for a
+            block without a mixture.
+    """
+
+    total: int
+    chosen: int
+    groups: int
+    parameters: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -63,7 +83,8 @@ class Inventory:
         block_prefix: full name of the list of blocks.
         block_parameters: number of parameters of each block.
         head_size: width of an attention head; None if the config cannot state fewer heads.
-        numbered_blocks: whether what a block computes depends on its number, so that none can be removed.
+        blocks_stay: why no block can be removed; None if blocks can be.
+        experts: the experts of the model's mixtures; None if it has none.
     """
 
     model_type: str
@@ -77,7 +98,8 @@ class Inventory:
     block_prefix: str
     block_parameters: tuple[int, ...] = ()
     head_size: int | None = None
-    numbered_blocks: bool = False
+    blocks_stay: str | None = None
+    experts: ExpertCounts | None = None
 
     def sites_of(self, block: int) -> tuple[Site, ...]:
         """Return the matrices inside one block."""
@@ -127,7 +149,7 @@ def inventory(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Invent
     embedding = _table(architecture.embedding, "embedding", shapes)
     head = None if is_tied(config) else _table(architecture.head, "linear", shapes)
     blocks = _count_blocks(architecture, shapes)
-    hidden_size = stated_size(config, "hidden_size", "n_embd") or embedding.in_features
+    hidden_size = stated_size(config, "hidden_size", "n_embd", "d_model") or embedding.in_features
     _check_sizes(config, embedding, head, blocks, hidden_size)
     sites = _sites(architecture, shapes)
     return Inventory(
@@ -142,7 +164,8 @@ def inventory(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Invent
         block_prefix=architecture.blocks,
         block_parameters=_block_parameters(architecture, shapes, blocks),
         head_size=_head_size(config, architecture.attention, sites),
-        numbered_blocks=bool(config.get("scale_attn_by_inverse_layer_idx")),
+        blocks_stay=_blocks_stay(config, architecture, shapes),
+        experts=_count_experts(config, architecture, shapes, blocks),
     )
 
 
@@ -162,28 +185,33 @@ def _sites(architecture: Architecture, shapes: Mapping[str, Shape]) -> tuple[Sit
     sites = []
     for name, shape in shapes.items():
         match = pattern.fullmatch(name)
-        if match is None or len(shape) != 2:
+        if match is None or len(shape) != 2 or architecture.keeps_whole(match[1]):
             continue
         out_features, in_features = shape if architecture.layout == "linear" else reversed(shape)
         bias = f"{match[1]}.bias" in shapes
         free = architecture.mlp.sets_order(match[1])
-        sites.append(Site(match[1], int(match[2]), out_features, in_features, architecture.layout, bias, free))
+        site = Site(match[1], int(match[2]), out_features, in_features, architecture.layout, bias, free)
+        sites.append(replace(site, packable=architecture.integers))
     return tuple(sorted(sites, key=lambda site: (site.block, site.name)))
 
 
 def _head_size(config: Mapping[str, Any], attention: Attention, sites: Iterable[Site]) -> int | None:
     """Return the width of an attention head according to the weights.
 
-    None if the config does not state the number of heads, or the blocks differ in their heads.
+    None if the config does not state the number of heads, the blocks differ in their heads, or some have none.
     """
     if attention.heads is None or (heads := stated_size(config, "num_attention_heads")) is None:
         return None
+    sites = list(sites)
     entering = {
         name: {site.out_features for site in sites if site.name.endswith(f".{name}")}
         for name in (attention.heads.queries, attention.heads.keys, attention.heads.values)
     }
     queries, keys, values = entering.values()
-    leaving = {site.in_features for site in sites if site.name.endswith(f".{attention.leaving}")}
+    behind = [site for site in sites if site.name.endswith(f".{attention.leaving}")]
+    leaving = {site.in_features for site in behind}
+    if {site.block for site in behind} != {site.block for site in sites}:
+        return None
     if not len(queries) == len(keys) == 1 or queries != leaving or keys != values:
         return None
     (rows,), (shared_rows,) = queries, keys
@@ -195,17 +223,13 @@ def _head_size(config: Mapping[str, Any], attention: Attention, sites: Iterable[
 
 def _count_blocks(architecture: Architecture, shapes: Mapping[str, Shape]) -> int:
     """Return the number of blocks. Raises MalformedModel unless they are numbered from 0 and hold the same tensors."""
-    contents: dict[int, set[str]] = {}
-    pattern = re.compile(rf"{re.escape(architecture.blocks)}\.(\d+)\.(.+)")
-    for name in shapes:
-        if match := pattern.fullmatch(name):
-            contents.setdefault(int(match[1]), set()).add(match[2])
+    contents = {number: set(tensors) for number, tensors in _by_block(architecture, shapes).items()}
     if sorted(contents) != list(range(len(contents))) or not contents:
         raise MalformedModel(
             f"The blocks under {architecture.blocks} are not numbered from 0 without gaps: {sorted(contents)}."
         )
     for number, names in contents.items():
-        if names != contents[0]:
+        if names != contents[0] and not architecture.mixed:
             odd = sorted(names ^ contents[0])[0]
             raise MalformedModel(
                 f"Block {number} and block 0 do not hold the same tensors: {odd} is in only one of them."
@@ -213,20 +237,66 @@ def _count_blocks(architecture: Architecture, shapes: Mapping[str, Shape]) -> in
     return len(contents)
 
 
+def _blocks_stay(config: Mapping[str, Any], architecture: Architecture, shapes: Mapping[str, Shape]) -> str | None:
+    """Return why no block can be removed; None if blocks can be."""
+    if config.get("scale_attn_by_inverse_layer_idx"):
+        return "config.json scales attention by the block's number (scale_attn_by_inverse_layer_idx)"
+    contents = {frozenset(its.items()) for its in _by_block(architecture, shapes).values()}
+    return "the blocks are of several kinds, in an order that config.json describes" if len(contents) > 1 else None
+
+
+def _by_block(architecture: Architecture, shapes: Mapping[str, Shape]) -> dict[int, dict[str, Shape]]:
+    """Return the shapes of each block's tensors, by their names inside the block."""
+    pattern = re.compile(rf"{re.escape(architecture.blocks)}\.(\d+)\.(.+)")
+    found: dict[int, dict[str, Shape]] = {}
+    for name, shape in shapes.items():
+        if match := pattern.fullmatch(name):
+            found.setdefault(int(match[1]), {})[match[2]] = shape
+    return found
+
+
+def _count_experts(
+    config: Mapping[str, Any], architecture: Architecture, shapes: Mapping[str, Shape], blocks: int
+) -> ExpertCounts | None:
+    """Return the experts of the mixtures; None if there are none.
+
+    Raises MalformedModel if the mixtures differ in their number of experts, or the config states another one.
+    """
+    if (experts := architecture.experts) is None:
+        return None
+    totals: set[int] = set()
+    parameters = [0] * blocks
+    for block, tensors in _by_block(architecture, shapes).items():
+        held = {name: shape for name, shape in tensors.items() if experts.holds_all(name)}
+        numbers = {number for name in tensors if (number := experts.number_of(name)) is not None}
+        counts = {shape[0] for shape in held.values()} | ({len(numbers)} if numbers else set())
+        if not counts:
+            continue
+        totals |= counts
+        listed = sum(math.prod(shape) for name, shape in tensors.items() if experts.number_of(name) is not None)
+        parameters[block] = (listed + sum(map(math.prod, held.values()))) // max(counts)
+    if not totals:
+        return None
+    stated = stated_size(config, *experts.count_fields)
+    if len(totals) > 1 or stated not in (None, *totals):
+        raise MalformedModel(
+            f"config.json states {stated} experts, but the weights of the blocks hold {sorted(totals)}."
+        )
+    chosen = stated_size(config, "num_experts_per_tok", "moe_topk") or 1
+    return ExpertCounts(totals.pop(), chosen, stated_size(config, "n_group") or 1, tuple(parameters))
+
+
 def _block_parameters(architecture: Architecture, shapes: Mapping[str, Shape], blocks: int) -> tuple[int, ...]:
     """Return the number of parameters of each block."""
-    counted = [0] * blocks
-    for name, shape in shapes.items():
-        if match := re.match(rf"{re.escape(architecture.blocks)}\.(\d+)\.", name):
-            counted[int(match[1])] += math.prod(shape)
-    return tuple(counted)
+    tensors = _by_block(architecture, shapes)
+    return tuple(sum(map(math.prod, tensors[number].values())) for number in range(blocks))
 
 
 def _check_sizes(config: Mapping[str, Any], embedding: Site, head: Site | None, blocks: int, hidden_size: int) -> None:
     """Raise MalformedModel if the config states other numbers of blocks, rows or columns than the weights have."""
     vocab_size = stated_size(config, "vocab_size")
     width = stated_size(config, "word_embed_proj_dim") or hidden_size
-    stated_blocks = stated_size(config, "num_hidden_layers", "n_layer")
+    stated_blocks = stated_size(config, "num_hidden_layers", architecture_of(config).blocks_field)
     if stated_blocks not in (None, blocks):
         raise MalformedModel(f"config.json states {stated_blocks} blocks, but the weights hold {blocks}.")
     for site in (embedding, head):

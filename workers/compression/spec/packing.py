@@ -23,6 +23,8 @@ def storable(code: Code, site: Site) -> str | None:
         return f"compressed-tensors has no code {code.name}; its codes are {', '.join(PACKED)}"
     if site.layout == "conv1d":
         return f"{site.name} is stored transposed, which compressed-tensors cannot hold"
+    if not site.packable:
+        return f"transformers does not open {site.name} where its weights are integers"
     if not code.fits(site.in_features):
         return f"{site.name} has rows of {site.in_features} weights, and {code.name} needs a multiple of {code.group}"
     return None

@@ -71,10 +71,28 @@ class Remove(BaseStep):
         return f"Removed {_blocks(self.count)}, chosen by `{self.criterion}`."
 
 
+class KeepExperts(BaseStep):
+    """Leave `count` experts in each mixture of experts: those that contribute most to its output."""
+
+    kind: Literal["keep_experts"] = "keep_experts"
+    count: int = Field(ge=1)
+
+    def labels(self, inventory: Inventory, removed: int) -> tuple[Label, ...]:
+        remaining = inventory.blocks - removed
+        return tuple(Label(f"removing experts of block {number} of {remaining}") for number in range(1, remaining + 1))
+
+    def summary(self) -> str:
+        return f"Left {self.count} experts in each mixture, those that contribute most to its output."
+
+
 class Refit(BaseStep):
-    """Refit the projections of the remaining blocks, in closed form, to the original's hidden states."""
+    """Refit the projections of the remaining blocks, in closed form, to the original's hidden states.
+
+    Those before the first removed block are left as they are, unless `everywhere`.
+    """
 
     kind: Literal["refit"] = "refit"
+    everywhere: bool = False
 
     def labels(self, inventory: Inventory, removed: int) -> tuple[Label, ...]:
         remaining = inventory.blocks - removed
@@ -228,7 +246,8 @@ class Quantise(BaseStep):
 
 
 Step = Annotated[
-    Remove | Refit | Absorb | Fuse | Narrow | Factor | FactorToSize | Quantise, Field(discriminator="kind")
+    Remove | KeepExperts | Refit | Absorb | Fuse | Narrow | Factor | FactorToSize | Quantise,
+    Field(discriminator="kind"),
 ]
 """Any step, as a field of a pydantic model. This is the only list of steps."""
 

@@ -67,23 +67,24 @@ def check_agreement(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, .
 
 def _check_alike(found: Inventory, shapes: Mapping[str, tuple[int, ...]]) -> None:
     pattern = re.compile(rf"{re.escape(found.block_prefix)}\.(\d+)\.(.+)")
+    seen: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         if (match := pattern.fullmatch(name)) is None:
             continue
-        first = shapes[f"{found.block_prefix}.0.{match[2]}"]
+        block, first = seen.setdefault(match[2], (match[1], shape))
         if shape != first:
             raise MalformedModel(
-                f"The blocks differ in size: {match[2]} has the shape {list(first)} in block 0 and {list(shape)} in "
-                f"block {match[1]}; the architecture has blocks of one size."
+                f"The blocks differ in size: {match[2]} has the shape {list(first)} in block {block} and {list(shape)} "
+                f"in block {match[1]}; the architecture has blocks of one size."
             )
 
 
 def _check_mlp(config: Mapping[str, Any], found: Inventory) -> None:
     architecture = ARCHITECTURES[found.model_type]
-    stated = config.get(architecture.width_field)
+    stated = None if architecture.width_field is None else config.get(architecture.width_field)
     if stated is None:
         return
-    for site in found.sites_of(0):
+    for site in found.sites:
         held: float | None = None
         if _named(site, [architecture.mlp.leaving]):
             held = site.in_features
@@ -102,7 +103,8 @@ def _check_heads(config: Mapping[str, Any], found: Inventory) -> None:
         return
     if type(heads) is not int or heads < 1:
         raise MalformedModel(f"num_attention_heads of config.json is {heads!r}; a positive whole number is expected.")
-    if (matrices is None or matrices.divides_width) and found.hidden_size % heads:
+    derived = matrices is None and config.get("head_dim") is None
+    if (derived or (matrices is not None and matrices.divides_width)) and found.hidden_size % heads:
         raise MalformedModel(f"{heads} attention heads do not divide the width of {found.hidden_size} in config.json.")
     if matrices is None:
         return

@@ -3,13 +3,25 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from workers.compression.spec.steps import Absorb, BaseStep, Factor, FactorToSize, Fuse, Narrow, Quantise, Refit, Remove
-from workers.compression.steps import absorb, factor, factor_to_size, fuse, narrow, quantise, refit, remove
+from workers.compression.spec.steps import (
+    Absorb,
+    BaseStep,
+    Factor,
+    FactorToSize,
+    Fuse,
+    KeepExperts,
+    Narrow,
+    Quantise,
+    Refit,
+    Remove,
+)
+from workers.compression.steps import absorb, experts, factor, factor_to_size, fuse, narrow, quantise, refit, remove
 from workers.compression.steps.work import Runner
 
 RUNNERS: Mapping[type[BaseStep], Runner] = MappingProxyType(
     {
         Remove: Runner(remove.run, applies_at_once=True),
+        KeepExperts: Runner(experts.run, applies_at_once=False),
         Refit: Runner(refit.run, applies_at_once=True),
         Absorb: Runner(absorb.run, applies_at_once=True),
         Fuse: Runner(fuse.run, applies_at_once=True),

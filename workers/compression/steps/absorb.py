@@ -135,7 +135,7 @@ def absorb(
             for index, block in blocks.items()
             for name, tensor in folded_tensors(block).items()
         }
-        return Absorbed(tensors, _error(model, blocks, entering, targets))
+        return Absorbed(model.in_files(tensors), _error(model, blocks, entering, targets))
 
 
 @torch.no_grad()

@@ -62,7 +62,7 @@ def narrow_attention(
     inventory = streams.model.inventory
     attention = ARCHITECTURES[inventory.model_type].attention
     matrices, heads = head_matrices(inventory), heads_of(inventory)
-    moments = _moments(streams, block, index, attention.leaving, normed=attention.norm is not None)
+    moments = _moments(streams, block, index, attention.leaving, adds=attention.adds)
     problem = Compensation(moments, block.get_submodule(attention.leaving), compensation, DAMPING)
     found = prune_groups(problem.target, problem.inputs, heads.group_width, key_value_heads)
     groups = found.kept[:: heads.group_width] // heads.group_width
@@ -73,17 +73,17 @@ def narrow_attention(
     return NarrowedAttention(tensors, found.error, attention.leaving)
 
 
-def _moments(streams: PairedStreams, block: nn.Module, index: int, leaving: str, *, normed: bool) -> Moments:
+def _moments(streams: PairedStreams, block: nn.Module, index: int, leaving: str, *, adds: bool) -> Moments:
     """Return the moments of the output projection's inputs and of the error behind it.
 
-    The error is that of the residual stream. If a norm follows the projection (`normed`), it is that of the
-    projection's output.
+    The error is that of the residual stream if the projection `adds` to it as it is, or else that of the projection's
+    output.
     """
 
     def passed(model: BlockwiseModel, made: nn.Module, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         for hidden in batches:
             seen = passage_up_to(model, made, index, hidden, leaving)
-            yield seen.entered, seen.written.float() + (0 if normed else hidden.float())
+            yield seen.entered, seen.written.float() + (hidden.float() if adds else 0)
 
     with streams.original.block(index) as whole:
         ours, originals = passed(streams.model, block, streams.after), passed(streams.original, whole, streams.before)

@@ -62,9 +62,10 @@ def refit(
     Both are batches [n, T, H]. If a norm follows the projection, its gain is refitted, too. A block whose last
     projection does not add to the residual stream is left unchanged.
     """
-    projection, norm = _last_projection(model, block), _norm_behind(model, block)
-    if norm is None and not adds_to_residual_stream(model, block, index, hidden[0]):
+    name, norm = last_projection(model.inventory, block), _norm_behind(model, block)
+    if name is None or (norm is None and not adds_to_residual_stream(model, block, index, hidden[0])):
         return
+    projection: Any = block.get_submodule(name)
     change = settings.share * _regression(model, block, index, hidden, targets, settings.ridge)
     if norm is None:
         _add(projection, change)
@@ -83,9 +84,9 @@ def refit_attention(
     `targets`.
 
     `hidden` are batches [n, T, H] of the block's input, `targets` float32 [n, T, H] for each batch. Nothing is changed
-    if a norm stands between the projection and the residual stream.
+    if the projection's output is not added to the residual stream as it is.
     """
-    name = attention_projection(model.inventory)
+    name = attention_projection(model.inventory, block)
     if name is None:
         return
     projection: Any = block.get_submodule(name)
@@ -106,7 +107,7 @@ def stream_behind_attention(
 
     These are targets for `refit_attention`. Nothing is yielded for an architecture that it leaves unchanged.
     """
-    name = attention_projection(model.inventory)
+    name = attention_projection(model.inventory, block)
     if name is not None:
         for some in hidden:
             yield some.float() + passage_up_to(model, block, index, some, name).written.float()
@@ -121,18 +122,28 @@ def _add(projection: Any, change: Tensor) -> None:
         bias += change[-1].to(bias)
 
 
-def last_projection(inventory: Inventory) -> str:
-    """Return the name, inside a block, of the MLP's last linear layer."""
-    return ARCHITECTURES[inventory.model_type].mlp.leaving
+def last_projection(inventory: Inventory, block: nn.Module) -> str | None:
+    """Return the name, inside a block, of the last linear layer of the MLP, or of the shared experts of a mixture.
+
+    None if the block has neither.
+    """
+    architecture = ARCHITECTURES[inventory.model_type]
+    shared = None if architecture.experts is None else architecture.experts.shared
+    named = (mlp.leaving for mlp in (architecture.mlp, shared) if mlp is not None)
+    return next((name for name in named if _has(block, name)), None)
 
 
-def attention_projection(inventory: Inventory) -> str | None:
+def attention_projection(inventory: Inventory, block: nn.Module) -> str | None:
     """Return the name, inside a block, of the attention's output projection.
 
-    None if a norm stands between it and the residual stream.
+    None if its output is not added to the residual stream as it is, or the block has no attention.
     """
     attention = ARCHITECTURES[inventory.model_type].attention
-    return None if attention.norm is not None else attention.leaving
+    return attention.leaving if attention.adds and _has(block, attention.leaving) else None
+
+
+def _has(block: nn.Module, name: str) -> bool:
+    return any(name == each for each, _ in block.named_modules())
 
 
 def refitted_tensors(
@@ -142,17 +153,14 @@ def refitted_tensors(
 
     These are the parameters of the projections, and of the norm behind the last one if there is one.
     """
-    mlp = ARCHITECTURES[model.inventory.model_type].mlp
+    norm = ARCHITECTURES[model.inventory.model_type].mlp.norm
+    behind_attention = attention_projection(model.inventory, block) if attention else None
     return {
         f"{model.inventory.block_prefix}.{index}.{name}.{leaf}": each.detach()
-        for name in (attention_projection(model.inventory) if attention else None, mlp.leaving, mlp.norm)
+        for name in (behind_attention, last_projection(model.inventory, block), norm)
         if name is not None
         for leaf, each in block.get_submodule(name).named_parameters()
     }
-
-
-def _last_projection(model: RunnableModel, block: nn.Module) -> Any:
-    return block.get_submodule(last_projection(model.inventory))
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,8 @@ def _regression(
 
     If a norm follows, the change includes the norm's gain as a factor.
     """
-    name, projection = last_projection(model.inventory), _last_projection(model, block)
+    name = cast("str", last_projection(model.inventory, block))
+    projection: Any = block.get_submodule(name)
     normed = _norm_behind(model, block) is not None
 
     def observed() -> Iterator[_Observed]:
@@ -261,7 +270,7 @@ def adds_to_residual_stream(model: RunnableModel, block: nn.Module, index: int, 
     def push(_module: nn.Module, _entered: tuple[Any, ...], written: Tensor) -> Tensor:
         return written.add(added.view_as(written))
 
-    projection: nn.Module = _last_projection(model, block)
+    projection = block.get_submodule(cast("str", last_projection(model.inventory, block)))
     with projection.register_forward_hook(push):
         after = model.run(block, index, token)
     return bool((after - before - added).norm() <= _PROBE_TOLERANCE * added.norm())

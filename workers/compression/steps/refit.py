@@ -38,7 +38,8 @@ ATTENTION = Refit(ridge=0.3, share=0.5)
 def run(step: RefitStep, work: Work, finished: Sequence[CompressedPart]) -> Iterator[CompressedPart]:
     """Yield one part for each remaining block, after the `finished` ones, which are in `work.model` already.
 
-    The parts of blocks before the first gap are empty, except for the last of these.
+    Unless the step refits blocks `everywhere`, the parts of blocks before the first gap are empty, except for the last
+    of these.
     """
     model = work.model
     with tempfile.TemporaryDirectory(prefix="hidden-states-") as scratch:
@@ -50,11 +51,12 @@ def run(step: RefitStep, work: Work, finished: Sequence[CompressedPart]) -> Iter
                 with model.block(index) as block:
                     streams.advance_model(block, index)
             else:
-                yield _refit_block(streams, index, following, removed_before=index - number)
+                changed_before = step.everywhere or index > number
+                yield _refit_block(streams, index, following, changed_before=changed_before)
 
 
-def _refit_block(streams: PairedStreams, index: int, following: int, *, removed_before: int) -> CompressedPart:
-    """Refit one block, and return its part.
+def _refit_block(streams: PairedStreams, index: int, following: int, *, changed_before: bool) -> CompressedPart:
+    """Refit one block, and return its part; `changed_before` tells whether the model differs in it or before it.
 
     Both streams are advanced: the model's behind the block, the original's to the input of `following`, the next
     remaining block.
@@ -62,16 +64,16 @@ def _refit_block(streams: PairedStreams, index: int, following: int, *, removed_
     model, name = streams.model, f"{streams.model.inventory.block_prefix}.{index}"
     is_last_before_a_gap = following > index + 1
     with model.block(index) as block:
-        if removed_before:
+        if changed_before:
             with streams.original.block(index) as whole:
                 targets = stream_behind_attention(streams.original, whole, index, streams.before)
                 refit_attention(model, block, index, streams.after, targets, ATTENTION)
         streams.advance_original(index, following)
-        if not removed_before and not is_last_before_a_gap:
+        if not changed_before and not is_last_before_a_gap:
             streams.advance_model(block, index)
             return CompressedPart(name)
         settings = BEFORE_A_GAP if is_last_before_a_gap else ELSEWHERE
         refit(model, block, index, streams.after, streams.before, settings)
         streams.advance_model(block, index)
-        tensors = refitted_tensors(model, block, index, attention=removed_before > 0)
+        tensors = refitted_tensors(model, block, index, attention=changed_before)
         return CompressedPart(name, tensors=tensors, errors={name: streams.error()})

@@ -8,8 +8,6 @@ from transformers import PreTrainedModel
 from workers.compression import structures
 from workers.compression.models.edited import EditedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.architectures import ARCHITECTURES
-from workers.compression.spec.dimensions import original_name
 from workers.compression.training.settings import Trainable
 
 NAME = "distillation"
@@ -39,13 +37,10 @@ def trainable_parameters(student: PreTrainedModel, trainable: Trainable) -> Mapp
 def trained_part(edited: EditedModel, trained: Mapping[str, Tensor]) -> CompressedPart:
     """Return the trained tensors of the student `edited.whole()` as one more part, named as in the original.
 
-    The part holds the tensors of `trained` themselves, not copies.
+    The part holds the tensors of `trained` themselves, not copies, but for experts that files have one by one.
     """
-    prefix, architecture = edited.inventory.block_prefix, ARCHITECTURES[edited.inventory.model_type]
-    tensors = {
-        architecture.canonical(original_name(name, prefix, edited.kept)): tensor.detach()
-        for name, tensor in trained.items()
-    }
+    found = edited.in_files({name: tensor.detach() for name, tensor in trained.items()})
+    tensors = {edited.overlay.original_name(name): tensor for name, tensor in found.items()}
     return CompressedPart(NAME, tensors=tensors)
 
 

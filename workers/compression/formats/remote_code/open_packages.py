@@ -9,6 +9,7 @@ imported. It must not be able to import code of ours, or it would not show that 
 
 import json
 import sys
+import traceback
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,17 @@ def tokenised(package: str, probe: str) -> dict[str, object]:
     }
 
 
+def findings(package: str, probe: str, memory: int | None) -> dict[str, object]:
+    """Return what is found in one package; only the end of the traceback where it does not open."""
+    try:
+        return facts(package, load_file(Path(probe)), memory) | {"tokenised": tokenised(package, probe)}
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception:  # noqa: BLE001 - whatever goes wrong with one package, the others are still there
+        return {"failure": traceback.format_exc()}
+
+
 if __name__ == "__main__":
     held = None if sys.argv[1] == "all" else int(sys.argv[1])
     pairs = zip(sys.argv[2::2], sys.argv[3::2], strict=True)
-    found = [
-        facts(package, load_file(Path(probe)), held) | {"tokenised": tokenised(package, probe)}
-        for package, probe in pairs
-    ]
-    json.dump(found, sys.stdout)
+    json.dump([findings(package, probe, held) for package, probe in pairs], sys.stdout)

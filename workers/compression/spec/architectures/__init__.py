@@ -7,18 +7,75 @@ An architecture states names only. It does not list linear layers: every two-dim
 from collections.abc import Mapping
 from typing import Any
 
-from workers.compression.spec.architectures.architecture import Architecture, Attention, GgufNames, HeadMatrices, Mlp
-from workers.compression.spec.architectures.gemma import GEMMA, GEMMA2, GEMMA3_TEXT
+from workers.compression.spec.architectures.architecture import (
+    Architecture,
+    Attention,
+    Experts,
+    GgufNames,
+    HeadMatrices,
+    Mlp,
+)
+from workers.compression.spec.architectures.cohere import COHERE, COHERE2
+from workers.compression.spec.architectures.exaone import EXAONE4
+from workers.compression.spec.architectures.fairseq_like import BIOGPT, XGLM
+from workers.compression.spec.architectures.gemma import GEMMA, GEMMA2, GEMMA3_TEXT, VAULTGEMMA
+from workers.compression.spec.architectures.glm import GLM, GLM4
 from workers.compression.spec.architectures.gpt2 import GPT2
-from workers.compression.spec.architectures.gpt_neox import GPT_NEOX
+from workers.compression.spec.architectures.gpt_like import BLOOM, CODEGEN, FALCON, GPT_BIGCODE, GPTJ, MPT
+from workers.compression.spec.architectures.gpt_neox import GPT_NEOX, PERSIMMON
+from workers.compression.spec.architectures.granite import GRANITE
+from workers.compression.spec.architectures.hybrids import (
+    FALCON_H1,
+    GRANITEMOEHYBRID,
+    LFM2,
+    QWEN3_5_MOE_TEXT,
+    QWEN3_5_TEXT,
+    QWEN3_NEXT,
+)
 from workers.compression.spec.architectures.llama import LLAMA
-from workers.compression.spec.architectures.mistral import MISTRAL
+from workers.compression.spec.architectures.llama_relatives import (
+    APERTUS,
+    ARCEE,
+    CWM,
+    ERNIE4_5,
+    HUNYUAN_V1_DENSE,
+    JAIS2,
+    NEMOTRON,
+    SEED_OSS,
+    SMOLLM3,
+    STABLELM,
+    STARCODER2,
+)
+from workers.compression.spec.architectures.mistral import MINISTRAL, MINISTRAL3, MISTRAL
+from workers.compression.spec.architectures.mixtures import (
+    DEEPSEEK_V3,
+    DOTS1,
+    GLM4_MOE,
+    GPT_OSS,
+    GRANITEMOE,
+    LLAMA4_TEXT,
+    MIXTRAL,
+    OLMOE,
+    PHIMOE,
+    QWEN2_MOE,
+    QWEN3_MOE,
+)
+from workers.compression.spec.architectures.olmo import OLMO, OLMO2, OLMO3
 from workers.compression.spec.architectures.opt import OPT
 from workers.compression.spec.architectures.phi import PHI, PHI3
 from workers.compression.spec.architectures.qwen import QWEN2, QWEN3
 from workers.compression.spec.errors import UnsupportedArchitecture
 
-__all__ = ["ARCHITECTURES", "Architecture", "Attention", "GgufNames", "HeadMatrices", "Mlp", "architecture_of"]
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "Attention",
+    "Experts",
+    "GgufNames",
+    "HeadMatrices",
+    "Mlp",
+    "architecture_of",
+]
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     architecture.model_type: architecture
@@ -35,6 +92,55 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         GEMMA3_TEXT,
         PHI,
         PHI3,
+        APERTUS,
+        ARCEE,
+        BIOGPT,
+        BLOOM,
+        CODEGEN,
+        COHERE,
+        COHERE2,
+        CWM,
+        ERNIE4_5,
+        EXAONE4,
+        FALCON,
+        GLM,
+        GLM4,
+        GPTJ,
+        GPT_BIGCODE,
+        GRANITE,
+        HUNYUAN_V1_DENSE,
+        JAIS2,
+        MINISTRAL,
+        MINISTRAL3,
+        MPT,
+        NEMOTRON,
+        OLMO,
+        OLMO2,
+        OLMO3,
+        PERSIMMON,
+        SEED_OSS,
+        SMOLLM3,
+        STABLELM,
+        STARCODER2,
+        VAULTGEMMA,
+        XGLM,
+        DEEPSEEK_V3,
+        DOTS1,
+        GLM4_MOE,
+        GPT_OSS,
+        GRANITEMOE,
+        LLAMA4_TEXT,
+        MIXTRAL,
+        OLMOE,
+        PHIMOE,
+        QWEN2_MOE,
+        QWEN3_MOE,
+        FALCON_H1,
+        GRANITEMOEHYBRID,
+        LFM2,
+        QWEN3_5_MOE_TEXT,
+        QWEN3_5_TEXT,
+        QWEN3_NEXT,
     )
 }
 """Every supported architecture by its `model_type`."""

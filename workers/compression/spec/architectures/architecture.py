@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Architecture", "Attention", "GgufNames", "HeadMatrices", "Mlp"]
+__all__ = ["Architecture", "Attention", "Experts", "GgufNames", "HeadMatrices", "Mlp"]
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,55 @@ class Attention:
     Attributes:
         leaving: the output projection, whose input features are those of all query heads.
         norm: the norm between `leaving` and the residual stream; None if there is none.
+        scaled: whether the block multiplies the output of `leaving` before it adds it to the residual stream.
         heads: the projections of the heads; None if heads cannot be removed, because the config has no field for the
-            width of a head or one matrix holds queries, keys and values.
+            width of a head, one matrix holds queries, keys and values, or a norm spans all heads.
     """
 
     leaving: str = "self_attn.o_proj"
     norm: str | None = None
+    scaled: bool = False
     heads: HeadMatrices | None = None
+
+    @property
+    def adds(self) -> bool:
+        """Whether the output of `leaving` is added to the residual stream as it is."""
+        return self.norm is None and not self.scaled
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The mixture of experts of a block, by the names of its tensors inside the block, as files have them.
+
+    Attributes:
+        listed: the module whose experts each have a module of their own: `{listed}.{number}.…`; None if tensors hold
+            all experts.
+        stacked: the tensors that hold all experts along their first dimension.
+        router: the tensors with an entry for each expert along their first dimension.
+        count_fields: the config's names for the number of experts, of which a file has one.
+        module: the module of the experts in the transformers model. It is called with states [tokens, width], the
+            numbers of the experts chosen for each token, and their weights, both [tokens, chosen]; None if it is
+            called otherwise, so that experts cannot be removed.
+        shared: the shared experts, which read every token; None if there are none.
+    """
+
+    listed: str | None = "mlp.experts"
+    stacked: tuple[str, ...] = ()
+    router: tuple[str, ...] = ("mlp.gate.weight",)
+    count_fields: tuple[str, ...] = ("num_experts", "num_local_experts")
+    module: str | None = "mlp.experts"
+    shared: Mlp | None = None
+
+    def number_of(self, name: str) -> int | None:
+        """Return the number of the expert that a tensor inside the block belongs to; None if it is of none alone."""
+        if self.listed is None or not name.startswith(f"{self.listed}."):
+            return None
+        number = name.removeprefix(f"{self.listed}.").partition(".")[0]
+        return int(number) if number.isdecimal() else None
+
+    def holds_all(self, name: str) -> bool:
+        """Return whether the first dimension of a tensor inside the block counts the experts."""
+        return name in self.stacked or name in self.router
 
 
 @dataclass(frozen=True)
@@ -94,7 +136,11 @@ class Architecture:
         head: full name of the output head.
         old_head: the output head's name in files of older checkpoints; None if it is the same.
         blocks_field: the config's name for the number of blocks.
-        width_field: the config's name for the number of hidden units of an MLP.
+        width_field: the config's name for the number of hidden units of an MLP; None if the config cannot state it.
+        experts: the mixture of experts that all or some blocks have in place of `mlp`; None if there is none.
+        mixed: whether blocks may differ in the tensors that they hold.
+        whole: names, inside the block, of modules whose matrices are never replaced, narrowed or rounded.
+        integers: whether transformers opens a model of it whose matrices are rounded to integers.
         gguf: the names in GGUF files; None if GGUF files of the architecture cannot be opened.
     """
 
@@ -109,8 +155,16 @@ class Architecture:
     head: str = "lm_head"
     old_head: str | None = None
     blocks_field: str = "num_hidden_layers"
-    width_field: str = "intermediate_size"
+    width_field: str | None = "intermediate_size"
+    experts: Experts | None = None
+    mixed: bool = False
+    whole: tuple[str, ...] = ()
+    integers: bool = True
     gguf: GgufNames | None = None
+
+    def keeps_whole(self, module: str) -> bool:
+        """Return whether a module inside a block, given by its full name, is one of `whole` or inside one."""
+        return any(f".{name}." in f"{module}." for name in self.whole)
 
     def canonical(self, name: str) -> str:
         """Return the name in transformers' causal language model of a tensor that is stored as `name`."""

@@ -1,4 +1,4 @@
-"""Gemma, Gemma 2 and the text model of Gemma 3."""
+"""Gemma, Gemma 2, the text model of Gemma 3, and VaultGemma."""
 
 from workers.compression.spec.architectures.architecture import Attention, HeadMatrices, Mlp
 from workers.compression.spec.architectures.llama import GATED_MLP, llama_like
@@ -10,3 +10,4 @@ _ATTENTION = Attention(norm="post_attention_layernorm", heads=HeadMatrices(divid
 GEMMA = llama_like("gemma", tied=True)
 GEMMA2 = llama_like("gemma2", tied=True, mlp=_MLP, attention=_ATTENTION)
 GEMMA3_TEXT = llama_like("gemma3_text", tied=True, mlp=_MLP, attention=_ATTENTION)
+VAULTGEMMA = llama_like("vaultgemma", tied=True, attention=Attention(heads=HeadMatrices(divides_width=True)))

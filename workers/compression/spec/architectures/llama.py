@@ -1,9 +1,19 @@
 """Llama, and the layout of modules that its successors share."""
 
-from workers.compression.spec.architectures.architecture import Architecture, Attention, GgufNames, HeadMatrices, Mlp
+from workers.compression.spec.architectures.architecture import (
+    Architecture,
+    Attention,
+    Experts,
+    GgufNames,
+    HeadMatrices,
+    Mlp,
+)
 
 GATED_MLP = Mlp(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
 GROUPED_ATTENTION = Attention(heads=HeadMatrices())
+UNDIVIDED_ATTENTION = Attention()  # its heads cannot be removed
+STACKED_MLP = Mlp(("mlp.gate_up_proj",), "mlp.down_proj", stacked=2)
+PLAIN_MLP = Mlp(("mlp.up_proj",), "mlp.down_proj")
 
 
 def llama_like(
@@ -12,6 +22,9 @@ def llama_like(
     tied: bool = False,
     mlp: Mlp = GATED_MLP,
     attention: Attention = GROUPED_ATTENTION,
+    experts: Experts | None = None,
+    mixed: bool = False,
+    whole: tuple[str, ...] = (),
     gguf: GgufNames | None = None,
 ) -> Architecture:
     """Return an architecture whose modules outside the blocks have the names of Llama's."""
@@ -23,6 +36,9 @@ def llama_like(
         tied=tied,
         mlp=mlp,
         attention=attention,
+        experts=experts,
+        mixed=mixed,
+        whole=whole,
         gguf=gguf,
     )
 

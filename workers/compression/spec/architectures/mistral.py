@@ -1,5 +1,7 @@
-"""Mistral."""
+"""Mistral and Ministral."""
 
 from workers.compression.spec.architectures.llama import llama_like
 
 MISTRAL = llama_like("mistral")
+MINISTRAL = llama_like("ministral")
+MINISTRAL3 = llama_like("ministral3")

@@ -15,6 +15,7 @@ from workers.compression.spec.methods.base import (
     SiteErrors,
 )
 from workers.compression.spec.methods.errors import MethodDoesNotFit, OptionDoesNotFit
+from workers.compression.spec.methods.experts import EXPERTS
 from workers.compression.spec.methods.fusegpt import FUSEGPT
 from workers.compression.spec.methods.fusion import FUSION
 from workers.compression.spec.methods.kronecker import KRONECKER
@@ -32,6 +33,7 @@ REGISTERED: tuple[Method[Any], ...] = (
     WIDTH_LOW_RANK,
     WIDTH,
     FUSION,
+    EXPERTS,
     KRONECKER,
     SVD,
     FUSEGPT,

@@ -1,13 +1,16 @@
 """The default method: try several methods and take the one that does best on held-out text."""
 
-from typing import ClassVar, Literal
+from contextlib import suppress
+from typing import Any, ClassVar, Literal
 
 from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods.base import Leaves, Method, MethodOptions, Need
-from workers.compression.spec.methods.fusion import FUSION, FusionOptions
-from workers.compression.spec.methods.low_rank import LOW_RANK, LowRankOptions
-from workers.compression.spec.methods.width import WIDTH, WidthOptions
-from workers.compression.spec.methods.width_low_rank import WIDTH_LOW_RANK, WidthLowRankOptions
+from workers.compression.spec.methods.errors import MethodDoesNotFit
+from workers.compression.spec.methods.experts import EXPERTS
+from workers.compression.spec.methods.fusion import FUSION
+from workers.compression.spec.methods.low_rank import LOW_RANK
+from workers.compression.spec.methods.width import WIDTH
+from workers.compression.spec.methods.width_low_rank import WIDTH_LOW_RANK
 from workers.compression.spec.ranges import Range
 
 
@@ -17,6 +20,9 @@ class AutoOptions(MethodOptions):
     name: Literal["auto"] = "auto"
 
 
+_CANDIDATES: tuple[Method[Any], ...] = (LOW_RANK, WIDTH_LOW_RANK, WIDTH, FUSION, EXPERTS)
+
+
 class AutoMethod(Method[AutoOptions]):
     """A method that chooses among others by a trial of each candidate (`workers.compression.choice`)."""
 
@@ -24,8 +30,9 @@ class AutoMethod(Method[AutoOptions]):
     title: ClassVar[str] = "bits first, then structure"
     description: ClassVar[str] = (
         "Rounds weights as `quantisation` does, after `width` where four bits a weight do not suffice. With "
-        '`"precision": 16` it tries `low_rank`, `width_low_rank`, `width` and `fusion` on part of the calibration text '
-        "and takes the one that does best on held-out text; the report lists the result of each trial."
+        '`"precision": 16` it tries `low_rank`, `width_low_rank`, `width`, `fusion` and, on a mixture, `experts` on part '
+        "of the calibration text and takes the one that does best on held-out text; the report lists the result of "
+        "each trial."
     )
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.TRIALS})
     leaves: ClassVar[Leaves] = Leaves.EITHER
@@ -38,17 +45,16 @@ class AutoMethod(Method[AutoOptions]):
         return tuple(each for each, reached in self._ranges(inventory).items() if ratio in reached)
 
     def plain(self, inventory: Inventory, options: AutoOptions) -> tuple[MethodOptions, ...]:
-        return tuple(each for each in self._ranges(inventory) if each.name in (WIDTH.name, FUSION.name))
+        return tuple(each for each in self._ranges(inventory) if each.name in (WIDTH.name, FUSION.name, EXPERTS.name))
 
     def _ranges(self, inventory: Inventory) -> dict[MethodOptions, Range]:
         """Return the range of ratios that each candidate reaches on the model."""
-        low_rank, both, width, fusion = LowRankOptions(), WidthLowRankOptions(), WidthOptions(), FusionOptions()
-        ranges: dict[MethodOptions, Range] = {
-            low_rank: LOW_RANK.range(inventory, low_rank),
-            both: WIDTH_LOW_RANK.range(inventory, both),
-            width: WIDTH.range(inventory, width),
-        }
-        return ranges if inventory.numbered_blocks else {**ranges, fusion: FUSION.range(inventory, fusion)}
+        reached: dict[MethodOptions, Range] = {}
+        for method in _CANDIDATES:
+            options = method.options()
+            with suppress(MethodDoesNotFit):
+                reached[options] = method.range(inventory, options)
+        return reached
 
 
 AUTO = AutoMethod()

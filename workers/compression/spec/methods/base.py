@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from workers.compression.spec.architectures.architecture import Architecture
 from workers.compression.spec.families import KroneckerFamily
 from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.plan import Plan
@@ -97,6 +98,10 @@ class Method(ABC, Generic[Options]):
     leaves: ClassVar[Leaves]
     phased: ClassVar[bool] = False
     options: type[Options]
+
+    def takes(self, architecture: Architecture) -> bool:
+        """Return whether the method can be used on models of the architecture, as far as that shows without one."""
+        return True
 
     @abstractmethod
     def range(self, inventory: Inventory, options: Options) -> Range:

@@ -4,8 +4,9 @@ from abc import abstractmethod
 from typing import ClassVar
 
 from workers.compression.spec.dimensions import (
-    intermediate_size,
+    has_narrowable_mlps,
     intermediate_size_for,
+    parameters_without,
     resized_parameters,
     width_range,
 )
@@ -13,7 +14,7 @@ from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods.base import Leaves, Measured, Options, PlanningMethod
 from workers.compression.spec.methods.errors import MethodDoesNotFit
 from workers.compression.spec.plan import Plan
-from workers.compression.spec.ranges import TOLERANCE, Range
+from workers.compression.spec.ranges import TOLERANCE, Range, RatioOutOfRange
 from workers.compression.spec.steps import Narrow, Step
 
 BLOCKS_FLOOR = 1 / 2
@@ -33,19 +34,20 @@ class DepthMethod(PlanningMethod[Options]):
         """Return the steps that remove `count` blocks, at least one."""
 
     def range(self, inventory: Inventory, options: Options) -> Range:
-        if inventory.numbered_blocks:
-            raise MethodDoesNotFit(
-                "no block can be removed: config.json scales attention by the block's number "
-                "(scale_attn_by_inverse_layer_idx)"
-            )
+        if inventory.blocks_stay is not None:
+            raise MethodDoesNotFit(f"no block can be removed: {inventory.blocks_stay}")
         gone = range(_most_blocks(inventory))
-        return Range(width_range(inventory).lowest, width_range(inventory, gone).highest)
+        if has_narrowable_mlps(inventory):
+            return Range(width_range(inventory).lowest, width_range(inventory, gone).highest)
+        total = inventory.total_parameters
+        lowest, highest = (total / parameters_without(inventory, removed) for removed in ((0,), gone))
+        return Range(lowest, highest)
 
     def plan(self, inventory: Inventory, ratio: float, options: Options, measured: Measured) -> Plan:
         self.range(inventory, options).require(ratio, self.name)
         removed = range(_blocks_to_remove(inventory, ratio))
         steps = self.removal(len(removed), options) if removed else ()
-        after = resized_parameters(inventory, removed, intermediate_size(inventory))
+        after = parameters_without(inventory, removed)
         if not removed or not _is_met(inventory, ratio, after):
             size = intermediate_size_for(inventory, ratio, removed)
             after = resized_parameters(inventory, removed, size)
@@ -55,18 +57,27 @@ class DepthMethod(PlanningMethod[Options]):
 
 
 def _blocks_to_remove(inventory: Inventory, ratio: float) -> int:
-    """Return the largest number of blocks whose removal meets the target, alone or together with narrower MLPs."""
-    whole = intermediate_size(inventory)
-    counts = range(_most_blocks(inventory), 0, -1)
-    return next(
-        (
-            count
-            for count in counts
-            if _is_met(inventory, ratio, resized_parameters(inventory, range(count), whole))
-            or ratio in width_range(inventory, range(count))
-        ),
-        0,
+    """Return the largest number of blocks whose removal meets the target, alone or together with narrower MLPs.
+
+    Raises RatioOutOfRange if the MLPs cannot be narrowed and no number of blocks meets it.
+    """
+    narrowable = has_narrowable_mlps(inventory)
+    for count in range(_most_blocks(inventory), 0, -1):
+        if _is_met(inventory, ratio, parameters_without(inventory, range(count))):
+            return count
+        if narrowable and ratio in width_range(inventory, range(count)):
+            return count
+    if narrowable:
+        return 0
+    reached = (inventory.total_parameters / parameters_without(inventory, range(count)) for count in _counts(inventory))
+    raise RatioOutOfRange(
+        f"the MLPs of this {inventory.model_type} keep their width, so that whole blocks alone reach the ratios "
+        f"{', '.join(f'{each:.3f}' for each in reached)}; {ratio:g} was asked for"
     )
+
+
+def _counts(inventory: Inventory) -> range:
+    return range(1, _most_blocks(inventory) + 1)
 
 
 def _is_met(inventory: Inventory, ratio: float, after: int) -> bool:

@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from workers.compression.spec.architectures import ARCHITECTURES
+from workers.compression.spec.architectures.architecture import Architecture
 from workers.compression.spec.families import stored_parameters
 from workers.compression.spec.inventory import Inventory, Site
 from workers.compression.spec.methods.base import Leaves, Measured, MethodOptions, Need, PlanningMethod
@@ -55,6 +56,9 @@ class TqCompressorMethod(PlanningMethod[TqCompressorOptions]):
     phased: ClassVar[bool] = True
     options = TqCompressorOptions
 
+    def takes(self, architecture: Architecture) -> bool:
+        return architecture.model_type == "gpt2"
+
     def range(self, inventory: Inventory, options: TqCompressorOptions) -> Range:
         return Range.around(self._plan(inventory, options).ratio)
 
@@ -68,7 +72,7 @@ class TqCompressorMethod(PlanningMethod[TqCompressorOptions]):
 
     def _plan(self, inventory: Inventory, options: TqCompressorOptions) -> Plan:
         """Return the only plan for the model. Raises MethodDoesNotFit or OptionDoesNotFit."""
-        if inventory.model_type != "gpt2":
+        if not self.takes(ARCHITECTURES[inventory.model_type]):
             raise MethodDoesNotFit(f"{self.name} is defined for gpt2 and not for {inventory.model_type}; send low_rank")
         if options.tied_head and inventory.head is not None:
             raise OptionDoesNotFit("tied_head", "this model has an output head of its own; send false or leave it out")

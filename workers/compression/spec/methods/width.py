@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from workers.compression.spec.architectures.architecture import Architecture
 from workers.compression.spec.dimensions import (
     intermediate_size_for,
     resized_parameters,
@@ -12,7 +13,7 @@ from workers.compression.spec.dimensions import (
 from workers.compression.spec.heads import HeadsDoNotFit, regrouped
 from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods.base import Leaves, Measured, MethodOptions, PlanningMethod
-from workers.compression.spec.methods.errors import OptionDoesNotFit
+from workers.compression.spec.methods.errors import OptionDoesNotFit, require_narrowable
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.ranges import TOLERANCE, Range
 from workers.compression.spec.steps import Narrow
@@ -43,7 +44,11 @@ class WidthMethod(PlanningMethod[WidthOptions]):
     leaves: ClassVar[Leaves] = Leaves.PLAIN
     options = WidthOptions
 
+    def takes(self, architecture: Architecture) -> bool:
+        return architecture.width_field is not None
+
     def range(self, inventory: Inventory, options: WidthOptions) -> Range:
+        require_narrowable(inventory)
         narrower = _with_heads(inventory, options)
         reached = inventory.total_parameters / narrower.total_parameters
         width = width_range(narrower)

@@ -3,6 +3,7 @@
 import math
 from typing import ClassVar, Literal
 
+from workers.compression.spec.architectures.architecture import Architecture
 from workers.compression.spec.dimensions import (
     intermediate_size_for,
     least_intermediate_size,
@@ -11,6 +12,7 @@ from workers.compression.spec.dimensions import (
 )
 from workers.compression.spec.inventory import Inventory
 from workers.compression.spec.methods.base import Leaves, Measured, MethodOptions, PlanningMethod
+from workers.compression.spec.methods.errors import require_narrowable
 from workers.compression.spec.methods.low_rank import LOW_RANK, LowRankOptions
 from workers.compression.spec.plan import Plan
 from workers.compression.spec.ranges import TOLERANCE, Range
@@ -35,7 +37,11 @@ class WidthLowRankMethod(PlanningMethod[WidthLowRankOptions]):
     leaves: ClassVar[Leaves] = Leaves.FACTORED
     options = WidthLowRankOptions
 
+    def takes(self, architecture: Architecture) -> bool:
+        return architecture.width_field is not None
+
     def range(self, inventory: Inventory, options: WidthLowRankOptions) -> Range:
+        require_narrowable(inventory)
         # The range of the factors depends on the width; their range at the narrowest width holds for all.
         width = width_range(inventory)
         narrowest = narrowed(inventory, least_intermediate_size(inventory))
