@@ -70,6 +70,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "codegen": {"rotary_dim": 4},
     "gptj": {"rotary_dim": 4},
     "granitemoehybrid": {"mamba_d_head": 16, "residual_multiplier": 0.5, "logits_scaling": 3.0},
+    "gemma4_text": {"hidden_size_per_layer_input": 0, "global_head_dim": 16, "sliding_window": WINDOW},
     "granite": {"embedding_multiplier": 2.0, "residual_multiplier": 0.5, "logits_scaling": 3.0},
     "deepseek_v3": {"num_key_value_heads": 4},
     "glm4_moe": {"n_group": 2, "n_routed_experts": 8},
@@ -88,7 +89,7 @@ MIXERS: Mapping[str, str] = {
     **dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text", "qwen3_next"), "linear_attention"),
 }
 """Types whose blocks take turns at attention and at another mixer, with its name."""
-PATTERNED = ("cohere2", "cwm", "exaone4", "olmo3")
+PATTERNED = ("gemma4_text", "cohere2", "cwm", "exaone4", "olmo3")
 """Types whose blocks take turns at a sliding window."""
 VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "llama-tied": ("llama", {"tie_word_embeddings": True}),

@@ -6,8 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.models import save_tiny_model
+from tests.support.models import logits_of, save_tiny_model
+from workers.compression.models.edited import EditedModel
 from workers.compression.models.layout import Layout
+from workers.compression.models.streamed import StreamedModel
+from workers.compression.parts import CompressedPart
 
 STACKED_IN_FILES = ("gpt_oss", "granitemoe")
 LISTED_IN_FILES = ("mixtral", "qwen3_moe", "deepseek_v3")
@@ -34,3 +37,15 @@ def test_experts_that_files_have_one_by_one_are_one_tensor_of_the_model(name: st
     sources = Layout.of(model).sources(load_file(tmp_path / "model.safetensors"))
     assert len(sources["model.layers.1.mlp.experts.gate_up_proj"]) == 2 * 4
     assert len(sources["model.layers.1.mlp.experts.down_proj"]) == 4
+
+
+@pytest.mark.parametrize("name", LISTED_IN_FILES)
+def test_a_file_may_have_the_experts_in_one_tensor_as_the_model_has(name: str, tmp_path: Path) -> None:
+    model = save_tiny_model(name, tmp_path / "listed")
+    model.save_pretrained(tmp_path / "stacked", save_original_format=False)
+    assert "model.layers.1.mlp.experts.down_proj" in load_file(tmp_path / "stacked" / "model.safetensors")
+    listed, stacked = (StreamedModel.open(tmp_path / kind) for kind in ("listed", "stacked"))
+    assert stacked.inventory == listed.inventory
+    torch.testing.assert_close(logits_of(stacked), logits_of(model))
+    fewer = CompressedPart("fewer", experts={1: (0, 2, 3)})
+    torch.testing.assert_close(logits_of(EditedModel(stacked, [fewer])), logits_of(EditedModel(listed, [fewer])))

@@ -86,6 +86,17 @@ def test_an_unsupported_type_is_named_and_the_supported_are_listed() -> None:
         inventory({"model_type": "mamba"}, {})
 
 
+def test_the_language_model_inside_another_model_is_pointed_out() -> None:
+    with pytest.raises(UnsupportedArchitecture, match="of the type 'gemma3_text', is supported"):
+        inventory({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, {})
+
+
+@pytest.mark.parametrize("fields", [{}, {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 2}])
+def test_what_an_entry_refuses_is_named(fields: dict[str, int]) -> None:
+    with pytest.raises(UnsupportedArchitecture, match=r"in which (hidden_size_per_layer_input|num_kv_shared_layers)"):
+        inventory({"model_type": "gemma4_text", **fields}, {})
+
+
 @pytest.mark.parametrize(
     ("config", "tensors", "complaint"),
     [

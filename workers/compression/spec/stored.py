@@ -66,6 +66,8 @@ def check_agreement(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, .
 
 
 def _check_alike(found: Inventory, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    if ARCHITECTURES[found.model_type].mixed:
+        return
     pattern = re.compile(rf"{re.escape(found.block_prefix)}\.(\d+)\.(.+)")
     seen: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():

@@ -18,7 +18,7 @@ from workers.compression.spec.architectures.architecture import (
 from workers.compression.spec.architectures.cohere import COHERE, COHERE2
 from workers.compression.spec.architectures.exaone import EXAONE4
 from workers.compression.spec.architectures.fairseq_like import BIOGPT, XGLM
-from workers.compression.spec.architectures.gemma import GEMMA, GEMMA2, GEMMA3_TEXT, VAULTGEMMA
+from workers.compression.spec.architectures.gemma import GEMMA, GEMMA2, GEMMA3_TEXT, GEMMA4_TEXT, VAULTGEMMA
 from workers.compression.spec.architectures.glm import GLM, GLM4
 from workers.compression.spec.architectures.gpt2 import GPT2
 from workers.compression.spec.architectures.gpt_like import BLOOM, CODEGEN, FALCON, GPT_BIGCODE, GPTJ, MPT
@@ -90,6 +90,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         GEMMA,
         GEMMA2,
         GEMMA3_TEXT,
+        GEMMA4_TEXT,
         PHI,
         PHI3,
         APERTUS,
@@ -147,10 +148,26 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
-    """Return the architecture of `config["model_type"]`. Raises UnsupportedArchitecture if it is not registered."""
+    """Return the architecture of `config["model_type"]`. Raises UnsupportedArchitecture if it is not registered, or
+    the config turns something on that the architecture's entry refuses."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise UnsupportedArchitecture(
-            f"The architecture {model_type!r} is not supported. Supported are: {', '.join(sorted(ARCHITECTURES))}."
+            f"The architecture {model_type!r} is not supported.{_part_of(config)} Supported are: "
+            f"{', '.join(sorted(ARCHITECTURES))}."
         )
-    return ARCHITECTURES[model_type]
+    architecture = ARCHITECTURES[model_type]
+    if wrong := next((name for name, default in architecture.refused.items() if config.get(name, default)), None):
+        raise UnsupportedArchitecture(
+            f"A model of the architecture {model_type!r} in which {wrong} of config.json is on is not supported."
+        )
+    return architecture
+
+
+def _part_of(config: Mapping[str, Any]) -> str:
+    """Return the sentence on the language model that a model of several kinds of input holds; '' without one."""
+    inner = config.get("text_config")
+    kind = inner.get("model_type") if isinstance(inner, Mapping) else None
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        return ""
+    return f" Its language model, of the type {kind!r}, is supported: save that part as a model of its own."

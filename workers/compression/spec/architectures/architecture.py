@@ -1,8 +1,8 @@
 """The facts about an architecture that the compression needs, as plain data."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 __all__ = ["Architecture", "Attention", "Experts", "GgufNames", "HeadMatrices", "Mlp"]
 
@@ -75,10 +75,10 @@ class Experts:
     """The mixture of experts of a block, by the names of its tensors inside the block, as files have them.
 
     Attributes:
-        listed: the module whose experts each have a module of their own: `{listed}.{number}.…`; None if tensors hold
-            all experts.
-        stacked: the tensors that hold all experts along their first dimension.
-        router: the tensors with an entry for each expert along their first dimension.
+        listed: the module whose experts each have a module of their own: `{listed}.{number}.…`; None if no file has
+            them one by one.
+        stacked: the tensors that hold all experts along their first dimension, in files that have them so.
+        router: the tensors with an entry for each expert along their first dimension; a file has some of them.
         count_fields: the config's names for the number of experts, of which a file has one.
         module: the module of the experts in the transformers model. It is called with states [tokens, width], the
             numbers of the experts chosen for each token, and their weights, both [tokens, chosen]; None if it is
@@ -87,7 +87,7 @@ class Experts:
     """
 
     listed: str | None = "mlp.experts"
-    stacked: tuple[str, ...] = ()
+    stacked: tuple[str, ...] = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
     router: tuple[str, ...] = ("mlp.gate.weight",)
     count_fields: tuple[str, ...] = ("num_experts", "num_local_experts")
     module: str | None = "mlp.experts"
@@ -138,7 +138,8 @@ class Architecture:
         blocks_field: the config's name for the number of blocks.
         width_field: the config's name for the number of hidden units of an MLP; None if the config cannot state it.
         experts: the mixture of experts that all or some blocks have in place of `mlp`; None if there is none.
-        mixed: whether blocks may differ in the tensors that they hold.
+        mixed: whether blocks may differ in the tensors that they hold, or in the shapes of these.
+        refused: fields of the config with transformers' defaults; a model in which one of them is on is refused.
         whole: names, inside the block, of modules whose matrices are never replaced, narrowed or rounded.
         integers: whether transformers opens a model of it whose matrices are rounded to integers.
         gguf: the names in GGUF files; None if GGUF files of the architecture cannot be opened.
@@ -158,6 +159,7 @@ class Architecture:
     width_field: str | None = "intermediate_size"
     experts: Experts | None = None
     mixed: bool = False
+    refused: Mapping[str, Any] = field(default_factory=dict)
     whole: tuple[str, ...] = ()
     integers: bool = True
     gguf: GgufNames | None = None

@@ -1,4 +1,6 @@
-"""Gemma, Gemma 2, the text model of Gemma 3, and VaultGemma."""
+"""Gemma, Gemma 2, the text models of Gemma 3 and 4, and VaultGemma."""
+
+from dataclasses import replace
 
 from workers.compression.spec.architectures.architecture import Attention, HeadMatrices, Mlp
 from workers.compression.spec.architectures.llama import GATED_MLP, llama_like
@@ -10,4 +12,9 @@ _ATTENTION = Attention(norm="post_attention_layernorm", heads=HeadMatrices(divid
 GEMMA = llama_like("gemma", tied=True)
 GEMMA2 = llama_like("gemma2", tied=True, mlp=_MLP, attention=_ATTENTION)
 GEMMA3_TEXT = llama_like("gemma3_text", tied=True, mlp=_MLP, attention=_ATTENTION)
+# The output of a Gemma 4 block is scaled as a whole, so nothing is added to the residual stream as it is.
+GEMMA4_TEXT = replace(
+    llama_like("gemma4_text", tied=True, attention=Attention(scaled=True), mixed=True),
+    refused={"hidden_size_per_layer_input": 256, "num_kv_shared_layers": 0, "enable_moe_block": False},
+)
 VAULTGEMMA = llama_like("vaultgemma", tied=True, attention=Attention(heads=HeadMatrices(divides_width=True)))

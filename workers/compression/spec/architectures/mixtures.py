@@ -14,13 +14,16 @@ def _gated(inside: str) -> Mlp:
 _LISTED = Experts()
 _ROUTED = ("mlp.experts", "mlp.gate")
 # Older files call the module of a mixture so; in the transformers model it is `mlp`.
-_SPARSE = Experts(listed="block_sparse_moe.experts", router=("block_sparse_moe.gate.weight",))
+_SPARSE = Experts(
+    listed="block_sparse_moe.experts", router=("block_sparse_moe.gate.weight", "mlp.gate.weight", "mlp.router.weight")
+)
+_SPARSE_WHOLE = ("block_sparse_moe", "mlp")
 _CORRECTED = ("mlp.gate.weight", "mlp.gate.e_score_correction_bias")
 _SHARED = Experts(router=_CORRECTED, count_fields=("n_routed_experts",), shared=_gated("mlp.shared_experts"))
 _GATED_SHARED = Experts(shared=_gated("mlp.shared_expert"))
 
-MIXTRAL = llama_like("mixtral", experts=_SPARSE, whole=("block_sparse_moe",))
-PHIMOE = llama_like("phimoe", attention=UNDIVIDED_ATTENTION, experts=_SPARSE, whole=("block_sparse_moe",))
+MIXTRAL = llama_like("mixtral", experts=_SPARSE, whole=_SPARSE_WHOLE)
+PHIMOE = llama_like("phimoe", attention=UNDIVIDED_ATTENTION, experts=_SPARSE, whole=_SPARSE_WHOLE)
 QWEN2_MOE = llama_like("qwen2_moe", mixed=True, experts=_GATED_SHARED, whole=(*_ROUTED, "mlp.shared_expert_gate"))
 QWEN3_MOE = llama_like("qwen3_moe", mixed=True, experts=_LISTED, whole=_ROUTED)
 OLMOE = llama_like("olmoe", attention=UNDIVIDED_ATTENTION, experts=_LISTED, whole=_ROUTED)  # norms span all heads
