@@ -86,6 +86,21 @@ def test_an_unsupported_type_is_named_and_the_supported_are_listed() -> None:
         inventory({"model_type": "mamba"}, {})
 
 
+@pytest.mark.parametrize(
+    ("config", "extra"),
+    [
+        ({"model_type": "qwen3_5_text"}, "mtp.layers.0.mlp.up_proj.weight"),
+        ({"model_type": "deepseek_v3", "num_nextn_predict_layers": 1}, "model.layers.2.eh_proj.weight"),
+    ],
+)
+def test_modules_that_predict_further_tokens_are_left_out_as_transformers_leaves_them_out(
+    config: dict[str, Any], extra: str
+) -> None:
+    config = {**config, "num_hidden_layers": 2, "tie_word_embeddings": True}
+    tensors = llama_tensors(blocks=2)
+    assert inventory(config, {**tensors, extra: (6, 4)}) == inventory(config, tensors)
+
+
 def test_the_language_model_inside_another_model_is_pointed_out() -> None:
     with pytest.raises(UnsupportedArchitecture, match="of the type 'gemma3_text', is supported"):
         inventory({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}, {})

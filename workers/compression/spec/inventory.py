@@ -109,7 +109,8 @@ class Inventory:
 def weights(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
     """Return {canonical name: stored name} for those of the stored tensors `names` that are weights.
 
-    Buffers from older releases of transformers, and a tied head that a file repeats, are left out.
+    Buffers from older releases of transformers, a tied head that a file repeats, and what transformers leaves out are
+    left out.
 
     Raises:
         UnsupportedArchitecture: if the config's model type is not registered.
@@ -120,6 +121,8 @@ def weights(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in names:
         canonical = architecture.canonical(name)
+        if architecture.leaves_out(name, config):
+            continue
         if _STORED_BUFFER.search(canonical) or canonical == dropped_head:
             continue
         if canonical in found:

@@ -34,7 +34,10 @@ def check_kinds(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) 
         MalformedModel: a tensor is of a quantised checkpoint, of an adapter or of another head, or a weight is stored
             in something other than floating point of 16 bits or more.
     """
+    architecture = ARCHITECTURES.get(str(config.get("model_type")))
     for name in tensors:
+        if architecture is not None and architecture.leaves_out(name, config):
+            continue
         if _QUANTISED.search(name):
             raise MalformedModel(
                 f"Its weights are quantised: it holds the tensor {name}. Send the original that it was made from."
@@ -42,7 +45,7 @@ def check_kinds(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) 
         for pattern, what in _FOREIGN:
             if pattern.search(name):
                 raise MalformedModel(f"The tensor {name} belongs to {what}.")
-    if config.get("model_type") not in ARCHITECTURES:
+    if architecture is None:
         return
     for name in weights(config, tensors).values():
         if (dtype := tensors[name].dtype) not in FLOATING:

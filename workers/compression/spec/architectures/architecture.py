@@ -141,6 +141,8 @@ class Architecture:
         mixed: whether blocks may differ in the tensors that they hold, or in the shapes of these.
         refused: fields of the config with transformers' defaults; a model in which one of them is on is refused.
         whole: names, inside the block, of modules whose matrices are never replaced, narrowed or rounded.
+        left_out: beginnings of the names of stored tensors that transformers leaves out, such as those of a module that
+            predicts several tokens at once.
         integers: whether transformers opens a model of it whose matrices are rounded to integers.
         gguf: the names in GGUF files; None if GGUF files of the architecture cannot be opened.
     """
@@ -161,8 +163,22 @@ class Architecture:
     mixed: bool = False
     refused: Mapping[str, Any] = field(default_factory=dict)
     whole: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     integers: bool = True
     gguf: GgufNames | None = None
+
+    def leaves_out(self, name: str, config: Mapping[str, Any]) -> bool:
+        """Return whether transformers leaves out the tensor that is stored as `name`.
+
+        Besides those of `left_out`, these are blocks behind the last one, which predict several tokens at once.
+        """
+        if self.left_out and name.startswith(self.left_out):
+            return True
+        behind, blocks = config.get("num_nextn_predict_layers"), config.get(self.blocks_field)
+        number = self.canonical(name).removeprefix(f"{self.blocks}.").partition(".")[0]
+        if not number.isdecimal() or type(behind) is not int or type(blocks) is not int:
+            return False
+        return blocks <= int(number) < blocks + behind
 
     def keeps_whole(self, module: str) -> bool:
         """Return whether a module inside a block, given by its full name, is one of `whole` or inside one."""

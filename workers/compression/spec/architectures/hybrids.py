@@ -9,12 +9,30 @@ _SHARED_EXPERT = Mlp(("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"
 _QWEN_MIXTURE = Experts(shared=_SHARED_EXPERT)
 _QWEN_ROUTED = ("linear_attn", "mlp.experts", "mlp.gate", "mlp.shared_expert_gate")
 
-QWEN3_5_TEXT = llama_like("qwen3_5_text", attention=UNDIVIDED_ATTENTION, mixed=True, whole=("linear_attn",))
+_NEXT_TOKENS = ("mtp.",)
+
+QWEN3_5_TEXT = llama_like(
+    "qwen3_5_text",
+    attention=UNDIVIDED_ATTENTION,
+    mixed=True,
+    whole=("linear_attn",),
+    left_out=_NEXT_TOKENS,
+)
 QWEN3_5_MOE_TEXT = llama_like(
-    "qwen3_5_moe_text", attention=UNDIVIDED_ATTENTION, experts=_QWEN_MIXTURE, mixed=True, whole=_QWEN_ROUTED
+    "qwen3_5_moe_text",
+    attention=UNDIVIDED_ATTENTION,
+    experts=_QWEN_MIXTURE,
+    mixed=True,
+    whole=_QWEN_ROUTED,
+    left_out=("mtp.",),
 )
 QWEN3_NEXT = llama_like(
-    "qwen3_next", attention=UNDIVIDED_ATTENTION, experts=_QWEN_MIXTURE, mixed=True, whole=_QWEN_ROUTED
+    "qwen3_next",
+    attention=UNDIVIDED_ATTENTION,
+    experts=_QWEN_MIXTURE,
+    mixed=True,
+    whole=_QWEN_ROUTED,
+    left_out=("mtp.",),
 )
 LFM2 = replace(
     llama_like(

@@ -25,6 +25,7 @@ def llama_like(
     experts: Experts | None = None,
     mixed: bool = False,
     whole: tuple[str, ...] = (),
+    left_out: tuple[str, ...] = (),
     gguf: GgufNames | None = None,
 ) -> Architecture:
     """Return an architecture whose modules outside the blocks have the names of Llama's."""
@@ -39,6 +40,7 @@ def llama_like(
         experts=experts,
         mixed=mixed,
         whole=whole,
+        left_out=left_out,
         gguf=gguf,
     )
 
