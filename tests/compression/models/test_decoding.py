@@ -4,6 +4,7 @@ import weakref
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from tests.support.models import MODELS, VOCABULARY, sampled, tiny_model
 from workers.compression.models import decoding
@@ -31,11 +32,12 @@ def test_a_second_context_begins_anew() -> None:
 
 def test_keys_and_values_go_with_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
-    cache = decoding.roomy_cache(model)
-    monkeypatch.setattr(decoding, "roomy_cache", lambda _: cache)
+    caches: list[DynamicCache] = []
+    make = decoding.roomy_cache
+    monkeypatch.setattr(decoding, "roomy_cache", lambda whole: caches.append(make(whole)) or caches[-1])
     with torch.no_grad(), decoding.decoding(model) as decode:
         decode(torch.tensor([5, 6]))
-        layer = weakref.ref(cache.layers[0])
+        layer = weakref.ref(caches[-1].layers[0])
     assert layer() is None
 
 

@@ -20,33 +20,72 @@ from transformers.cache_utils import DynamicLayer
 SINGLE_QUERY = "modelpress_single_query"
 ROOM = 128
 """Tokens by which a full cache grows."""
+PROBED = 4
+"""Tokens on which this module's attention is compared with the model's own."""
+PROBE_TOLERANCE = 0.05
+"""Largest difference of the logits, relative to them, that is rounding."""
 
 
 @contextmanager
 def decoding(model: PreTrainedModel) -> Iterator[Callable[[Tensor], Tensor]]:
     """Yield a function that takes the next token of each row [rows] and returns the logits after it [rows, V].
 
-    Meanwhile the model is in evaluation mode and uses an attention function of this module; both are restored
-    afterwards. Each context starts with an empty cache.
+    Meanwhile the model is in evaluation mode; it uses an attention function of this module if that computes what the
+    model's own does. Both are restored afterwards. Each context starts with an empty cache.
     """
-    attention, training = model.config._attn_implementation, model.training
-    cache = roomy_cache(model)
-
-    def decode(tokens: Tensor) -> Tensor:
-        outputs = model(tokens[:, None].to(model.device), past_key_values=cache, use_cache=True)
-        logits: Tensor = outputs.logits[:, -1]
-        return logits
-
-    AttentionInterface.register(SINGLE_QUERY, partial(attend_singly, cache=cache))
+    training = model.training
     model.train(False)
+    try:
+        with (_quickly if _computes_the_same(model) else _plainly)(model) as decode:
+            yield decode
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def _computes_the_same(model: PreTrainedModel) -> bool:
+    """Return whether the attention of this module gives the logits of the model's own on a few tokens.
+
+    It does not where attention has biases by position, sinks, or code of its own.
+    """
+    tokens = torch.arange(1, PROBED + 1, device=model.device)[None]
+    expected = model(tokens, use_cache=False).logits[:, -1].float()
+    try:
+        with _quickly(model) as decode:
+            found = [decode(token) for token in tokens.T][-1].float()
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+        return False
+    return bool((found - expected).norm() <= PROBE_TOLERANCE * expected.norm())
+
+
+@contextmanager
+def _plainly(model: PreTrainedModel) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Decode with the model's own attention and transformers' own cache."""
+    cache = DynamicCache(config=model.config)
+    yield partial(_next_logits, model, cache)
+    cache.layers.clear()
+
+
+@contextmanager
+def _quickly(model: PreTrainedModel) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Decode with the attention and the cache of this module."""
+    attention = model.config._attn_implementation
+    cache = roomy_cache(model)
+    AttentionInterface.register(SINGLE_QUERY, partial(attend_singly, cache=cache))
     model.set_attn_implementation(SINGLE_QUERY)
     try:
-        yield decode
+        yield partial(_next_logits, model, cache)
     finally:
         model.set_attn_implementation(attention)
-        model.train(training)
         # The registry keeps the function, and with it this cache, until the process ends.
         cache.layers.clear()
+
+
+def _next_logits(model: PreTrainedModel, cache: DynamicCache, tokens: Tensor) -> Tensor:
+    """Return the logits [rows, V] after the next token of each row [rows]."""
+    outputs = model(tokens[:, None].to(model.device), past_key_values=cache, use_cache=True)
+    logits: Tensor = outputs.logits[:, -1]
+    return logits
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]

@@ -24,7 +24,7 @@ QWEN3_5_MOE_TEXT = llama_like(
     experts=_QWEN_MIXTURE,
     mixed=True,
     whole=_QWEN_ROUTED,
-    left_out=("mtp.",),
+    left_out=_NEXT_TOKENS,
 )
 QWEN3_NEXT = llama_like(
     "qwen3_next",
@@ -32,7 +32,7 @@ QWEN3_NEXT = llama_like(
     experts=_QWEN_MIXTURE,
     mixed=True,
     whole=_QWEN_ROUTED,
-    left_out=("mtp.",),
+    left_out=_NEXT_TOKENS,
 )
 LFM2 = replace(
     llama_like(
