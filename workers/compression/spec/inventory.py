@@ -149,8 +149,9 @@ def inventory(config: Mapping[str, Any], tensors: Mapping[str, Shape]) -> Invent
         if 0 in shape:
             raise MalformedModel(f"The tensor {name} is empty: its shape is {list(shape)}.")
 
-    embedding = _table(architecture.embedding, "embedding", shapes)
-    head = None if is_tied(config) else _table(architecture.head, "linear", shapes)
+    packable = architecture.packable
+    embedding = replace(_table(architecture.embedding, "embedding", shapes), packable=packable)
+    head = None if is_tied(config) else replace(_table(architecture.head, "linear", shapes), packable=packable)
     blocks = _count_blocks(architecture, shapes)
     hidden_size = stated_size(config, "hidden_size", "n_embd", "d_model") or embedding.in_features
     _check_sizes(config, embedding, head, blocks, hidden_size)
@@ -194,7 +195,7 @@ def _sites(architecture: Architecture, shapes: Mapping[str, Shape]) -> tuple[Sit
         bias = f"{match[1]}.bias" in shapes
         free = architecture.mlp.sets_order(match[1])
         site = Site(match[1], int(match[2]), out_features, in_features, architecture.layout, bias, free)
-        sites.append(replace(site, packable=architecture.integers))
+        sites.append(replace(site, packable=architecture.packable))
     return tuple(sorted(sites, key=lambda site: (site.block, site.name)))
 
 

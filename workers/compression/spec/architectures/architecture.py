@@ -143,7 +143,7 @@ class Architecture:
         whole: names, inside the block, of modules whose matrices are never replaced, narrowed or rounded.
         left_out: beginnings of the names of stored tensors that transformers leaves out, such as those of a module that
             predicts several tokens at once.
-        integers: whether transformers opens a model of it whose matrices are rounded to integers.
+        integers: whether transformers' code of it bears matrices that are rounded to integers; see `packable`.
         gguf: the names in GGUF files; None if GGUF files of the architecture cannot be opened.
     """
 
@@ -166,6 +166,15 @@ class Architecture:
     left_out: tuple[str, ...] = ()
     integers: bool = True
     gguf: GgufNames | None = None
+
+    @property
+    def packable(self) -> bool:
+        """Whether transformers opens a model of it whose matrices are rounded to integers.
+
+        Its reader of such models cannot put experts together that files have one by one.
+        """
+        one_by_one = self.experts is not None and self.experts.listed is not None
+        return self.integers and not one_by_one
 
     def leaves_out(self, name: str, config: Mapping[str, Any]) -> bool:
         """Return whether transformers leaves out the tensor that is stored as `name`.
