@@ -92,11 +92,8 @@ def architecture_table() -> str:
 
 def _architecture(architecture: Architecture) -> tuple[str, ...]:
     left_out = (f"`{name}`" for name, method in METHODS.items() if not method.takes(architecture))
-    rounded = (
-        f"`{form.name}`"
-        for form in FORMATS.values()
-        if form.rounds and not (architecture.integers and architecture.layout == "linear")
-    )
+    packed = architecture.packable and architecture.layout == "linear"
+    rounded = (f"`{form.name}`" for form in FORMATS.values() if form.rounds and not packed)
     return (
         f"`{architecture.model_type}`",
         "dense" if architecture.experts is None else "mixture of experts",

@@ -32,7 +32,9 @@ TOKENS = 64
 PLANNING: dict[str, PlanningMethod[Any]] = {
     name: method for name, method in METHODS.items() if isinstance(method, PlanningMethod)
 }
-EVERY = [f"{name}/{method}/{form}" for name in MODELS for method in PLANNING for form in FORMATS]
+OPENED = {name: form for name, form in FORMATS.items() if name != "gguf"}
+"""The formats that transformers opens; llama.cpp has a battery of its own."""
+EVERY = [f"{name}/{method}/{form}" for name in MODELS for method in PLANNING for form in OPENED]
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def options_of(method: str) -> MethodOptions:
 
 def combinations(inventory: Inventory) -> Iterator[Combination]:
     """Yield what the methods and formats do not refuse on a model."""
-    for form in FORMATS.values():
+    for form in OPENED.values():
         for name, method in PLANNING.items():
             try:
                 method.range(inventory, options_of(name))

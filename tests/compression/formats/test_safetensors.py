@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -214,7 +215,8 @@ def model_class_of(directory: Path) -> Any:
 
 
 def test_servers_are_told_that_they_cannot_compute_with_a_factored_embedding(source: Path, tmp_path: Path) -> None:
-    embedding = OnePart(
+    embedding = CompressedPart(
+        "embedding",
         {"model.embed_tokens": {"kind": "low_rank", "rank": 4}},
         {"model.embed_tokens.codes": torch.randn(96, 4), "model.embed_tokens.mixing": torch.randn(4, 32)},
     )
