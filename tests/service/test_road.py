@@ -17,7 +17,7 @@ from app.contract.recipe import Recipe
 from app.settings import ServerSettings
 from tests.support.service import delete_jobs, service_settings, tiny_recipe
 from tests.support.strangers import Stranger, finish, stranger
-from tests.support.text_models import TQCOMPRESSOR_RATIOS, amplify_blocks, write_tiny_gpt2
+from tests.support.text_models import TQCOMPRESSOR_RATIOS, amplify_blocks, write_tiny_gpt2, write_tiny_mixture
 from workers.compression.spec.methods import METHODS, PlanningMethod
 
 
@@ -68,7 +68,7 @@ def elsewhere() -> Iterator[Stranger]:
         yield process
 
 
-SPECIAL = {"tqcompressor", "quantisation"}
+SPECIAL = {"tqcompressor", "quantisation", "experts"}
 """Methods that are for one architecture, or take bits and no parameters."""
 GENERAL = [name for name, method in METHODS.items() if isinstance(method, PlanningMethod) and name not in SPECIAL]
 """Every method that takes parameters from any architecture."""
@@ -126,6 +126,19 @@ def test_a_result_below_its_gate_fails_the_job_and_can_be_downloaded(
     assert job.metrics is not None
     assert job.metrics.baseline is not None
     assert 0 < elsewhere.downloaded(client, job, tmp_path) <= job.metrics.after.parameters
+
+
+def test_a_mixture_loses_experts_and_the_report_says_which_stay(
+    client: Client, elsewhere: Stranger, tiny: dict[str, Any], model_root: Path, tmp_path: Path
+) -> None:
+    write_tiny_mixture(model_root / "mixture")
+    job = finish(client, {**tiny, "model": "local:mixture", "method": "experts", "target_ratio": 1.3, "precision": 16})
+    assert job.metrics is not None
+    assert job.achieved_ratio is not None and job.achieved_ratio >= 1.3 * 0.995
+    assert elsewhere.downloaded(client, job, tmp_path) == job.metrics.after.parameters
+    removed = report_of(tmp_path)["removed_experts"]
+    assert len({len(mixture["kept"]) for mixture in removed}) == 1
+    assert len(removed) == 2
 
 
 def test_the_report_of_a_fused_model_says_which_blocks_went_and_why(

@@ -56,6 +56,14 @@ def write_tiny_gpt2(directory: Path, blocks: int = 2, width: int = 64) -> Path:
     return _write("gpt2", {"n_embd": width, "n_layer": blocks, "n_head": 4, "n_positions": 256}, directory)
 
 
+def write_tiny_mixture(directory: Path) -> Path:
+    """Write a mixture of eight experts in the same way."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64, "max_position_embeddings": 256}
+    return _write("qwen3_moe", {**sizes, **heads, **experts}, directory)
+
+
 def _write(model_type: str, sizes: Mapping[str, int], directory: Path) -> Path:
     tokenizer = byte_tokenizer()
     initialised(model_type, vocab_size=len(tokenizer), tie_word_embeddings=True, **sizes).save_pretrained(directory)

@@ -42,7 +42,8 @@ def test_on_a_model_each_method_says_what_it_reaches_or_why_it_is_not_for_it(
     listed = {method["name"]: method for method in answer}
     assert listed["tqcompressor"]["range"] is None
     assert "defined for gpt2" in listed["tqcompressor"]["refusal"]
-    for name in METHODS.keys() - {"tqcompressor"}:
+    assert "no mixture of experts" in listed["experts"]["refusal"]
+    for name in METHODS.keys() - {"tqcompressor", "experts"}:
         assert 1 <= listed[name]["range"]["lowest"] < listed[name]["range"]["highest"], name
 
 
