@@ -30,9 +30,9 @@ class AutoMethod(Method[AutoOptions]):
     title: ClassVar[str] = "bits first, then structure"
     description: ClassVar[str] = (
         "Rounds weights as `quantisation` does, after `width` where four bits a weight do not suffice. With "
-        '`"precision": 16` it tries `low_rank`, `width_low_rank`, `width`, `fusion` and, on a mixture, `experts` on part '
-        "of the calibration text and takes the one that does best on held-out text; the report lists the result of "
-        "each trial."
+        '`"precision": 16` it tries `low_rank`, `width_low_rank`, `width`, `fusion` and, on a mixture, `experts` on '
+        "part of the calibration text and takes the one that does best on held-out text; the report lists the result "
+        "of each trial."
     )
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION, Need.TRIALS})
     leaves: ClassVar[Leaves] = Leaves.EITHER
