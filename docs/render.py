@@ -85,7 +85,7 @@ def architectures() -> str:
 def architecture_table() -> str:
     """Return a table of the architectures: what can be asked of each."""
     return table(
-        ("`model_type`", "kind", "not with the methods", "not in the formats", "fewer heads", "GGUF"),
+        ("`model_type`", "kind", "not with the methods", "rounded in safetensors", "fewer heads", "GGUF"),
         (_architecture(architecture) for architecture in ARCHITECTURES.values()),
     )
 
@@ -93,12 +93,11 @@ def architecture_table() -> str:
 def _architecture(architecture: Architecture) -> tuple[str, ...]:
     left_out = (f"`{name}`" for name, method in METHODS.items() if not method.takes(architecture))
     packed = architecture.packable and architecture.layout == "linear"
-    rounded = (f"`{form.name}`" for form in FORMATS.values() if form.rounds and not packed)
     return (
         f"`{architecture.model_type}`",
         "dense" if architecture.experts is None else "mixture of experts",
         ", ".join(left_out),
-        ", ".join(rounded),
+        "yes" if packed else "",
         "" if architecture.attention.heads is None else "yes",
         "" if architecture.gguf is None else "read",
     )

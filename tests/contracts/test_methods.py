@@ -95,14 +95,10 @@ class Workshop:
         key = (name, chosen.method)
         if key not in self._parts:
             self._parts[key] = parts_of(self.model(name), chosen.method, token_ids(sequences=8, length=16))
-        measured: StreamedModel = EditedModel(self.model(name), self._parts[key])
+        edited = EditedModel(self.model(name), self._parts[key])
         place = self.root / "-".join((name, chosen.method, chosen.form))
-        writer, form = writer_of(chosen.form), FORMATS[chosen.form]
-        written = writer.write(measured.overlay, place).directory
-        if form.rounds:
-            writer.restore(written, self.root / f"{place.name}-restored")
-            measured = StreamedModel.open(self.root / f"{place.name}-restored")
-        return Probe(written, token_ids(), logits_of(measured), form.tolerance)
+        written = writer_of(chosen.form).write(edited.overlay, place).directory
+        return Probe(written, token_ids(), logits_of(edited), FORMATS[chosen.form].tolerance)
 
 
 @pytest.fixture(scope="module")
