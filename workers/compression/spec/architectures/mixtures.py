@@ -68,4 +68,5 @@ LLAMA4_TEXT = replace(
         whole=("feed_forward.experts", "feed_forward.router"),
     ),
     width_field="intermediate_size_mlp",
+    integers=False,
 )
