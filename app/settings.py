@@ -184,7 +184,7 @@ class Settings(BaseSettings):
 
     @property
     def sources(self) -> SourceSettings:
-        """The part that concerns models and texts."""
+        """The settings that concern models and texts."""
         return SourceSettings(
             model_roots=self.model_roots,
             data_roots=self.data_roots,

@@ -140,7 +140,7 @@ class Child:
                     self.heard(line.rstrip()[:1000])
 
     def next_event(self, timeout_seconds: float) -> dict[str, Any]:
-        """The next report.
+        """Return the next report.
 
         Raises:
             queue.Empty: none came within the time.

@@ -93,7 +93,7 @@ def fetch_environment() -> dict[str, str]:
 
 
 def fetch_report(event: Mapping[str, Any]) -> FetchReport:
-    """One line of the process, read by the supervisor."""
+    """Return the report in one line of the process, as the supervisor reads it."""
     return REPORT.validate_python(event)
 
 
@@ -127,7 +127,7 @@ def fetch(request: FetchRequest, report: Callable[[FetchReport], None]) -> Fetch
 
 
 def fetch_model(request: FetchRequest, sources: ModelSources, downloads: Downloads) -> Path:
-    """A hub model is downloaded at its commit; a local one stays where it is and is checked once more."""
+    """Download a hub model at its commit; leave a local one where it is, and check it once more."""
     if request.revision is not None and request.sources.hub_enabled:
         with explained(request.model):
             return downloads.model(request.model.partition("@")[0], request.revision)

@@ -241,7 +241,7 @@ class JobService:
         return job
 
     def artifacts(self, job_id: str) -> tuple[StoredArtifact, ...]:
-        """The files of the result; none where there is no result, or not yet."""
+        """Return the files of the result; none where there is no result, or not yet."""
         with self.sessions() as session:
             self.row(session, job_id)
             return tuple(

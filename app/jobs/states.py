@@ -41,7 +41,7 @@ ENDED: Final = tuple(state for state in State if state.has_ended)
 
 
 def origins(event: Event) -> tuple[State, ...]:
-    """The states in which `event` can happen."""
+    """Return the states in which `event` can happen."""
     return tuple(state for state, known in TRANSITIONS if known is event)
 
 

@@ -285,7 +285,7 @@ def release(session: Session, job_id: str, attempt: int) -> bool:
 
 
 def stop(session: Session, job_id: str, attempt: int) -> bool:
-    """The computation of a job that is being cancelled has ended."""
+    """Write that the computation of a job that is being cancelled has ended."""
     return settle(session, Event.STOP, job_id, attempt, AttemptOutcome.CANCELLED, seconds_left=None)
 
 
@@ -335,7 +335,7 @@ def reap(session: Session, retry_delay_seconds: float, batch: int = 100) -> list
 
 
 def has_finished(session: Session, job_id: str, attempt: int) -> bool:
-    """Whether this attempt's result is the job's: also where the answer to `finish` was lost."""
+    """Return whether this attempt's result is the job's, also where the answer to `finish` was lost."""
     found = select(ArtifactRow.name).where(ArtifactRow.job_id == job_id, ArtifactRow.attempt == attempt).limit(1)
     return session.scalar(found) is not None
 
@@ -360,7 +360,7 @@ def worker_lost(row: JobRow) -> Failure:
 
 
 def moved(event: Event, job_id: str) -> Any:
-    """The UPDATE of one job by `event`, on the condition that the table of transitions allows it."""
+    """Return the UPDATE of one job by `event`, on the condition that the table of transitions allows it."""
     return (
         update(JobRow)
         .where(JobRow.id == job_id, JobRow.state.in_(origins(event)))

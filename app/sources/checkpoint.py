@@ -108,7 +108,7 @@ def read_config_without_code(directory: Path) -> dict[str, Any]:
 
 
 def missing_config(directory: Path) -> str:
-    """The sentence for a directory without config.json, by what lies there in its place."""
+    """Return the message for a directory without config.json, which names what lies there in its place."""
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
     if ADAPTER in names:
         return "It is an adapter, such as LoRA makes, and no model; merge it into the model that it was trained on."

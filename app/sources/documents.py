@@ -22,7 +22,7 @@ Document = str | Sequence[Message]
 
 
 def read_documents(path: Path) -> Iterator[Document]:
-    """The documents of a file. Raises ValueError, which completes 'the file …' and names the line."""
+    """Return the documents of a file. Raises ValueError, which completes 'the file …' and names the line."""
     if not is_json_lines(path):
         yield path.read_text(encoding="utf-8")
         return
@@ -38,7 +38,11 @@ def is_json_lines(path: Path) -> bool:
 
 
 def parse_line(line: str, number: int) -> Document:
-    """One line of a .jsonl file. Raises ValueError, which completes 'the file …' and names the line."""
+    """Return the document of one line of a .jsonl file.
+
+    Raises:
+        ValueError: the line is none; the message completes 'the file …' and names the line.
+    """
     try:
         found = json.loads(line)
         json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no character
@@ -56,7 +60,11 @@ def parse_line(line: str, number: int) -> Document:
 
 
 def conversation(messages: Iterable[object]) -> Sequence[Message]:
-    """Raises ValueError, which completes 'the file …', where a message lacks its role or content."""
+    """Return the messages of a conversation.
+
+    Raises:
+        ValueError: a message lacks its role or content; the text completes 'the file …'.
+    """
     found = []
     for message in messages:
         match message:
@@ -68,7 +76,7 @@ def conversation(messages: Iterable[object]) -> Sequence[Message]:
 
 
 def to_line(document: Document) -> str:
-    """The line of a .jsonl file that holds a document."""
+    """Return the line of a .jsonl file that holds a document."""
     field = "text" if isinstance(document, str) else "messages"
     return json.dumps({field: document}, ensure_ascii=False) + "\n"
 

@@ -44,7 +44,7 @@ class Downloads:
         self.reserved_bytes = reserved_bytes
 
     def model(self, name: str, commit: str) -> Path:
-        """The directory of a model at a commit: weights, config, tokenizer, licence.
+        """Return the directory of a model at a commit: weights, config, tokenizer, licence.
 
         Raises:
             NotOnHub, HubUnavailable: it cannot be had, for good or for now.
@@ -140,7 +140,7 @@ class Meter:
 
 
 def is_intact(path: Path, file: RemoteFile) -> bool:
-    """Whether the content has the size and the digest that the hub lists."""
+    """Return whether the content has the size and the digest that the hub lists."""
     if path.stat().st_size != file.bytes:
         return False
     if file.sha256 is not None:

@@ -124,7 +124,7 @@ class Reader:
         self.read_bytes = 0
 
     def header(self) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
-        """The metadata (of an array its length alone), and every tensor."""
+        """Return the metadata, with an array's length in its place, and every tensor."""
         if self.take(len(MAGIC)) != MAGIC:
             raise MalformedGguf("The file does not begin like a GGUF file.")
         if (version := self.scalar("<I")) not in VERSIONS:
@@ -163,7 +163,7 @@ class Reader:
         raise MalformedGguf(f"The file has a value of the unknown type {kind}.")
 
     def skip_array(self) -> int:
-        """Its length; the elements are passed over."""
+        """Return the length of an array, and pass over its elements."""
         kind, length = self.scalar("<I"), self.count(LARGEST_HEADER)
         if kind in SCALARS:
             self.skip(length * struct.calcsize(SCALARS[kind]))

@@ -74,7 +74,7 @@ class Hub:
         self.timeout = httpx2.Timeout(timeout_seconds)
 
     def repository(self, kind: Kind, name: str, revision: str | None = None) -> Repository:
-        """The repository at a branch, tag or commit; None: its default branch.
+        """Return the repository at a branch, tag or commit; None is its default branch.
 
         Raises:
             NotOnHub: it does not exist, or not for our token, or has no such revision.
@@ -118,7 +118,7 @@ class Hub:
 
     @contextmanager
     def stream(self, repository: Repository, file: RemoteFile, start: int, end: int) -> Iterator[Iterator[bytes]]:
-        """The bytes from `start` to `end` and no more, in chunks, also from a server that ignores ranges."""
+        """Yield the bytes from `start` to `end` and no more, in chunks, also from a server that ignores ranges."""
         url = hf_hub_url(
             repository.name,
             file.name,

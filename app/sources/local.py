@@ -11,7 +11,7 @@ LONGEST_NAME = 512
 
 
 def locate(name: str, roots: tuple[Path, ...], *, field: str, unknown: type[Refused], setting: str) -> Path:
-    """The file or directory called `name` under the first root that has it, symbolic links resolved.
+    """Return the file or directory called `name` under the first root that has it, symbolic links resolved.
 
     `setting` is the variable that names the roots, for the way out in the message.
 
@@ -42,7 +42,7 @@ def locate(name: str, roots: tuple[Path, ...], *, field: str, unknown: type[Refu
 
 
 def resolved(path: Path) -> Path | None:
-    """The real path of what `path` names; None where nothing readable is there."""
+    """Return the real path of what `path` names; None where nothing readable is there."""
     try:
         return path.resolve(strict=True)
     except (OSError, ValueError, RuntimeError):  # too long, NUL or lone surrogate, a loop of links

@@ -23,25 +23,25 @@ def training_documents() -> list[str]:
 
 
 def evaluation_documents() -> list[str]:
-    """The other quarter, less the few documents that repeat some of the first part: topics quote each other."""
+    """Return the other quarter, less the few documents that repeat some of the first part: topics quote each other."""
     training = "\n\n".join(training_documents())
     others = (text for index, text in enumerate(documents()) if index % TEST_EVERY == 1)
     return mixed(text for text in others if not repeats(text, training))
 
 
 def repeats(text: str, other: str) -> bool:
-    """Whether a paragraph of some length stands in both."""
+    """Return whether a paragraph of some length stands in both."""
     return any(len(paragraph) >= PASSAGE and paragraph in other for paragraph in text.split("\n\n"))
 
 
 def mixed(texts: Iterable[str]) -> list[str]:
-    """In the order of their digests, so that the beginning is a fair sample of the whole."""
+    """Return the documents in the order of their digests, so that the beginning is a fair sample of the whole."""
     return sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
 
 
 @cache
 def documents() -> tuple[str, ...]:
-    """In an order of kind and length, so that taking every fourth gives two parts of the same mixture."""
+    """Return the documents by kind and length, so that taking every fourth gives two parts of the same mixture."""
     return tuple(
         text.strip()
         for kind in (topics.values(), module_documentation())
@@ -51,7 +51,7 @@ def documents() -> tuple[str, ...]:
 
 
 def module_documentation() -> Iterator[str]:
-    """The docstrings of each public top-level module, read from its source without importing it."""
+    """Yield the docstrings of each public top-level module, read from its source without importing it."""
     for path in sorted(Path(sysconfig.get_path("stdlib")).glob("[!_]*.py")):
         tree = ast.parse(path.read_text("utf-8"))
         nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef))

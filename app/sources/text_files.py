@@ -50,7 +50,7 @@ class TextFiles:
         self.directory = downloads.directory / "texts"
 
     def fetch(self, reference: str, revision: str | None = None) -> tuple[Path, str | None]:
-        """The file of a text, and the commit it is of where it comes from the hub.
+        """Return the file of a text, and the commit it is of where it comes from the hub.
 
         `revision`: a commit that the text was found at before; None: the newest. A hub text of more than LARGEST_TEXT
         characters ends after that many, at the end of a document.
@@ -143,7 +143,7 @@ def parquet_rows(path: Path) -> Iterator[Document]:
 
 
 def whole_documents(rows: Iterable[Document]) -> Iterator[Document]:
-    """The rows, or what they are the lines of: a dataset with empty rows, as WikiText, is a text cut at its lines."""
+    """Return the rows, joined where they are lines: a dataset with empty rows, as WikiText, is a text cut up."""
     rows = iter(rows)
     first = list(itertools.islice(rows, ROWS_LOOKED_AT))
     rows = itertools.chain(first, rows)

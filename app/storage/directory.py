@@ -115,7 +115,7 @@ def bring(directory: Path, incoming: Path) -> None:
 
 
 def list_names(directory: Path) -> list[str]:
-    """The names of the regular files below `directory`, sorted. Anything else, such as a link, is refused."""
+    """Return the sorted names of the regular files below `directory`; anything else, such as a link, is refused."""
     names = []
     for path in directory.rglob("*"):
         name = path.relative_to(directory).as_posix()

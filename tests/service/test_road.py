@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from app.client import Client
 from app.contract.job import State
 from app.contract.recipe import Recipe
 from app.settings import ServerSettings
+from tests.support.processes import RECORDED
 from tests.support.service import delete_jobs, service_settings, tiny_recipe
 from tests.support.strangers import Stranger, finish, stranger
 from tests.support.text_models import TQCOMPRESSOR_RATIOS, amplify_blocks, write_tiny_gpt2, write_tiny_mixture
@@ -36,7 +36,7 @@ def client(settings: ServerSettings, migrated: Engine, directory: Path) -> Itera
     """A client of one service for all tests, whose worker computes with the recorded meter."""
     delete_jobs(migrated)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serve, "PROGRAM", (sys.executable, "-m", "tests.support.recorded_cli"))
+        patch.setattr(serve, "PROGRAM", RECORDED)
         with (
             serve.running_service(settings.model_copy(update={"port": 0}), log_dir=directory) as service,
             Client(service.address, api_key=service.first_key) as client,

@@ -16,6 +16,8 @@ from app.settings import Settings
 from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
 ROOT = Path(__file__).parents[2]
+RECORDED = (sys.executable, "-m", "tests.support.recorded_cli")
+"""The command `modelpress`, whose worker computes with the recorded meter."""
 
 
 def wait_until_ended(service: JobService, job_id: str) -> Job:
@@ -31,7 +33,7 @@ def worker(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A worker process with the recorded meter, ended by SIGTERM where the test has not ended it otherwise."""
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.recorded_cli", "worker"],
+            [*RECORDED, "worker"],
             cwd=ROOT,
             env=environment(settings),
             stdin=subprocess.DEVNULL,

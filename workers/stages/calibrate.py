@@ -78,7 +78,7 @@ def require_usable(windows: Mapping[str, Tensor], tokenizer: Any, rows: int) -> 
 
 
 def beginning_of(tokenizer: Any) -> int | None:
-    """The id of the token that the tokenizer puts before every text; None where it puts none."""
+    """Return the id of the token that the tokenizer puts before every text; None where it puts none."""
     begin: int | None = tokenizer.bos_token_id
     return begin if begin is not None and tokenizer(LETTER)["input_ids"][:1] == [begin] else None
 
@@ -94,8 +94,10 @@ def calibration_windows(context: Context, tokenizer: Any) -> Tensor:
 
 
 def distillation_windows(context: Context, tokenizer: Any, distillation: Distillation) -> Tensor:
-    """Of each dataset its share of the windows, and no more than the tokens ask for; those of a text that is shorter
-    than its share come repeatedly, unless every text is shorter."""
+    """Return of each dataset its share of the windows, and no more than the tokens ask for.
+
+    The windows of a text that is shorter than its share are repeated, unless every text is shorter.
+    """
     needed, seed = distillation.divided(distillation.windows), context.assignment.recipe.seed
     found = {}
     for dataset, count in needed.items():
@@ -112,7 +114,7 @@ def distillation_windows(context: Context, tokenizer: Any, distillation: Distill
 
 
 def evaluation_windows(context: Context, tokenizer: Any, dataset: str) -> Tensor:
-    """The beginning of the text, its documents separated by blank lines."""
+    """Return windows of the beginning of the text, its documents separated by blank lines."""
     evaluation, begin = context.assignment.recipe.evaluation, beginning_of(tokenizer)
     texts = separated(plain_text(tokenizer, document) for document in documents_of(context, dataset))
     most = evaluation.max_tokens
@@ -150,7 +152,7 @@ def windows_of(context: Context, tokenizer: Any, dataset: str, length: int, fiel
 
 
 def token_documents(context: Context, tokenizer: Any, dataset: str) -> Iterator[Tensor]:
-    """The token ids of each document of a dataset."""
+    """Yield the token ids of each document of a dataset."""
     yield from text_documents(tokenizer, documents_of(context, dataset))
 
 
@@ -164,7 +166,7 @@ def documents_of(context: Context, dataset: str) -> Iterator[Document]:
 
 
 def plain_text(tokenizer: Any, document: Document) -> str:
-    """A conversation as the model's chat template writes it; without a template its contents follow each other."""
+    """Return a conversation as the model's chat template writes it, or else its contents one after another."""
     if isinstance(document, str):
         return document
     if tokenizer.chat_template is None:
@@ -188,7 +190,7 @@ def plain_text(tokenizer: Any, document: Document) -> str:
 
 
 def tokenize(tokenizer: Any, text: str) -> Iterator[Tensor]:
-    """The token ids of a text, piece by piece."""
+    """Yield the token ids of a text, piece by piece."""
     for piece in pieces(text):
         try:
             ids = tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
@@ -202,7 +204,7 @@ def tokenize(tokenizer: Any, text: str) -> Iterator[Tensor]:
 
 
 def pieces(text: str) -> Iterator[str]:
-    """A text in pieces of at most PIECE characters, cut behind the end of a line, or else of a word."""
+    """Yield a text in pieces of at most PIECE characters, cut behind the end of a line, or else of a word."""
     start = 0
     while len(text) - start > PIECE:
         cuts = (text.rfind(mark, start, start + PIECE) + 1 for mark in "\n ")
@@ -250,7 +252,7 @@ def distillation(context: Context) -> Tensor:
 
 
 def evaluations(context: Context) -> dict[str, Tensor]:
-    """For each evaluation dataset [windows, window] of int64."""
+    """Return the token ids [windows, window] of each evaluation dataset, as int64."""
     tokens = load_file(context.results[names.CALIBRATE] / FILE)
     return {name.removeprefix(EVALUATION): ids for name, ids in tokens.items() if name.startswith(EVALUATION)}
 

@@ -33,7 +33,7 @@ def run(context: Context, directory: Path) -> None:
 
 
 def model_dir(context: Context) -> Path:
-    """The original as a directory of safetensors."""
+    """Return the directory in which the original lies as safetensors."""
     path = context.assignment.model_path
     return context.results[names.INSPECT] / CONVERTED if is_gguf(path) else path
 

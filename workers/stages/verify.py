@@ -44,7 +44,7 @@ def run(context: Context, directory: Path) -> None:
 
 
 def by_opener(forms: Iterable[Format]) -> dict[Opener, list[Format]]:
-    """The formats by what opens them: one fresh process opens several, since starting it takes the most time."""
+    """Return the formats by what opens them: a fresh process opens several, since starting it takes the most time."""
     found: dict[Opener, list[Format]] = {}
     for form in forms:
         found.setdefault(writer_of(form.name).open_fresh, []).append(form)

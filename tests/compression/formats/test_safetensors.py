@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from tests.support.models import save_tiny_model, token_ids
@@ -19,7 +18,7 @@ from tests.support.packages import write_package
 from tests.support.text_models import byte_tokenizer
 from workers.compression.evaluation.size import stored_size
 from workers.compression.formats.safetensors import Safetensors
-from workers.compression.formats.verification import verify
+from workers.compression.formats.verification import Probe, verify, verify_all
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.overlay import Overlay
 from workers.compression.parts import CompressedPart
@@ -159,37 +158,24 @@ def test_an_existing_directory_is_left_alone(source: Path, tmp_path: Path) -> No
 
 def test_without_trust_transformers_refuses_rather_than_guess(source: Path, tmp_path: Path) -> None:
     directory = write_package(source, [low_rank_part()], tmp_path / "package").directory
-    code = f"from transformers import AutoModelForCausalLM as A; A.from_pretrained({str(directory)!r})"
-    process = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )
-    assert process.returncode != 0
-    assert "trust_remote_code" in process.stderr
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=False)
 
 
-@pytest.mark.parametrize("damage", ["tensor", "surplus", "logits"])
+@pytest.mark.parametrize("damage", ["tensor", "surplus"])
 def test_verification_finds_the_damage(damage: str, source: Path, tmp_path: Path) -> None:
     directory = write_package(source, [low_rank_part()], tmp_path / "package").directory
     with torch.no_grad():
         logits = StreamedModel.open(directory).whole()(token_ids()).logits
+    tensors = load_file(directory / "model.safetensors")
     if damage == "tensor":
-        tensors = load_file(directory / "model.safetensors")
         del tensors[f"{SITE}.first"]
-        save_file(tensors, directory / "model.safetensors")
-    elif damage == "surplus":
-        save_file(
-            load_file(directory / "model.safetensors") | {"left.over": torch.ones(1)}, directory / "model.safetensors"
-        )
     else:
-        logits[0, 0, 0] += 0.1
+        tensors["left.over"] = torch.ones(1)
+    save_file(tensors, directory / "model.safetensors")
     complaint = {
         "tensor": "missing tensors: model.layers.0.mlp.up_proj.first",
         "surplus": "unexpected tensors: left.over",
-        "logits": "other logits",
     }[damage]
     with pytest.raises(VerificationFailed, match=complaint):
         verify(directory, token_ids(), logits)
@@ -201,12 +187,13 @@ def test_verification_tells_what_keeps_a_package_from_opening(tmp_path: Path) ->
 
 
 def test_a_package_larger_than_memory_is_verified_too(source: Path, tmp_path: Path) -> None:
-    directory = write_package(source, [low_rank_part()], tmp_path / "package").directory
+    directory = write_package(source, [low_rank_part()], tmp_path / "sound").directory
     with torch.no_grad():
         logits = StreamedModel.open(directory).whole()(token_ids()).logits
-    assert verify(directory, token_ids(), logits, memory=30_000).difference < 1e-6
-    with pytest.raises(VerificationFailed, match="other logits"):
-        verify(directory, token_ids(), logits + 1, memory=30_000)
+    changed = shutil.copytree(directory, tmp_path / "changed")
+    probes = [Probe(directory, token_ids(), logits), Probe(changed, token_ids(), logits + 1)]
+    with pytest.raises(VerificationFailed, match="changed computes other logits"):
+        verify_all(probes, memory=30_000)
 
 
 def model_class_of(directory: Path) -> Any:

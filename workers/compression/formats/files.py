@@ -41,7 +41,7 @@ class Entry:
 
     @property
     def numbers(self) -> int:
-        """The number of elements of the tensor."""
+        """How many elements the tensor has."""
         return torch.Size(self.shape).numel()
 
 

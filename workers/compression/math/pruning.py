@@ -5,6 +5,8 @@ The optimal brain surgeon (Hassibi and Stork, 1993) for whole columns: with M = 
 are updated each time, so that of two inputs that can replace each other only one goes.
 
 Removing a group of columns B together costs tr(W_B ((M⁻¹)_BB)⁻¹ W_Bᵀ).
+
+`steps/narrow.py` chooses hidden units by the first, `steps/attention_groups.py` groups of heads by the second.
 """
 
 import math

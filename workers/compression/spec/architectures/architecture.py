@@ -26,7 +26,7 @@ class Mlp:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """The names of all linear layers of the MLP."""
+        """The names of all linear layers of the MLP, the one that leaves it last."""
         return (*self.entering, self.leaving)
 
     def sets_order(self, site: str) -> bool:
