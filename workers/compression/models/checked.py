@@ -6,8 +6,9 @@ import torch
 from safetensors import safe_open
 
 from workers.compression.models.skeleton import check_complete, empty_model
+from workers.compression.overlay import Overlay
 from workers.compression.spec.config import original_config, read_config
-from workers.compression.spec.errors import NotFinite
+from workers.compression.spec.errors import MalformedModel, NotFinite
 from workers.compression.spec.headers import stored_tensors
 from workers.compression.spec.inventory import weights
 
@@ -28,6 +29,25 @@ def check_model(directory: Path) -> None:
         # Opened anew each time: a mapping that stays open keeps every page that was read resident.
         with safe_open(tensors[name].file, framework="pt") as file:
             _require_finite(name, file.get_tensor(name))
+
+
+def check_repeated_head(overlay: Overlay) -> None:
+    """Check that a tied head that the files store is the embedding: other loaders would use it.
+
+    Raises:
+        MalformedModel: it differs.
+    """
+    original, architecture = overlay.original, overlay.architecture
+    names = {architecture.canonical(name): name for name in original.tensors}
+    repeated = names.get(f"{architecture.head}.weight")
+    if overlay.inventory.head is not None or repeated is None:
+        return
+    embedding = original.names[f"{architecture.embedding}.weight"]
+    if not torch.equal(original.tensor(repeated), original.tensor(embedding)):
+        raise MalformedModel(
+            f"config.json ties the head to the embedding, but the tensors {repeated} and {embedding} differ. "
+            "Set tie_word_embeddings to false if the model has a head of its own."
+        )
 
 
 def _require_finite(name: str, tensor: torch.Tensor) -> None:

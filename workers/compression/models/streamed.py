@@ -34,6 +34,7 @@ from transformers import PreTrainedModel
 from workers.compression import structures
 from workers.compression.lane import lane_for
 from workers.compression.models.ahead import Ahead, Allocate
+from workers.compression.models.checked import check_repeated_head
 from workers.compression.models.layout import Layout, Sources
 from workers.compression.models.skeleton import (
     assign,
@@ -46,7 +47,6 @@ from workers.compression.models.skeleton import (
 from workers.compression.overlay import Original, Overlay
 from workers.compression.spec.architectures import architecture_of
 from workers.compression.spec.config import original_config, read_config
-from workers.compression.spec.errors import MalformedModel
 from workers.compression.spec.headers import StoredTensor, stored_tensors
 from workers.compression.spec.inventory import weights
 
@@ -112,7 +112,7 @@ class StreamedModel:
         check_complete(skeleton, config, tensors)
         original = Original(directory, config, contents, weights(config, tensors), tensors, replaced)
         model = cls(skeleton, Overlay(original), torch.device(device), dtype)
-        model._check_repeated_head()
+        check_repeated_head(model.overlay)
         return model
 
     @property
@@ -393,18 +393,3 @@ class StreamedModel:
         for tensor in block.state_dict().values():
             tensor.zero_()
         return isinstance(block(hidden, *arguments, **keywords), tuple)
-
-    def _check_repeated_head(self) -> None:
-        """Raise MalformedModel where a tied head stored in the files differs from the embedding: other loaders would
-        use it."""
-        original, architecture = self.overlay.original, self.overlay.architecture
-        names = {architecture.canonical(name): name for name in original.tensors}
-        repeated = names.get(f"{architecture.head}.weight")
-        if self.inventory.head is not None or repeated is None:
-            return
-        embedding = original.names[f"{architecture.embedding}.weight"]
-        if not torch.equal(original.tensor(repeated), original.tensor(embedding)):
-            raise MalformedModel(
-                f"config.json ties the head to the embedding, but the tensors {repeated} and {embedding} differ. "
-                "Set tie_word_embeddings to false if the model has a head of its own."
-            )

@@ -1,9 +1,10 @@
 """Llama, and the layout of modules that its successors share."""
 
+from typing import Any
+
 from workers.compression.spec.architectures.architecture import (
     Architecture,
     Attention,
-    Experts,
     GgufNames,
     HeadMatrices,
     Mlp,
@@ -22,13 +23,12 @@ def llama_like(
     tied: bool = False,
     mlp: Mlp = GATED_MLP,
     attention: Attention = GROUPED_ATTENTION,
-    experts: Experts | None = None,
-    mixed: bool = False,
-    whole: tuple[str, ...] = (),
-    left_out: tuple[str, ...] = (),
-    gguf: GgufNames | None = None,
+    **others: Any,
 ) -> Architecture:
-    """Return an architecture whose modules outside the blocks have the names of Llama's."""
+    """Return an architecture whose modules outside the blocks have the names of Llama's.
+
+    `others` are further fields of `Architecture`.
+    """
     return Architecture(
         model_type=model_type,
         base="model",
@@ -37,11 +37,7 @@ def llama_like(
         tied=tied,
         mlp=mlp,
         attention=attention,
-        experts=experts,
-        mixed=mixed,
-        whole=whole,
-        left_out=left_out,
-        gguf=gguf,
+        **others,
     )
 
 
