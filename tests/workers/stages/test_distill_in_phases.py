@@ -16,7 +16,7 @@ from workers.compression.spec.ranges import TOLERANCE
 from workers.compression.training.distillation import distil
 from workers.compression.training.settings import DistillationSettings
 from workers.compression.training.trained import trained_part
-from workers.messages import Assignment, ResumedReport
+from workers.messages import Assignment, ProgressReport, ResumedReport
 from workers.stages import calibrate, compress, compute, distill
 from workers.stages.plan import sensitivities_of
 
@@ -89,7 +89,7 @@ def test_the_progress_says_in_which_phase_it_is_and_never_falls(undisturbed: Att
     assert details[0].startswith("phase 1 of 2, distilling: 32 of 128 tokens, loss ")
     assert any(detail.startswith("phase 2 of 2, block ") for detail in details)
     assert details[-1].startswith("phase 2 of 2, distilling: 128 of 128 tokens, loss ")
-    fractions = [getattr(report, "fraction", 0.0) for report in undisturbed.reports]
+    fractions = [report.fraction for report in undisturbed.reports if isinstance(report, ProgressReport)]
     assert fractions == sorted(fractions)
 
 
