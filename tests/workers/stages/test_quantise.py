@@ -16,6 +16,7 @@ from workers.runner import walk
 from workers.stages import names
 from workers.stages.quantise import Rounding
 
+RATIO_BEYOND_BITS = 4.0
 CHOSEN = f"{names.QUANTISE}-safetensors/chosen.json"
 
 
@@ -92,8 +93,8 @@ def test_a_killed_job_goes_on_after_the_last_rounded_block(assignment: Assignmen
 
 
 def test_structure_goes_only_where_bits_do_not_suffice(tmp_path: Path) -> None:
-    last = done(small_job(tmp_path, method="width", target_ratio=4.2))
-    assert last.achieved_ratio >= 4.2 * 0.995
+    last = done(small_job(tmp_path, method="width", target_ratio=RATIO_BEYOND_BITS))
+    assert last.achieved_ratio >= RATIO_BEYOND_BITS * 0.995
     assert last.metrics.after.parameters < last.metrics.before.parameters
 
 

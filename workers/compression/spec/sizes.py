@@ -30,8 +30,9 @@ WIDTHS = (256, 128, 64, 32)
 """Numbers of which the width of a narrowed MLP is a multiple, the best one first: the blocks of codes, and what kernels
 take."""
 
-SLACK = 30
-"""Thousandths by which structure may go further than needed for such a width."""
+SLACK, REACH = 30, 400
+"""Thousandths by which structure may go further than needed for such a width, and for the least of them: a width that
+fits no code of few bits would cost more than that."""
 
 CAUTION = 0.98
 """Fraction of the highest ratio by rounding that is promised: a file holds more than its weights."""
@@ -252,15 +253,22 @@ def _structure(inventory: Inventory, structural: Range, wanted: Wanted) -> float
 
 
 def _aligned(inventory: Inventory, options: MethodOptions, structural: Range, wanted: Wanted) -> float:
-    """Return `_structure`, or a ratio slightly above it that leaves MLPs of a width that codes and kernels take."""
+    """Return `_structure`, or a ratio above it that leaves MLPs of a width that codes and kernels take."""
     needed = _structure(inventory, structural, wanted)
-    ratios = [ratio for step in range(SLACK) if (ratio := needed * (1 + step / 1000)) in structural]
-    widths = {ratio: _planned_width(inventory, options, ratio) for ratio in ratios}
+
+    def widths(first: int, last: int) -> Iterator[tuple[float, int]]:
+        for step in range(first, last):
+            ratio = needed * (1 + step / 1000)
+            width = _planned_width(inventory, options, ratio) if ratio in structural else None
+            if width is not None:
+                yield ratio, width
+
+    near = list(widths(0, SLACK))
     for multiple in WIDTHS:
-        for ratio, width in widths.items():
-            if width is not None and width % multiple == 0:
+        for ratio, width in near:
+            if width % multiple == 0:
                 return ratio
-    return needed
+    return next((ratio for ratio, width in widths(SLACK, REACH) if width % WIDTHS[-1] == 0), needed)
 
 
 def _planned_width(inventory: Inventory, options: MethodOptions, ratio: float) -> int | None:
