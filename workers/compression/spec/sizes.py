@@ -40,7 +40,7 @@ CAUTION = 0.98
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a recipe says of the size of its result.
+    """The size that a recipe asks its result to have.
 
     Attributes:
         ratio: bytes before / after.
@@ -195,12 +195,9 @@ def _named(inventory: Inventory, options: MethodOptions, wanted: Wanted) -> list
 def _chosen(inventory: Inventory, options: MethodOptions, wanted: Wanted) -> list[Candidate]:
     """Return the ways among which a method such as `auto` chooses: by trial where no weight is rounded."""
     if wanted.precision != PLAIN_BITS:
-        alone, *combined = _combinable(inventory, options)
-        found = _named(inventory, alone, wanted)
-        if not found or wanted.ratio > _comfortable(inventory, wanted):
-            found = next(filter(None, (_named(inventory, each, wanted) for each in combined)), found)
-        if found:
-            return found
+        for each in _combinable(inventory, options):
+            if found := _named(inventory, each, wanted):
+                return found
     if wanted.precision in ("auto", PLAIN_BITS) and wanted.ratio in method_of(options).range(inventory, options):
         return _structural(inventory, options, wanted)
     return []
@@ -225,11 +222,6 @@ def _precisions(options: MethodOptions, wanted: Wanted) -> tuple[Precision, ...]
     if wanted.precision != "auto":
         return (wanted.precision,)
     return ("auto",) if options.name == QUANTISATION.name else (PLAIN_BITS, "auto")
-
-
-def _comfortable(inventory: Inventory, wanted: Wanted) -> float:
-    """Return the highest ratio that rounding alone reaches with the codes of fewest bits."""
-    return min(_ratio(inventory, 1.0, form, wanted, most=False) for form in wanted.rounding)
 
 
 def _ratio(inventory: Inventory, structure: float, form: Format, wanted: Wanted, *, most: bool) -> float:
