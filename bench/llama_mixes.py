@@ -39,7 +39,7 @@ _MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the rules look at: the number of blocks, and how many query heads share a key/value head."""
+    """The sizes that the rules depend on: the number of blocks, and how many query heads share a key/value head."""
 
     blocks: int
     sharing: int

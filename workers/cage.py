@@ -72,7 +72,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Cage:
-    """What a process may use.
+    """The files, sockets and rights that a caged process may use.
 
     Attributes:
         writable: directories that it may write to.

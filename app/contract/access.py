@@ -9,7 +9,7 @@ from app.contract.job import Answer
 
 
 class Scope(StrEnum):
-    """What a key allows."""
+    """The kinds of calls that a key may make."""
 
     READ = "read"
     """Look at jobs and fetch results."""

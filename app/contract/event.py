@@ -10,7 +10,7 @@ from app.contract.job import Answer, State
 
 
 class EventKind(StrEnum):
-    """What an event tells of."""
+    """The kind of an event in a job's history."""
 
     STATE = "state"
     """The job has entered a state: `{state}`, and `{code, message}` where it has failed."""

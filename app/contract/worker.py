@@ -9,7 +9,7 @@ from app.contract.job import Answer
 
 
 class WorkerState(StrEnum):
-    """What a worker does."""
+    """The state of a worker: whether it waits, computes or takes no more jobs."""
 
     IDLE = "idle"
     BUSY = "busy"

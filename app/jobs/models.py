@@ -62,7 +62,7 @@ class AttemptRow(Base):
     number: Mapped[int] = mapped_column(primary_key=True)
     worker: Mapped[str]
     device: Mapped[str | None]
-    """What the worker computes on: cpu or gpu."""
+    """The worker's device: cpu or gpu."""
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None]

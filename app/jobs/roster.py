@@ -22,7 +22,7 @@ FORGET_SECONDS = 24 * 3600.0
 
 @dataclass(frozen=True)
 class Introduction:
-    """What a worker says of itself."""
+    """Name, device and labels that a worker reports when it starts."""
 
     id: str
     version: str

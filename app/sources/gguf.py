@@ -76,7 +76,7 @@ class Gguf:
     config: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
     split: str | None = None
-    """What the file calls the way in which its vocabulary splits text."""
+    """The file's name for the way in which its vocabulary splits text."""
 
 
 def read_gguf(path: Path) -> Gguf:

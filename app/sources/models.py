@@ -43,7 +43,7 @@ class ResolvedModel:
     revision: str | None
     """The commit that a hub model is pinned to."""
     path: Path | None
-    """Of a local model; for the service alone, never for a client."""
+    """The place of a local model; for the service alone, never for a client."""
     config: dict[str, Any]
     inventory: Inventory
 

@@ -32,7 +32,7 @@ class ResolvedText:
     reference: str
     kind: Literal["builtin", "local", "hub"]
     path: Path | None = None
-    """Of local text; for the service alone, never for a client."""
+    """The file of a local text; for the service alone, never for a client."""
     revision: str | None = None
     """The commit that a hub dataset is at."""
     repository: Repository | None = None

@@ -107,7 +107,7 @@ REHEARSED = Sizes(
 
 @dataclass(frozen=True)
 class Setting:
-    """What a step is given.
+    """The device, sizes, models and text that a step works with.
 
     Attributes:
         device: where to compute.

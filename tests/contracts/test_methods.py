@@ -39,7 +39,7 @@ EVERY = [f"{name}/{method}/{form}" for name in MODELS for method in PLANNING for
 
 @dataclass(frozen=True)
 class Combination:
-    """What a model is compressed by and written as."""
+    """The method that compresses a model and the format that it is written in."""
 
     method: str
     form: str

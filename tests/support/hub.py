@@ -52,7 +52,7 @@ class LoopbackHub:
         self.repositories: dict[tuple[str, str], HubRepository] = {}
         self.requests: list[Seen] = []
         self.token: str | None = None
-        """What gated and private repositories ask for."""
+        """The token that gated and private repositories ask for."""
         self.status: int | None = None
         """Answer everything with this status."""
         self.delay_seconds = 0.0

@@ -14,7 +14,7 @@ from torch import Tensor
 from workers.compression.spec.codes import CODES, Code
 
 LEVELS, UNITS, SCALES = ":levels", ":units", ":scales"
-"""What follows the name of a tensor in the names of the tensors that are stored in its place."""
+"""Suffixes to a tensor's name, for the tensors that are stored in its place."""
 
 
 @dataclass(frozen=True)

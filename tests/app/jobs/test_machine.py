@@ -29,7 +29,7 @@ older = st.integers(0, 2)
 
 @dataclass
 class Expected:
-    """What the model knows of a job."""
+    """The state of a job that the model expects."""
 
     state: State = State.QUEUED
     attempt: int = 0

@@ -44,7 +44,7 @@ def overlay_of(name: str, leaves: Leaves, directory: Path) -> Overlay:
 
 
 def expected_logits(overlay: Overlay) -> Tensor:
-    """What a written checkpoint should compute."""
+    """Return the logits that a written checkpoint should compute."""
     model = EditedModel(StreamedModel.open(overlay.original.directory))
     model.apply(CompressedPart("removal", {}, {}, {}, removed=tuple(overlay.removed)))
     if overlay.is_factored:

@@ -26,7 +26,7 @@ _LAST_OF_ERROR = 2000
 
 @dataclass(frozen=True)
 class Questions:
-    """What to ask about a file.
+    """The questions about one GGUF file.
 
     Attributes:
         ids: token ids [N, T] whose logits are wanted; None: none.
@@ -61,7 +61,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Answers:
-    """What llama.cpp found.
+    """The answers of llama.cpp about one GGUF file.
 
     Attributes:
         version: which release of llama.cpp.

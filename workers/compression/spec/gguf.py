@@ -35,7 +35,7 @@ class Window(Enum):
 
 @dataclass(frozen=True)
 class GgufForm:
-    """What llama.cpp calls an architecture and expects of its files.
+    """llama.cpp's name for an architecture, and the metadata that it needs in a file of it.
 
     Attributes:
         architecture: the value of `general.architecture`.

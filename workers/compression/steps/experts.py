@@ -27,7 +27,7 @@ from workers.compression.steps.work import Work
 
 @dataclass(frozen=True)
 class Contribution:
-    """What the experts of a mixture contribute: their `scores` [experts], and the `tokens` [experts] they got."""
+    """The contribution of each expert of a mixture: its `scores` [experts], and the `tokens` [experts] they got."""
 
     scores: Tensor
     tokens: Tensor

@@ -29,7 +29,7 @@ class AutoMethod(Method[AutoOptions]):
     name: ClassVar[str] = "auto"
     title: ClassVar[str] = "bits first, then structure"
     description: ClassVar[str] = (
-        "Rounds weights as `quantisation` does, after `width` where four bits a weight do not suffice. With "
+        "Rounds weights as `quantisation` does, after `width` where the fewest bits do not suffice. With "
         '`"precision": 16` it tries `low_rank`, `width_low_rank`, `width`, `fusion` and, on a mixture, `experts` on '
         "part of the calibration text and takes the one that does best on held-out text; the report lists the result "
         "of each trial."

@@ -20,10 +20,10 @@ class QuantisationMethod(PlanningMethod[QuantisationOptions]):
     name: ClassVar[str] = "quantisation"
     title: ClassVar[str] = "fewer bits a weight"
     description: ClassVar[str] = (
-        "Keeps every matrix and rounds its weights to 8 to 3 bits, each matrix to as many as pay. Leaves an ordinary "
-        "model in the formats of its engines."
+        "Keeps every matrix and rounds its weights to 8 to 3 bits, each matrix to as many as pay. Which engines open "
+        "the result depends on the format."
     )
-    paper: ClassVar[str | None] = "https://arxiv.org/abs/2210.17323"
+    paper: ClassVar[str | None] = "arXiv 2210.17323"
     needs: ClassVar[frozenset[Need]] = frozenset({Need.CALIBRATION})
     leaves: ClassVar[Leaves] = Leaves.PLAIN
     options = QuantisationOptions
