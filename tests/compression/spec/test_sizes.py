@@ -6,12 +6,23 @@ import pytest
 
 from tests.support.inventories import llama_like
 from workers.compression.spec.codes import CODES
+from workers.compression.spec.dimensions import narrowed
 from workers.compression.spec.formats import FORMATS
 from workers.compression.spec.inventory import Inventory
-from workers.compression.spec.methods import METHODS, MethodOptions
+from workers.compression.spec.methods import METHODS, MethodOptions, planner_of
 from workers.compression.spec.precision import Precision
 from workers.compression.spec.ranges import RatioOutOfRange
-from workers.compression.spec.sizes import Candidate, Wanted, bytes_before, bytes_of, candidates, matrices, reachable
+from workers.compression.spec.sizes import (
+    Candidate,
+    Wanted,
+    bytes_before,
+    bytes_of,
+    candidates,
+    choices,
+    matrices,
+    reachable,
+)
+from workers.compression.spec.steps import Narrow
 
 LARGE = llama_like(blocks=12, width=512, hidden=2048, vocabulary=4000)
 
@@ -70,6 +81,15 @@ def test_a_named_method_rounds_beyond_its_own_range() -> None:
 
 def test_sixteen_bits_are_structure_alone() -> None:
     assert all(not way.rounds and way.structure == 1.3 for way in ways("auto", 1.3, 16))
+
+
+def test_structure_leaves_what_the_codes_of_fewest_bits_hold_in_the_budget() -> None:
+    (way,) = ways("width", 5.0)
+    step = planner_of(way.method).plan(LARGE, way.structure, way.method, {}).step(Narrow)
+    assert step is not None and step.intermediate_size is not None
+    left, form = narrowed(LARGE, step.intermediate_size), FORMATS["safetensors"]
+    smallest = bytes_of(left, lambda site: choices(form, left, site, "auto")[-1])
+    assert bytes_before(LARGE) / smallest >= 5.0
 
 
 def test_a_narrowed_mlp_has_a_width_that_kernels_take() -> None:
