@@ -4,7 +4,7 @@ import errno
 import shutil
 from pathlib import Path
 
-from app.contract.recipe import Recipe
+from modelpress.contract.recipe import Recipe
 
 BYTES_A_NUMBER = 2
 

@@ -1,39 +1,12 @@
-"""The errors of the domain. `api/problems.py` alone turns them into HTTP.
+"""The errors of the service. `api/problems.py` alone turns them into HTTP.
 
 An error whose code is a `FailureCode` can also end a job, when it is met while a worker fetches the model or the text.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
 
-from app.contract.codes import FailureCode
-
-
-class ModelpressError(Exception):
-    """Something a client can be told. The message says what is wrong and what to do instead."""
-
-    code: ClassVar[str] = "error"
-    title: ClassVar[str] = "Error"
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
-
-
-class Refused(ModelpressError):
-    """A recipe that can be seen to be wrong before any work is done. Nothing was enqueued."""
-
-    code = "refused"
-    title = "The recipe is refused"
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
-
-    @property
-    def faults(self) -> Sequence["Refused"]:
-        """Return a refusal of each wrong field."""
-        return (self,)
+from modelpress.contract.codes import FailureCode
+from modelpress.errors import ModelpressError, Refused
 
 
 class SeveralRefused(Refused):

@@ -24,17 +24,18 @@ from typing import IO
 from pydantic import SecretStr
 from sqlalchemy.exc import ArgumentError, OperationalError
 
-from app.client import Client
 from app.db import make_engine, make_sessions, upgrade
 from app.embedded import EmbeddedServerError, embedded_servers
-from app.errors import ModelpressError
+from app.errors import NotMigrated
 from app.jobs.installation import claim_files
 from app.keys.setup import first_key
 from app.lifeline import Lifeline
 from app.settings import ServerSettings, Settings
 from app.storage.registry import open_storage
+from modelpress.client import Client
+from modelpress.errors import ModelpressError
 
-PROGRAM = (sys.executable, "-P", "-m", "app.cli")
+PROGRAM = (sys.executable, "-P", "-m", "modelpress.cli")
 """Without -P, Python would look for our packages in the caller's current directory first."""
 START_SECONDS = 180.0
 STOP_SECONDS = 10.0
@@ -272,7 +273,7 @@ def environment(settings: ServerSettings) -> dict[str, str]:
     return (
         os.environ
         | {f"{prefix}{name.upper()}": as_text(value) for name, value in values.items() if value is not None}
-        | {"TMPDIR": str(scratch), "HF_HOME": str(settings.data_dir / "huggingface")}
+        | {"TMPDIR": str(scratch), "HF_HOME": str(settings.data_dir / "huggingface"), "PYTHONSAFEPATH": "1"}
     )
 
 
@@ -310,6 +311,12 @@ def claim(settings: ServerSettings) -> None:
         claim_files(settings, make_sessions(engine), open_storage(settings.artifacts_url))
     finally:
         engine.dispose()
+
+
+def claim_if_possible(settings: ServerSettings) -> None:
+    """Do what `claim` does, unless the database is not ready: then the API answers 503 until it is."""
+    with suppress(OperationalError, NotMigrated):
+        claim(settings)
 
 
 def make_first_key(settings: ServerSettings) -> str | None:

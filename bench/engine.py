@@ -12,6 +12,13 @@ from torch import Tensor
 from bench.clock import timed
 from bench.experiment import Strict
 from bench.tqcompressor_style import tqcompressor_style
+from modelpress.spec.families import KroneckerFamily
+from modelpress.spec.inventory import Inventory
+from modelpress.spec.methods import METHODS, Need, planner_of
+from modelpress.spec.methods.fusion import FUSION
+from modelpress.spec.plan import Plan
+from modelpress.spec.sizes import Candidate
+from modelpress.spec.steps import Remove
 from workers.compression.choice import trials
 from workers.compression.evaluation.fidelity import compare
 from workers.compression.math.sensitivity import Sensitivity, measure_all, site_errors
@@ -19,13 +26,6 @@ from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
-from workers.compression.spec.families import KroneckerFamily
-from workers.compression.spec.inventory import Inventory
-from workers.compression.spec.methods import METHODS, Need, planner_of
-from workers.compression.spec.methods.fusion import FUSION
-from workers.compression.spec.plan import Plan
-from workers.compression.spec.sizes import Candidate
-from workers.compression.spec.steps import Remove
 from workers.compression.training.distillation import distil
 from workers.compression.training.loop import Observer
 from workers.compression.training.settings import DistillationSettings

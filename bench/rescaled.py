@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from workers.compression.spec.config import read_config
+from modelpress.spec.config import read_config
 
 SPREAD = 0.1
 """Standard deviation of the factors' logarithms."""

@@ -6,13 +6,13 @@ which no data has a part in.
 
 from torch import Tensor
 
+from modelpress.spec.families import stored_parameters
+from modelpress.spec.inventory import Inventory, Site
+from modelpress.spec.structures import Kronecker, Structure
 from workers.compression.math.fitting import matrix_of
 from workers.compression.math.kronecker import data_free
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.families import stored_parameters
-from workers.compression.spec.inventory import Inventory, Site
-from workers.compression.spec.structures import Kronecker, Structure
 
 TILE = 4
 

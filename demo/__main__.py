@@ -15,17 +15,17 @@ from typing import Annotated
 
 import typer
 
-from app.cli.failures import failures_explained
-from app.cli.follow import download, follow, print_comparison
-from app.cli.recipes import make_recipe
-from app.cli.terminal import STDOUT
-from app.client import Client
-from app.contract.job import Job
-from app.contract.recipe import Recipe
-from app.errors import ModelpressError
 from app.serve import running_service
 from app.settings import Settings
 from demo.models import Original, find_original
+from modelpress.cli.failures import failures_explained
+from modelpress.cli.follow import download, follow, print_comparison
+from modelpress.cli.recipes import make_recipe
+from modelpress.cli.terminal import STDOUT
+from modelpress.client import Client
+from modelpress.contract.job import Job
+from modelpress.contract.recipe import Recipe
+from modelpress.errors import ModelpressError
 
 DIRECTORY = Path(".demo")
 # Small enough for two cores to finish within minutes; the service's defaults use more text.

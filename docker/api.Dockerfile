@@ -9,6 +9,7 @@ WORKDIR /src
 # Dependencies first, without our packages, so that a change of code does not fetch them again.
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 RUN pip install --constraint constraints.txt '.[server]'
+COPY modelpress modelpress
 COPY app app
 COPY workers workers
 COPY migrations migrations

@@ -14,6 +14,7 @@ RUN pip install --no-deps --index-url "$TORCH_INDEX" "$(grep '^torch==' constrai
 # Dependencies first, without our packages, so that a change of code does not fetch them again.
 COPY pyproject.toml README.md LICENSE ./
 RUN pip install --constraint constraints.txt '.[worker,gguf]'
+COPY modelpress modelpress
 COPY app app
 COPY workers workers
 COPY migrations migrations

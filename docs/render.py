@@ -17,13 +17,13 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from app.contract.codes import FAILURES
 from app.settings import Settings
 from bench.kinds import read_experiment
 from bench.result import read_result, result_path
-from workers.compression.spec.architectures import ARCHITECTURES, Architecture
-from workers.compression.spec.formats import FORMATS
-from workers.compression.spec.methods import METHODS, Leaves
+from modelpress.contract.codes import FAILURES
+from modelpress.spec.architectures import ARCHITECTURES, Architecture
+from modelpress.spec.formats import FORMATS
+from modelpress.spec.methods import METHODS, Leaves
 from workers.stages.registry import STAGES
 
 ROOT = Path(__file__).parent.parent

@@ -28,6 +28,7 @@ LONGEST = (
     "tests/workers/stages/test_ranks.py",
     "tests/extensions/",
     "tests/app/test_",
+    "tests/modelpress/test_cli.py",
 )
 """Where the tests stand that start whole services."""
 

@@ -170,7 +170,9 @@ def test_the_check_of_the_worker_hears_the_worker_of_this_host(settings: Setting
         "MODELPRESS_DATA_DIR": str(settings.data_dir),
         "MODELPRESS_QUEUE": settings.queue,
     }
-    worker = subprocess.Popen([sys.executable, "-m", "app.cli", "worker"], env={**os.environ, **environment}, cwd=ROOT)
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "modelpress.cli", "worker"], env={**os.environ, **environment}, cwd=ROOT
+    )
     try:
         wait_for(lambda: check("check_worker.py", **environment).returncode == 0)
     finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("app", "workers", "migrations", "demo", "bench", "docs", "docker")
+PACKAGES = ("modelpress", "app", "workers", "migrations", "demo", "bench", "docs", "docker")
 MODULES = [
     path.relative_to(ROOT) for package in (*PACKAGES, "tests") for path in sorted((ROOT / package).rglob("*.py"))
 ]

@@ -65,6 +65,8 @@ SYSTEM = (
 )  # fmt: skip
 DEVICES = ("null", "zero", "full", "random", "urandom", "shm", "kfd", "dri", "infiniband")
 GPU_DEVICES = "nvidia*"
+OURS = ("app", "modelpress", "workers")
+"""The packages whose code a caged process may read."""
 
 log = logging.getLogger("cage")
 libc = ctypes.CDLL(None, use_errno=True)
@@ -96,7 +98,7 @@ class Cage:
 def main() -> None:
     """Enter the cage that the arguments describe, and run the module that they name."""
     cage, module = Cage(**json.loads(sys.argv[1])), sys.argv[2]
-    packages = [str(path) for name in (module, "app", "workers") for path in package(name.partition(".")[0])]
+    packages = [str(path) for name in (module, *OURS) for path in package(name.partition(".")[0])]
     parts = enter(cage, packages)
     sys.stderr.write(f"caged: {', '.join(parts)}\n")
     sys.argv = [module]

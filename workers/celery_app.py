@@ -14,13 +14,13 @@ from celery.signals import setup_logging, worker_shutting_down
 from sqlalchemy.exc import OperationalError
 
 from app.db import Sessions, make_engine, make_sessions
-from app.errors import ModelpressError
 from app.jobs.doorbell import BackgroundDoorbell, Doorbell, make_celery, queue_of
 from app.jobs.installation import claim_files
 from app.jobs.roster import Introduction
 from app.settings import ServerSettings, Settings
 from app.storage import Storage
 from app.storage.registry import open_storage
+from modelpress.errors import ModelpressError
 from workers.labels import device_class
 from workers.presence import Presence
 from workers.supervisor import Supervisor

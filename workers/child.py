@@ -208,6 +208,7 @@ def child_environment(home: Path, extra: Mapping[str, str]) -> dict[str, str]:
         "HOME": str(home),
         "TMPDIR": str(home),
         "PYTHONPATH": str(ROOT),
+        "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         "TOKENIZERS_PARALLELISM": "false",

@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 
-from app.contract.codes import FailureCode
+from modelpress.contract.codes import FailureCode
 from workers.messages import ErrorReport
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})

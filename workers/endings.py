@@ -2,8 +2,8 @@
 
 import signal
 
-from app.contract.codes import FailureCode
-from app.contract.job import Failure
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.job import Failure
 from workers.child import Child
 from workers.messages import AttemptFailed
 

@@ -14,10 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, field_serializer
 
-from app.contract.codes import FailureCode
-from app.contract.job import Source
-from app.contract.recipe import Recipe
-from app.errors import ModelpressError, UnknownModel
+from app.errors import UnknownModel
 from app.lifeline import end_with_parent
 from app.settings import Settings, SourceSettings
 from app.sources.download import Downloads
@@ -25,6 +22,10 @@ from app.sources.hub import Hub
 from app.sources.models import ModelSources, explained
 from app.sources.text import TextSources
 from app.sources.text_files import TextFiles
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.job import Source
+from modelpress.contract.recipe import Recipe
+from modelpress.errors import ModelpressError
 from workers.disk import storage_failure
 from workers.messages import FETCH_STAGE, ErrorReport, Message
 

@@ -11,12 +11,12 @@ from typing import Self
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.contract.event import EventKind
-from app.contract.job import State
 from app.db import Sessions
 from app.jobs import store
 from app.jobs.events import Happening
 from app.jobs.store import Claim, Progress
+from modelpress.contract.event import EventKind
+from modelpress.contract.job import State
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter
 
-from app.contract.codes import FailureCode
-from app.contract.job import Comparison, SweepResult
-from app.contract.recipe import Recipe
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.job import Comparison, SweepResult
+from modelpress.contract.recipe import Recipe
 
 
 class Message(BaseModel):

@@ -14,9 +14,9 @@ import torch
 from pydantic import BaseModel
 from torch import distributed
 
-from app.contract.codes import FailureCode
-from app.contract.recipe import Distillation
 from app.lifeline import end_with_parent
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.recipe import Distillation
 from workers.compression.training.parallel import DataParallel, ParallelStrategy, PeerLost
 from workers.messages import AttemptFailed
 from workers.runner import prepare_torch, take_standard_output

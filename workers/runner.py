@@ -18,7 +18,7 @@ import numpy
 import torch
 from pydantic import BaseModel
 
-from workers.compression.spec.files import file_sha256
+from modelpress.spec.files import file_sha256
 from workers.messages import Assignment
 from workers.stages import memory, sweep, tasks, verify, write
 from workers.stages.context import Context

@@ -20,9 +20,6 @@ from typing import Any, TypeVar
 import psutil
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from app.contract.codes import FailureCode
-from app.contract.event import EventKind
-from app.contract.job import AttemptOutcome, Failure, Resumed
 from app.db import Sessions
 from app.disk import lack_of_room, least_written
 from app.jobs import outages, store, turns
@@ -30,10 +27,13 @@ from app.jobs.events import Happening
 from app.jobs.store import Claim, Progress
 from app.settings import Settings
 from app.storage import Storage, StoredFile
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.event import EventKind
+from modelpress.contract.job import AttemptOutcome, Failure, Resumed
+from modelpress.spec.headers import boundary_of
 from workers import container
 from workers.cage import Cage, give
 from workers.child import ROOMY, SPARING, Child
-from workers.compression.spec.headers import boundary_of
 from workers.disk import storage_failure
 from workers.endings import below_gate, crashed, timed_out, without_result
 from workers.failpoints import Point, failpoint

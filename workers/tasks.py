@@ -3,8 +3,8 @@
 from celery import Celery
 from celery.exceptions import Reject
 
-from app.contract.job import AttemptOutcome
 from app.jobs.doorbell import TASK
+from modelpress.contract.job import AttemptOutcome
 from workers.supervisor import Supervisor
 
 

@@ -5,7 +5,7 @@ from typing import TypeVar
 from fastapi import Request
 from starlette.types import Scope
 
-from app.contract.job import Job, JobSummary
+from modelpress.contract.job import Job, JobSummary
 
 Placed = TypeVar("Placed", Job, JobSummary)
 

@@ -3,8 +3,8 @@
 from fastapi import APIRouter
 
 from app.api.documentation import refusals
-from app.contract.catalogue import ArchitectureList
 from app.jobs.catalogue import architecture_list
+from modelpress.contract.catalogue import ArchitectureList
 
 router = APIRouter(tags=["architectures"])
 

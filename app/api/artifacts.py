@@ -12,10 +12,10 @@ from app.api.deps import Artifacts, JobId, Reading
 from app.api.documentation import CONDITIONS, downloads, refusals
 from app.api.download import Download, respond
 from app.api.pace import pause_seconds
-from app.contract.job import Artifact, ArtifactList, Job
 from app.errors import ArtifactNotFound, NotFinished
 from app.jobs.service import JobService, StoredArtifact
 from app.storage import Storage
+from modelpress.contract.job import Artifact, ArtifactList, Job
 
 router = APIRouter(tags=["artifacts"])
 

@@ -13,13 +13,14 @@ from app.api.lookups import HubLookups
 from app.api.probes import Probes
 from app.api.validation import printable
 from app.api.watch import Watch
-from app.contract.access import Scope
-from app.errors import JobNotFound, MissingScope, Refused
+from app.errors import JobNotFound, MissingScope
 from app.jobs.service import JobService
 from app.keys.callers import Caller
 from app.keys.service import KeyService
 from app.logs import REQUEST
 from app.storage import Storage
+from modelpress.contract.access import Scope
+from modelpress.errors import Refused
 
 BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="A key of a team, `mp_…`.")
 JOB_ID = re.compile(r"job_[A-Za-z0-9]{1,64}")

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from app.contract.job import Problem
+from modelpress.contract.job import Problem
 
 PROBLEM_TYPE = "application/problem+json"
 

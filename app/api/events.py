@@ -10,8 +10,8 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from app.api.deps import JobId, Reading, Watching
 from app.api.documentation import refusals
-from app.contract.event import EventKind, EventPage
 from app.jobs.service import JobService
+from modelpress.contract.event import EventKind, EventPage
 
 PAGE = 500
 LARGEST = 2**63 - 1

@@ -7,7 +7,8 @@ from pydantic import BaseModel
 
 from app.api.deps import Probed
 from app.api.documentation import refusals
-from app.errors import DatabaseUnavailable, ModelpressError
+from app.errors import DatabaseUnavailable
+from modelpress.errors import ModelpressError
 
 router = APIRouter(tags=["health"])
 

@@ -15,12 +15,12 @@ from app.api.documentation import IF_NONE_MATCH, NOT_MODIFIED, POSTED, job_at, r
 from app.api.pace import LONGEST_WAIT_SECONDS, pause_seconds, wait_seconds
 from app.api.validation import refuse_unstorable
 from app.api.watch import Watch
-from app.contract.estimate import Estimate
-from app.contract.job import Job, JobPage, State
-from app.contract.recipe import Recipe
 from app.jobs.checks import asks_hub
 from app.jobs.listing import JobFilter
 from app.jobs.service import JobService
+from modelpress.contract.estimate import Estimate
+from modelpress.contract.job import Job, JobPage, State
+from modelpress.contract.recipe import Recipe
 
 router = APIRouter(tags=["jobs"])
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, status
 
 from app.api.deps import Administrator, Keys, Reading
 from app.api.documentation import refusals
-from app.contract.access import AuditPage, IssuedKey, Key, KeyList, KeyRequest, Team
+from modelpress.contract.access import AuditPage, IssuedKey, Key, KeyList, KeyRequest, Team
 
 router = APIRouter(tags=["access"])
 

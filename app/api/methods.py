@@ -8,10 +8,10 @@ from fastapi import APIRouter, Query
 
 from app.api.deps import Lookups, Reading
 from app.api.documentation import refusals
-from app.contract.catalogue import MethodList
 from app.jobs.catalogue import method_list
 from app.jobs.service import JobService
 from app.sources.models import LOCAL
+from modelpress.contract.catalogue import MethodList
 
 router = APIRouter(tags=["methods"])
 

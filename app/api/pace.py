@@ -2,7 +2,7 @@
 
 import re
 
-from app.contract.job import Job
+from modelpress.contract.job import Job
 
 LOOKS_PER_JOB = 20
 SHORTEST_PAUSE_SECONDS = 1

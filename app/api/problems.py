@@ -19,8 +19,6 @@ from starlette.types import Scope
 from app.api.addresses import address, path_below
 from app.api.documentation import PROBLEM_TYPE
 from app.api.validation import MOST_ERRORS, field_errors
-from app.contract.codes import FailureCode
-from app.contract.job import Problem
 from app.errors import (
     ArtifactNotFound,
     CannotRetry,
@@ -31,16 +29,17 @@ from app.errors import (
     JobNotFound,
     KeyNotFound,
     MissingScope,
-    ModelpressError,
     NotEnded,
     NotFinished,
     NotMigrated,
     QueueFull,
     QuotaExceeded,
-    Refused,
     Unauthenticated,
     WorkerNotFound,
 )
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.job import Problem
+from modelpress.errors import ModelpressError, Refused
 
 RETRY_AFTER_SECONDS = 5
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")

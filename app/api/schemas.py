@@ -4,7 +4,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from app.api.documentation import Responses, refusals
-from app.contract.report import SCHEMA_PATH, SWEEP_SCHEMA_PATH, report_schema, sweep_report_schema
+from modelpress.contract.report import SCHEMA_PATH, SWEEP_SCHEMA_PATH, report_schema, sweep_report_schema
 
 SCHEMA_TYPE = "application/schema+json"
 SCHEMA: Responses = {200: {"content": {SCHEMA_TYPE: {}}, "description": "A JSON schema"}}

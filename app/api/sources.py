@@ -4,9 +4,9 @@ from fastapi import APIRouter
 
 from app.api.deps import Reading
 from app.api.documentation import refusals
-from app.contract.catalogue import SourceList
 from app.sources.shelf import model_names, text_names
 from app.sources.text import BUILTIN
+from modelpress.contract.catalogue import SourceList
 
 router = APIRouter(tags=["sources"])
 

@@ -7,10 +7,10 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from app.contract.method import Location, field_path
-from app.contract.recipe import Recipe
-from app.errors import Refused
-from workers.compression.spec.methods import METHODS
+from modelpress.contract.method import Location, field_path
+from modelpress.contract.recipe import Recipe
+from modelpress.errors import Refused
+from modelpress.spec.methods import METHODS
 
 LONGEST_NAME = 64
 MOST_ERRORS = 20

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 
 from app.api.deps import Operating, Reading
 from app.api.documentation import refusals
-from app.contract.worker import WorkerList
+from modelpress.contract.worker import WorkerList
 
 router = APIRouter(tags=["workers"])
 

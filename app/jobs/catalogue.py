@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from app.contract.catalogue import (
+from modelpress.contract.catalogue import (
     ArchitectureInfo,
     ArchitectureList,
     MethodInfo,
@@ -11,13 +11,13 @@ from app.contract.catalogue import (
     RatioRange,
     ReachedRange,
 )
-from workers.compression.spec.architectures import ARCHITECTURES
-from workers.compression.spec.formats import FORMATS, MAIN
-from workers.compression.spec.inventory import Inventory
-from workers.compression.spec.methods import METHODS, Method, MethodDoesNotFit, OptionDoesNotFit
-from workers.compression.spec.precision import Precision
-from workers.compression.spec.ranges import RatioOutOfRange
-from workers.compression.spec.sizes import Wanted, reachable
+from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.formats import FORMATS, MAIN
+from modelpress.spec.inventory import Inventory
+from modelpress.spec.methods import METHODS, Method, MethodDoesNotFit, OptionDoesNotFit
+from modelpress.spec.precision import Precision
+from modelpress.spec.ranges import RatioOutOfRange
+from modelpress.spec.sizes import Wanted, reachable
 
 
 def method_list(inventory: Inventory | None = None) -> MethodList:

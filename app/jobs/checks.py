@@ -8,19 +8,20 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from app.contract.job import Source
-from app.contract.recipe import Recipe
-from app.errors import MethodDoesNotFit, RatioOutOfRange, Refused, SeveralRefused
+from app.errors import MethodDoesNotFit, RatioOutOfRange, SeveralRefused
 from app.sources.models import LOCAL, ModelSources, ResolvedModel
 from app.sources.text import HUB, ResolvedText, TextSources
-from workers.compression.spec import methods
-from workers.compression.spec.formats import FORMATS
-from workers.compression.spec.inventory import Inventory
-from workers.compression.spec.methods import Leaves, method_of
-from workers.compression.spec.methods.quantisation import QUANTISATION
-from workers.compression.spec.ranges import Range
-from workers.compression.spec.ranges import RatioOutOfRange as NotReached
-from workers.compression.spec.sizes import Candidate, Wanted, bytes_before, candidates, reachable
+from modelpress.contract.job import Source
+from modelpress.contract.recipe import Recipe
+from modelpress.errors import Refused
+from modelpress.spec import methods
+from modelpress.spec.formats import FORMATS
+from modelpress.spec.inventory import Inventory
+from modelpress.spec.methods import Leaves, method_of
+from modelpress.spec.methods.quantisation import QUANTISATION
+from modelpress.spec.ranges import Range
+from modelpress.spec.ranges import RatioOutOfRange as NotReached
+from modelpress.spec.sizes import Candidate, Wanted, bytes_before, candidates, reachable
 
 SHORTEST_WINDOW = 16
 """The least tokens of a window that a recipe may ask for."""

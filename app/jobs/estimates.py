@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.contract.catalogue import RatioRange
-from app.contract.estimate import Estimate, SizeEstimate, TimeEstimate
-from app.contract.job import AttemptOutcome
-from app.contract.recipe import Recipe
-from app.errors import Refused
 from app.jobs.checks import Checked, feasible_range
 from app.jobs.models import AttemptRow, JobRow
-from workers.compression.spec.inventory import Inventory
+from modelpress.contract.catalogue import RatioRange
+from modelpress.contract.estimate import Estimate, SizeEstimate, TimeEstimate
+from modelpress.contract.job import AttemptOutcome
+from modelpress.contract.recipe import Recipe
+from modelpress.errors import Refused
+from modelpress.spec.inventory import Inventory
 
 STORED_BYTES = 2
 COMPUTED_BYTES = 4

@@ -13,8 +13,8 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.clock import clock
-from app.contract.event import EventKind
 from app.jobs.models import EventRow
+from modelpress.contract.event import EventKind
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from app.errors import ForeignDataDirectory, NotMigrated
 from app.jobs import ownership
 from app.settings import Settings
 from app.storage import Storage
-from workers.compression.spec.files import mark
+from modelpress.spec.files import mark
 
 MARK = "database"
 

@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import Row, Select, and_, literal, select, tuple_
 from sqlalchemy.orm import Session, aliased
 
-from app.contract.job import State
 from app.jobs.models import JobRow, MetadataRow
+from modelpress.contract.job import State
 
 SHOWN = (
     JobRow.id,

@@ -9,11 +9,11 @@ from sqlalchemy import ColumnElement, and_, case, select, update
 from sqlalchemy.orm import Session
 
 from app.clock import clock, seconds
-from app.contract.codes import FailureCode
-from app.contract.job import AttemptOutcome, Failure
 from app.jobs import store
 from app.jobs.models import AttemptRow, JobRow
 from app.jobs.states import ENDED, LEASED, Event
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.job import AttemptOutcome, Failure
 
 SOUND_SECONDS = 600.0
 """An attempt that has computed for this long shows that the last outage was over; the next one is another."""

@@ -6,13 +6,13 @@ Every function takes a session and never commits.
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.contract.access import Team, Usage
-from app.contract.job import State
 from app.errors import QuotaExceeded
 from app.jobs.models import ArtifactRow, JobRow
 from app.jobs.states import LEASED
 from app.keys import store as keys
 from app.keys.models import TeamRow
+from modelpress.contract.access import Team, Usage
+from modelpress.contract.job import State
 
 
 def check_submission(session: Session, team: str) -> None:

@@ -11,9 +11,9 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.clock import clock, seconds
-from app.contract.recipe import Recipe
 from app.errors import KeyReused
 from app.jobs.models import IdempotencyRow
+from modelpress.contract.recipe import Recipe
 
 KEEP_SECONDS = 24 * 3600.0
 

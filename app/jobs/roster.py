@@ -11,9 +11,9 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.clock import clock, seconds
-from app.contract.worker import Worker, WorkerState
 from app.jobs.models import JobRow, WorkerRow
 from app.jobs.states import LEASED
+from modelpress.contract.worker import Worker, WorkerState
 
 BEAT_SECONDS = 5.0
 LOST_SECONDS = 4 * BEAT_SECONDS

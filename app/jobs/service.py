@@ -11,14 +11,8 @@ from typing import Self
 
 from sqlalchemy.orm import Session
 
-from app.contract.access import Team
-from app.contract.estimate import Estimate
-from app.contract.event import EventKind, EventPage
-from app.contract.job import Job, JobPage, Source, State
-from app.contract.recipe import Recipe
-from app.contract.worker import WorkerList
 from app.db import Sessions
-from app.errors import CannotRetry, JobEnded, JobNotFound, NotEnded, QueueFull, Refused, WorkerNotFound
+from app.errors import CannotRetry, JobEnded, JobNotFound, NotEnded, QueueFull, WorkerNotFound
 from app.jobs import estimates, events, listing, quotas, repeats, roster, store, turns
 from app.jobs.checks import Checked, check, look_over
 from app.jobs.doorbell import Rings
@@ -33,6 +27,13 @@ from app.settings import Settings
 from app.sources.models import ModelSources
 from app.sources.text import TextSources
 from app.storage import StoredFile
+from modelpress.contract.access import Team
+from modelpress.contract.estimate import Estimate
+from modelpress.contract.event import EventKind, EventPage
+from modelpress.contract.job import Job, JobPage, Source, State
+from modelpress.contract.recipe import Recipe
+from modelpress.contract.worker import WorkerList
+from modelpress.errors import Refused
 
 ANY = JobFilter()
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
-from app.contract.job import State
+from modelpress.contract.job import State
 
 
 class Event(StrEnum):

@@ -16,15 +16,15 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.clock import clock, seconds
-from app.contract.codes import FailureCode
-from app.contract.job import AttemptOutcome, Comparison, Failure, Resumed, Source, State, SweepResult
-from app.contract.recipe import Recipe
 from app.jobs import events, quotas
 from app.jobs.events import Happening
 from app.jobs.models import ArtifactRow, AttemptRow, DeletionRow, JobRow, MetadataRow
 from app.jobs.states import LEASED, TRANSITIONS, Event, destination, origins
 from app.keys.models import DEFAULT_TEAM
 from app.storage import StoredFile
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.job import AttemptOutcome, Comparison, Failure, Resumed, Source, State, SweepResult
+from modelpress.contract.recipe import Recipe
 
 MAX_DOUBLINGS = 16
 MAX_RETRY_DELAY_SECONDS = 300.0

@@ -9,13 +9,13 @@ from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, u
 from sqlalchemy.orm import Session
 
 from app.clock import clock, seconds
-from app.contract.job import State, Waiting
 from app.jobs import store
 from app.jobs.models import JobRow
 from app.jobs.roster import serving
 from app.jobs.states import LEASED
 from app.jobs.store import Claim
 from app.keys.models import TeamRow
+from modelpress.contract.job import State, Waiting
 
 MAX_RING_SECONDS = 300.0
 

@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from sqlalchemy import Row
 
-from app.contract.event import EventKind, JobEvent
-from app.contract.job import (
+from app.jobs.models import AttemptRow, EventRow, JobRow
+from app.jobs.states import ENDED
+from modelpress.contract.event import EventKind, JobEvent
+from modelpress.contract.job import (
     Attempt,
     AttemptOutcome,
     Comparison,
@@ -25,10 +27,8 @@ from app.contract.job import (
     Timestamps,
     Waiting,
 )
-from app.contract.recipe import Recipe
-from app.errors import Refused
-from app.jobs.models import AttemptRow, EventRow, JobRow
-from app.jobs.states import ENDED
+from modelpress.contract.recipe import Recipe
+from modelpress.errors import Refused
 
 log = logging.getLogger(__name__)
 

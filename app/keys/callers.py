@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from app.contract.access import Scope
 from app.keys.models import DEFAULT_TEAM
+from modelpress.contract.access import Scope
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from datetime import UTC, datetime
 
-from app.contract.access import AuditEntry, AuditPage, IssuedKey, Key, KeyList, KeyRequest, Scope
 from app.db import Sessions
 from app.errors import KeyNotFound, MissingScope, Unauthenticated
 from app.keys import store
 from app.keys.callers import Caller, anyone
 from app.keys.models import AuditRow, KeyRow
 from app.keys.tokens import Token
+from modelpress.contract.access import AuditEntry, AuditPage, IssuedKey, Key, KeyList, KeyRequest, Scope
 
 INVALID = "send a valid key as 'Authorization: Bearer mp_…'; this one is unknown, expired or revoked"
 

@@ -1,11 +1,11 @@
 """What an operator does with teams and keys, with nothing but the database."""
 
-from app.contract.access import IssuedKey, KeyRequest, Scope
 from app.db import Sessions
 from app.keys import store
 from app.keys.callers import operator
 from app.keys.models import DEFAULT_TEAM
 from app.keys.service import KeyService
+from modelpress.contract.access import IssuedKey, KeyRequest, Scope
 
 
 def issue_key(sessions: Sessions, team: str, request: KeyRequest) -> IssuedKey:

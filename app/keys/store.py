@@ -8,10 +8,10 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.clock import clock, seconds
-from app.contract.access import Scope
 from app.keys.callers import Caller
 from app.keys.models import AuditRow, KeyRow, TeamRow
 from app.keys.tokens import Token
+from modelpress.contract.access import Scope
 
 DAY_SECONDS = 24 * 3600.0
 USE_SECONDS = 60.0

@@ -1,6 +1,6 @@
 """Config and tensor shapes of a checkpoint that is not trusted, in a directory or on the hub.
 
-`workers.compression.spec` reads the files and checks their format. This module adds what a service must refuse: links
+`modelpress.spec` reads the files and checks their format. This module adds what a service must refuse: links
 that leave the directory, code in the repository, sizes that no file can have.
 """
 
@@ -14,11 +14,11 @@ from typing import Any
 
 from app.sources.hub import Hub, RemoteFile, Repository
 from app.sources.local import resolved
-from workers.compression.spec.architectures import ARCHITECTURES
-from workers.compression.spec.companions import is_companion, require_tokenizer
-from workers.compression.spec.config import CONFIG_FILE, LARGEST_CONFIG, read_config
-from workers.compression.spec.errors import MalformedModel, MissingWeights
-from workers.compression.spec.headers import (
+from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.companions import is_companion, require_tokenizer
+from modelpress.spec.config import CONFIG_FILE, LARGEST_CONFIG, read_config
+from modelpress.spec.errors import MalformedModel, MissingWeights
+from modelpress.spec.headers import (
     INDEX_FILE,
     LARGEST_HEADER,
     LARGEST_INDEX,
@@ -28,7 +28,7 @@ from workers.compression.spec.headers import (
     read_weight_map,
     stored_tensors,
 )
-from workers.compression.spec.stored import check_kinds
+from modelpress.spec.stored import check_kinds
 
 DESCRIPTION = re.compile(r"\w[\w.-]*\.(json|txt|model)|README\.md", re.ASCII)
 """Names of the files that are read here beside those that travel into the package: config, model card."""

@@ -16,9 +16,9 @@ from app.disk import require_room
 from app.errors import DownloadCorrupted, HubUnavailable
 from app.sources.checkpoint import companion_files, read_checkpoint, weight_files
 from app.sources.hub import Hub, RemoteFile, Repository
-from workers.compression.spec.companions import check_companions, is_companion
-from workers.compression.spec.files import file_sha256, sync
-from workers.compression.spec.inventory import inventory
+from modelpress.spec.companions import check_companions, is_companion
+from modelpress.spec.files import file_sha256, sync
+from modelpress.spec.inventory import inventory
 
 PROGRESS_SECONDS = 0.5
 

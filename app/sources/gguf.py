@@ -13,9 +13,9 @@ from typing import IO, Any
 
 from app.sources.gguf_errors import MalformedGguf, UnsupportedGguf
 from app.sources.gguf_rotary import DEFAULT_THETA, llama3_parameters, rope_parameters
-from workers.compression.spec.architectures import ARCHITECTURES, GgufNames
-from workers.compression.spec.architectures.architecture import Architecture
-from workers.compression.spec.gguf_splits import KNOWN
+from modelpress.spec.architectures import ARCHITECTURES, GgufNames
+from modelpress.spec.architectures.architecture import Architecture
+from modelpress.spec.gguf_splits import KNOWN
 
 MAGIC = b"GGUF"
 ALIGNMENT = 32

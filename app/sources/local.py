@@ -5,7 +5,8 @@ Messages repeat the client's own NAME and never a path of the server.
 
 from pathlib import Path, PurePosixPath
 
-from app.errors import OutsideRoots, Refused
+from app.errors import OutsideRoots
+from modelpress.errors import Refused
 
 LONGEST_NAME = 512
 

@@ -14,16 +14,16 @@ from app.sources.gguf import read_gguf
 from app.sources.gguf_errors import MalformedGguf, UnsupportedGguf
 from app.sources.hub import HUB_SECONDS, Hub, NotOnHub, Repository
 from app.sources.local import locate
-from workers.compression.spec.companions import check_companions
-from workers.compression.spec.errors import (
+from modelpress.spec.companions import check_companions
+from modelpress.spec.errors import (
     AlreadyQuantised,
     MalformedModel,
     MissingWeights,
     UnsupportedArchitecture,
 )
-from workers.compression.spec.errors import NoTokenizer as NoVocabulary
-from workers.compression.spec.inventory import Inventory, inventory
-from workers.compression.spec.stored import check_agreement
+from modelpress.spec.errors import NoTokenizer as NoVocabulary
+from modelpress.spec.inventory import Inventory, inventory
+from modelpress.spec.stored import check_agreement
 
 FIELD = "model"
 LOCAL = "local:"

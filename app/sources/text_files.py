@@ -27,7 +27,7 @@ from app.sources.documents import (
 from app.sources.download import Downloads, folder_name
 from app.sources.hub import NotOnHub
 from app.sources.text import HUB, ResolvedText, TextSources, hub_parts
-from workers.compression.spec.files import sync
+from modelpress.spec.files import sync
 
 READ_CHARACTERS = 2**20
 FIELD = "dataset"

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from app.errors import ArtifactNotFound
 from app.storage import Chunks, InvalidNameError, StoredFile, check_name, media_type
-from workers.compression.spec.files import file_sha256, mark, sync
+from modelpress.spec.files import file_sha256, mark, sync
 
 MANIFEST = ".manifest.json"
 OWNER = ".database"

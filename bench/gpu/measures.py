@@ -11,13 +11,13 @@ from bench.gpu.results import Figures
 from bench.gpu.setting import Setting, Shape
 from bench.gpu.work import Compressed, Timed, compressed_by, peak_of
 from bench.race import Turns, bare_loop, now, student_without
+from modelpress.spec.inventory import Inventory
+from modelpress.spec.steps import Quantise
 from workers.compression.evaluation.fidelity import compare
 from workers.compression.lane import lane_for
 from workers.compression.math.sensitivity import measure_all
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.inventory import Inventory
-from workers.compression.spec.steps import Quantise
 from workers.compression.steps import RUNNERS
 from workers.compression.steps.work import Work
 from workers.compression.training.distillation import distil

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from bench.gpu.results import Figures
 from bench.race import now
+from modelpress.spec.methods import METHODS, Need, planner_of
+from modelpress.spec.plan import Plan
 from workers.compression.formats import writer_of
 from workers.compression.math.sensitivity import measure_all, site_errors
 from workers.compression.models.edited import EditedModel
@@ -18,8 +20,6 @@ from workers.compression.models.streamed import StreamedModel
 from workers.compression.overlay import Overlay
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
-from workers.compression.spec.methods import METHODS, Need, planner_of
-from workers.compression.spec.plan import Plan
 
 
 @dataclass

@@ -17,6 +17,14 @@ from bench.clock import timed
 from bench.experiment import Case, Experiment, Place, Row, Strict, Table
 from bench.models import RESCALED, model_directory
 from bench.texts import Piece, all_windows, spread
+from modelpress.spec.codes import CODES
+from modelpress.spec.formats import FORMATS
+from modelpress.spec.methods import METHODS, planner_of
+from modelpress.spec.plan import Plan
+from modelpress.spec.precision import Precision
+from modelpress.spec.rounding import Budget, choose_codes
+from modelpress.spec.sizes import bytes_before, bytes_of, choices, matrices
+from modelpress.spec.steps import Quantise
 from workers.compression.evaluation.fidelity import compare
 from workers.compression.formats import writer_of
 from workers.compression.math.code_costs import code_costs
@@ -25,14 +33,6 @@ from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
-from workers.compression.spec.codes import CODES
-from workers.compression.spec.formats import FORMATS
-from workers.compression.spec.methods import METHODS, planner_of
-from workers.compression.spec.plan import Plan
-from workers.compression.spec.precision import Precision
-from workers.compression.spec.rounding import Budget, choose_codes
-from workers.compression.spec.sizes import bytes_before, bytes_of, choices, matrices
-from workers.compression.spec.steps import Quantise
 
 
 class Structure(Strict):

@@ -11,15 +11,15 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, field_validator
 
-from app.client import Client
-from app.contract.job import Comparison, Job
-from app.contract.recipe import Recipe
 from app.serve import running_service
 from app.settings import Settings
 from bench.experiment import Case, Experiment, Place, Row, Strict, Table
 from bench.formatting import duration, optional
 from bench.texts import Piece
 from demo.models import bundled
+from modelpress.client import Client
+from modelpress.contract.job import Comparison, Job
+from modelpress.contract.recipe import Recipe
 
 Number = TypeVar("Number", int, float)
 

@@ -19,10 +19,10 @@ from pydantic import BaseModel, Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from app.contract.recipe import Calibration, Evaluation, Recipe
 from bench.experiment import Case, Experiment, Place, Row, Table
 from bench.formatting import duration
 from bench.models import model_directory
+from modelpress.contract.recipe import Calibration, Evaluation, Recipe
 from workers.child import SPARING, child_environment
 from workers.messages import Assignment, ProgressReport
 from workers.runner import walk

@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.experiment import Case, Experiment, Place, Row, Table
+from modelpress.spec.structures import Kronecker
 from workers.compression.math.permutation import kept_energy, search
-from workers.compression.spec.structures import Kronecker
 
 
 class Search(Case):

@@ -19,11 +19,11 @@ from bench.engine import Original, compressed
 from bench.experiment import Case, Experiment, Place, Row, Table
 from bench.models import BUNDLED, RANDOM, model_directory
 from bench.texts import PYTHON_DOCS, Piece, all_windows, spread
+from modelpress.spec.budgets import uniform_structures
+from modelpress.spec.families import LowRankFamily
 from workers.compression import structures
 from workers.compression.evaluation.speed import Speed, speed
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.budgets import uniform_structures
-from workers.compression.spec.families import LowRankFamily
 
 SEQUENCES, LENGTH = 4, 256
 

@@ -18,10 +18,10 @@ from transformers import AutoTokenizer
 from bench.experiment import Case, Experiment, Place, Row, Table
 from bench.models import BUNDLED, model_directory
 from bench.texts import Piece, all_windows, spread
+from modelpress.spec.structures import Kronecker, LowRank, Pivoted, Structure
 from workers.compression.math.fitting import Moments, Problem, fit, matrix, matrix_of, problem
 from workers.compression.math.sensitivity import measure
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.structures import Kronecker, LowRank, Pivoted, Structure
 
 LENGTH = 1024
 

@@ -10,10 +10,10 @@ from pydantic import TypeAdapter
 
 import app.sources
 import workers.compression
-from app.contract.codes import FAILURES, FailureCode
-from app.contract.job import Failure
-from app.errors import ModelpressError, Refused
-from workers.compression.spec.errors import CompressionError
+from modelpress.contract.codes import FAILURES, FailureCode
+from modelpress.contract.job import Failure
+from modelpress.errors import ModelpressError, Refused
+from modelpress.spec.errors import CompressionError
 
 
 def modules_of(package: ModuleType) -> Iterator[ModuleType]:
@@ -22,7 +22,7 @@ def modules_of(package: ModuleType) -> Iterator[ModuleType]:
         try:
             yield importlib.import_module(found.name)
         except ModuleNotFoundError as error:
-            if str(error.name).partition(".")[0] in ("app", "workers"):
+            if str(error.name).partition(".")[0] in ("app", "modelpress", "workers"):
                 raise
 
 

@@ -14,8 +14,8 @@ from typing import Self
 import psutil
 import pytest
 
-from app.client import Client, ProblemError
 from app.settings import ServerSettings
+from modelpress.client import Client, ProblemError
 from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
 REPOSITORY = Path(__file__).parents[2]
@@ -103,7 +103,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         environment = kept | {"MODELPRESS_DATA_DIR": str(tmp_path), "MODELPRESS_PORT": "0"} | settings
         with (tmp_path / "stderr").open("w") as errors:
             process = subprocess.Popen(
-                [sys.executable, "-m", "app.cli", "serve"],
+                [sys.executable, "-m", "modelpress.cli", "serve"],
                 cwd=REPOSITORY,
                 env=environment,
                 stdout=subprocess.PIPE,
@@ -183,7 +183,7 @@ def test_a_killed_parent_takes_its_children_along(serve: Serve, given_servers: d
 def test_a_child_that_dies_ends_everything_and_is_named(serve: Serve, given_servers: dict[str, str], name: str) -> None:
     served = serve(**given_servers).wait_for_address()
     children = served.top.children()
-    os.kill(served.top.child(f"app.cli {name}").pid, signal.SIGKILL)
+    os.kill(served.top.child(f"modelpress.cli {name}").pid, signal.SIGKILL)
     assert served.status() == 1
     assert all(child.ends() for child in children)
     assert f"The {name} ended unexpectedly with status -9" in served.complaints
@@ -191,7 +191,7 @@ def test_a_child_that_dies_ends_everything_and_is_named(serve: Serve, given_serv
 
 def test_a_second_interrupt_does_not_wait_for_a_child_that_hangs(serve: Serve, given_servers: dict[str, str]) -> None:
     served = serve(**given_servers, MODELPRESS_STOP_GRACE_SECONDS="600").wait_for_address()
-    worker = served.top.child("app.cli worker")
+    worker = served.top.child("modelpress.cli worker")
     os.kill(worker.pid, signal.SIGSTOP)
     served.process.send_signal(signal.SIGINT)
     served.wait_for_complaint("Stopping worker")

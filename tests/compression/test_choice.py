@@ -10,6 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from modelpress.spec.errors import CompressionError
+from modelpress.spec.methods import MethodOptions
+from modelpress.spec.methods.auto import AUTO
+from modelpress.spec.plan import Plan
+from modelpress.spec.sizes import Candidate
 from tests.support.compression import calibration, open_initialised
 from tests.support.planning import plan_of, range_of
 from workers.compression import choice
@@ -19,11 +24,6 @@ from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
-from workers.compression.spec.errors import CompressionError
-from workers.compression.spec.methods import MethodOptions
-from workers.compression.spec.methods.auto import AUTO
-from workers.compression.spec.plan import Plan
-from workers.compression.spec.sizes import Candidate
 
 RATIO = 1.5
 

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer
 
+from modelpress.spec.errors import NoTokenizer, VerificationFailed
 from tests.support.models import save_tiny_model
 from tests.support.text_models import byte_tokenizer
 from workers.compression.companions import open_tokenizer, sample_texts, tokenised
@@ -22,7 +23,6 @@ from workers.compression.formats.verification import Probe, verify_all
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.overlay import Original, Overlay
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.errors import NoTokenizer, VerificationFailed
 
 TEXT = "In 1999 there were 12345 HelloWorld items  and 2024 camelCase names; the quick brown fox don't mind 345"
 SITES = {"gpt2": "transformer.h.0.mlp.c_fc"}

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from modelpress.spec.methods.kronecker import KRONECKER, KroneckerOptions
 from tests.support.compression import calibration
 from tests.support.models import save_tiny_model
 from tests.support.planning import plan_of
@@ -17,7 +18,6 @@ from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
-from workers.compression.spec.methods.kronecker import KRONECKER, KroneckerOptions
 
 Tensors = dict[str, Tensor]
 METHODS = ["low_rank", "svd", "width", "fusion", "width_low_rank", "kronecker"]

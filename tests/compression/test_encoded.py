@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from modelpress.spec.codes import CODES, REGISTERED, Code
 from tests.support.models import save_tiny_model
 from workers.compression.encoded import Encoded
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.overlay import Overlay
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.codes import CODES, REGISTERED, Code
 from workers.stages.part_files import read_part, write_part
 
 UP = "model.layers.1.mlp.up_proj.weight"

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from modelpress.spec.methods import METHODS, planner_of
+from modelpress.spec.plan import Plan
+from modelpress.spec.steps import Quantise
 from tests.support.card import CARD, TO_HOST, card
 from tests.support.compression import TINY, calibration, open_initialised, sensitivities_of
 from tests.support.models import logits_of
@@ -20,9 +23,6 @@ from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
-from workers.compression.spec.methods import METHODS, planner_of
-from workers.compression.spec.plan import Plan
-from workers.compression.spec.steps import Quantise
 from workers.compression.steps import RUNNERS
 from workers.compression.steps.work import Work
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from modelpress.spec.plan import Plan
+from modelpress.spec.steps import Factor
 from tests.support.compression import calibration, open_initialised, same, sensitivities_of
 from tests.support.packages import write_package
 from tests.support.planning import factored, plan_of, range_of
@@ -18,8 +20,6 @@ from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.phases import Phase, phases
 from workers.compression.pipeline import compress
-from workers.compression.spec.plan import Plan
-from workers.compression.spec.steps import Factor
 
 TRAINED = "trained"
 

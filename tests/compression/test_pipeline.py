@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
+from modelpress.spec.plan import Plan
+from modelpress.spec.ranges import TOLERANCE
+from modelpress.spec.steps import Absorb, Factor, FactorToSize, Fuse, Refit, Remove
 from tests.support.block_removal import Kept
 from tests.support.compression import calibration, open_initialised, same
 from tests.support.packages import write_package
@@ -15,9 +18,6 @@ from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
-from workers.compression.spec.plan import Plan
-from workers.compression.spec.ranges import TOLERANCE
-from workers.compression.spec.steps import Absorb, Factor, FactorToSize, Fuse, Refit, Remove
 from workers.compression.steps.influence import influence_text, score
 
 PLANS: dict[str, tuple[str, float, dict[str, Any]]] = {

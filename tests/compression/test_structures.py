@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from workers.compression.spec.structures import structure_from_dict
+from modelpress.spec.structures import structure_from_dict
 from workers.compression.structures import CompactEmbedding, CompactLinear, build, build_embedding, replace
 
 KRONECKER: dict[str, Any] = {"kind": "kronecker", "terms": 3, "permute_in": True, "permute_out": True}

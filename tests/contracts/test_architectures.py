@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.inventory import Inventory
 from tests.support.models import BLOCKS, MODELS, VOCABULARY, WIDTH, logits_of, sampled, save_tiny_model, token_ids
 from tests.support.packages import Outcomes, factored, verified
 from workers.compression.formats.safetensors import Safetensors
 from workers.compression.formats.verification import Probe, Verified
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.architectures import ARCHITECTURES
-from workers.compression.spec.inventory import Inventory
 
 
 @dataclass(frozen=True)

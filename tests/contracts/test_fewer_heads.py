@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
+from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.dimensions import narrowed
+from modelpress.spec.heads import regrouped
+from modelpress.spec.steps import Narrow
 from tests.support.models import MODELS, logits_of, open_tiny, sampled, tiny_config, token_ids
 from tests.support.packages import Outcomes, verified, write_package
 from tests.support.planning import taken
 from workers.compression.formats.verification import Probe, Verified
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.architectures import ARCHITECTURES
-from workers.compression.spec.dimensions import narrowed
-from workers.compression.spec.heads import regrouped
-from workers.compression.spec.steps import Narrow
 
 PROMPT, NEW_TOKENS = 4, 4
 UNITS = 40

@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from modelpress.spec.formats import FORMATS
+from modelpress.spec.inventory import Inventory
+from modelpress.spec.methods import METHODS, MethodDoesNotFit, MethodOptions, Need, PlanningMethod
 from tests.support.models import MODELS, logits_of, open_tiny, token_ids
 from tests.support.packages import Outcomes, verified
 from workers.compression.formats import writer_of
@@ -20,9 +23,6 @@ from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
-from workers.compression.spec.formats import FORMATS
-from workers.compression.spec.inventory import Inventory
-from workers.compression.spec.methods import METHODS, MethodDoesNotFit, MethodOptions, Need, PlanningMethod
 
 BLOCKS = 3
 RATIO = 1.2

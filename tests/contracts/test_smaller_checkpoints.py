@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.dimensions import has_narrowable_mlps, parameters_without, resized_parameters
 from tests.support.models import MODELS, PATTERNED, logits_of, open_tiny, sampled, tiny_config, token_ids
 from tests.support.packages import Outcomes, verified, write_package
 from workers.compression import structures
@@ -16,8 +18,6 @@ from workers.compression.formats.verification import Probe, Verified
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.architectures import ARCHITECTURES
-from workers.compression.spec.dimensions import has_narrowable_mlps, parameters_without, resized_parameters
 
 BLOCKS = 5
 REMOVED = (0, 3)

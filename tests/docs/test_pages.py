@@ -43,7 +43,8 @@ def test_links_lead_to_files(page):
 
 
 def test_code_cites_decisions_that_exist():
-    sources = [path for folder in ("app", "workers", "bench") for path in Path(ROOT, folder).rglob("*.py")]
+    folders = ("modelpress", "app", "workers", "bench")
+    sources = [path for folder in folders for path in Path(ROOT, folder).rglob("*.py")]
     cited = {name for path in sources for name in re.findall(r"docs/decisions/([\w-]+\.md)", path.read_text("utf-8"))}
     assert {name for name in cited if not (ROOT / "docs" / "decisions" / name).exists()} == set()
 

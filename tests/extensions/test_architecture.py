@@ -7,7 +7,7 @@ from tests.support.house import House
 TOY = '''
 """Helium."""
 
-from workers.compression.spec.architectures.llama import llama_like
+from modelpress.spec.architectures.llama import llama_like
 
 HELIUM = llama_like("helium")
 '''
@@ -15,7 +15,7 @@ HELIUM = llama_like("helium")
 ASK = """
 import json
 from app.jobs.catalogue import architecture_list
-from workers.compression.spec.inventory import inventory
+from modelpress.spec.inventory import inventory
 
 config = {"model_type": "helium", "tie_word_embeddings": True}
 tensors = {"model.embed_tokens.weight": (10, 4), "model.layers.0.mlp.up_proj.weight": (6, 4)}
@@ -23,16 +23,16 @@ tensors = {"model.embed_tokens.weight": (10, 4), "model.layers.0.mlp.up_proj.wei
 print(json.dumps({"accepted": inventory(config, tensors).model_type, "listed": listed.model_type}))
 """
 
-REGISTRY = "workers/compression/spec/architectures/__init__.py"
+REGISTRY = "modelpress/spec/architectures/__init__.py"
 BATTERY = "tests/contracts/test_architectures.py"
 
 
 def test_an_architecture_is_one_file_and_its_entry_in_the_registry(house: House) -> None:
-    house.add_file("workers/compression/spec/architectures/helium.py", TOY)
+    house.add_file("modelpress/spec/architectures/helium.py", TOY)
     house.add_line(
         REGISTRY,
-        "from workers.compression.spec.architectures.opt import OPT",
-        "from workers.compression.spec.architectures.helium import HELIUM",
+        "from modelpress.spec.architectures.opt import OPT",
+        "from modelpress.spec.architectures.helium import HELIUM",
     )
     house.add_line(REGISTRY, "PHI,", "HELIUM,")
     assert json.loads(house.run("-c", ASK)) == {"accepted": "helium", "listed": "helium"}

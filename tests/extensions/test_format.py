@@ -25,7 +25,7 @@ class Toy(Writer):
 ASK = """
 import json, sys
 from pathlib import Path
-from app.contract.recipe import Recipe
+from modelpress.contract.recipe import Recipe
 from tests.support.models import save_tiny_model
 from workers.compression.formats import writer_of
 from workers.compression.overlay import Overlay
@@ -42,7 +42,7 @@ print(json.dumps({
 }))
 """
 
-REGISTRY = "workers/compression/spec/formats.py"
+REGISTRY = "modelpress/spec/formats.py"
 ENTRY = 'Format("toy", "a list", "the names of the tensors", ("anybody",), "workers.compression.formats.toy:Toy"),'
 
 

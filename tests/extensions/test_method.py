@@ -11,12 +11,12 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from workers.compression.spec.dimensions import intermediate_size, resized_parameters
-from workers.compression.spec.inventory import Inventory
-from workers.compression.spec.methods.base import Leaves, Measured, MethodOptions, PlanningMethod
-from workers.compression.spec.plan import Plan
-from workers.compression.spec.ranges import Range
-from workers.compression.spec.steps import Narrow
+from modelpress.spec.dimensions import intermediate_size, resized_parameters
+from modelpress.spec.inventory import Inventory
+from modelpress.spec.methods.base import Leaves, Measured, MethodOptions, PlanningMethod
+from modelpress.spec.plan import Plan
+from modelpress.spec.ranges import Range
+from modelpress.spec.steps import Narrow
 
 
 class ToyOptions(MethodOptions):
@@ -53,7 +53,7 @@ TOY = Toy()
 
 ASK = """
 import json
-from app.contract.recipe import Recipe
+from modelpress.contract.recipe import Recipe
 from app.jobs.catalogue import method_list
 
 recipe = Recipe.model_validate(
@@ -65,14 +65,12 @@ sent = recipe.model_dump(mode="json")["method"]
 print(json.dumps({"recipe": sent, "listed": listed.title, "documented": documented}))
 """
 
-REGISTRY = "workers/compression/spec/methods/__init__.py"
+REGISTRY = "modelpress/spec/methods/__init__.py"
 
 
 def test_a_method_is_one_file_and_its_entry_in_the_registry(house: House) -> None:
-    house.add_file("workers/compression/spec/methods/toy.py", TOY)
-    house.add_line(
-        REGISTRY, "REGISTERED: tuple[Method[Any], ...] = (", "from workers.compression.spec.methods.toy import TOY"
-    )
+    house.add_file("modelpress/spec/methods/toy.py", TOY)
+    house.add_line(REGISTRY, "REGISTERED: tuple[Method[Any], ...] = (", "from modelpress.spec.methods.toy import TOY")
     house.add_line(REGISTRY, "SVD,", "TOY,")
     assert json.loads(house.run("-c", ASK)) == {
         "recipe": {"name": "toy", "keep": 4},
@@ -80,6 +78,6 @@ def test_a_method_is_one_file_and_its_entry_in_the_registry(house: House) -> Non
         "documented": True,
     }
     tested = house.run(
-        "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/compression/spec/test_methods.py", "-k", "toy"
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/modelpress/spec/test_methods.py", "-k", "toy"
     )
     assert "passed" in tested

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from app.contract.job import State
-from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.jobs import store
 from app.jobs.service import JobService
 from app.settings import Settings
 from app.storage.registry import open_storage
+from modelpress.contract.job import State
+from modelpress.contract.recipe import Recipe
 from tests.support.doorbell import SilentDoorbell
 from tests.support.results import COMPARISON
 from workers import child, failpoints

@@ -44,7 +44,7 @@ def test_ends_at_once_and_leaves_every_file(
     storage.publish("job_1", 1, package)
     wrong = settings.model_copy(update={"database_url": fresh, "port": 0})
     ended = subprocess.run(
-        [sys.executable, "-m", "app.cli", command],
+        [sys.executable, "-m", "modelpress.cli", command],
         env=environment(wrong),
         capture_output=True,
         text=True,

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from app.contract.job import Job, State
-from app.contract.recipe import Recipe
 from app.jobs import store
 from app.jobs.service import JobService
 from app.settings import Settings
 from app.storage.registry import open_storage
+from modelpress.contract.job import Job, State
+from modelpress.contract.recipe import Recipe
 from tests.support.processes import processes_of, wait_until_ended, worker
 from tests.support.text_models import write_tiny_model
 from tests.support.waiting import PATIENCE_SECONDS, wait_for

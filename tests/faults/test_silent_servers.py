@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from app.contract.job import State
-from app.contract.recipe import Recipe
 from app.embedded.valkey import valkey
 from app.jobs.doorbell import Doorbell
 from app.jobs.service import JobService
 from app.settings import ServerSettings
+from modelpress.contract.job import State
+from modelpress.contract.recipe import Recipe
 from tests.support.processes import wait_until_ended, worker
 from tests.support.proxy import broker_address, broker_behind, database_address, database_behind, proxy
 from tests.support.waiting import wait_for

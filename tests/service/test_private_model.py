@@ -8,8 +8,8 @@ from pydantic import SecretStr
 from sqlalchemy import Engine
 
 from app import serve
-from app.client import Client
 from app.settings import ServerSettings
+from modelpress.client import Client
 from tests.support.hub import running_hub
 from tests.support.processes import RECORDED
 from tests.support.strangers import finish

@@ -10,15 +10,15 @@ import pytest
 from sqlalchemy import Engine
 
 from app import serve
-from app.client import Client
-from app.contract.job import State
-from app.contract.recipe import Recipe
 from app.settings import ServerSettings
+from modelpress.client import Client
+from modelpress.contract.job import State
+from modelpress.contract.recipe import Recipe
+from modelpress.spec.methods import METHODS, PlanningMethod
 from tests.support.processes import RECORDED
 from tests.support.service import delete_jobs, service_settings, tiny_recipe
 from tests.support.strangers import Stranger, finish, stranger
 from tests.support.text_models import TQCOMPRESSOR_RATIOS, amplify_blocks, write_tiny_gpt2, write_tiny_mixture
-from workers.compression.spec.methods import METHODS, PlanningMethod
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from fastapi.testclient import TestClient
 
-from app.contract.job import Failure, Source
-from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.jobs import store
 from app.jobs.store import NewJob
 from app.main import create_app
 from app.settings import ServerSettings
 from app.storage.registry import open_storage
+from modelpress.contract.job import Failure, Source
+from modelpress.contract.recipe import Recipe
 from tests.support.results import COMPARISON
 
 CONTENTS = {

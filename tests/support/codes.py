@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from modelpress.spec.codes import CODES, Code
 from workers.compression.encoded import Encoded
 from workers.compression.overlay import Original
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.codes import CODES, Code
 
 
 def rounded(weight: Tensor, code: Code) -> Encoded:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from workers.compression.spec.inventory import Inventory, Site, inventory
+from modelpress.spec.inventory import Inventory, Site, inventory
 
 
 def llama_like(

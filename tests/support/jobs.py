@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 from torch import Tensor
 
-from app.contract.recipe import Recipe
+from modelpress.contract.recipe import Recipe
 from tests.support.meter import RecordedMeter
 from tests.support.text_models import write_text, write_tiny_model
 from workers.messages import Assignment, DoneReport, ProgressReport

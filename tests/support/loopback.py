@@ -11,9 +11,9 @@ from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from app.contract.codes import FailureCode
-from app.contract.job import Comparison, Failure, Job, JobSummary, Metrics, Problem, Source, State, Timestamps
-from app.contract.recipe import Recipe
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.job import Comparison, Failure, Job, JobSummary, Metrics, Problem, Source, State, Timestamps
+from modelpress.contract.recipe import Recipe
 
 MOMENT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 BEFORE = Metrics(

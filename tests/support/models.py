@@ -15,9 +15,9 @@ from _pytest.mark.structures import ParameterSet
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from modelpress.spec.architectures import ARCHITECTURES
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.architectures import ARCHITECTURES
 
 VOCABULARY, WIDTH, INNER, BLOCKS, POSITIONS = 96, 32, 48, 2, 64
 WINDOW = 5  # shorter than the test sequences, so that sliding attention differs from full attention

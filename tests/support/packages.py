@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from modelpress.spec.errors import VerificationFailed
+from modelpress.spec.inventory import Site
 from tests.support.models import save_tiny_model
 from tests.support.waiting import PATIENCE_SECONDS
 from workers.compression import structures
@@ -18,8 +20,6 @@ from workers.compression.formats.verification import Probe, Verified, judge_all
 from workers.compression.formats.writer import Written
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.overlay import Overlay, Part
-from workers.compression.spec.errors import VerificationFailed
-from workers.compression.spec.inventory import Site
 
 STRUCTURES = ("low_rank", "pivoted", "kronecker")
 

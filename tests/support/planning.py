@@ -5,19 +5,19 @@ from typing import Any
 
 from torch import Tensor
 
+from modelpress.spec.budgets import uniform_structures
+from modelpress.spec.families import Family, stored_parameters
+from modelpress.spec.inventory import Inventory
+from modelpress.spec.methods import METHODS, planner_of
+from modelpress.spec.methods.low_rank import LOW_RANK
+from modelpress.spec.plan import Plan
+from modelpress.spec.ranges import Range
+from modelpress.spec.steps import BaseStep, Factor
+from modelpress.spec.structures import Structure
 from workers.compression.math.sensitivity import Sensitivity, site_errors
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.budgets import uniform_structures
-from workers.compression.spec.families import Family, stored_parameters
-from workers.compression.spec.inventory import Inventory
-from workers.compression.spec.methods import METHODS, planner_of
-from workers.compression.spec.methods.low_rank import LOW_RANK
-from workers.compression.spec.plan import Plan
-from workers.compression.spec.ranges import Range
-from workers.compression.spec.steps import BaseStep, Factor
-from workers.compression.spec.structures import Structure
 from workers.compression.steps import RUNNERS
 from workers.compression.steps.factor import factor
 from workers.compression.steps.work import CheckpointStore, Work

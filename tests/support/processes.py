@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.contract.job import Job
 from app.jobs.service import JobService
 from app.jobs.states import ENDED
 from app.serve import environment
 from app.settings import Settings
+from modelpress.contract.job import Job
 from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
 ROOT = Path(__file__).parents[2]

@@ -1,6 +1,6 @@
 """The program `modelpress`, whose worker computes with the recorded meter."""
 
-from app.cli import main
+from modelpress.cli import main
 from workers import supervisor
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 import math
 
-from app.contract.job import Comparison, Metrics
-from app.contract.recipe import Recipe
-from app.contract.report import (
+from modelpress.contract.job import Comparison, Metrics
+from modelpress.contract.recipe import Recipe
+from modelpress.contract.report import (
     CompressionReport,
     CurvePoint,
     DistillationReport,
@@ -15,7 +15,7 @@ from app.contract.report import (
     SiteReport,
     TextRecord,
 )
-from workers.compression.spec.steps import Narrow, Refit, Remove
+from modelpress.spec.steps import Narrow, Refit, Remove
 
 BLOCKS = 30
 SHAPES = {

@@ -1,7 +1,7 @@
 """The result of a job that somebody else has computed."""
 
-from app.contract.job import Comparison, Metrics
 from app.storage import StoredFile
+from modelpress.contract.job import Comparison, Metrics
 
 METRICS = Metrics(
     parameters=1000,

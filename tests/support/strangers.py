@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from app.client import Client
-from app.contract.job import Job, State
-from app.contract.recipe import Recipe
+from modelpress.client import Client
+from modelpress.contract.job import Job, State
+from modelpress.contract.recipe import Recipe
 
 OPEN = """
 import os, sys, traceback
@@ -25,7 +25,7 @@ def opened(directory):
     assert not loading["missing_keys"] and not loading["unexpected_keys"], loading
     ids = AutoTokenizer.from_pretrained(directory, trust_remote_code=True)("the quick", return_tensors="pt").input_ids
     assert model.generate(ids, max_new_tokens=4, min_new_tokens=4).shape[1] == ids.shape[1] + 4
-    assert "app" not in sys.modules and "workers" not in sys.modules
+    assert not {"app", "modelpress", "workers"} & sys.modules.keys()
     return sum(parameter.numel() for parameter in model.parameters())
 
 for line in asked:

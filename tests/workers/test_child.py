@@ -54,6 +54,16 @@ def first(child: Child) -> dict[str, Any]:
     return child.next_event(PATIENCE_SECONDS)
 
 
+def test_neither_a_child_nor_what_it_starts_imports_from_its_directory(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "program_echo.py").write_text("raise SystemExit('imported')")
+    with start("echo", tmp_path) as echo:
+        assert first(echo) == {"request": "{}\n"}
+    with start("environment", tmp_path) as environment:
+        assert first(environment)["PYTHONSAFEPATH"] == "1"
+
+
 def test_a_child_is_given_its_request_and_heard(tmp_path: Path) -> None:
     with start("echo", tmp_path, json.dumps({"job": 1})) as child:
         assert json.loads(first(child)["request"]) == {"job": 1}

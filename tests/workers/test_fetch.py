@@ -9,8 +9,6 @@ import pyarrow.parquet
 import pytest
 from pydantic import ValidationError
 
-from app.contract.job import Source
-from app.contract.recipe import Recipe
 from app.errors import (
     DownloadCorrupted,
     HubUnavailable,
@@ -22,6 +20,8 @@ from app.errors import (
 )
 from app.settings import Settings
 from app.sources.documents import read_documents
+from modelpress.contract.job import Source
+from modelpress.contract.recipe import Recipe
 from tests.support.checkpoints import (
     CONFIG,
     SHAPES,

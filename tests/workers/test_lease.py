@@ -6,12 +6,12 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import text
 
-from app.contract.job import State
-from app.contract.recipe import Recipe
 from app.db import Sessions, make_engine, make_sessions
 from app.jobs import store
 from app.jobs.service import JobService
 from app.jobs.store import Claim, Progress
+from modelpress.contract.job import State
+from modelpress.contract.recipe import Recipe
 from tests.support.waiting import wait_for
 from workers.lease import Lease
 

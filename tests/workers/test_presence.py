@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from app.contract.job import State
-from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.jobs import roster
 from app.jobs.roster import Introduction
 from app.jobs.service import JobService
 from app.settings import ServerSettings
 from app.storage.registry import open_storage
+from modelpress.contract.job import State
+from modelpress.contract.recipe import Recipe
 from workers import labels
 from workers.presence import Presence
 from workers.supervisor import Supervisor

@@ -13,9 +13,6 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from app.contract.codes import FailureCode
-from app.contract.job import AttemptOutcome, State
-from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.jobs import store
 from app.jobs.service import JobService
@@ -23,6 +20,9 @@ from app.jobs.store import Claim
 from app.settings import Settings
 from app.storage import Storage
 from app.storage.registry import open_storage
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.job import AttemptOutcome, State
+from modelpress.contract.recipe import Recipe
 from tests.support.results import COMPARISON
 from tests.support.waiting import PATIENCE_SECONDS
 from workers import child, container

@@ -14,15 +14,15 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from workers.compression.spec.companions import (
+from modelpress.spec.companions import (
     TEMPLATES,
     TOKENIZER,
     TOKENIZER_CONFIG,
     companion_names,
     write_companions,
 )
-from workers.compression.spec.config import read_config
-from workers.compression.spec.errors import NoTokenizer
+from modelpress.spec.config import read_config
+from modelpress.spec.errors import NoTokenizer
 
 GENERIC_CLASS = "PreTrainedTokenizerFast"
 """The class that takes tokenizer.json as it is, by the name that every release of transformers knows."""

@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from workers.compression.spec.codes import CODES, Code
+from modelpress.spec.codes import CODES, Code
 
 LEVELS, UNITS, SCALES = ":levels", ":units", ":scales"
 """Suffixes to a tensor's name, for the tensors that are stored in its place."""

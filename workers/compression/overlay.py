@@ -33,10 +33,9 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import CONFIG_MAPPING
 
-from workers.compression.encoded import DecodedTensors, Encoded
-from workers.compression.spec.architectures import architecture_of
-from workers.compression.spec.config import is_tied, read_config
-from workers.compression.spec.dimensions import (
+from modelpress.spec.architectures import architecture_of
+from modelpress.spec.config import is_tied, read_config
+from modelpress.spec.dimensions import (
     block_of,
     intermediate_size,
     intermediate_sizes,
@@ -44,10 +43,11 @@ from workers.compression.spec.dimensions import (
     renumbered,
     resized_config,
 )
-from workers.compression.spec.headers import StoredTensor, stored_tensors
-from workers.compression.spec.heads import stated_heads
-from workers.compression.spec.inventory import ExpertCounts, Inventory, Site, inventory, weights
-from workers.compression.spec.kept_experts import KeptExperts
+from modelpress.spec.headers import StoredTensor, stored_tensors
+from modelpress.spec.heads import stated_heads
+from modelpress.spec.inventory import ExpertCounts, Inventory, Site, inventory, weights
+from modelpress.spec.kept_experts import KeptExperts
+from workers.compression.encoded import DecodedTensors, Encoded
 
 Form = Mapping[str, Any]
 """JSON form of a structure, such as {"kind": "low_rank", "rank": 8}."""

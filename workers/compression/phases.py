@@ -14,9 +14,9 @@ to what the parts before it have become. The plan is made once, for the original
 from dataclasses import dataclass
 from itertools import pairwise
 
-from workers.compression.spec.inventory import Inventory
-from workers.compression.spec.plan import Plan
-from workers.compression.spec.steps import Factor
+from modelpress.spec.inventory import Inventory
+from modelpress.spec.plan import Plan
+from modelpress.spec.steps import Factor
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from modelpress.spec.plan import Plan
 from workers.compression.math.sensitivity import Sensitivity
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import PartStore
-from workers.compression.spec.plan import Plan
 from workers.compression.steps import RUNNERS
 from workers.compression.steps.work import CheckpointStore, Work
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from app.contract.job import Metrics
-from app.contract.report import CompressionReport
-from workers.compression.spec.formats import FORMATS, MAIN, Format
+from modelpress.contract.job import Metrics
+from modelpress.contract.report import CompressionReport
+from modelpress.spec.formats import FORMATS, MAIN, Format
 from workers.report.making import how_it_was_made
 from workers.report.phrases import code, plain
 from workers.report.plots import Plot, measured_models

@@ -2,8 +2,8 @@
 
 from collections import Counter
 
-from app.contract.recipe import Distillation
-from app.contract.report import CompressionReport, RoundingReport
+from modelpress.contract.recipe import Distillation
+from modelpress.contract.report import CompressionReport, RoundingReport
 from workers.report.phrases import code, dataset_mix
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from app.contract.job import Metrics
-from app.contract.report import CompressionReport
-from workers.compression.spec.steps import Criterion
+from modelpress.contract.job import Metrics
+from modelpress.contract.report import CompressionReport
+from modelpress.spec.steps import Criterion
 from workers.report import charts
 
 DIRECTORY = "plots"

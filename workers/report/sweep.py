@@ -13,8 +13,8 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from matplotlib.axes import Axes
 
-from app.contract.job import Metrics
-from app.contract.report import SweepReport
+from modelpress.contract.job import Metrics
+from modelpress.contract.report import SweepReport
 from workers.report import charts
 from workers.report.card import RELATION
 from workers.report.phrases import code, plain

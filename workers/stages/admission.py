@@ -6,10 +6,10 @@ still run out of memory, but none is refused that would have fitted.
 
 from dataclasses import dataclass
 
-from app.contract.codes import FailureCode
-from app.contract.recipe import Distillation
-from workers.compression.spec.inventory import Inventory
-from workers.compression.spec.plan import Plan
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.recipe import Distillation
+from modelpress.spec.inventory import Inventory
+from modelpress.spec.plan import Plan
 from workers.messages import AttemptFailed
 from workers.stages import compute, memory
 from workers.stages.context import Context

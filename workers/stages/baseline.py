@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from modelpress.spec.formats import MAIN
 from workers.compression.evaluation.size import stored_size
 from workers.compression.formats import writer_of
 from workers.compression.overlay import Overlay
-from workers.compression.spec.formats import MAIN
 from workers.compression.steps.influence import influence_text
 from workers.compression.steps.remove import blocks_to_drop, drop
 from workers.stages import calibrate, compute, inspect

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from app.contract.codes import FailureCode
-from app.contract.fields import TEACHER
-from app.contract.recipe import Distillation, Recipe
 from app.sources.documents import Document, read_documents
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.fields import TEACHER
+from modelpress.contract.recipe import Distillation, Recipe
 from workers.messages import AttemptFailed
 from workers.stages import inspect, names, tasks, teacher_text
 from workers.stages.context import Context

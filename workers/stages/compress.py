@@ -5,7 +5,7 @@ If the recipe asks for a distillation in several phases, this stage makes only t
 
 from pathlib import Path
 
-from app.contract.recipe import Recipe
+from modelpress.contract.recipe import Recipe
 from workers.compression.phases import Phase, phases
 from workers.compression.pipeline import compress
 from workers.compression.training.checkpoint import TrainingCheckpoint

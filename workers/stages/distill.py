@@ -8,7 +8,7 @@ With several GPUs, several processes train together.
 import logging
 from pathlib import Path
 
-from app.contract.recipe import Recipe
+from modelpress.contract.recipe import Recipe
 from workers.compression.models.edited import EditedModel
 from workers.compression.phases import Phase
 from workers.compression.pipeline import compress as compression

@@ -21,16 +21,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from app.contract.codes import FailureCode
-from app.contract.job import Comparison, Metrics, Protocol
-from app.contract.recipe import Recipe
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.job import Comparison, Metrics, Protocol
+from modelpress.contract.recipe import Recipe
+from modelpress.spec.formats import FORMATS, MAIN, Format
 from workers.compression.evaluation.fidelity import Fidelity, compare, final_states
 from workers.compression.evaluation.protocol import protocol_of
 from workers.compression.evaluation.size import stored_size
 from workers.compression.evaluation.speed import greedy_sample
 from workers.compression.formats.decoded import write_decoded
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.formats import FORMATS, MAIN, Format
 from workers.messages import AttemptFailed
 from workers.stages import calibrate, compute, inspect, memory, names, overlap, quantise, tasks, write
 from workers.stages.baseline import write_baseline

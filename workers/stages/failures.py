@@ -3,8 +3,8 @@
 import torch
 from safetensors import SafetensorError
 
-from app.contract.codes import FailureCode
-from workers.compression.spec.errors import CompressionError
+from modelpress.contract.codes import FailureCode
+from modelpress.spec.errors import CompressionError
 from workers.disk import disk_full, is_disk_failure, mentions_full_disk, storage_failure
 from workers.messages import AttemptFailed, ErrorReport
 

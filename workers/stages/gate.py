@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 
-from app.contract.job import Comparison
-from app.contract.recipe import Gate
+from modelpress.contract.job import Comparison
+from modelpress.contract.recipe import Gate
 
 
 def missed(gate: Gate | None, found: Comparison) -> str | None:

@@ -5,12 +5,12 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from app.sources.gguf import read_gguf
+from modelpress.spec.config import read_config
+from modelpress.spec.headers import read_safetensors_headers
+from modelpress.spec.inventory import Inventory, inventory
 from workers.compression.companions import open_tokenizer
 from workers.compression.models.checked import check_model
 from workers.compression.models.gguf import convert_gguf
-from workers.compression.spec.config import read_config
-from workers.compression.spec.headers import read_safetensors_headers
-from workers.compression.spec.inventory import Inventory, inventory
 from workers.stages import names
 from workers.stages.context import Context
 from workers.stages.stage import Stage

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from app.contract.codes import FailureCode
+from modelpress.contract.codes import FailureCode
 from workers.compression.evaluation.overlap import PASSAGE, shared
 from workers.messages import AttemptFailed
 from workers.stages import names

@@ -7,8 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+from modelpress.spec.formats import MAIN
 from workers.compression.formats.files import SUMS_FILE, write_sums
-from workers.compression.spec.formats import MAIN
 from workers.stages import names, write
 from workers.stages.context import Context
 from workers.stages.report import write_report

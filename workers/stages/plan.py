@@ -11,18 +11,18 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from app.contract.codes import FailureCode
-from app.contract.recipe import Recipe
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.recipe import Recipe
+from modelpress.spec.families import KroneckerFamily
+from modelpress.spec.formats import FORMATS, Format
+from modelpress.spec.methods import METHODS, Need, method_of, planner_of
+from modelpress.spec.plan import Plan
+from modelpress.spec.sizes import PLAIN_BYTES, Candidate, Wanted, candidates, matrices
+from modelpress.spec.steps import factor_labels
 from workers.compression.choice import Trial, trials
 from workers.compression.formats import writer_of
 from workers.compression.math.sensitivity import Sensitivity, from_tensors, measure, site_errors, to_tensors
 from workers.compression.overlay import Overlay
-from workers.compression.spec.families import KroneckerFamily
-from workers.compression.spec.formats import FORMATS, Format
-from workers.compression.spec.methods import METHODS, Need, method_of, planner_of
-from workers.compression.spec.plan import Plan
-from workers.compression.spec.sizes import PLAIN_BYTES, Candidate, Wanted, candidates, matrices
-from workers.compression.spec.steps import factor_labels
 from workers.messages import AttemptFailed
 from workers.stages import admission, calibrate, compute, inspect, names
 from workers.stages.context import Context

@@ -10,7 +10,15 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 
-from app.contract.recipe import Recipe
+from modelpress.contract.recipe import Recipe
+from modelpress.spec.codes import CODES
+from modelpress.spec.formats import FORMATS, Format
+from modelpress.spec.inventory import Inventory
+from modelpress.spec.precision import PLAIN_BITS
+from modelpress.spec.ranges import TOLERANCE, RatioOutOfRange
+from modelpress.spec.rounding import Budget, choose_codes
+from modelpress.spec.sizes import bytes_before, bytes_of, choices, matrices
+from modelpress.spec.steps import Quantise
 from workers.compression import pipeline
 from workers.compression.formats import writer_of
 from workers.compression.math.code_costs import code_costs
@@ -18,14 +26,6 @@ from workers.compression.math.sensitivity import Sensitivity, from_tensors, meas
 from workers.compression.models.edited import EditedModel
 from workers.compression.overlay import Overlay
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.codes import CODES
-from workers.compression.spec.formats import FORMATS, Format
-from workers.compression.spec.inventory import Inventory
-from workers.compression.spec.precision import PLAIN_BITS
-from workers.compression.spec.ranges import TOLERANCE, RatioOutOfRange
-from workers.compression.spec.rounding import Budget, choose_codes
-from workers.compression.spec.sizes import bytes_before, bytes_of, choices, matrices
-from workers.compression.spec.steps import Quantise
 from workers.stages import calibrate, compress, compute, inspect, names
 from workers.stages.context import Context
 from workers.stages.part_files import PartFiles, StagePlace

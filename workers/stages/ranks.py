@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from app.contract.codes import FailureCode
+from modelpress.contract.codes import FailureCode
 from workers.compression.phases import Phase
 from workers.messages import REPORT, Assignment, AttemptFailed, ErrorReport, Message
 from workers.stages import compute, names
@@ -110,4 +110,4 @@ def follow(context: Context, command: Sequence[str]) -> None:
 
 def environment() -> Mapping[str, str]:
     """Return this process's environment with its import path, so that the ranks import the same modules."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONSAFEPATH": "1"}

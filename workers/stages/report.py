@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from app.contract.report import (
+from modelpress.contract.report import (
     CompressionReport,
     DistillationPhase,
     DistillationReport,
@@ -15,15 +15,15 @@ from app.contract.report import (
     SiteReport,
     TeacherText,
 )
+from modelpress.spec.codes import CODES
+from modelpress.spec.config import read_config
+from modelpress.spec.families import tables_of
+from modelpress.spec.formats import FORMATS, MAIN, Format
+from modelpress.spec.inventory import Inventory, Site
+from modelpress.spec.plan import Plan
+from modelpress.spec.sizes import matrices, plain_bytes
+from modelpress.spec.steps import Fuse, Remove
 from workers.compression.overlay import Overlay
-from workers.compression.spec.codes import CODES
-from workers.compression.spec.config import read_config
-from workers.compression.spec.families import tables_of
-from workers.compression.spec.formats import FORMATS, MAIN, Format
-from workers.compression.spec.inventory import Inventory, Site
-from workers.compression.spec.plan import Plan
-from workers.compression.spec.sizes import matrices, plain_bytes
-from workers.compression.spec.steps import Fuse, Remove
 from workers.stages import compress, distill, evaluate, inspect, plan, quantise, teacher_text, write
 from workers.stages.context import Context
 from workers.stages.curve import joined

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from app.contract.recipe import Recipe
-from app.contract.report import Environment, OriginalRecord, Reproducibility, TextRecord
-from workers.compression.spec.companions import companion_names
-from workers.compression.spec.files import file_sha256
-from workers.compression.spec.headers import INDEX_FILE, stored_tensors
+from modelpress.contract.recipe import Recipe
+from modelpress.contract.report import Environment, OriginalRecord, Reproducibility, TextRecord
+from modelpress.spec.companions import companion_names
+from modelpress.spec.files import file_sha256
+from modelpress.spec.headers import INDEX_FILE, stored_tensors
 from workers.stages import compute, distill, tasks
 from workers.stages.context import Context
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.contract.recipe import Recipe
+from modelpress.contract.recipe import Recipe
 from workers.messages import FETCH_SHARE
 from workers.stages.context import Context
 

@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.contract.job import SweepResult
-from app.contract.report import SweepReport
+from modelpress.contract.job import SweepResult
+from modelpress.contract.report import SweepReport
 from workers.compression.formats.files import write_sums
 from workers.messages import DoneReport
 from workers.stages import evaluate, gate, package, plan

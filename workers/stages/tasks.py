@@ -14,9 +14,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from app.contract.codes import FailureCode
-from app.contract.job import Metrics, TaskResult
-from app.contract.recipe import Recipe
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.job import Metrics, TaskResult
+from modelpress.contract.recipe import Recipe
 from workers.compression.models.streamed import StreamedModel
 from workers.messages import AttemptFailed
 from workers.stages import compute, inspect, memory

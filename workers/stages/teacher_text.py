@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from app.contract.fields import TEACHER
+from modelpress.contract.fields import TEACHER
 from workers.compression.teacher_text import Sampling, sample
 from workers.stages import compute, inspect, names
 from workers.stages.context import Context

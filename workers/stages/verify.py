@@ -7,11 +7,11 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from modelpress.spec.formats import MAIN, Format
 from workers.compression.companions import sample_texts, tokenised
 from workers.compression.formats import writer_of
 from workers.compression.formats.verification import Probe, Verified
 from workers.compression.formats.writer import Opener
-from workers.compression.spec.formats import MAIN, Format
 from workers.messages import DoneReport
 from workers.stages import evaluate, gate, inspect, memory, names, package, write
 from workers.stages.context import Context

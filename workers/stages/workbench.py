@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from workers.compression.spec.files import file_sha256, sync
+from modelpress.spec.files import file_sha256, sync
 
 RECORD = "record.json"
 

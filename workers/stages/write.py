@@ -11,12 +11,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from app.contract.codes import FailureCode
-from app.contract.recipe import Recipe
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.recipe import Recipe
+from modelpress.spec.formats import FORMATS, MAIN, Format
+from modelpress.spec.methods import Leaves, method_of
 from workers.compression.formats import writer_of
 from workers.compression.overlay import Overlay
-from workers.compression.spec.formats import FORMATS, MAIN, Format
-from workers.compression.spec.methods import Leaves, method_of
 from workers.messages import AttemptFailed
 from workers.stages import compress, inspect, names, quantise
 from workers.stages.context import Context

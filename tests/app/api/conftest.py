@@ -8,10 +8,10 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
-from app.contract.codes import FailureCode
-from app.contract.job import Failure, Job
 from app.db import Sessions
 from app.settings import Settings
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.job import Failure, Job
 from tests.support.api import Finished, api, finish
 
 

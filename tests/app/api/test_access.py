@@ -8,10 +8,10 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
 
-from app.contract.access import KeyRequest, Scope
 from app.db import Sessions
 from app.keys.setup import issue_key
 from app.settings import ServerSettings
+from modelpress.contract.access import KeyRequest, Scope
 from tests.support.api import Finished, api
 
 EVERYTHING = frozenset(Scope)

@@ -2,7 +2,7 @@
 
 from fastapi.testclient import TestClient
 
-from workers.compression.spec.architectures import ARCHITECTURES
+from modelpress.spec.architectures import ARCHITECTURES
 
 
 def test_every_registered_architecture_is_listed_with_what_can_be_sent_and_asked(client: TestClient) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from app.contract.job import Job
 from app.db import Sessions
 from app.settings import Settings
 from app.storage.registry import BACKENDS
+from modelpress.contract.job import Job
 from tests.support.api import Finished, api, finish
 from tests.support.memory_storage import MemoryStorage
 

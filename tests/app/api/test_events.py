@@ -13,13 +13,13 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
 from app.api.pace import wait_seconds
-from app.contract.codes import FailureCode
-from app.contract.event import EventKind
-from app.contract.job import Failure, Job
 from app.db import Sessions
 from app.jobs import store
 from app.jobs.events import Happening
 from app.settings import ServerSettings
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.event import EventKind
+from modelpress.contract.job import Failure, Job
 from tests.support.server import serving
 
 Post = Callable[[], Job]

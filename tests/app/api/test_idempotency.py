@@ -7,10 +7,10 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
 
-from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.jobs import repeats
 from app.jobs.service import JobService
+from modelpress.contract.recipe import Recipe
 from tests.support.doorbell import SilentDoorbell
 
 KEY = {"Idempotency-Key": "2026-11-30-nightly"}

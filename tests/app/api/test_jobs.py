@@ -9,11 +9,11 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, text
 
 from app.api.pace import pause_seconds
-from app.contract.job import Job
 from app.db import Sessions
 from app.jobs import store
 from app.jobs.store import Progress
 from app.settings import Settings
+from modelpress.contract.job import Job
 from tests.support.api import Finished, api
 
 Post = Callable[[], Job]

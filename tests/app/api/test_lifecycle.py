@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from app.contract.codes import FailureCode
-from app.contract.job import Failure, Job
 from app.db import Sessions
 from app.jobs import roster, store
 from app.jobs.roster import Introduction
 from app.settings import ServerSettings
 from app.storage.registry import open_storage
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.job import Failure, Job
 from tests.support.api import Finished
 
 Post = Callable[[], Job]

@@ -7,8 +7,8 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
 
-from app.contract.job import State
 from app.jobs.listing import JobFilter, select_jobs
+from modelpress.contract.job import State
 
 FILTERS = {
     "jobs_newest_first": JobFilter(),

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from workers.compression.spec.methods import METHODS
+from modelpress.spec.methods import METHODS
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from app.api.problems import all_kinds
-from app.contract.codes import FailureCode
-from app.contract.job import Problem
 from app.errors import HubUnavailable
 from app.main import MAX_BODY_BYTES
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.job import Problem
 
 VALID = {"model": "local:tiny", "target_ratio": 1.3}
 

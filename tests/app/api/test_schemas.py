@@ -2,7 +2,7 @@
 
 from fastapi.testclient import TestClient
 
-from app.contract.report import (
+from modelpress.contract.report import (
     SCHEMA_VERSION,
     SWEEP_SCHEMA_VERSION,
     CompressionReport,

@@ -10,11 +10,11 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from app.contract.codes import FailureCode
-from app.contract.job import Failure, Source, State
-from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.jobs import outages, store
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.job import Failure, Source, State
+from modelpress.contract.recipe import Recipe
 from tests.support.results import COMPARISON, FILES
 
 RECIPE = Recipe(model="local:tiny", target_ratio=1.5)

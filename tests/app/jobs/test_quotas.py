@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.errors import QuotaExceeded
 from app.jobs import store
@@ -13,6 +12,7 @@ from app.jobs.service import JobService
 from app.keys.callers import operator
 from app.keys.setup import set_limits
 from app.storage import StoredFile
+from modelpress.contract.recipe import Recipe
 from tests.support.results import COMPARISON
 
 LIMIT = 2

@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-from app.contract.job import State
-from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.errors import (
     JobEnded,
@@ -15,13 +13,15 @@ from app.errors import (
     MethodDoesNotFit,
     QueueFull,
     RatioOutOfRange,
-    Refused,
     UnknownDataset,
     UnknownModel,
 )
 from app.jobs import store
 from app.jobs.listing import JobFilter
 from app.jobs.service import JobService
+from modelpress.contract.job import State
+from modelpress.contract.recipe import Recipe
+from modelpress.errors import Refused
 from tests.support.doorbell import SilentDoorbell
 from tests.support.text_models import TQCOMPRESSOR_RATIOS, write_tiny_model
 

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from app.contract.job import State
 from app.jobs.states import ENDED, LEASED, TRANSITIONS, Event, destination, origins
+from modelpress.contract.job import State
 
 
 @pytest.mark.parametrize("state", ENDED)

@@ -8,14 +8,14 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from app.contract.codes import FailureCode
-from app.contract.job import AttemptOutcome, Comparison, Failure, Resumed, Source, State, SweepResult
-from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.jobs import listing, ownership, store, turns
 from app.jobs.models import AttemptRow, JobRow
 from app.jobs.service import JobService
 from app.jobs.store import Progress
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.job import AttemptOutcome, Comparison, Failure, Resumed, Source, State, SweepResult
+from modelpress.contract.recipe import Recipe
 from tests.support.results import COMPARISON, FILES
 
 RECIPE = Recipe(model="local:tiny", target_ratio=1.5)

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from app.contract.recipe import Recipe
 from app.db import Sessions
 from app.jobs import outages, roster, turns
 from app.jobs.roster import Introduction
 from app.jobs.service import JobService
 from app.keys.callers import operator
 from app.keys.setup import set_limits
+from modelpress.contract.recipe import Recipe
 
 Post = Callable[..., str]
 

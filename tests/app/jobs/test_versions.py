@@ -8,8 +8,6 @@ import pytest
 from celery import Celery
 from sqlalchemy import Engine, text
 
-from app.contract.job import AttemptOutcome, State
-from app.contract.recipe import Recipe
 from app.db import Sessions, at_head, newest_migration, upgrade
 from app.jobs.doorbell import TASK
 from app.jobs.models import AttemptRow, JobRow
@@ -17,6 +15,8 @@ from app.jobs.service import JobService
 from app.jobs.views import read_outcome, read_state
 from app.settings import Settings
 from app.storage.registry import open_storage
+from modelpress.contract.job import AttemptOutcome, State
+from modelpress.contract.recipe import Recipe
 from workers.supervisor import Supervisor
 from workers.tasks import register
 

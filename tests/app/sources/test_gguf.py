@@ -10,8 +10,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from app.sources.gguf import BLOCKS, architecture_of, read_gguf, transformers_name
 from app.sources.gguf_errors import MalformedGguf, UnsupportedGguf
 from app.sources.gguf_rotary import llama3_divisors
+from modelpress.spec.architectures import ARCHITECTURES
 from tests.support.checkpoints import CONFIG, SHAPES, write_gguf
-from workers.compression.spec.architectures import ARCHITECTURES
 
 NAMES = sorted(known.gguf.architecture for known in ARCHITECTURES.values() if known.gguf is not None)
 

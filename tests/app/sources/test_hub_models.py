@@ -7,19 +7,12 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from app.errors import (
-    HubUnavailable,
-    InvalidModel,
-    NoSafetensors,
-    NoTokenizer,
-    Refused,
-    UnknownModel,
-    UnsupportedModel,
-)
+from app.errors import HubUnavailable, InvalidModel, NoSafetensors, NoTokenizer, UnknownModel, UnsupportedModel
 from app.settings import SourceSettings
 from app.sources.checkpoint import FIRST_READ
 from app.sources.hub import Hub, part
 from app.sources.models import ModelSources
+from modelpress.errors import Refused
 from tests.support.checkpoints import CONFIG, PARAMETERS, SHAPES, json_bytes, safetensors_bytes, sharded, single_file
 from tests.support.hub import LoopbackHub
 from tests.support.waiting import PATIENCE_SECONDS

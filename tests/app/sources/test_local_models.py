@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from app.errors import InvalidModel, NoSafetensors, NoTokenizer, OutsideRoots, Refused, UnknownModel, UnsupportedModel
+from app.errors import InvalidModel, NoSafetensors, NoTokenizer, OutsideRoots, UnknownModel, UnsupportedModel
 from app.settings import SourceSettings
 from app.sources.models import ModelSources
+from modelpress.errors import Refused
 from tests.support.checkpoints import (
     CONFIG,
     PARAMETERS,

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import HubUnavailable, OutsideRoots, Refused, UnknownDataset
+from app.errors import HubUnavailable, OutsideRoots, UnknownDataset
 from app.settings import SourceSettings
 from app.sources.text import TextSources
+from modelpress.errors import Refused
 from tests.support.hub import LoopbackHub
 
 FIELD = "evaluation.datasets.0"

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from modelpress.spec.errors import TaskDataMissing, TaskNotRunnable, UnknownTask
 from tests.support.lm_tasks import EXAMPLES, NAME, write_group, write_task
 from tests.support.text_models import amplify_blocks, write_tiny_model
-from workers.compression.spec.errors import TaskDataMissing, TaskNotRunnable, UnknownTask
 
 pytest.importorskip("lm_eval", reason="the extra `tasks` is not installed")
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from modelpress.spec.dimensions import resized_parameters
 from tests.support.models import logits_of, save_tiny_model, tiny_model
 from tests.support.packages import factored
 from workers.compression.formats.dense import Dense
@@ -16,7 +17,6 @@ from workers.compression.formats.safetensors import Safetensors
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.overlay import Overlay
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.dimensions import resized_parameters
 
 ARCHITECTURES = ("llama", "llama-tied", "gpt2", "gpt_neox", "gemma", "opt-projected", "phi3")
 

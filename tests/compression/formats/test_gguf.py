@@ -11,6 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from modelpress.spec.codes import CODES
+from modelpress.spec.errors import VerificationFailed
+from modelpress.spec.gguf import LLAMA_CPP, refuse_gguf
+from modelpress.spec.methods import Leaves
 from tests.support.models import MODELS, VARIANTS, initialised, save_tiny_model, token_ids
 from tests.support.waiting import PATIENCE_SECONDS
 from workers.compression.encoded import Encoded
@@ -24,10 +28,6 @@ from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.overlay import Overlay
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.codes import CODES
-from workers.compression.spec.errors import VerificationFailed
-from workers.compression.spec.gguf import LLAMA_CPP, refuse_gguf
-from workers.compression.spec.methods import Leaves
 
 pytest.importorskip("xllamacpp", reason="llama.cpp is an optional extra")
 

@@ -8,6 +8,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.pre_tokenizers import PreTokenizer
 from transformers import PreTrainedTokenizerFast
 
+from modelpress.spec.errors import NoTokenizer
 from tests.support.models import save_tiny_model
 from tests.support.tokenizers import byte_level, sentencepiece_like
 from tests.support.waiting import PATIENCE_SECONDS
@@ -17,7 +18,6 @@ from workers.compression.formats.gguf import Gguf
 from workers.compression.formats.gguf.opening import FILE
 from workers.compression.formats.gguf.vocabulary import vocabulary
 from workers.compression.overlay import Overlay
-from workers.compression.spec.errors import NoTokenizer
 
 pytest.importorskip("xllamacpp", reason="llama.cpp is an optional extra")
 

@@ -12,6 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.codes import CODES
+from modelpress.spec.packing import NotStorable, storable
 from tests.support.codes import rounded_part
 from tests.support.models import MODELS, SAMPLE, save_tiny_model, tiny_config, tiny_model, token_ids
 from workers.compression.formats.safetensors import Safetensors
@@ -21,9 +24,6 @@ from workers.compression.models.layout import Layout
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.overlay import Original, Overlay
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.architectures import ARCHITECTURES
-from workers.compression.spec.codes import CODES
-from workers.compression.spec.packing import NotStorable, storable
 
 LINEAR = [name for name in MODELS if name != "gpt2" and ARCHITECTURES[tiny_config(name).model_type].packable]
 SITE, EMBEDDING = "model.layers.1.self_attn.q_proj", "model.embed_tokens"

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from modelpress.spec.formats import FORMATS, MAIN, Format
+from modelpress.spec.methods import METHODS, Leaves
 from tests.support.models import save_tiny_model, token_ids
 from tests.support.waiting import PATIENCE_SECONDS
 from workers.compression.formats import Writer, writer_of
@@ -16,8 +18,6 @@ from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.overlay import Overlay
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.formats import FORMATS, MAIN, Format
-from workers.compression.spec.methods import METHODS, Leaves
 
 SITES = {"llama": "model.layers.1.mlp.up_proj", "gpt2": "transformer.h.1.mlp.c_fc"}
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
+from modelpress.spec.errors import VerificationFailed
 from tests.support.models import save_tiny_model, token_ids
 from tests.support.packages import write_package
 from tests.support.text_models import byte_tokenizer
@@ -22,7 +23,6 @@ from workers.compression.formats.verification import Probe, verify, verify_all
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.overlay import Overlay
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.errors import VerificationFailed
 
 SITE = "model.layers.0.mlp.up_proj"
 

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from modelpress.spec.codes import CODES
+from modelpress.spec.sizes import matrices
+from modelpress.spec.steps import Quantise
 from tests.support.compression import calibration, open_initialised, sensitivities_of
 from workers.compression.math import code_costs
 from workers.compression.math.code_costs import Costs
 from workers.compression.math.fitting import Moments, matrix_of
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.codes import CODES
-from workers.compression.spec.sizes import matrices
-from workers.compression.spec.steps import Quantise
 from workers.compression.steps.quantise import run
 from workers.compression.steps.work import Work
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from modelpress.spec.structures import LowRank, Pivoted, Structure
 from workers.compression.math.degenerate import relative
 from workers.compression.math.dominant_rows import dominant_rows
 from workers.compression.math.fitting import Moments, fit, matrix, problem
 from workers.compression.math.pruning import prune
-from workers.compression.spec.structures import LowRank, Pivoted, Structure
 
 STRUCTURES = [LowRank(6), Pivoted(6), Pivoted(6, folded=True)]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from modelpress.spec.structures import Kronecker, LowRank, Pivoted, Structure
 from workers.compression.math import fitting, kronecker
 from workers.compression.math.dominant_rows import PIVOT_BOUND
 from workers.compression.math.fitting import (
@@ -20,7 +21,6 @@ from workers.compression.math.fitting import (
     spectrum,
 )
 from workers.compression.math.kronecker import rearranged_fit
-from workers.compression.spec.structures import Kronecker, LowRank, Pivoted, Structure
 
 SHAPES = [(24, 40), (40, 24), (24, 24)]
 

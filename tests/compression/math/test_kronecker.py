@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from modelpress.spec.structures import Kronecker
 from workers.compression.math.kronecker import (
     WeightedTarget,
     errors_by_terms,
@@ -17,7 +18,6 @@ from workers.compression.math.kronecker import (
 )
 from workers.compression.math.permutation import stratified
 from workers.compression.math.tables import fit_kronecker_head, fit_kronecker_table, table_error
-from workers.compression.spec.structures import Kronecker
 from workers.compression.structures import build, build_embedding
 
 SUM = Kronecker(12, (6, 4), (10, 4))

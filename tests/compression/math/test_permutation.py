@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from modelpress.spec.structures import Kronecker
 from workers.compression.math.permutation import kept_energy, search
-from workers.compression.spec.structures import Kronecker
 
 
 def shuffled(structure: Kronecker, noise: float, seed: int = 0) -> Tensor:

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from modelpress.spec.codes import CODES, Code
 from workers.compression.encoded import Encoded
 from workers.compression.math import rounding
 from workers.compression.math.fitting import damped
 from workers.compression.math.rounding import relative_error, rounded
-from workers.compression.spec.codes import CODES, Code
 
 KINDS = ("int8", "int4_g64", "q8_0", "iq4_nl", "q6_k", "q3_k")
 """A unit for each row, for each group, and for several groups; levels at equal distances, and at others."""

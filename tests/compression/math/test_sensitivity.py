@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from modelpress.spec.families import KroneckerFamily, tables_of
+from modelpress.spec.ranges import TOLERANCE
 from tests.support.planning import plan_of, range_of, structures_of
 from workers.compression.math.sensitivity import Sensitivity, from_tensors, measure, measure_all, smoothed, to_tensors
 from workers.compression.math.tables import table_gram
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.families import KroneckerFamily, tables_of
-from workers.compression.spec.ranges import TOLERANCE
 
 CONFIG = LlamaConfig(
     hidden_size=64,

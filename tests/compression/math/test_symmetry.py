@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.structures import Pivoted
 from tests.support.compression import TINY, calibration, open_initialised
 from tests.support.planning import factor_plan, factored, range_of, structures_of, uniform_plan
 from workers.compression import structures
@@ -12,8 +14,6 @@ from workers.compression.math.sensitivity import Sensitivity
 from workers.compression.math.symmetry import reorder_hidden_units
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.architectures import ARCHITECTURES
-from workers.compression.spec.structures import Pivoted
 
 REORDERED = sorted(name for name in TINY if ARCHITECTURES[name].mlp.stacked == 1)
 

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from modelpress.spec.errors import MalformedModel, NotFinite
 from tests.support.models import save_tiny_model
 from workers.compression.models.checked import check_model
-from workers.compression.spec.errors import MalformedModel, NotFinite
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from modelpress.spec.methods.svd import SVD
 from tests.support.models import logits_of, open_tiny, token_ids
 from tests.support.packages import write_package
 from tests.support.planning import factored, uniform_plan
@@ -16,7 +17,6 @@ from workers.compression.math.sensitivity import measure
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.methods.svd import SVD
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from modelpress.spec.errors import MalformedModel, UnsupportedArchitecture
 from tests.support.models import save_tiny_model, token_ids
 from workers.compression.models.streamed import StreamedModel
-from workers.compression.spec.errors import MalformedModel, UnsupportedArchitecture
 
 
 def rewrite(directory: Path, changes: dict[str, Tensor | None]) -> None:

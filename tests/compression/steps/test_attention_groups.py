@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from modelpress.spec.dimensions import intermediate_size
+from modelpress.spec.heads import HeadsDoNotFit, heads_of
+from modelpress.spec.steps import Narrow
 from tests.support.compression import same
 from tests.support.models import distance, open_tiny, token_ids
 from tests.support.planning import taken
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.dimensions import intermediate_size
-from workers.compression.spec.heads import HeadsDoNotFit, heads_of
-from workers.compression.spec.steps import Narrow
 from workers.compression.steps import narrow as width
 
 SOME = ("llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text")

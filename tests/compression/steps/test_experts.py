@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from modelpress.spec.steps import KeepExperts
 from tests.support.models import BLOCKS, distance, open_tiny, token_ids
 from tests.support.planning import taken
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.steps import KeepExperts
 from workers.compression.steps.experts import Contribution
 
 

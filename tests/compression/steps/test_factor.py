@@ -11,6 +11,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from modelpress.spec.families import KroneckerFamily
+from modelpress.spec.methods import METHODS
+from modelpress.spec.methods.svd import SVD
+from modelpress.spec.plan import Plan
+from modelpress.spec.ranges import TOLERANCE
+from modelpress.spec.structures import Kronecker, LowRank, Pivoted
 from tests.support.compression import TINY, UNTIED, calibration, open_initialised, same, sensitivities_of
 from tests.support.packages import write_package
 from tests.support.planning import factor_plan, factored, plan_of, range_of, structures_of, uniform_plan
@@ -18,12 +24,6 @@ from workers.compression import structures
 from workers.compression.math.sensitivity import Sensitivity, measure, measure_all
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.families import KroneckerFamily
-from workers.compression.spec.methods import METHODS
-from workers.compression.spec.methods.svd import SVD
-from workers.compression.spec.plan import Plan
-from workers.compression.spec.ranges import TOLERANCE
-from workers.compression.spec.structures import Kronecker, LowRank, Pivoted
 from workers.compression.steps import two_streams
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from modelpress.spec.steps import Refit
 from tests.support.block_removal import IDS, OTHERS, SHORT, chosen, divergence, shortened, write
 from tests.support.models import logits_of
 from tests.support.planning import applied, taken
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.steps import Refit
 from workers.compression.steps.absorb import Absorption, absorb_each
 from workers.compression.steps.grafting import GraftRanks
 from workers.compression.steps.influence import removals

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.dimensions import intermediate_size
+from modelpress.spec.steps import Narrow
 from tests.support.models import MODELS, distance, open_tiny, sampled, tiny_config, token_ids
 from tests.support.planning import taken
 from workers.compression.models.edited import EditedModel, put
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.architectures import ARCHITECTURES
-from workers.compression.spec.dimensions import intermediate_size
-from workers.compression.spec.steps import Narrow
 from workers.compression.steps import narrow as width
 
 SOME = ("llama", "gpt2", "opt", "opt-projected", "gemma2", "phi3", "gpt_neox")

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from modelpress.spec.inventory import Inventory
+from modelpress.spec.plan import Plan
+from modelpress.spec.steps import Quantise, Remove, Step
 from tests.support.compression import same
 from tests.support.models import distance, open_tiny, token_ids
 from tests.support.planning import taken
@@ -14,9 +17,6 @@ from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
-from workers.compression.spec.inventory import Inventory
-from workers.compression.spec.plan import Plan
-from workers.compression.spec.steps import Quantise, Remove, Step
 
 SOME = ("llama", "llama-tied", "gpt2", "opt", "opt-projected", "gemma2", "phi3", "gpt_neox")
 

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from modelpress.spec.steps import Refit
 from tests.support.planning import taken
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.steps import Refit
 
 CONFIG = LlamaConfig(
     hidden_size=32,

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
-from app.contract.job import TaskMetric, TaskResult
-from app.contract.recipe import Calibration, Distillation
-from app.contract.report import CompressionReport
+from modelpress.contract.job import TaskMetric, TaskResult
+from modelpress.contract.recipe import Calibration, Distillation
+from modelpress.contract.report import CompressionReport
+from modelpress.spec.steps import Narrow
 from tests.support.reports import TEXTS, distillation_report, factored_report, fused_report
-from workers.compression.spec.steps import Narrow
 from workers.report.card import front_matter_of, model_card
 from workers.report.plots import Plot
 

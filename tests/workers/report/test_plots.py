@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.contract.report import CompressionReport, RemovedBlock
+from modelpress.contract.report import CompressionReport, RemovedBlock
 from tests.support.reports import distillation_report, factored_report, fused_report, metrics
 from workers.report.charts import moving_mean
 from workers.report.plots import SCORES, block_influence, draw, error_per_site, in_two_lines, measured_models

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from app.contract.job import Comparison, SweepResult
-from app.contract.report import SweepReport
+from modelpress.contract.job import Comparison, SweepResult
+from modelpress.contract.report import SweepReport
 from tests.support.reports import ORIGINAL_PARAMETERS, factored_report, metrics
 from workers.report.sweep import TRADEOFF, by_target, draw_tradeoff, sweep_card
 

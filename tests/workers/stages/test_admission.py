@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.contract.recipe import Distillation
+from modelpress.contract.recipe import Distillation
 from tests.support.inventories import llama_like
 from tests.support.planning import plan_of
 from workers.messages import AttemptFailed

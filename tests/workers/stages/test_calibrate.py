@@ -11,8 +11,8 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from app.contract.recipe import Recipe
 from app.sources.documents import Document, to_line
+from modelpress.contract.recipe import Recipe
 from tests.support.jobs import context_of
 from tests.support.text_models import byte_tokenizer, write_tiny_model
 from workers.messages import Assignment, AttemptFailed

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.contract.recipe import Recipe
+from modelpress.contract.recipe import Recipe
 from tests.support.jobs import context_of
 from workers.messages import FETCH_SHARE, Assignment
 from workers.stages import context as module

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.contract.report import CompressionReport
+from modelpress.contract.report import CompressionReport
+from modelpress.spec.ranges import TOLERANCE
 from tests.support.jobs import Attempt, Stopped, done, kept_checkpoints, small_job
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress as compression
-from workers.compression.spec.ranges import TOLERANCE
 from workers.compression.training.distillation import distil
 from workers.compression.training.settings import DistillationSettings
 from workers.compression.training.trained import trained_part

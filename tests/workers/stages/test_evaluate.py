@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.contract.recipe import Gate
+from modelpress.contract.recipe import Gate
 from tests.support.jobs import done, last_report
 from tests.support.text_models import amplify_blocks
 from workers.compression.evaluation.fidelity import Fidelity

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from app.contract.codes import FailureCode
-from workers.compression.spec.errors import MalformedModel, VerificationFailed
+from modelpress.contract.codes import FailureCode
+from modelpress.spec.errors import MalformedModel, VerificationFailed
 from workers.compression.training.loop import Diverged
 from workers.messages import AttemptFailed
 from workers.stages.failures import describe

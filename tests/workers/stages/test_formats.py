@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from app.contract.report import CompressionReport
+from modelpress.contract.report import CompressionReport
+from modelpress.spec.formats import FORMATS
 from tests.support.jobs import last_report, small_job
 from workers.compression.evaluation.size import stored_size
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.overlay import Overlay
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.formats import FORMATS
 from workers.messages import Assignment, DoneReport, ErrorReport, ProgressReport
 from workers.runner import walk
 from workers.stages import write

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from app.contract.job import Comparison, Metrics
-from app.contract.recipe import Gate
+from modelpress.contract.job import Comparison, Metrics
+from modelpress.contract.recipe import Gate
 from workers.stages.gate import missed
 
 

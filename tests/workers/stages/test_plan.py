@@ -2,8 +2,8 @@
 
 import pytest
 
+from modelpress.spec.methods.auto import AutoOptions
 from tests.support.jobs import last_report
-from workers.compression.spec.methods.auto import AutoOptions
 from workers.messages import Assignment, ErrorReport
 from workers.stages import plan
 

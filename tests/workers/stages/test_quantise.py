@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from app.contract.report import CompressionReport
+from modelpress.contract.report import CompressionReport
+from modelpress.spec.codes import CODES
+from modelpress.spec.headers import stored_tensors
+from modelpress.spec.steps import Quantise
 from tests.support.jobs import done, last_report, small_job
 from workers.compression.formats.safetensors import Safetensors
 from workers.compression.overlay import Overlay
-from workers.compression.spec.codes import CODES
-from workers.compression.spec.headers import stored_tensors
-from workers.compression.spec.steps import Quantise
 from workers.messages import Assignment, DoneReport, ErrorReport, ResumedReport
 from workers.runner import walk
 from workers.stages import names

@@ -11,8 +11,8 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from app.contract.codes import FailureCode
-from app.contract.recipe import Distillation
+from modelpress.contract.codes import FailureCode
+from modelpress.contract.recipe import Distillation
 from tests.support.jobs import STEPS, Attempt, Stopped, distillation_job, kept_checkpoints
 from tests.support.processes import processes_of
 from tests.support.waiting import wait_for

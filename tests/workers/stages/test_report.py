@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from app.contract.report import CompressionReport
+from modelpress.contract.report import CompressionReport
+from modelpress.spec.headers import stored_tensors
+from modelpress.spec.methods.fusion import FusionOptions
+from modelpress.spec.methods.width import WidthOptions
+from modelpress.spec.steps import Narrow
 from tests.support.jobs import done, small_job
-from workers.compression.spec.headers import stored_tensors
-from workers.compression.spec.methods.fusion import FusionOptions
-from workers.compression.spec.methods.width import WidthOptions
-from workers.compression.spec.steps import Narrow
 from workers.messages import Assignment
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from app.contract.recipe import Gate
-from app.contract.report import CompressionReport, SweepReport
+from modelpress.contract.recipe import Gate
+from modelpress.contract.report import CompressionReport, SweepReport
 from tests.support.jobs import RECORDED, done, small_job
 from tests.support.text_models import amplify_blocks
 from workers.compression.evaluation.size import stored_size

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from app.contract.job import Metrics, TaskMetric, TaskResult
+from modelpress.contract.job import Metrics, TaskMetric, TaskResult
+from modelpress.spec.methods.width import WidthOptions
 from tests.support.jobs import done, last_report
 from tests.support.lm_tasks import NAME, write_task
-from workers.compression.spec.methods.width import WidthOptions
 from workers.messages import Assignment, ErrorReport
 from workers.stages import evaluate, memory, tasks
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from app.contract.recipe import Recipe
+from modelpress.contract.recipe import Recipe
 from tests.support.jobs import context_of
 from tests.support.text_models import write_text, write_tiny_model
 from workers.compression.teacher_text import Sampling

@@ -1,6 +1,6 @@
 """How long opening a package may take, and how many processes it takes."""
 
-from workers.compression.spec.formats import FORMATS
+from modelpress.spec.formats import FORMATS
 from workers.stages.verify import TIMEOUT_SECONDS, by_opener, timeout_of
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from workers.compression.spec.files import file_sha256
+from modelpress.spec.files import file_sha256
 
 _ID_DIGITS = 16
 

@@ -7,9 +7,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from workers.compression.spec.config import original_config, read_config
-from workers.compression.spec.headers import stored_tensors
-from workers.compression.spec.inventory import weights
+from modelpress.spec.config import original_config, read_config
+from modelpress.spec.headers import stored_tensors
+from modelpress.spec.inventory import weights
 
 
 @dataclass(frozen=True)

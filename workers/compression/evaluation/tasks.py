@@ -18,8 +18,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from modelpress.spec.errors import TaskDataMissing, TaskNotRunnable, UnknownTask
 from workers.compression.evaluation.task_scores import TaskScore, scores_in
-from workers.compression.spec.errors import TaskDataMissing, TaskNotRunnable, UnknownTask
 
 BATCH = 1
 """Sequences at a time. Each needs six bytes per token and vocabulary entry, which soon exceeds the model's size."""

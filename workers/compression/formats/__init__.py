@@ -8,8 +8,8 @@
 from importlib import import_module
 from typing import cast
 
+from modelpress.spec.formats import FORMATS
 from workers.compression.formats.writer import Writer, Written
-from workers.compression.spec.formats import FORMATS
 
 __all__ = ["Writer", "Written", "writer_of"]
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modelpress.spec.architectures import architecture_of
+from modelpress.spec.files import file_sha256, sync
+from modelpress.spec.headers import INDEX_FILE, WEIGHTS_FILE
 from workers.compression.overlay import DTYPES
-from workers.compression.spec.architectures import architecture_of
-from workers.compression.spec.files import file_sha256, sync
-from workers.compression.spec.headers import INDEX_FILE, WEIGHTS_FILE
 
 SHARD_BYTES = 5_000_000_000
 """The most bytes of weights in one file, unless a single tensor is larger."""

@@ -24,11 +24,11 @@ from compressed_tensors.quantization import (
 )
 from torch import Tensor, nn
 
+from modelpress.spec.codes import CODES, Code
 from workers.compression.encoded import Encoded
 from workers.compression.formats.files import widely_named
 from workers.compression.models.skeleton import empty_model
 from workers.compression.overlay import Overlay
-from workers.compression.spec.codes import CODES, Code
 
 FORMAT = "pack-quantized"
 

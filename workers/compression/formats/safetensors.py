@@ -21,6 +21,10 @@ from typing import Any
 from torch import Tensor
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
+from modelpress.spec.architectures import architecture_of
+from modelpress.spec.codes import CODES
+from modelpress.spec.config import compressed_type
+from modelpress.spec.packing import NotStorable, storable
 from workers.compression import structures as structures_module
 from workers.compression.companions import copy_companions
 from workers.compression.formats.files import (
@@ -34,10 +38,6 @@ from workers.compression.formats.files import (
 from workers.compression.formats.packing import packed_tensors, quantisation_config
 from workers.compression.formats.writer import Writer, Written
 from workers.compression.overlay import Overlay
-from workers.compression.spec.architectures import architecture_of
-from workers.compression.spec.codes import CODES
-from workers.compression.spec.config import compressed_type
-from workers.compression.spec.packing import NotStorable, storable
 
 MODELLING_FILE = "modeling_compressed.py"
 PACKED_FILE = "modeling_packed.py"

@@ -19,8 +19,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from workers.compression.spec.errors import VerificationFailed
-from workers.compression.spec.formats import TOLERANCE
+from modelpress.spec.errors import VerificationFailed
+from modelpress.spec.formats import TOLERANCE
 
 _SCRIPT = Path(__file__).parent / "remote_code" / "open_packages.py"
 _LAST_OF_ERROR = 2000

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from modelpress.spec.codes import Code
+from modelpress.spec.inventory import Site
 from workers.compression.math.fitting import damped, matrix_of
 from workers.compression.math.scales import Levels, in_steps, search, search_scale, search_unit, stored
 from workers.compression.math.sensitivity import Sensitivity
 from workers.compression.models.edited import EditedModel
-from workers.compression.spec.codes import Code
-from workers.compression.spec.inventory import Site
 from workers.compression.steps.influence import evenly_spread
 from workers.compression.steps.two_streams import StoredStates, TwoStreams, embedded
 

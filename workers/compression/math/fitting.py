@@ -12,10 +12,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from modelpress.spec.structures import Dense, Kronecker, LowRank, Pivoted, Structure
 from workers.compression.math.degenerate import relative, ridge_of
 from workers.compression.math.dominant_rows import dominant_rows, inverse_order
 from workers.compression.math.kronecker import WeightedTarget, weighted_fit
-from workers.compression.spec.structures import Dense, Kronecker, LowRank, Pivoted, Structure
 from workers.compression.structures import build
 
 DAMPING = 0.02

@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from modelpress.spec.structures import Kronecker, Structure
 from workers.compression.math.permutation import grouped, search, stratified
-from workers.compression.spec.structures import Kronecker, Structure
 
 ALTERNATIONS = 4
 """Rounds of solving for one Kronecker factor given the other. On matrices of a real model the fourth lowers the norm of

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.compression.spec.structures import Kronecker
+from modelpress.spec.structures import Kronecker
 
 SWEEPS = 1
 """Upper bound of turns of columns and rows. On unstructured weights a second turn adds 0.3 % of the energy."""

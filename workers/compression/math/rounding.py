@@ -23,10 +23,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from modelpress.spec.codes import Code
 from workers.compression.encoded import Encoded
 from workers.compression.math.degenerate import relative
 from workers.compression.math.scales import Levels, in_steps, search, search_scale, search_unit, stored
-from workers.compression.spec.codes import Code
 
 WIDTH = 128
 """Columns, at least, that correct each other one by one; later columns are corrected for all of them at once."""

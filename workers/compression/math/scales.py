@@ -6,7 +6,7 @@ Weights are [..., group]; an error e [group] of a group costs Σ h e², with `h`
 import torch
 from torch import Tensor
 
-from workers.compression.spec.codes import Code
+from modelpress.spec.codes import Code
 
 REACHES = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35)
 """The sizes of a group's largest weight, in fractions of the outermost level, that the search for its scale tries."""

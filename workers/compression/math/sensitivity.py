@@ -21,14 +21,14 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from modelpress.spec.families import KroneckerFamily
+from modelpress.spec.inventory import Inventory, Site
+from modelpress.spec.methods.base import SiteErrors
 from workers.compression.drawing import draw_from_rows
 from workers.compression.math.fitting import Moments, matrix_of, problem, spectrum
 from workers.compression.math.kronecker import WeightedTarget, errors_by_terms
 from workers.compression.math.tables import table_spectrum, table_target
 from workers.compression.shelf import Shelf, shelf_for
-from workers.compression.spec.families import KroneckerFamily
-from workers.compression.spec.inventory import Inventory, Site
-from workers.compression.spec.methods.base import SiteErrors
 
 TOKENS = 8192
 """Upper bound of calibration tokens that are used: a pass with gradients costs as much as three without."""

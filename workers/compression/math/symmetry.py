@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from workers.compression.spec.architectures.architecture import Mlp
+from modelpress.spec.architectures.architecture import Mlp
 
 
 @torch.no_grad()

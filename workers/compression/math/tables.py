@@ -9,12 +9,12 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from modelpress.spec.structures import Halved, Kronecker, LowRank, Pivoted
 from workers.compression.math.degenerate import relative
 from workers.compression.math.dominant_rows import dominant_rows
 from workers.compression.math.fitting import Problem, damped, fit, leading
 from workers.compression.math.kronecker import WeightedTarget, weighted_fit
 from workers.compression.math.permutation import search
-from workers.compression.spec.structures import Halved, Kronecker, LowRank, Pivoted
 
 TABLE_ROWS = 1024
 """Rows of a table that are weighted at a time."""

@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from modelpress.spec.config import original_config, read_config
+from modelpress.spec.errors import MalformedModel, NotFinite
+from modelpress.spec.headers import stored_tensors
+from modelpress.spec.inventory import weights
 from workers.compression.models.skeleton import check_complete, empty_model
 from workers.compression.overlay import Overlay
-from workers.compression.spec.config import original_config, read_config
-from workers.compression.spec.errors import MalformedModel, NotFinite
-from workers.compression.spec.headers import stored_tensors
-from workers.compression.spec.inventory import weights
 
 NUMBERS_AT_A_TIME = 2**24
 

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from modelpress.spec.dimensions import block_of
+from modelpress.spec.inventory import Inventory
 from workers.compression import structures
 from workers.compression.models.skeleton import assign, empty_model
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.dimensions import block_of
-from workers.compression.spec.inventory import Inventory
 
 
 class EditedModel(StreamedModel):

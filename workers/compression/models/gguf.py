@@ -9,10 +9,10 @@ import transformers
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from modelpress.spec.architectures import architecture_of
+from modelpress.spec.errors import MalformedModel, NoTokenizer
+from modelpress.spec.gguf_splits import SINGLE_DIGITS
 from workers.compression.models.skeleton import empty_model
-from workers.compression.spec.architectures import architecture_of
-from workers.compression.spec.errors import MalformedModel, NoTokenizer
-from workers.compression.spec.gguf_splits import SINGLE_DIGITS
 
 
 def convert_gguf(

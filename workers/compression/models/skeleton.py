@@ -14,12 +14,12 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
+from modelpress.spec.architectures import architecture_of
+from modelpress.spec.config import is_tied
+from modelpress.spec.errors import MalformedModel
+from modelpress.spec.headers import StoredTensor
+from modelpress.spec.inventory import Inventory, inventory, weights
 from workers.compression.models.layout import Layout, Sources
-from workers.compression.spec.architectures import architecture_of
-from workers.compression.spec.config import is_tied
-from workers.compression.spec.errors import MalformedModel
-from workers.compression.spec.headers import StoredTensor
-from workers.compression.spec.inventory import Inventory, inventory, weights
 
 _FLOATING = ("F64", "F32", "F16", "BF16")
 

@@ -31,6 +31,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from modelpress.spec.architectures import architecture_of
+from modelpress.spec.config import original_config, read_config
+from modelpress.spec.headers import StoredTensor, stored_tensors
+from modelpress.spec.inventory import weights
 from workers.compression import structures
 from workers.compression.lane import lane_for
 from workers.compression.models.ahead import Ahead, Allocate
@@ -45,10 +49,6 @@ from workers.compression.models.skeleton import (
     release,
 )
 from workers.compression.overlay import Original, Overlay
-from workers.compression.spec.architectures import architecture_of
-from workers.compression.spec.config import original_config, read_config
-from workers.compression.spec.headers import StoredTensor, stored_tensors
-from workers.compression.spec.inventory import weights
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from workers.compression.spec.steps import (
+from modelpress.spec.steps import (
     Absorb,
     BaseStep,
     Factor,

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from modelpress.spec.steps import Absorb
 from workers.compression.models.edited import EditedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.steps import Absorb
 from workers.compression.steps.grafting import GraftRanks, folded_tensors, graft
 from workers.compression.steps.local_distillation import LocalDistillationSettings, distil_blocks, relative_error
 from workers.compression.steps.streams import Stream

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.heads import head_matrices, heads_of
 from workers.compression.math.fewer_inputs import Compensation, Moments, rows_of
 from workers.compression.math.pruning import prune_groups
-from workers.compression.spec.architectures import ARCHITECTURES
-from workers.compression.spec.heads import head_matrices, heads_of
 from workers.compression.steps.passages import passage_up_to
 from workers.compression.steps.streams import PairedStreams
 from workers.compression.steps.two_streams import BlockwiseModel

@@ -17,10 +17,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.inventory import ExpertCounts
+from modelpress.spec.steps import KeepExperts
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.architectures import ARCHITECTURES
-from workers.compression.spec.inventory import ExpertCounts
-from workers.compression.spec.steps import KeepExperts
 from workers.compression.steps.two_streams import BlockwiseModel, StoredStates, embedded
 from workers.compression.steps.work import Work
 

@@ -15,6 +15,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.architectures.architecture import Mlp
+from modelpress.spec.inventory import Site
+from modelpress.spec.steps import Factor, factor_labels
+from modelpress.spec.structures import Dense, Halved, Kronecker, LowRank, Pivoted, Structure
 from workers.compression import structures
 from workers.compression.math.fitting import Problem, fit, matrix_of, problem
 from workers.compression.math.kronecker import data_free
@@ -29,11 +34,6 @@ from workers.compression.math.tables import (
     table_error,
 )
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.architectures import ARCHITECTURES
-from workers.compression.spec.architectures.architecture import Mlp
-from workers.compression.spec.inventory import Site
-from workers.compression.spec.steps import Factor, factor_labels
-from workers.compression.spec.structures import Dense, Halved, Kronecker, LowRank, Pivoted, Structure
 from workers.compression.steps.two_streams import BlockwiseModel, StoredMoments, StoredStates, TwoStreams, embedded
 from workers.compression.steps.work import Work
 from workers.compression.structures import CompactLinear

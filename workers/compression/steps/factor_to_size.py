@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
+from modelpress.spec.methods import METHODS, planner_of
+from modelpress.spec.steps import Factor, FactorToSize
 from workers.compression.math.sensitivity import measure_all, site_errors
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.methods import METHODS, planner_of
-from workers.compression.spec.steps import Factor, FactorToSize
 from workers.compression.steps.factor import factor
 from workers.compression.steps.work import Work
 

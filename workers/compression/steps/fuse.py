@@ -11,8 +11,8 @@ Promise: a run that is killed and resumed, also within a distillation, yields th
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+from modelpress.spec.steps import Fuse
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.steps import Fuse
 from workers.compression.steps.absorb import (
     Absorption,
     absorb,

@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.steps import Narrow
 from workers.compression.math.fewer_inputs import Compensation, Moments, rows_of
 from workers.compression.math.pruning import prune
 from workers.compression.models.edited import put
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.architectures import ARCHITECTURES
-from workers.compression.spec.steps import Narrow
 from workers.compression.steps.attention_groups import narrow_attention
 from workers.compression.steps.passages import passage
 from workers.compression.steps.projections import adds_to_residual_stream

@@ -19,9 +19,9 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.inventory import Inventory
 from workers.compression.math.degenerate import ridge_of
-from workers.compression.spec.architectures import ARCHITECTURES
-from workers.compression.spec.inventory import Inventory
 from workers.compression.steps.passages import passage, passage_up_to
 from workers.compression.steps.variants import RunnableModel
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from modelpress.spec.codes import CODES
+from modelpress.spec.inventory import Site
+from modelpress.spec.steps import Quantise
 from workers.compression.encoded import Encoded
 from workers.compression.math.fitting import damped, matrix_of
 from workers.compression.math.rounding import relative_error, rounded
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.codes import CODES
-from workers.compression.spec.inventory import Site
-from workers.compression.spec.steps import Quantise
 from workers.compression.steps.two_streams import StoredStates, TwoStreams, embedded
 from workers.compression.steps.work import Work
 

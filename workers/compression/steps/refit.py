@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
+from modelpress.spec.steps import Refit as RefitStep
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.steps import Refit as RefitStep
 from workers.compression.steps.projections import (
     Refit,
     refit,

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor
 
+from modelpress.spec.inventory import Inventory
+from modelpress.spec.steps import Remove
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.inventory import Inventory
-from workers.compression.spec.steps import Remove
 from workers.compression.steps.influence import BlockScores, next_removals, removals
 from workers.compression.steps.work import Work
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from modelpress.spec.inventory import Inventory
 from workers.compression.math.fitting import Moments
 from workers.compression.shelf import shelf_for
-from workers.compression.spec.inventory import Inventory
 
 TOKENS = 1024
 """Tokens that pass through a block at a time, at least one sequence."""

@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from workers.compression.spec.inventory import Inventory
+from modelpress.spec.inventory import Inventory
 
 WHOLE = -1
 """The key of the model without a block left out."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from workers.compression.spec.errors import CompressionError
+from modelpress.spec.errors import CompressionError
 from workers.compression.training.batches import BatchOrder
 from workers.compression.training.checkpoint import ADAM_STATE, TrainingCheckpoint, parameter_key, state_key
 from workers.compression.training.parallel import ParallelStrategy, SingleProcess

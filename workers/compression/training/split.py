@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from workers.compression.spec.architectures import ARCHITECTURES
+from modelpress.spec.architectures import ARCHITECTURES
 
 LOGITS, CARD_LOGITS = 2**25, 2**27
 """The most logits of a model that exist at a time on a CPU, and on a card, where a slice has to outlast its launch."""

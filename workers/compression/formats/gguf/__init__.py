@@ -16,6 +16,8 @@ import gguf
 import numpy as np
 from transformers import CONFIG_MAPPING, GenerationConfig
 
+from modelpress.spec.dimensions import intermediate_size
+from modelpress.spec.gguf import LLAMA_CPP
 from workers.compression.companions import has_tokenizer, open_tokenizer
 from workers.compression.formats.files import complete
 from workers.compression.formats.gguf.metadata import general, of_architecture
@@ -24,8 +26,6 @@ from workers.compression.formats.gguf.tensors import FileTensor, file_tensors
 from workers.compression.formats.gguf.vocabulary import NO_VOCABULARY, vocabulary
 from workers.compression.formats.writer import Writer, Written
 from workers.compression.overlay import Overlay
-from workers.compression.spec.dimensions import intermediate_size
-from workers.compression.spec.gguf import LLAMA_CPP
 
 _ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 

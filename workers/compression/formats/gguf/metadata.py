@@ -8,10 +8,10 @@ from gguf import GGML_QUANT_VERSION, LlamaFileType, size_label
 from gguf import GGMLQuantizationType as Type
 from transformers import PreTrainedConfig
 
+from modelpress.spec.gguf import GgufForm, Window
 from workers.compression.formats.gguf.heads import Heads
 from workers.compression.formats.gguf.rotation import rotary
 from workers.compression.formats.gguf.tensors import FileTensor
-from workers.compression.spec.gguf import GgufForm, Window
 
 QUANTISED_BY = "Modelpress"
 _FILE_TYPES = {

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modelpress.spec.errors import VerificationFailed
 from workers.compression.engines.ask import Answers, Questions, ask_all
 from workers.compression.engines.llama_cpp import ENGINE, EngineError
 from workers.compression.formats.verification import Probe, Verified, compare_tokenizers
-from workers.compression.spec.errors import VerificationFailed
 
 FILE = "model.gguf"
 """The name of the file in its directory."""

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from modelpress.spec.gguf import GgufForm
 from workers.compression.formats.gguf.heads import Heads
-from workers.compression.spec.gguf import GgufForm
 
 _LONG = ("longrope", "su")
 _PLAIN = ("default", None)

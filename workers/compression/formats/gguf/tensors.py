@@ -11,12 +11,12 @@ from gguf import GGMLQuantizationType as Type
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from modelpress.spec.gguf import GgufForm, Rows
 from workers.compression.encoded import Encoded
 from workers.compression.formats.gguf.heads import Heads
 from workers.compression.formats.gguf.packing import PLAIN, TYPES, Bytes, floats, pack
 from workers.compression.formats.gguf.rotation import divisors
 from workers.compression.overlay import Overlay
-from workers.compression.spec.gguf import GgufForm, Rows
 
 _ARCHITECTURES = {name: architecture for architecture, name in MODEL_ARCH_NAMES.items()}
 _SUFFIXES = (".weight", ".bias")

@@ -12,8 +12,8 @@ from typing import Any
 from gguf import TokenType
 from transformers import PreTrainedTokenizerBase
 
+from modelpress.spec.errors import NoTokenizer
 from workers.compression.formats.gguf.splitting import splitting
-from workers.compression.spec.errors import NoTokenizer
 
 _SPACE = "▁"
 _LEAST_SCORE = -1e6

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-for ours in ("workers", "app"):
+for ours in ("app", "modelpress", "workers"):
     sys.modules[ours] = None  # type: ignore[assignment]
 
 import torch  # noqa: E402

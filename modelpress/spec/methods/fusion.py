@@ -1,0 +1,50 @@
+"""Remove blocks and refit the others to make up for them. The result has the original's architecture."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from modelpress.spec.methods.base import MethodOptions
+from modelpress.spec.methods.depth import DepthMethod
+from modelpress.spec.steps import Absorb, Criterion, Refit, Remove, Step
+
+CRITERION_HELP = (
+    "score by which the next block to remove is chosen: `macro_influence`, the cosine distance between the final "
+    "hidden states with and without the block; `block_influence`, the cosine distance between the block's input and "
+    "output; `loss_after_removal`, the rise of the loss on the calibration text without the block; `trial_fusion`, the "
+    "macro influence that is left once the block before it has been refitted"
+)
+
+
+class FusionOptions(MethodOptions):
+    """Options of the method `fusion`: how blocks are chosen and distilled."""
+
+    name: Literal["fusion"] = "fusion"
+    criterion: Criterion = Field("loss_after_removal", description=CRITERION_HELP)
+    tokens: int | None = Field(
+        None,
+        ge=16,
+        le=100_000_000_000,
+        description="training budget, in tokens of the calibration text, for distilling all removed blocks into the "
+        "blocks around them; null distils none",
+    )
+
+
+class FusionMethod(DepthMethod[FusionOptions]):
+    """A method that removes the blocks that matter least to the predictions and refits the others in closed form."""
+
+    name: ClassVar[str] = "fusion"
+    title: ClassVar[str] = "fewer blocks"
+    description: ClassVar[str] = (
+        "Removes the blocks that matter least to the predictions, one after another, refits the remaining blocks to "
+        "the original's hidden states, and narrows the MLPs for the rest of the target. Leaves an ordinary checkpoint."
+    )
+    paper: ClassVar[str | None] = "after arXiv 2411.14507"
+    options = FusionOptions
+
+    def removal(self, count: int, options: FusionOptions) -> tuple[Step, ...]:
+        steps = (Remove(count=count, criterion=options.criterion), Refit())
+        return steps if options.tokens is None else (*steps, Absorb(tokens=options.tokens))
+
+
+FUSION = FusionMethod()

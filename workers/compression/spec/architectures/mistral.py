@@ -1,7 +1,0 @@
-"""Mistral and Ministral."""
-
-from workers.compression.spec.architectures.llama import llama_like
-
-MISTRAL = llama_like("mistral")
-MINISTRAL = llama_like("ministral")
-MINISTRAL3 = llama_like("ministral3")
