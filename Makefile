@@ -56,11 +56,6 @@ test: lint
 test-full:
 	@$(MAKE) test ARGS="-m 'full or not full' $(ARGS)"
 
-## test-full: as test, with every architecture in every method and format
-.PHONY: test-full
-test-full:
-	@$(MAKE) test ARGS="-m 'full or not full' $(ARGS)"
-
 ## lint: style, types and the arrows between the packages
 .PHONY: lint
 lint: .venv/built
