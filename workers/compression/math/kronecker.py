@@ -4,6 +4,7 @@ A sum is Σ_k A_k ⊗ B_k with A_k = `left`[k] of m1 × n1 and B_k = `right`[k] 
 rows and columns are permuted before and after.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -22,6 +23,9 @@ STEPS = 4
 
 SOLVED = 1e-6
 """Fraction of its first squared residual at which a system counts as solved."""
+
+RIDGE = {torch.float32: 1e-6, torch.float64: 1e-12}
+"""Ridge on the normal equations as a fraction of their mean diagonal, by precision: a little above rounding level."""
 
 SEPARATIONS = 4
 """Rounds of power iteration for the nearest product of two smaller moment matrices."""
@@ -72,7 +76,8 @@ def rearranged_fit(structure: Kronecker, target: Tensor) -> tuple[Tensor, Tensor
 class WeightedTarget:
     """The target of a fit: W [out, in] in the norm E‖K(W − Ŵ)x‖².
 
-    `moments` [in, in] is E[x xᵀ]; `outputs` [out] is the diagonal of K, or None for the identity. All are float64.
+    `moments` [in, in] is E[x xᵀ]; `outputs` [out] is the diagonal of K, or None for the identity. All are float64, or
+    whatever `to` has made of them.
     """
 
     matrix: Tensor
@@ -83,6 +88,11 @@ class WeightedTarget:
         """Return the same fit with outputs and inputs in the order that `rows` [out] and `columns` [in] list."""
         outputs = None if self.outputs is None else self.outputs[rows]
         return WeightedTarget(self.matrix[rows][:, columns], self.moments[columns][:, columns], outputs)
+
+    def to(self, dtype: torch.dtype) -> "WeightedTarget":
+        """Return the same fit in another precision."""
+        outputs = None if self.outputs is None else self.outputs.to(dtype)
+        return WeightedTarget(self.matrix.to(dtype), self.moments.to(dtype), outputs)
 
     def scaled(self) -> Tensor:
         """Return K W D [out, in] with D² the diagonal of the moments, which treats the inputs as uncorrelated."""
@@ -109,19 +119,46 @@ def weighted_fit(structure: Kronecker, target: WeightedTarget) -> dict[str, Tens
     The orders come from a search on K W D (`WeightedTarget.scaled`) that starts from strata or groups. The fit
     alternates between solving for A and for B, and no round raises the error. It goes on from the better of two after
     their first round: the optimum for separable weights, and that of the plain norm. Of a folded structure, `order`
-    [out] is no factor: it lists the outputs in the order in which the factors give them.
+    [out] is no factor: it lists the outputs in the order in which the factors give them. The factors are float64.
+
+    The rounds are computed in float32, which takes half the time, and again in float64 if that lowers no error.
     """
     if not bool(target.matrix.any()):
         return _nothing(structure, target)
     rows, columns = best_orders(structure, target)
     placed = target.reordered(rows, columns)
     factors = stored_orders(structure, rows, columns) | ({"order": rows} if structure.folded else {})
-    starts = (separable_fit(structure, placed), rearranged_fit(structure, placed.matrix))
-    begun = [_alternate(structure, placed, *start) for start in starts]
-    left, right = min(begun, key=lambda found: placed.less(kronecker_sum(*found)).energy())
-    for _ in range(ALTERNATIONS - 1):
-        left, right = _alternate(structure, placed, left, right)
+    starts = [separable_fit(structure, placed), rearranged_fit(structure, placed.matrix)]
+    found = _alternated(structure, placed, starts, torch.float32)
+    if not _energy_left(placed, found) < min(_energy_left(placed, start) for start in starts):
+        found = _alternated(structure, placed, starts, torch.float64)
+    left, right = found
     return {"left": left.contiguous(), "right": right.contiguous(), **factors}
+
+
+def _alternated(
+    structure: Kronecker, target: WeightedTarget, starts: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return A and B in float64 after some rounds, computed in `dtype`, from the start that is best after the first.
+
+    If `dtype` is too coarse to solve the equations, return the first start.
+    """
+    rounded = target.to(dtype)
+    try:
+        begun = [_alternate(structure, rounded, *(factor.to(dtype) for factor in start)) for start in starts]
+        left, right = min(begun, key=lambda found: _energy_left(rounded, found))
+        for _ in range(ALTERNATIONS - 1):
+            left, right = _alternate(structure, rounded, left, right)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch exports it without saying so
+        if dtype == torch.float64:
+            raise
+        return starts[0]
+    return left.double(), right.double()
+
+
+def _energy_left(target: WeightedTarget, factors: tuple[Tensor, Tensor]) -> float:
+    """Return the squared error of the sum of these A and B."""
+    return target.less(kronecker_sum(*factors)).energy()
 
 
 def _nothing(structure: Kronecker, target: WeightedTarget) -> dict[str, Tensor]:
@@ -344,6 +381,6 @@ def _root(gram: Tensor) -> Tensor:
 
     The ridge is added to `gram` in place.
     """
-    gram.diagonal().add_(1e-12 * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny)
+    gram.diagonal().add_(RIDGE[gram.dtype] * gram.diagonal().mean() + torch.finfo(gram.dtype).tiny)
     root: Tensor = torch.linalg.cholesky(gram)
     return root
