@@ -1,14 +1,15 @@
-"""The cage of a process that computes on a stranger's model: `python cage.py CAGE MODULE` enters it and runs MODULE.
+"""The cage of a process that reads a stranger's model: `python cage.py CAGE MODULE` enters it and runs MODULE.
 
 CAGE is a `Cage` as JSON. Each part is taken where the system has it, and the log says which ones there are:
 
 - limits: no core dump, which would hold the model, and a bound on processes;
 - network: a network of its own, in which there is nobody else; where that is not allowed, no sockets but local ones;
-- user: where the worker is root, a user of its own that owns the work directory alone;
+  or the worker's network, for a process whose work is to fetch;
+- user: where the worker is root, a user of its own that owns alone what is writable;
 - capabilities: none, but to read what that user may not where Landlock says what may be read;
 - privileges: no program gives it new ones;
-- files: by Landlock, system and libraries, the model and the texts are read-only, the work directory is writable, and
-  nothing else is there; nor are the memory and the environment of any process outside, or signals to it.
+- files: by Landlock, system and libraries, what the cage lists is read-only or writable, and nothing
+  else is there; nor are the memory and the environment of any process outside, or signals to it.
 
 It imports the standard library alone, and enters the cage before any thread or library is there.
 """
@@ -31,8 +32,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-USER = 61_111
-"""The user and group of the computing process where the worker is root. No account has this number."""
+COMPUTE_USER, FETCH_USER = 61_111, 61_112
+"""The user and group of the computing and of the fetching process where the worker is root. No account has them."""
 MOST_PROCESSES = 16_384
 
 PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 8, 38, 22, 47, 2
@@ -81,14 +82,16 @@ class Cage:
         readable: files and directories that it may read besides the system's.
         listable: directories whose names it may read, and nothing below.
         loopback: whether its own children talk to each other over the loopback interface.
-        own_user: whether it runs as a user of its own where the worker is root.
+        network: whether it has the worker's network.
+        user: number of the user and group as which it runs where the worker is root; None: as the worker.
     """
 
     writable: tuple[str, ...]
     readable: tuple[str, ...] = ()
     listable: tuple[str, ...] = ()
     loopback: bool = False
-    own_user: bool = True
+    network: bool = False
+    user: int | None = COMPUTE_USER
 
     def command(self, module: str) -> list[str]:
         """Return the command that runs a module in this cage."""
@@ -116,15 +119,16 @@ def package(name: str) -> Iterable[str]:
 def enter(cage: Cage, packages: Iterable[str] = ()) -> list[str]:
     """Enter the cage, and return the names of the parts that it has here."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    isolated = succeeds(isolate_network)
-    user = cage.own_user and os.geteuid() == 0 and succeeds(lambda: become_user(cage.writable))
+    isolated = not cage.network and succeeds(isolate_network)
+    other = cage.user if os.geteuid() == 0 else None
+    user = other is not None and succeeds(lambda: become_user(other, cage.writable))
     if not user:
         succeeds(lambda: give(cage.writable, os.geteuid(), os.getegid()))
     kept = CAP_DAC_READ_SEARCH if user else CAP_DAC_READ_SEARCH | CAP_DAC_OVERRIDE if os.geteuid() == 0 else 0
     capable = succeeds(lambda: keep_capabilities(kept & permitted()))
     check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     landlocked = succeeds(lambda: restrict_files(cage, packages))
-    filtered = not isolated and not cage.loopback and succeeds(refuse_sockets)
+    filtered = not (isolated or cage.loopback or cage.network) and succeeds(refuse_sockets)
     parts = {
         "limits": True,
         "network of its own": isolated,
@@ -180,16 +184,16 @@ def leave_network() -> None:
         fcntl.ioctl(handle, SIOCSIFFLAGS, struct.pack("16sH22x", b"lo", flags | IFF_UP))
 
 
-def become_user(writable: Iterable[str]) -> None:
-    """Go on as USER, who owns what is writable, and may still read what root may."""
+def become_user(user: int, writable: Iterable[str]) -> None:
+    """Go on as another user, who owns what is writable, and may still read what root may."""
     if not permitted() & CAP_DAC_READ_SEARCH:
         raise PermissionError("root lacks the capability DAC_READ_SEARCH here")
-    give(writable, USER, USER)
+    give(writable, user, user)
     try:
         os.setgroups([])
         check(libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0))
-        os.setresgid(USER, USER, USER)
-        os.setresuid(USER, USER, USER)
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
     except OSError:
         give(writable, os.geteuid(), os.getegid())
         raise

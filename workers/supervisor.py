@@ -5,7 +5,6 @@ child that hangs, leaks, runs out of memory or crashes therefore costs an attemp
 """
 
 import logging
-import os
 import queue
 import shutil
 import subprocess
@@ -30,9 +29,8 @@ from app.storage import Storage, StoredFile
 from modelpress.contract.codes import FailureCode
 from modelpress.contract.event import EventKind
 from modelpress.contract.job import AttemptOutcome, Failure, Resumed
-from modelpress.spec.headers import boundary_of
 from workers import container
-from workers.cage import Cage, give
+from workers.cages import compute_cage, fetch_cage, taken_back
 from workers.child import ROOMY, SPARING, Child
 from workers.disk import storage_failure
 from workers.endings import below_gate, crashed, timed_out, without_result
@@ -281,7 +279,7 @@ class Supervisor:
         assignment = self.assign(claim, self.fetch(claim, lease, home, deadline))
         failpoint(Point.FETCHED)
         environment = OFFLINE | (ROOMY if assignment.memory_bytes is None else SPARING)
-        cage = cage_of(assignment)
+        cage = compute_cage(assignment)
         with Child(RUNNER, assignment.model_dump_json(), home, environment, lease.hear, cage) as child:
             for event in self.events(child, lease, deadline):
                 match report := REPORT.validate_python(event):
@@ -308,7 +306,9 @@ class Supervisor:
 
     def fetch(self, claim: Claim, lease: Lease, home: Path, deadline: float) -> FetchDone:
         request = fetch_request(self.settings, claim.recipe, claim.source)
-        with Child("workers.fetch", request.model_dump_json(), home, fetch_environment()) as child:
+        request.sources_dir.mkdir(parents=True, exist_ok=True)
+        cage = fetch_cage(request, home)
+        with Child("workers.fetch", request.model_dump_json(), home, fetch_environment(), cage=cage) as child:
             for event in self.events(child, lease, deadline):
                 match report := fetch_report(event):
                     case FetchProgress():
@@ -367,28 +367,6 @@ class Supervisor:
         status = child.wait()
         if status != 0:
             raise crashed(status, child, out_of_memory=container.oom_kills() > killed_before)
-
-
-def cage_of(assignment: Assignment) -> Cage:
-    """Return the cage in which an assignment is computed."""
-    tasks = [] if assignment.tasks_dir is None else [assignment.tasks_dir]
-    texts = [text.resolve() for text in assignment.texts.values()]
-    datasets = [os.environ["HF_DATASETS_CACHE"]] if "HF_DATASETS_CACHE" in os.environ else []
-    alone = assignment.processes == 1 or (assignment.processes is None and assignment.device == "cpu")
-    return Cage(
-        writable=(str(assignment.work_dir), *datasets),
-        readable=tuple(str(path) for path in (boundary_of(assignment.model_path), *texts, *tasks)),
-        loopback=assignment.recipe.distillation is not None and not alone,
-        own_user=not datasets,  # who keeps lock files in a cache that belongs to somebody else
-    )
-
-
-def taken_back(package: Path, work_dir: Path) -> Path:
-    """Return the package once it belongs to this process's user. Raises AttemptFailed where it lies elsewhere."""
-    if not package.resolve().is_relative_to(work_dir.resolve()):
-        raise AttemptFailed(FailureCode.INTERNAL_ERROR, "the computing process names a package outside its directory")
-    give([package], os.geteuid(), os.getegid())
-    return package
 
 
 def home_of(work_dir: Path, attempt: int) -> Path:

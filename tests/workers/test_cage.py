@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.cages import has_landlock
 from workers import cage
 from workers.cage import Cage, give
 
@@ -39,10 +40,6 @@ print(json.dumps({
     "core": __import__("resource").getrlimit(4),
 }))
 """
-
-
-def has_landlock() -> bool:
-    return cage.libc.syscall(cage.LANDLOCK_CREATE, None, cage.ctypes.c_size_t(0), 1) >= 1
 
 
 needs_landlock = pytest.mark.skipif(not has_landlock(), reason="this kernel has no Landlock")
@@ -104,7 +101,27 @@ def test_there_are_no_new_privileges_and_no_core_dumps(found: dict[str, Any]) ->
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_the_process_of_a_worker_that_is_root_has_a_user_of_its_own(found: dict[str, Any]) -> None:
-    assert found["user"] == cage.USER
+    assert found["user"] == cage.COMPUTE_USER
+
+
+@pytest.fixture(scope="module")
+def fetching(tmp_path_factory: pytest.TempPathFactory, listener: int) -> dict[str, Any]:
+    return attempts(tmp_path_factory.mktemp("fetching"), listener, network=True, user=cage.FETCH_USER)
+
+
+@pytest.mark.parametrize(
+    "what", ["reads the secret", "reads the environment of the worker", "writes outside", "signals the worker"]
+)
+@needs_landlock
+def test_a_process_that_fetches_has_the_network_and_nothing_else_that_lies_outside(
+    fetching: dict[str, Any], what: str
+) -> None:
+    assert (fetching[what], fetching["connects"]) == ("PermissionError", "allowed")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_the_process_that_fetches_is_another_user_than_the_one_that_computes(fetching: dict[str, Any]) -> None:
+    assert fetching["user"] == cage.FETCH_USER
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="takes capabilities away from root")

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,17 +16,21 @@ from app.sources.download import Downloads
 from tests.support.checkpoints import single_file
 from tests.support.fetching import BIG_FILES, NAME, MakeRequest, contents, silent
 from tests.support.hub import LoopbackHub
+from workers.cages import fetch_cage
 from workers.fetch import FetchReport, FetchRequest, fetch, fetch_report, run
 
 ROOT = Path(__file__).parents[2]
 
 
 class Process:
-    """`python -m workers.fetch`, as the supervisor runs it."""
+    """`workers.fetch` in its cage, as the supervisor runs it."""
 
     def __init__(self, request: FetchRequest) -> None:
+        cage = fetch_cage(request, request.sources_dir.parent / "home")
+        with suppress(FileExistsError):
+            request.sources_dir.mkdir()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "workers.fetch"],
+            replace(cage, listable=(str(ROOT),)).command("workers.fetch"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -23,6 +23,7 @@ from app.storage.registry import open_storage
 from modelpress.contract.codes import FailureCode
 from modelpress.contract.job import AttemptOutcome, State
 from modelpress.contract.recipe import Recipe
+from tests.support.cages import has_landlock
 from tests.support.results import COMPARISON
 from tests.support.waiting import PATIENCE_SECONDS
 from workers import child, container
@@ -45,6 +46,10 @@ CHILDREN = {
         "told = str(json.loads(sys.stdin.readline())['memory_bytes']);"
         "print(json.dumps({'event': 'error', 'code': 'out_of_memory', 'message': told})); sys.exit(1)"
     ),
+    "reads_a_secret": (
+        "told = 'read'\ntry: open(os.getcwd() + '/../../../../secret')\nexcept OSError as error: told = str(error)\n"
+        "print(json.dumps({'event': 'error', 'code': 'internal_error', 'message': told})); sys.exit(1)"
+    ),
     "fails": ("print(json.dumps({'event': 'error', 'code': 'no_tokenizer', 'message': 'no'})); sys.exit(1)"),
     "tells_where_tasks_lie": (
         "told = str(json.loads(sys.stdin.readline())['tasks_dir']);"
@@ -55,13 +60,13 @@ CHILDREN = {
 
 @pytest.fixture
 def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Puts a program in the place of the computing child."""
+    """Puts programs in the place of the computing child and of the one that fetches."""
 
-    def put(name: str) -> None:
+    def put(name: str, fetching: str = FETCHED) -> None:
         package = tmp_path / "path" / "workers"
         package.mkdir(parents=True)
         (package / "__init__.py").touch()
-        for module, body in (("fetch", FETCHED), ("runner", CHILDREN[name])):
+        for module, body in (("fetch", fetching), ("runner", CHILDREN[name])):
             (package / f"{module}.py").write_text(f"import json, os, signal, sys, time\n{body}\n")
         monkeypatch.setattr(child, "ROOT", package.parent)
 
@@ -113,6 +118,21 @@ def test_a_child_is_told_where_the_tasks_of_the_operator_lie(
     job = service.get(job_id)
     assert job.error is not None
     assert job.error.message == str(tmp_path / "tasks")
+
+
+@pytest.mark.skipif(not has_landlock(), reason="this kernel has no Landlock")
+@pytest.mark.parametrize("fetching", [FETCHED, CHILDREN["reads_a_secret"]], ids=["computing", "fetching"])
+def test_no_child_reads_what_is_the_services_own(
+    service: JobService, settings: Settings, sessions: Sessions, tiny: dict[str, Any], children: Any, fetching: str
+) -> None:
+    job_id = service.submit(Recipe.model_validate(tiny)).id
+    children("reads_a_secret", fetching)
+    settings.data_dir.mkdir()
+    (settings.data_dir / "secret").write_text("a password")
+    Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event()).run()
+    error = service.get(job_id).error
+    assert error is not None
+    assert "Permission denied" in error.message
 
 
 def test_a_passing_fault_puts_the_job_back_while_attempts_are_left(
