@@ -16,6 +16,8 @@ from modelpress.spec.errors import AlreadyQuantised, MalformedModel
 
 Layout = Literal["linear", "conv1d", "embedding"]
 Shape = tuple[int, ...]
+MOST_BLOCKS = 2048
+"""More blocks than a model has: what is done for each block must not hold whoever checks a stranger's headers."""
 
 # Older releases of transformers stored masks and rotary frequencies beside the weights; newer ones recompute them.
 _STORED_BUFFER = re.compile(
@@ -194,8 +196,8 @@ def _sites(architecture: Architecture, shapes: Mapping[str, Shape]) -> tuple[Sit
         out_features, in_features = shape if architecture.layout == "linear" else reversed(shape)
         bias = f"{match[1]}.bias" in shapes
         free = architecture.mlp.sets_order(match[1])
-        site = Site(match[1], int(match[2]), out_features, in_features, architecture.layout, bias, free)
-        sites.append(replace(site, packable=architecture.packable))
+        block, packable = int(match[2]), architecture.packable
+        sites.append(Site(match[1], block, out_features, in_features, architecture.layout, bias, free, packable))
     return tuple(sorted(sites, key=lambda site: (site.block, site.name)))
 
 
@@ -228,9 +230,11 @@ def _head_size(config: Mapping[str, Any], attention: Attention, sites: Iterable[
 def _count_blocks(architecture: Architecture, shapes: Mapping[str, Shape]) -> int:
     """Return the number of blocks. Raises MalformedModel unless they are numbered from 0 and hold the same tensors."""
     contents = {number: set(tensors) for number, tensors in _by_block(architecture, shapes).items()}
+    if len(contents) > MOST_BLOCKS:
+        raise MalformedModel(f"The weights hold {len(contents)} blocks; a model has at most {MOST_BLOCKS}.")
     if sorted(contents) != list(range(len(contents))) or not contents:
         raise MalformedModel(
-            f"The blocks under {architecture.blocks} are not numbered from 0 without gaps: {sorted(contents)}."
+            f"The blocks under {architecture.blocks} are not numbered from 0 without gaps: {sorted(contents)[:100]}."
         )
     for number, names in contents.items():
         if names != contents[0] and not architecture.mixed:

@@ -184,10 +184,10 @@ class Architecture:
         if self.left_out and name.startswith(self.left_out):
             return True
         behind, blocks = config.get("num_nextn_predict_layers"), config.get(self.blocks_field)
-        number = self.canonical(name).removeprefix(f"{self.blocks}.").partition(".")[0]
-        if not number.isdecimal() or type(behind) is not int or type(blocks) is not int:
+        if type(behind) is not int or type(blocks) is not int:
             return False
-        return blocks <= int(number) < blocks + behind
+        number = self.canonical(name).removeprefix(f"{self.blocks}.").partition(".")[0]
+        return number.isdecimal() and blocks <= int(number) < blocks + behind
 
     def keeps_whole(self, module: str) -> bool:
         """Return whether a module inside a block, given by its full name, is one of `whole` or inside one."""

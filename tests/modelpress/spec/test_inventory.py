@@ -120,6 +120,7 @@ def test_what_an_entry_refuses_is_named(fields: dict[str, int]) -> None:
         ({"num_hidden_layers": 3}, {}, "3 blocks, but the weights hold 2"),
         ({"vocab_size": "many"}, {}, "positive whole number"),
         ({}, {"model.layers.3.norm.weight": (4,)}, "without gaps"),
+        ({}, {f"model.layers.{block}.norm.weight": (4,) for block in range(3000)}, "3000 blocks; a model has at most"),
         ({}, {"model.layers.1.extra.weight": (4, 4)}, "do not hold the same tensors"),
         ({}, {"model.embed_tokens.weight": (40,)}, "a matrix is expected"),
         ({}, {"model.norm.weight": (0,)}, "empty"),
