@@ -59,13 +59,28 @@ def check_agreement(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, .
     """Check that the weights are those of the model that config.json describes, as far as that shows unbuilt.
 
     Raises:
-        MalformedModel: blocks differ in a shape, or a size in config.json is not that of the weights.
+        MalformedModel: a matrix is missing, blocks differ in a shape, or a size in config.json is not that of the
+            weights.
     """
+    _check_matrices(found)
     _check_alike(found, {name: tuple(shapes[stored]) for name, stored in weights(config, shapes).items()})
     _check_mlp(config, found)
     _check_heads(config, found)
     _check_padding(config, found)
     _check_rotary(config)
+
+
+def _check_matrices(found: Inventory) -> None:
+    """Raise MalformedModel where the blocks lack a matrix of their attention or their MLP."""
+    architecture = ARCHITECTURES[found.model_type]
+    if architecture.mixed:
+        return
+    heads, experts = architecture.attention.heads, architecture.experts
+    needed = {architecture.attention.leaving} | (set() if experts else set(architecture.mlp.sites))
+    needed |= {heads.queries, heads.keys, heads.values} if heads else set()
+    held = {site.name.removeprefix(f"{found.block_prefix}.0.") for site in found.sites_of(0)}
+    if missing := sorted(needed - held):
+        raise MalformedModel(f"The blocks lack the matrix {missing[0]}.weight.")
 
 
 def _check_alike(found: Inventory, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.config import read_config
+from modelpress.spec.headers import read_safetensors_headers, stored_tensors
 from modelpress.spec.inventory import Inventory
+from modelpress.spec.stored import check_agreement, check_kinds
 from tests.support.models import BLOCKS, MODELS, VOCABULARY, WIDTH, logits_of, sampled, save_tiny_model, token_ids
 from tests.support.packages import Outcomes, factored, verified
 from workers.compression.formats.safetensors import Safetensors
@@ -83,6 +86,13 @@ def test_streaming_computes_the_logits_of_the_whole_model(name: str, originals: 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_inventory_counts_what_the_model_stores(name: str, originals: Outcomes[Original]) -> None:
     assert originals[name].inventory.total_parameters == originals[name].parameters
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_transformers_writes_passes_the_checks_of_a_request(name: str, originals: Outcomes[Original]) -> None:
+    directory = originals[name].directory
+    check_kinds(config := read_config(directory), stored_tensors(directory))
+    check_agreement(config, read_safetensors_headers(directory), originals[name].inventory)
 
 
 @pytest.mark.parametrize("name", sampled(MODELS))

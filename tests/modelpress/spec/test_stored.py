@@ -93,6 +93,13 @@ def test_padding_within_the_table_or_counted_from_its_end_passes(padding: int | 
     agree({"pad_token_id": padding})
 
 
+@pytest.mark.parametrize("module", ["self_attn.o_proj", "self_attn.k_proj", "mlp.down_proj", "mlp.gate_proj"])
+def test_a_matrix_that_no_block_has_is_named(module: str) -> None:
+    tensors = {name: shape for name, shape in SHAPES.items() if module not in name}
+    with pytest.raises(MalformedModel, match=f"lack the matrix {module}.weight"):
+        check_agreement(CONFIG, tensors, inventory(CONFIG, tensors))
+
+
 def test_blocks_of_different_widths_are_refused() -> None:
     uneven = {f"model.layers.1.mlp.{name}.weight": (6, 8) for name in ("gate_proj", "up_proj")}
     with pytest.raises(MalformedModel, match="block 1"):
