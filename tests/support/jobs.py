@@ -121,3 +121,8 @@ class Attempt:
 def kept_checkpoints(assignment: Assignment) -> list[str]:
     """Return the names of the training's checkpoints that are still on disk."""
     return sorted(path.name for path in assignment.work_dir.glob("*/training/*.safetensors"))
+
+
+def usable_checkpoints(assignment: Assignment) -> list[str]:
+    """Return the names of the training's checkpoints that another attempt can go on from: those with a record."""
+    return sorted(path.name for path in assignment.work_dir.glob("*/training/*.safetensors.record.json"))

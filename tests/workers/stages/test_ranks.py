@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from modelpress.contract.codes import FailureCode
 from modelpress.contract.recipe import Distillation
-from tests.support.jobs import STEPS, Attempt, Stopped, distillation_job, kept_checkpoints
+from tests.support.jobs import STEPS, Attempt, Stopped, distillation_job, usable_checkpoints
 from tests.support.processes import processes_of
 from tests.support.waiting import wait_for
 from workers import rank
@@ -101,7 +101,7 @@ def test_a_killed_child_leaves_none_of_them_behind_and_the_next_goes_on_to_the_s
 ) -> None:
     home = assignment.work_dir / "1" / "home"
     with Child("workers.runner", assignment.model_dump_json(), home, {}) as child:
-        wait_for(lambda: kept_checkpoints(assignment))
+        wait_for(lambda: usable_checkpoints(assignment))
         assert len(processes_of(home)) >= 4, "the child, torchrun and two that train"
         os.kill(child.process.pid, signal.SIGKILL)
         wait_for(lambda: not processes_of(home))
