@@ -166,7 +166,7 @@ LLAMA_CPP: Mapping[str, GgufForm] = MappingProxyType(
 )
 """What llama.cpp expects, by `model_type`."""
 
-_CODES = ("q8_0", "q6_k", "q5_0", "iq4_nl", "iq4_xs", "q3_k")
+_CODES = ("q8_0", "q6_k", "q5_0", "iq4_nl", "iq4_xs", "mxfp4", "q3_k")
 """The codes that are chosen for GGUF files. Files can hold `q4_0`, but `iq4_nl` is better at the same size."""
 
 

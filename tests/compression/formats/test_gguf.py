@@ -129,6 +129,8 @@ def encoded(code: str, rows: int, columns: int) -> Encoded:
     assert kind.group is not None and kind.block is not None
     levels = torch.randint(len(kind.levels), (rows, columns), dtype=torch.uint8, generator=generator)
     units = 0.02 * torch.randn(rows, columns // kind.block, generator=generator).half()
+    if kind.powers:
+        units = units.abs().log2().round().exp2().bfloat16()
     if kind.scales is None:
         return Encoded(kind, levels, units / 16)
     least, greatest = kind.scales

@@ -10,8 +10,8 @@ from workers.compression.math import rounding
 from workers.compression.math.fitting import damped
 from workers.compression.math.rounding import relative_error, rounded
 
-KINDS = ("int8", "int4_g64", "q8_0", "iq4_nl", "q6_k", "q3_k")
-"""A unit for each row, for each group, and for several groups; levels at equal distances, and at others."""
+KINDS = ("int8", "int4_g64", "q8_0", "iq4_nl", "mxfp4", "q6_k", "q3_k")
+"""A unit for each row, for each group, and for several groups; levels at equal distances, and at others; powers of two."""
 
 every_kind = pytest.mark.parametrize("code", [CODES[name] for name in KINDS], ids=KINDS)
 
@@ -64,6 +64,12 @@ def test_units_have_the_precision_in_which_they_are_stored(code: Code, dtype: to
     assert encoded.units.shape == (ROWS, COLUMNS // (code.block or COLUMNS))
     assert encoded.levels.dtype == torch.uint8 and int(encoded.levels.max()) < len(code.levels)
     assert torch.isfinite(encoded.decoded()).all()
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_units_that_are_powers_of_two_stay_so(size: float) -> None:
+    exponents = rounded(CODES["mxfp4"], size * a_matrix(), second_moment(), units=torch.bfloat16).units.float().log2()
+    assert torch.equal(exponents, exponents.round())
 
 
 @every_kind

@@ -13,7 +13,7 @@ so the best level for column k is the one nearest to w_k + Σ_{j<k} e_j R_jk / R
 group's scale is searched. Columns with much energy go first, as far as groups stay together. Afterwards the units are
 fitted to the chosen levels, and single levels change where that lowers the cost further (coordinate descent).
 
-Promise: units are rounded to 16 bits before levels are chosen, so nothing is lost when they are stored. The result is
+Promise: units are rounded to their bits before levels are chosen, so nothing is lost when they are stored. The result is
 finite for weights and inputs of zeros.
 """
 
@@ -26,7 +26,14 @@ from torch import Tensor
 from modelpress.spec.codes import Code
 from workers.compression.encoded import Encoded
 from workers.compression.math.degenerate import relative
-from workers.compression.math.scales import Levels, in_steps, search, search_scale, search_unit, stored
+from workers.compression.math.scales import (
+    Levels,
+    in_steps,
+    search_group_unit,
+    search_scale,
+    search_unit,
+    stored,
+)
 
 WIDTH = 128
 """Columns, at least, that correct each other one by one; later columns are corrected for all of them at once."""
@@ -159,7 +166,7 @@ class _Rows:
         width = several if self.code.group else WIDTH
         if not self.code.group:
             weights = self.metric.weights
-            self.units[:, 0] = stored(search(self.table, self.weight, weights, signed=self.code.signed), self.dtype)
+            self.units[:, 0] = search_group_unit(self.table, self.weight, weights, self.dtype)
         for start in range(0, columns, width):
             stop = min(start + width, columns)
             targets = self.weight[:, start:stop] + self.errors[:, :start] @ self.metric.feedback[:start, start:stop]
@@ -177,7 +184,7 @@ class _Rows:
         """Choose the unit of the block that begins at a column."""
         weights = self.metric.weights[column : column + self.block]
         if self.code.scales is None:
-            units = stored(search(self.table, targets, weights, signed=self.code.signed), self.dtype)
+            units = search_group_unit(self.table, targets, weights, self.dtype)
         else:
             groups = targets.reshape(len(targets), -1, self.group)
             units = search_unit(self.table, groups, weights.view(-1, self.group), self.code.scales, self.dtype)
@@ -219,7 +226,7 @@ class _Rows:
         ridge = gram.diagonal(dim1=1, dim2=2).mean(-1, keepdim=True).mul_(RIDGE).add_(torch.finfo().tiny)
         gram.diagonal(dim1=1, dim2=2).add_(ridge)
         missing = (errors @ second).mul_(shape).view(*units.shape, -1).sum(-1, keepdim=True)
-        fitted = stored((units + torch.linalg.solve(gram, missing).squeeze(-1)).nan_to_num(), self.dtype)
+        fitted = stored(self.code, (units + torch.linalg.solve(gram, missing).squeeze(-1)).nan_to_num(), self.dtype)
         left = self.weight[rows] - shape.mul_(fitted.repeat_interleave(self.block, dim=1))
         better = (self._costs(left) < self._costs(errors)).unsqueeze(-1)
         if not self.code.signed:

@@ -3,6 +3,8 @@
 Weights are [..., group]; an error e [group] of a group costs Σ h e², with `h` [..., group] broadcast to the weights.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,10 +20,16 @@ NEARBY = 2
 """How many scales below and above the rounded one a group of a block of several groups tries."""
 
 
+POWERS = (-1, 0, 1)
+"""The powers of two that the search for a unit tries, counted from the one that puts a group's largest weight nearest to
+the outermost level."""
+
+
 class Levels:
     """The levels of a code as tensors on one device."""
 
     def __init__(self, code: Code, device: torch.device) -> None:
+        self.code = code
         self.lowest, self.highest = code.levels[0], code.levels[-1]
         self._table = torch.tensor(code.levels, dtype=torch.float32, device=device)
         # Levels are whole numbers, so the nearest one is the same for all numbers between two neighbouring halves.
@@ -85,10 +93,30 @@ def search(levels: Levels, weights: Tensor, h: Tensor, *, signed: bool) -> Tenso
     return best
 
 
-def stored(units: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the units in the precision in which they are stored; too large ones become the largest."""
-    most = torch.finfo(dtype).max
-    return units.clamp(-most, most).to(dtype).float()
+def stored(code: Code, units: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the units in the precision in which they are stored; too large ones become the largest.
+
+    Powers of two are rounded by their exponent; units below the least power become 0.
+    """
+    limits = torch.finfo(dtype)
+    if code.powers:
+        exact = units.clamp(limits.tiny, 2.0 ** math.floor(math.log2(limits.max)))
+        return torch.where(units < limits.tiny, 0.0, exact.log2().round_().exp2_())
+    return units.clamp(-limits.max, limits.max).to(dtype).float()
+
+
+def search_group_unit(levels: Levels, weights: Tensor, h: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the unit [...], as stored, with the least error of blocks of one group each, weights [..., group]."""
+    code = levels.code
+    if not code.powers:
+        return stored(code, search(levels, weights, h, signed=code.signed), dtype)
+    near = stored(code, weights.abs().amax(-1) / levels.highest, dtype)
+    tried = [stored(code, near * 2.0**power, dtype) for power in POWERS]
+    lost = [
+        (weights - levels.nearest(in_steps(weights, unit.unsqueeze(-1))) * unit.unsqueeze(-1)).square_().mul_(h).sum(-1)
+        for unit in tried
+    ]
+    return torch.stack(tried).gather(0, torch.stack(lost).argmin(0, keepdim=True)).squeeze(0)
 
 
 def search_unit(levels: Levels, weights: Tensor, h: Tensor, limits: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -100,7 +128,7 @@ def search_unit(levels: Levels, weights: Tensor, h: Tensor, limits: tuple[int, i
     chosen = levels.nearest(in_steps(weights, scales.unsqueeze(-1)))
     along, energy = (chosen * h * weights).sum(-1), (chosen.square() * h).sum(-1)
     largest = scales.gather(-1, scales.abs().argmax(-1, keepdim=True))
-    units = stored(largest / (limits[0] * largest.new_tensor(UNIT_REACHES)), dtype)
+    units = stored(levels.code, largest / (limits[0] * largest.new_tensor(UNIT_REACHES)), dtype)
     rounded = in_steps(scales.unsqueeze(1), units.unsqueeze(-1)).round_().clamp_(*limits) * units.unsqueeze(-1)
     lost = (rounded.square() * energy.unsqueeze(1) - 2 * rounded * along.unsqueeze(1)).sum(-1)
     return units.gather(-1, lost.argmin(-1, keepdim=True)).squeeze(-1)

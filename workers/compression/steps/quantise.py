@@ -120,7 +120,12 @@ def _rounded(step: Quantise, work: Work, weights: Mapping[str, Tensor], second: 
 
 
 def _dtype_of_units(step: Quantise, work: Work, site: str) -> torch.dtype:
-    """Return the dtype in which the step's format stores units: the original's where it is one of 16 bits."""
+    """Return the dtype in which the step's format stores units: the original's where it is one of 16 bits.
+
+    Powers of two have the dtype of more exponents.
+    """
+    if CODES[step.codes[site]].powers:
+        return torch.bfloat16
     if step.format == "gguf":
         return torch.float16
     original = work.original.overlay.original

@@ -25,6 +25,7 @@ TYPES: Mapping[str, Type] = {
     "q5_0": Type.Q5_0,
     "iq4_nl": Type.IQ4_NL,
     "iq4_xs": Type.IQ4_XS,
+    "mxfp4": Type.MXFP4,
     "q4_0": Type.Q4_0,
     "q3_k": Type.Q3_K,
 }
@@ -80,6 +81,12 @@ def _q5_0(levels: Bytes, units: Bytes, scales: Scales) -> Bytes:
     return _joined(units, np.packbits(levels >> 4, axis=-1, bitorder="little"), _nibbles(levels & np.uint8(15)))
 
 
+def _mxfp4(levels: Bytes, units: Bytes, scales: Scales) -> Bytes:
+    exponents = units.view(np.uint16) >> 7  # bfloat16 without its mantissa; ggml halves the unit, as its levels are doubled
+    numbers = np.concatenate([np.arange(15, 8, -1), np.arange(8)]).astype(np.uint8)
+    return _joined((exponents + 1).astype(np.uint8), _nibbles(numbers[levels]))
+
+
 def _iq4_xs(levels: Bytes, units: Bytes, scales: Scales) -> Bytes:
     shifted = (scales.astype(np.int16) + 32).astype(np.uint8)
     low, high = shifted & 15, (shifted >> 4).astype(np.uint16)
@@ -113,6 +120,7 @@ _PACKERS: Mapping[str, Callable[[Bytes, Bytes, Scales], Bytes]] = {
     "q5_0": _q5_0,
     "iq4_nl": _in_nibbles,
     "iq4_xs": _iq4_xs,
+    "mxfp4": _mxfp4,
     "q4_0": _in_nibbles,
     "q3_k": _q3_k,
 }
