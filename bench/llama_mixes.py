@@ -1,5 +1,6 @@
 """GGUF files as llama.cpp's own quantiser makes them, for comparison: its mixes of types, with an importance matrix.
 
+    importance = measured_importance(model, ids)
     write_mix(source, destination, "Q4_K_M", importance)        # `source` is a GGUF file of 16 bits
 
 The wheel of llama.cpp exports the encoders of its types, but not the function that chooses a type for each tensor. So
@@ -7,16 +8,22 @@ its rules are stated here, for models in the layout of Llama without experts (ll
 """
 
 import ctypes
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
 import numpy as np
+import torch
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
+from torch import Tensor
 
 from workers.compression.engines.llama_cpp import library
+from workers.compression.models.edited import EditedModel
+from workers.compression.models.streamed import StreamedModel
+from workers.compression.steps.two_streams import StoredStates, TwoStreams, embedded
 
 Importance = Mapping[str, NDArray[np.float32]]
 """The mean square of each input of a matrix, by its name in the file."""
@@ -34,7 +41,16 @@ FALLBACKS: Mapping[Type, Type] = {
 }  # fmt: skip
 """What takes the place of a type whose blocks do not fit the rows."""
 
-_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+_SITES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_MATRICES = tuple(_SITES.values())
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,27 @@ class Shape:
 
     blocks: int
     sharing: int
+
+
+@torch.no_grad()
+def measured_importance(model: StreamedModel, ids: Tensor) -> Importance:
+    """Return the importance of the inputs of each matrix in the blocks, on token ids [N, T].
+
+    llama.cpp measures none for the embedding, nor, unless told to, for the output.
+    """
+    found: dict[str, NDArray[np.float32]] = {}
+    edited = EditedModel(model)
+    with tempfile.TemporaryDirectory(prefix="hidden-states-") as scratch:
+        states = StoredStates(Path(scratch) / "states", embedded(edited, ids), edited.device)
+        streams = TwoStreams(edited, None, states, Path(scratch), alike=False)
+        for index in edited.kept:
+            with edited.block(index) as block:
+                moments = streams.observe(block, index, list(_SITES))
+                for site, name in _SITES.items():
+                    seen = moments.take(site)
+                    found[f"blk.{index}.{name}.weight"] = (seen.inputs.diagonal() / seen.tokens).float().cpu().numpy()
+                streams.advance_compressed(block, index, changed=False)
+    return found
 
 
 def write_mix(source: Path, destination: Path, mix: str, importance: Importance) -> None:

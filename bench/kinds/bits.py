@@ -1,20 +1,26 @@
-"""How a model predicts when bits and structure bring a whole file to a ratio of bytes.
+"""How a model predicts when bits and structure bring a whole file to a ratio of bytes, beside llama.cpp's own mixes.
 
-Each case takes the same original through what a job does: structure, if it asks for some, then a code for each matrix
-under the budget that the ratio leaves, then rounding. It is judged by its divergence from the original.
+A case of ours takes the original through what a job does: structure, if it asks for some, then a code for each matrix
+under the budget that the ratio leaves, then rounding. A mix is what llama.cpp's quantiser makes of the same original,
+with an importance matrix from the same text. Each is judged by its divergence from the original.
 """
 
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from gguf import GGUFReader
 from pydantic import Field
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from bench.clock import timed
 from bench.experiment import Case, Experiment, Place, Row, Strict, Table
+from bench.in_llama_cpp import Judged, Reference
+from bench.llama_mixes import measured_importance, write_mix
 from bench.models import RESCALED, model_directory
 from bench.texts import Piece, all_windows, spread
 from modelpress.spec.codes import CODES
@@ -27,6 +33,7 @@ from modelpress.spec.sizes import bytes_before, bytes_of, choices, matrices
 from modelpress.spec.steps import Quantise
 from workers.compression.evaluation.fidelity import compare
 from workers.compression.formats import writer_of
+from workers.compression.formats.gguf.opening import FILE
 from workers.compression.math.code_costs import code_costs
 from workers.compression.math.sensitivity import Sensitivity, measure_all
 from workers.compression.models.edited import EditedModel
@@ -52,20 +59,29 @@ class Rounding(Case):
     structure: Structure | None = None
 
 
+class Mix(Case):
+    """A file of llama.cpp's quantiser."""
+
+    mix: str = Field(description="such as Q4_K_M")
+
+
 class Rounded(Row):
-    """The result of one case."""
+    """The result of one case.
+
+    `in_weights` is judged with the weights that the file stands for, in 32 bits; `in_engine` by llama.cpp, which
+    rounds activations, too.
+    """
 
     ratio: float = Field(description="as reached")
     bytes: int = Field(description="of the file, all that it holds besides weights included")
-    predicted: float = Field(description="divergence that the costs of the codes add up to, nats per token")
-    divergence: float = Field(description="KL from the original, nats per token")
-    perplexity: float = Field(description="as a ratio to the original's")
-    agreement: float = Field(description="share of tokens for which both rank the same one first")
-    codes: dict[str, int] = Field(description="matrices in each code")
-    seconds: dict[str, float] = Field(description="of structure, of measuring and of rounding")
+    predicted: float | None = Field(None, description="divergence that the costs of the codes add up to, nats a token")
+    in_weights: Judged | None = None
+    in_engine: Judged | None = None
+    codes: dict[str, int] = Field({}, description="matrices in each code")
+    seconds: dict[str, float] = Field({}, description="of structure, of measuring and of rounding")
 
 
-class Bits(Experiment[Rounding, Rounded]):
+class Bits(Experiment[Rounding | Mix, Rounded]):
     """Divergence at a ratio of bytes."""
 
     row: ClassVar[type[Row]] = Rounded
@@ -76,11 +92,11 @@ class Bits(Experiment[Rounding, Rounded]):
     calibration: Piece
     sequences: int = 32
     judged: Piece
-    windows: int = 16
+    windows: int = 8
     length: int = 1024
 
-    def measure(self, cases: Sequence[Rounding], place: Place) -> Iterator[Rounded]:
-        """Compress and judge each case; the original is judged in float32, and so is what a case leaves."""
+    def measure(self, cases: Sequence[Rounding | Mix], place: Place) -> Iterator[Rounded]:
+        """Compress and judge each case; the original is judged in float32."""
         directory = model_directory(self.model, place.scratch)
         tokenizer = AutoTokenizer.from_pretrained(directory)
 
@@ -91,48 +107,110 @@ class Bits(Experiment[Rounding, Rounded]):
         ids, windows = read(self.calibration, self.sequences), read(self.judged, self.windows)
         model = StreamedModel.open(directory, dtype=getattr(torch, self.dtype))
         exact = StreamedModel.open(directory, dtype=torch.float32)
+        judges = _Judges(exact, windows, place.scratch)
         for case in cases:
-            made = _Made(case, model, ids)
-            before, after = compare(exact, [EditedModel(exact, made.parts)], windows)
-            yield Rounded(
-                case=case.name,
-                ratio=bytes_before(exact.inventory) / made.bytes,
-                bytes=made.bytes,
-                predicted=made.predicted,
-                divergence=after.divergence,
-                perplexity=after.perplexity / before.perplexity,
-                agreement=after.agreement,
-                codes=dict(Counter(made.codes.values())),
-                seconds=made.seconds,
-            )
+            if isinstance(case, Mix):
+                yield _mixed(case, model, ids, judges)
+            else:
+                yield _rounded(case, model, ids, judges)
 
     def table(self, rows: Sequence[Rounded]) -> Table:
         """Return a row for each case."""
         return Table(
-            ("case", "ratio", "MB", "KL", "predicted", "perplexity", "same first token", "matrices in each code"),
+            (
+                "file", "times smaller", "MB", "KL in llama.cpp", "perplexity", "same first token",
+                "KL of its weights", "predicted", "matrices in each code",
+            ),
             tuple(
                 (
                     row.case,
                     f"{row.ratio:.2f}",
                     f"{row.bytes / 1e6:.1f}",
-                    f"{row.divergence:.4f}",
-                    f"{row.predicted:.4f}",
-                    f"{row.perplexity:.3f}",
-                    f"{row.agreement:.3f}",
+                    *_figures(row),
+                    "" if row.predicted is None else f"{row.predicted:.4f}",
                     ", ".join(f"{count} {code}" for code, count in row.codes.items()),
                 )
                 for row in rows
             ),
+        )  # fmt: skip
+
+
+def _figures(row: Rounded) -> tuple[str, str, str, str]:
+    """Return the engine's divergence, perplexity and agreement, and the weights' divergence."""
+    seen = row.in_engine or row.in_weights
+    assert seen is not None, "every row is judged"
+    return (
+        "" if row.in_engine is None else f"{row.in_engine.divergence:.4f}",
+        f"{seen.perplexity:.3f}",
+        f"{seen.agreement:.3f}",
+        "" if row.in_weights is None else f"{row.in_weights.divergence:.4f}",
+    )
+
+
+class _Judges:
+    """Compare models with the original, by their weights and in llama.cpp, on the same windows."""
+
+    def __init__(self, exact: StreamedModel, windows: Tensor, scratch: Path) -> None:
+        self.exact, self.windows, self.scratch = exact, windows, scratch
+        self._reference: Reference | None = None
+
+    @property
+    def bytes_before(self) -> int:
+        """The bytes of the original at 16 bits a number."""
+        return bytes_before(self.exact.inventory)
+
+    def in_weights(self, parts: Sequence[CompressedPart]) -> Judged:
+        """Judge the original with parts laid over it."""
+        before, after = compare(self.exact, [EditedModel(self.exact, parts)], self.windows)
+        return Judged(
+            divergence=after.divergence,
+            perplexity=after.perplexity / before.perplexity,
+            agreement=after.agreement,
         )
 
+    def in_engine(self, file: Path) -> Judged:
+        """Judge a GGUF file in llama.cpp."""
+        if self._reference is None:
+            self._reference = Reference.of(self.exact, self.windows, self.scratch / "reference.npy")
+        return self._reference.judged(file)
 
-class _Made:
+
+def _rounded(case: Rounding, model: StreamedModel, ids: Tensor, judges: _Judges) -> Rounded:
+    """Compress the model as a case of ours says, write it, and judge it."""
+    made = Made(case, model, ids)
+    overlay = EditedModel(model, made.parts).overlay
+    with tempfile.TemporaryDirectory(dir=judges.scratch) as scratch:
+        written = writer_of(case.format).write(overlay, Path(scratch) / "written")
+        in_engine = judges.in_engine(written.directory / FILE) if case.format == "gguf" else None
+    return Rounded(
+        case=case.name,
+        ratio=judges.bytes_before / written.bytes,
+        bytes=written.bytes,
+        predicted=made.predicted,
+        in_weights=judges.in_weights(made.parts),
+        in_engine=in_engine,
+        codes=dict(Counter(made.codes.values())),
+        seconds=made.seconds,
+    )
+
+
+def _mixed(case: Mix, model: StreamedModel, ids: Tensor, judges: _Judges) -> Rounded:
+    """Let llama.cpp's quantiser round the model, and judge its file."""
+    with tempfile.TemporaryDirectory(dir=judges.scratch) as scratch:
+        plain = writer_of("gguf").write(model.overlay, Path(scratch) / "plain").directory / FILE
+        file = Path(scratch) / FILE
+        write_mix(plain, file, case.mix, measured_importance(model, ids))
+        size, in_engine = file.stat().st_size, judges.in_engine(file)
+        kinds = Counter(str(tensor.tensor_type.name) for tensor in GGUFReader(file).tensors if len(tensor.shape) > 1)
+    return Rounded(case=case.name, ratio=judges.bytes_before / size, bytes=size, in_engine=in_engine, codes=dict(kinds))
+
+
+class Made:
     """A model that one case has compressed.
 
     Attributes:
         parts: everything that lies over the original.
         codes: the code of each rounded matrix.
-        bytes: of the file.
         predicted: divergence that the codes' costs add up to.
         seconds: how long each step took.
     """
@@ -156,7 +234,6 @@ class _Made:
         budget = Budget(int(bytes_before(model.inventory) / case.ratio) - overhead)
         self.codes = choose_codes(edited.inventory, form, case.precision, costs, budget)
         self.predicted = sum(costs[site][code] for site, code in self.codes.items())
-        self.bytes = overhead + self._weights(edited)
         with timed(self.seconds, "round"):
             step = Quantise(format=form.name, codes=self.codes)
             plan = Plan(method="quantisation", steps=(step,), parameters_before=1, parameters_after=1)
@@ -169,10 +246,6 @@ class _Made:
         for _ in compress(model, plan, ids, parts, sensitivities=sensitivities):
             pass
         self.parts += parts
-
-    def _weights(self, edited: EditedModel) -> int:
-        codes = self.codes
-        return bytes_of(edited.inventory, lambda site: CODES[codes[site.name]] if site.name in codes else None)
 
 
 def _structural(structure: Structure, model: StreamedModel) -> Plan:

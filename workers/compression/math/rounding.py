@@ -13,8 +13,8 @@ so the best level for column k is the one nearest to w_k + Σ_{j<k} e_j R_jk / R
 group's scale is searched. Columns with much energy go first, as far as groups stay together. Afterwards the units are
 fitted to the chosen levels, and single levels change where that lowers the cost further (coordinate descent).
 
-Promise: units are rounded to their bits before levels are chosen, so nothing is lost when they are stored. The result is
-finite for weights and inputs of zeros.
+Promise: units are rounded to their bits before levels are chosen, so nothing is lost when they are stored. The result
+is finite for weights and inputs of zeros.
 """
 
 import math

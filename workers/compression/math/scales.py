@@ -21,8 +21,7 @@ NEARBY = 2
 
 
 POWERS = (-1, 0, 1)
-"""The powers of two that the search for a unit tries, counted from the one that puts a group's largest weight nearest to
-the outermost level."""
+"""Exponents of the units that are tried, from that which brings the largest weight nearest to the outermost level."""
 
 
 class Levels:

@@ -82,9 +82,10 @@ def _q5_0(levels: Bytes, units: Bytes, scales: Scales) -> Bytes:
 
 
 def _mxfp4(levels: Bytes, units: Bytes, scales: Scales) -> Bytes:
-    exponents = units.view(np.uint16) >> 7  # bfloat16 without its mantissa; ggml halves the unit, as its levels are doubled
+    # A bfloat16 without its mantissa, and one more, because ggml halves the unit of levels that it doubles.
+    exponents = (units.view(np.uint16) >> 7) + 1
     numbers = np.concatenate([np.arange(15, 8, -1), np.arange(8)]).astype(np.uint8)
-    return _joined((exponents + 1).astype(np.uint8), _nibbles(numbers[levels]))
+    return _joined(exponents.astype(np.uint8), _nibbles(numbers[levels]))
 
 
 def _iq4_xs(levels: Bytes, units: Bytes, scales: Scales) -> Bytes:
