@@ -67,8 +67,7 @@ def blocks(model: PreTrainedModel) -> list[nn.Module]:
 
 def decoder(model: PreTrainedModel) -> nn.Module:
     """Return the model without its output head: embedding, blocks and final norm."""
-    found: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
-    return found
+    return model.get_submodule(ARCHITECTURES[model.config.model_type].blocks.rpartition(".")[0])
 
 
 @contextmanager
@@ -79,15 +78,29 @@ def _without_decoder(model: PreTrainedModel) -> Iterator[None]:
     """
     whole = decoder(model)
     name = next(name for name, module in model.named_modules() if module is whole)
-    model.set_submodule(name, _Identity())
+    model.set_submodule(name, _Identity(whole))
     try:
         yield
     finally:
         model.set_submodule(name, whole)
 
 
-class _Identity(nn.Module):
-    """A decoder that returns the embeddings it is called with."""
+class _Output(BaseModelOutputWithPastAndCrossAttentions):
+    """The output of a decoder. What some return besides, for a head to pass on, is None."""
 
-    def forward(self, *others: Any, inputs_embeds: Tensor, **more: Any) -> BaseModelOutputWithPastAndCrossAttentions:
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+class _Identity(nn.Module):
+    """A decoder that returns the embeddings it is called with, and has the attributes of the one that it replaces."""
+
+    def __init__(self, replaced: nn.Module) -> None:
+        super().__init__()
+        self._replaced = (replaced,)  # in a tuple, so as not to become a submodule, which is listed twice
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._replaced[0], name)
+
+    def forward(self, *others: Any, inputs_embeds: Tensor, **more: Any) -> _Output:
+        return _Output(last_hidden_state=inputs_embeds)
