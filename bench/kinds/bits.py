@@ -8,6 +8,7 @@ with an importance matrix from the same text. Each is judged by its divergence f
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,7 +21,7 @@ from transformers import AutoTokenizer
 from bench.clock import timed
 from bench.experiment import Case, Experiment, Place, Row, Strict, Table
 from bench.in_llama_cpp import Judged, Reference
-from bench.llama_mixes import measured_importance, write_mix
+from bench.llama_mixes import Importance, measured_importance, write_mix
 from bench.models import RESCALED, model_directory
 from bench.texts import Piece, all_windows, spread
 from modelpress.spec.codes import CODES
@@ -107,10 +108,10 @@ class Bits(Experiment[Rounding | Mix, Rounded]):
         ids, windows = read(self.calibration, self.sequences), read(self.judged, self.windows)
         model = StreamedModel.open(directory, dtype=getattr(torch, self.dtype))
         exact = StreamedModel.open(directory, dtype=torch.float32)
-        judges = _Judges(exact, windows, place.scratch)
+        judges, quantiser = _Judges(exact, windows, place.scratch), _LlamaCpp(model, ids)
         for case in cases:
             if isinstance(case, Mix):
-                yield _mixed(case, model, ids, judges)
+                yield quantiser.rounded(case, judges)
             else:
                 yield _rounded(case, model, ids, judges)
 
@@ -194,15 +195,26 @@ def _rounded(case: Rounding, model: StreamedModel, ids: Tensor, judges: _Judges)
     )
 
 
-def _mixed(case: Mix, model: StreamedModel, ids: Tensor, judges: _Judges) -> Rounded:
-    """Let llama.cpp's quantiser round the model, and judge its file."""
-    with tempfile.TemporaryDirectory(dir=judges.scratch) as scratch:
-        plain = writer_of("gguf").write(model.overlay, Path(scratch) / "plain").directory / FILE
-        file = Path(scratch) / FILE
-        write_mix(plain, file, case.mix, measured_importance(model, ids))
-        size, in_engine = file.stat().st_size, judges.in_engine(file)
-        kinds = Counter(str(tensor.tensor_type.name) for tensor in GGUFReader(file).tensors if len(tensor.shape) > 1)
-    return Rounded(case=case.name, ratio=judges.bytes_before / size, bytes=size, in_engine=in_engine, codes=dict(kinds))
+class _LlamaCpp:
+    """llama.cpp's quantiser, with an importance matrix of one model on one text."""
+
+    def __init__(self, model: StreamedModel, ids: Tensor) -> None:
+        self._model, self._ids = model, ids
+
+    @cached_property
+    def _importance(self) -> Importance:
+        return measured_importance(self._model, self._ids)
+
+    def rounded(self, case: Mix, judges: _Judges) -> Rounded:
+        """Round the model to a mix, and judge its file."""
+        with tempfile.TemporaryDirectory(dir=judges.scratch) as scratch:
+            plain = writer_of("gguf").write(self._model.overlay, Path(scratch) / "plain").directory / FILE
+            file = Path(scratch) / FILE
+            write_mix(plain, file, case.mix, self._importance)
+            size, in_engine = file.stat().st_size, judges.in_engine(file)
+            rounded = (tensor for tensor in GGUFReader(file).tensors if len(tensor.shape) > 1)
+            codes = dict(Counter(tensor.tensor_type.name.lower() for tensor in rounded))
+        return Rounded(case=case.name, ratio=judges.bytes_before / size, bytes=size, in_engine=in_engine, codes=codes)
 
 
 class Made:

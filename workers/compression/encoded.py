@@ -5,7 +5,7 @@ encoded.decoded()                     # [out, in], float32: exactly what an engi
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -42,6 +42,10 @@ class Encoded:
         table = torch.tensor(self.code.levels, dtype=torch.float32, device=self.levels.device)
         values = table[self.levels.long()].view(rows, -1, self.code.group or columns)
         return values.mul_(steps.unsqueeze(-1)).view(rows, columns)
+
+    def with_units(self, units: Tensor) -> Self:
+        """Return the matrix with other units [out, blocks], in the precision in which its units are stored."""
+        return replace(self, units=units.to(self.units.dtype))
 
     def split(self, rows: Sequence[int]) -> list[Self]:
         """Return matrices of `rows` successive rows each."""

@@ -186,6 +186,10 @@ class Overlay:
         """Return a matrix [out, in] as it is stored in a code, or None if it is stored as plain numbers."""
         return self._held[self._holders[name]].encoded(name) if name in self._codes else None
 
+    def is_transposed(self, name: str) -> bool:
+        """Return whether the checkpoint stores a weight as [in, out]."""
+        return any(f"{site.name}.weight" == name for site in self.original.inventory.sites if site.layout == "conv1d")
+
     @property
     def is_tied(self) -> bool:
         """True if the output head reads the embedding's table or factors and stores nothing of its own."""
@@ -265,7 +269,7 @@ class Overlay:
     def _lay(self, part: Part) -> None:
         """Lay a part over the present ones without updating the inventory."""
         number = len(self._held)
-        held = DecodedTensors(part.tensors, part.encodings, filter(self._is_transposed, part.encodings))
+        held = DecodedTensors(part.tensors, part.encodings, filter(self.is_transposed, part.encodings))
         self._held.append(held)
         self.removed.update(part.removed)
         if part.experts:
@@ -292,10 +296,6 @@ class Overlay:
             table = f"{self.architecture.embedding}.weight"
             self._sources[weight] = self.original.names[table]
             self._shapes[weight] = self.original.tensors[self._sources[weight]].shape
-
-    def _is_transposed(self, name: str) -> bool:
-        """Return whether the checkpoint stores a weight as [in, out]."""
-        return any(f"{site.name}.weight" == name for site in self.original.inventory.sites if site.layout == "conv1d")
 
     def _is_gone(self, name: str) -> bool:
         """Return whether a module or tensor belongs to a removed block or expert."""

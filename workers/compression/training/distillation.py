@@ -7,11 +7,12 @@ does not fit into a card's memory is taken again with half as many sequences at 
 """
 
 import logging
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from workers.compression.training.batches import ContinuousBatches
@@ -19,6 +20,7 @@ from workers.compression.training.checkpoint import TrainingCheckpoint
 from workers.compression.training.loop import Observer, ParameterGroup, TrainingTask, train
 from workers.compression.training.objective import DistillationObjective
 from workers.compression.training.parallel import ParallelStrategy, SingleProcess
+from workers.compression.training.rounded import UNITS
 from workers.compression.training.schedule import WarmupCosine
 from workers.compression.training.settings import DistillationSettings
 from workers.compression.training.teacher import CachedTeacher, Teacher
@@ -29,6 +31,9 @@ log = logging.getLogger(__name__)
 
 CPU_SEQUENCES = 2
 """Sequences per forward and backward pass on a CPU: more are no faster, and need more memory."""
+
+UNITS_RATE = 20
+"""Learning rate of relative units, which are near 1, as a multiple of that of weights, which are near 0.05."""
 
 CARD_TOKENS = 16_384
 """Tokens per forward and backward pass on a card, whose kernels have to outlast their launches."""
@@ -94,15 +99,9 @@ def distil(
             # Out of the handler, which holds what did not fit.
             together = _after_running_out(student, together)
 
-    # Weight decay spares norms and biases.
-    matrices = tuple(name for name, parameter in parameters.items() if parameter.ndim > 1)
-    vectors = tuple(name for name, parameter in parameters.items() if parameter.ndim < 2)
     task = TrainingTask(
         parameters,
-        groups=(
-            ParameterGroup(matrices, settings.learning_rate, settings.weight_decay),
-            ParameterGroup(vectors, settings.learning_rate),
-        ),
+        groups=_groups(parameters, settings),
         batches=ContinuousBatches(len(windows), settings.batch_size, settings.seed),
         length=windows.shape[1],
         backward=backward,
@@ -112,6 +111,19 @@ def distil(
     student.zero_grad()
     student.requires_grad_(False)
     return last
+
+
+def _groups(parameters: Mapping[str, nn.Parameter], settings: DistillationSettings) -> tuple[ParameterGroup, ...]:
+    """Return the parameters in groups. Weight decay spares norms, biases and units, which are near 1."""
+    units = tuple(name for name in parameters if name.endswith(UNITS))
+    others = {name: parameter for name, parameter in parameters.items() if name not in units}
+    matrices = tuple(name for name, parameter in others.items() if parameter.ndim > 1)
+    vectors = tuple(name for name, parameter in others.items() if parameter.ndim < 2)
+    return (
+        ParameterGroup(matrices, settings.learning_rate, settings.weight_decay),
+        ParameterGroup(vectors, settings.learning_rate),
+        ParameterGroup(units, settings.learning_rate * UNITS_RATE),
+    )
 
 
 def _after_running_out(student: PreTrainedModel, together: int) -> int:

@@ -82,7 +82,7 @@ def _file_name(overlay: Overlay, name: str, names: TensorNameMap, form: GgufForm
 
 def _file_tensor(overlay: Overlay, name: str, file_name: str, form: GgufForm, heads: Heads) -> FileTensor:
     shape = overlay.shapes[name]
-    if _is_transposed(overlay, name):
+    if overlay.is_transposed(name):
         shape = shape[::-1]
     order = _row_order(form, name, shape[0], heads)
     if (code := overlay.codes.get(name)) is not None:
@@ -100,7 +100,7 @@ def _file_tensor(overlay: Overlay, name: str, file_name: str, form: GgufForm, he
 def _plain(overlay: Overlay, name: str, order: Tensor | None, dtype: torch.dtype, added: bool) -> Bytes:
     """Return the bytes of a tensor that is stored as plain numbers; `added`: with 1 added."""
     tensor = overlay.tensor(name)
-    if _is_transposed(overlay, name):
+    if overlay.is_transposed(name):
         tensor = tensor.T
     tensor = tensor.to(dtype)
     return floats((tensor + 1 if added else tensor) if order is None else tensor[order])
@@ -116,12 +116,6 @@ def _packed(overlay: Overlay, name: str, order: Tensor | None) -> Bytes:
 def _reordered(encoded: Encoded, order: Tensor) -> Encoded:
     scales = None if encoded.scales is None else encoded.scales[order]
     return Encoded(encoded.code, encoded.levels[order], encoded.units[order], scales)
-
-
-def _is_transposed(overlay: Overlay, name: str) -> bool:
-    """Return whether the checkpoint stores a matrix as [in, out]."""
-    sites = overlay.original.inventory.sites
-    return any(site.layout == "conv1d" and name == f"{site.name}.weight" for site in sites)
 
 
 def _row_order(form: GgufForm, name: str, rows: int, heads: Heads) -> Tensor | None:
