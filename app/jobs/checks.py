@@ -18,7 +18,6 @@ from modelpress.spec import methods
 from modelpress.spec.formats import FORMATS
 from modelpress.spec.inventory import Inventory
 from modelpress.spec.methods import Leaves, method_of
-from modelpress.spec.methods.quantisation import QUANTISATION
 from modelpress.spec.ranges import Range
 from modelpress.spec.ranges import RatioOutOfRange as NotReached
 from modelpress.spec.sizes import Candidate, Wanted, bytes_before, candidates, reachable
@@ -192,21 +191,17 @@ def left(recipe: Recipe, inventory: Inventory) -> Leaves:
 
 
 def trained(recipe: Recipe, model: ResolvedModel) -> Iterator[Refused]:
-    """Refuse to train factors alone unless the method is sure to leave some, and to train what no structure left."""
+    """Refuse to train factors alone unless the method is sure to leave some, and to shard the training of a rounded
+    model."""
     distillation, method = recipe.distillation, method_of(recipe.method)
     if distillation is None:
         return
     if distillation.trainable == "factors" and method.leaves is not Leaves.FACTORED:
         message = f"the method {method.name!r} need not leave factors; send 'all' or 'norms'"
         yield Refused("distillation.trainable", message)
-    for ratio, some in zip(recipe.ratios, ways(recipe, model.inventory), strict=False):
-        if all(way.method.name == QUANTISATION.name for way in some):
-            yield Refused(
-                "distillation",
-                f"{ratio:g} is reached by fewer bits alone, which leaves no structure to train; leave it out, or send "
-                "precision 16",
-            )
-            return
+    if distillation.sharded and any(way.rounds for some in ways(recipe, model.inventory) for way in some):
+        message = "the rounded model is trained by one process, which holds it whole; send false, or precision 16"
+        yield Refused("distillation.sharded", message)
 
 
 def phases(recipe: Recipe, model: ResolvedModel) -> Iterator[Refused]:

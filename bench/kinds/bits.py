@@ -24,13 +24,12 @@ from bench.in_llama_cpp import Judged, Reference
 from bench.llama_mixes import Importance, measured_importance, write_mix
 from bench.models import RESCALED, model_directory
 from bench.texts import Piece, all_windows, spread
-from modelpress.spec.codes import CODES
 from modelpress.spec.formats import FORMATS
 from modelpress.spec.methods import METHODS, planner_of
 from modelpress.spec.plan import Plan
 from modelpress.spec.precision import Precision
 from modelpress.spec.rounding import Budget, choose_codes
-from modelpress.spec.sizes import bytes_before, bytes_of, choices, matrices
+from modelpress.spec.sizes import bytes_before, choices, matrices
 from modelpress.spec.steps import Quantise
 from workers.compression.evaluation.fidelity import compare
 from workers.compression.formats import writer_of

@@ -94,10 +94,17 @@ class Distillation(Mixed):
     needs that much. If the training is `sharded`, each GPU needs only its share of the blocks, but the whole embedding
     and head, and memory for both models while they are opened; the first process then also needs host memory for three
     times the trained parameters.
+
+    Of a rounded model, what its file stores as floating-point numbers is trained: the scales of rounded matrices in the
+    blocks, norms, and what is not rounded.
     """
 
     tokens: int = Field(
-        262_144, ge=16, le=1_000_000_000, description="tokens to train on in all; shorter text is repeated"
+        262_144,
+        ge=16,
+        le=1_000_000_000,
+        description="tokens to train on in all; shorter text is repeated. Where weights are rounded, a quarter of them "
+        "trains the rounded model of each format, or all of them if the model loses no structure",
     )
     length: int = Field(512, ge=16, le=32768, description="tokens per sequence")
     batch_size: int = Field(4, ge=1, le=4096, description="sequences per optimizer step")

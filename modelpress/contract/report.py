@@ -68,6 +68,9 @@ class RoundingReport(Section):
 
     format: str
     matrices: tuple[RoundedMatrix, ...] = Field(description="every matrix, embedding and head first")
+    distillation: "DistillationReport | None" = Field(
+        None, description="training of the rounded model; null if it was not trained once it was rounded"
+    )
 
 
 class RemovedBlock(Section):

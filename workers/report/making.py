@@ -42,7 +42,9 @@ def rounding_fact(rounding: RoundingReport) -> str:
     weights = sum(8 * matrix.bytes / matrix.bits for matrix in rounding.matrices)
     mean = sum(8 * matrix.bytes for matrix in rounding.matrices) / weights
     listed = ", ".join(f"{count} {plural(count)} in {code(name)}" for name, count in codes)
-    return f"Weights rounded for {code(rounding.format)}, {mean:.2f} bits each on average: {listed}."
+    trained = rounding.distillation
+    after = "" if trained is None else f" Their scales were then trained on {trained.tokens:,} tokens."
+    return f"Weights rounded for {code(rounding.format)}, {mean:.2f} bits each on average: {listed}.{after}"
 
 
 def plural(count: int) -> str:

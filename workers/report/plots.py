@@ -177,10 +177,11 @@ def block_influence(report: CompressionReport) -> Figure | None:
 
 
 def loss_curve(report: CompressionReport) -> Figure | None:
-    """Return a chart of the distillation loss over tokens; None without a distillation."""
-    if report.distillation is None or not report.distillation.points:
+    """Return a chart of the distillation loss over tokens, the rounded model's if that alone was trained; else None."""
+    trained = (report.distillation, *(rounding.distillation for rounding in report.rounding))
+    points = next((each.points for each in trained if each is not None), ())
+    if not points:
         return None
-    points = report.distillation.points
     return charts.curve(
         [point.tokens for point in points],
         [point.loss for point in points],

@@ -29,7 +29,12 @@ NAME = names.DISTILL
 
 
 def run(context: Context, directory: Path) -> None:
-    """Finish every phase: compress its parts, unless `compress` has done so, and train."""
+    """Finish every phase: compress its parts, unless `compress` has done so, and train.
+
+    A model that loses no structure is trained by the stage `tune`, once it is rounded.
+    """
+    if not training.tokens_of(context).structure:
+        return
     for phase in compress.schedule(context):
         if is_trained(context, phase):
             continue
@@ -92,10 +97,12 @@ def compress_more(context: Context, directory: Path, phase: Phase) -> None:
 
 
 def curves(context: Context) -> tuple[Curve, ...]:
-    """Return the loss curve of each phase; none if the recipe asks for no distillation."""
+    """Return the loss curve of each phase; none if the recipe asks for no distillation or no structure is lost."""
     if names.DISTILL not in context.results:
         return ()
-    files = map(training.curve_name, compress.schedule(context))
+    if not training.tokens_of(context).structure:
+        return ()
+    files = (training.curve_name(phase.number) for phase in compress.schedule(context))
     return tuple(read_curve(context.bench.part(NAME, file)) for file in files)
 
 

@@ -142,14 +142,19 @@ def rounded(context: Context, form: Format) -> Rounding:
 
 
 def parts_for(context: Context, form: Format) -> Sequence[CompressedPart]:
-    """Return all parts of the model in a format: those of structure and training, then the rounded ones."""
+    """Return all parts of the model in a format: those of structure and training, the rounded ones, the tuned one."""
     finished = list(compress.finished_parts(context))
     if form not in rounded_formats(context):
         return finished
-    step = rounded(context, form).step
-    removed = {block for part in finished for block in part.removed}
-    count = len(step.labels(inspect.model_inventory(context), len(removed)))
-    return [*finished, *PartFiles(context.bench, [StagePlace(result_of(form), range(count))])]
+    count = part_count(context, form)
+    places = [StagePlace(result_of(form), range(count)), StagePlace(tuned(form), range(count, count + 1))]
+    return [*finished, *PartFiles(context.bench, places)]
+
+
+def part_count(context: Context, form: Format) -> int:
+    """Return the number of parts that rounding makes for a format."""
+    removed = {block for part in compress.finished_parts(context) for block in part.removed}
+    return len(rounded(context, form).step.labels(inspect.model_inventory(context), len(removed)))
 
 
 def overlay_for(context: Context, form: Format) -> Overlay:
@@ -160,6 +165,11 @@ def overlay_for(context: Context, form: Format) -> Overlay:
 def result_of(form: Format) -> str:
     """Return the name under which a format's rounded parts are stored."""
     return f"{names.QUANTISE}-{form.name}"
+
+
+def tuned(form: Format) -> str:
+    """Return the name under which the part is stored that the training of a format's rounded model leaves."""
+    return f"{names.TUNE}-{form.name}"
 
 
 def place_of(context: Context, form: Format) -> Path:

@@ -1,6 +1,6 @@
 """All stages of a job, in the order in which they run."""
 
-from workers.stages import calibrate, compress, distill, evaluate, inspect, package, plan, quantise, verify, write
+from workers.stages import calibrate, compress, distill, evaluate, inspect, package, plan, quantise, tune, verify, write
 from workers.stages.stage import Stage
 
 STAGES: tuple[Stage, ...] = (
@@ -10,6 +10,7 @@ STAGES: tuple[Stage, ...] = (
     compress.STAGE,
     distill.STAGE,
     quantise.STAGE,
+    tune.STAGE,
     write.STAGE,
     evaluate.STAGE,
     package.STAGE,

@@ -24,7 +24,7 @@ from modelpress.spec.plan import Plan
 from modelpress.spec.sizes import matrices, plain_bytes
 from modelpress.spec.steps import Fuse, Remove
 from workers.compression.overlay import Overlay
-from workers.stages import compress, distill, evaluate, inspect, plan, quantise, teacher_text, write
+from workers.stages import compress, distill, evaluate, inspect, plan, quantise, teacher_text, tune, write
 from workers.stages.context import Context
 from workers.stages.curve import joined
 from workers.stages.reproducibility import reproducibility
@@ -112,11 +112,12 @@ def sites(context: Context) -> Iterator[SiteReport]:
 def rounding(context: Context, form: Format) -> RoundingReport:
     """Return how the matrices of the finished model are stored in a format whose weights are rounded."""
     overlay, found = quantise.overlay_for(context, form), quantise.rounded(context, form)
-    parts = quantise.parts_for(context, form)
+    parts, curve = quantise.parts_for(context, form), tune.curve(context, form)
     errors = {name: error for part in parts if part.encodings for name, error in part.errors.items()}
     return RoundingReport(
         format=form.name,
         matrices=tuple(rounded_matrix(site, found, errors.get(site.name)) for site in matrices(overlay.inventory)),
+        distillation=None if curve is None else DistillationReport.model_validate(asdict(curve)),
     )
 
 

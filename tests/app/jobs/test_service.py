@@ -48,7 +48,11 @@ def test_a_submitted_job_is_queued_and_rung(
         ({"target_ratio": [1.2, 1000.0]}, "target_ratio.1", RatioOutOfRange),
         ({"target_ratio": None, "target_bytes": "1TB"}, "target_bytes", Refused),
         ({"precision": 4}, "precision", Refused),
-        ({"method": "auto", "target_ratio": 2, "distillation": {"length": 64}}, "distillation", Refused),
+        (
+            {"method": "auto", "target_ratio": 2, "distillation": {"length": 64, "sharded": True}},
+            "distillation.sharded",
+            Refused,
+        ),
         ({"precision": 16, "method": "quantisation"}, "precision", Refused),
         ({"method": "tqcompressor"}, "method", MethodDoesNotFit),
         ({"calibration": {"datasets": ["local:nowhere.txt"]}}, "calibration.datasets.0", UnknownDataset),

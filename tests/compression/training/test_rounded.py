@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from modelpress.spec.codes import CODES
+from modelpress.spec.inventory import Site
 from tests.support.models import token_ids
 from tests.support.students import opened, without_first_block
 from workers.compression.encoded import Encoded
@@ -14,8 +16,6 @@ from workers.compression.math.rounding import rounded
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.codes import CODES
-from workers.compression.spec.inventory import Site
 from workers.compression.training.distillation import distil
 from workers.compression.training.rounded import UNITS, RelativeUnits, rounded_student, tuned_part
 from workers.compression.training.settings import DistillationSettings

@@ -107,7 +107,7 @@ def test_trainings_one_after_another_are_shown_as_one() -> None:
 @pytest.mark.parametrize(("tokens", "interval"), [(1024, 1), (262_144, 12), (1_000_000_000, 50)])
 def test_a_training_is_kept_ten_times_or_every_fifty_steps(tokens: int, interval: int) -> None:
     distillation = Distillation(tokens=tokens, length=256, batch_size=8 if tokens > 1024 else 1)
-    assert training.settings_of(distillation).interval == interval
+    assert training.settings_of(distillation, distillation.tokens).interval == interval
 
 
 def test_every_option_of_training_reaches_it_by_its_name() -> None:
@@ -122,8 +122,8 @@ def test_every_option_of_training_reaches_it_by_its_name() -> None:
         "micro_batch_size": 1,
         "gradient_checkpointing": True,
     }
-    settings = training.settings_of(Distillation.model_validate(options))
+    settings = training.settings_of(Distillation.model_validate(options), 2**18)
     assert vars(settings).items() >= options.items()
-    assert training.settings_of(Distillation(teacher_top_k=8)).teacher_top_k == 8
+    assert training.settings_of(Distillation(teacher_top_k=8), 2**18).teacher_top_k == 8
     others = {"datasets", "shares", "tokens", "length", "sharded", "phases", "teacher_top_k"}
     assert Distillation.model_fields.keys() == options.keys() | others

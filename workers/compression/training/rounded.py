@@ -14,17 +14,17 @@ Promise: the student computes with the units as they are stored, so the part com
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
+from modelpress.spec.dimensions import block_of
 from workers.compression.encoded import Encoded
 from workers.compression.models.edited import EditedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.spec.dimensions import block_of
 
 NAME = "tuning"
 """Name of the part that the training of a rounded model leaves."""
@@ -106,9 +106,8 @@ def tuned_part(edited: EditedModel, student: PreTrainedModel, trained: Mapping[s
             tensors |= {overlay.original_name(each): tensor for each, tensor in files.items()}
             continue
         module = name.removesuffix(UNITS)
-        parametrization = student.get_submodule(f"{module}.parametrizations.weight.0")
-        assert isinstance(parametrization, RelativeUnits), "rounded_student has registered it"
-        encoded = parametrization.tuned(values)
+        units = cast("RelativeUnits", student.get_submodule(f"{module}.parametrizations.weight.0"))
+        encoded = units.tuned(values)
         (file,) = edited.in_files({f"{module}.weight": encoded.levels})
         original = overlay.original_name(file)
         tensors |= {key: tensor.cpu() for key, tensor in encoded.tensors(original).items()}
