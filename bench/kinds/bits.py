@@ -8,6 +8,7 @@ with an importance matrix from the same text. Each is judged by its divergence f
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,7 +17,7 @@ import torch
 from gguf import GGUFReader
 from pydantic import Field
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.clock import timed
 from bench.experiment import Case, Experiment, Place, Row, Strict, Table
@@ -28,7 +29,7 @@ from modelpress.spec.formats import FORMATS
 from modelpress.spec.methods import METHODS, planner_of
 from modelpress.spec.plan import Plan
 from modelpress.spec.precision import Precision
-from modelpress.spec.rounding import Budget, choose_codes
+from modelpress.spec.rounding import Budget, Costs, choose_codes
 from modelpress.spec.sizes import bytes_before, choices, matrices
 from modelpress.spec.steps import Quantise
 from workers.compression.evaluation.fidelity import compare
@@ -40,6 +41,11 @@ from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
+from workers.compression.training.distillation import distil
+from workers.compression.training.rounded import rounded_student, tuned_part
+from workers.compression.training.settings import DistillationSettings
+from workers.compression.training.trained import trained_part
+from workers.stages.training import ROUNDED_SHARE
 
 
 class Structure(Strict):
@@ -50,6 +56,14 @@ class Structure(Strict):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+class Training(Strict):
+    """A distillation, divided between structure and the rounded model as a job divides it."""
+
+    text: Piece
+    tokens: int = 262_144
+    length: int = 512
+
+
 class Rounding(Case):
     """One way to a file of a size."""
 
@@ -57,6 +71,7 @@ class Rounding(Case):
     format: str = "gguf"
     precision: Precision = "auto"
     structure: Structure | None = None
+    training: Training | None = None
 
 
 class Mix(Case):
@@ -77,8 +92,9 @@ class Rounded(Row):
     predicted: float | None = Field(None, description="divergence that the costs of the codes add up to, nats a token")
     in_weights: Judged | None = None
     in_engine: Judged | None = None
+    untuned: Judged | None = Field(None, description="the weights before the rounded model was trained")
     codes: dict[str, int] = Field({}, description="matrices in each code")
-    seconds: dict[str, float] = Field({}, description="of structure, of measuring and of rounding")
+    seconds: dict[str, float] = Field({}, description="that each step took; what an earlier case measured takes none")
 
 
 class Bits(Experiment[Rounding | Mix, Rounded]):
@@ -100,26 +116,22 @@ class Bits(Experiment[Rounding | Mix, Rounded]):
         directory = model_directory(self.model, place.scratch)
         tokenizer = AutoTokenizer.from_pretrained(directory)
 
-        def read(piece: Piece, count: int) -> Tensor:
-            every = all_windows(tokenizer, piece.read(place.data), self.length)
-            return spread(every[int(piece.start * len(every)) : int(piece.stop * len(every))], count)
-
-        ids, windows = read(self.calibration, self.sequences), read(self.judged, self.windows)
+        texts = _Texts(tokenizer, place.data)
+        ids = texts.some(self.calibration, self.sequences, self.length)
+        windows = texts.some(self.judged, self.windows, self.length)
         model = StreamedModel.open(directory, dtype=getattr(torch, self.dtype))
         exact = StreamedModel.open(directory, dtype=torch.float32)
-        judges, quantiser = _Judges(exact, windows, place.scratch), _LlamaCpp(model, ids)
+        judges = _Judges(exact, windows, place.scratch)
+        ours, theirs = Ours(model, exact, ids, texts), _LlamaCpp(model, ids)
         for case in cases:
-            if isinstance(case, Mix):
-                yield quantiser.rounded(case, judges)
-            else:
-                yield _rounded(case, model, ids, judges)
+            yield theirs.rounded(case, judges) if isinstance(case, Mix) else _rounded(case, ours, judges)
 
     def table(self, rows: Sequence[Rounded]) -> Table:
         """Return a row for each case."""
         return Table(
             (
                 "file", "times smaller", "MB", "KL in llama.cpp", "perplexity", "same first token",
-                "KL of its weights", "predicted", "matrices in each code",
+                "KL of its weights", "untrained", "predicted", "matrices in each code",
             ),
             tuple(
                 (
@@ -127,6 +139,7 @@ class Bits(Experiment[Rounding | Mix, Rounded]):
                     f"{row.ratio:.2f}",
                     f"{row.bytes / 1e6:.1f}",
                     *_figures(row),
+                    "" if row.untuned is None else f"{row.untuned.divergence:.4f}",
                     "" if row.predicted is None else f"{row.predicted:.4f}",
                     ", ".join(f"{count} {code}" for code, count in row.codes.items()),
                 )
@@ -175,10 +188,14 @@ class _Judges:
         return self._reference.judged(file)
 
 
-def _rounded(case: Rounding, model: StreamedModel, ids: Tensor, judges: _Judges) -> Rounded:
+def _rounded(case: Rounding, ours: "Ours", judges: _Judges) -> Rounded:
     """Compress the model as a case of ours says, write it, and judge it."""
-    made = Made(case, model, ids)
-    overlay = EditedModel(model, made.parts).overlay
+    made = ours.made(case)
+    untuned = None
+    if case.training is not None:
+        untuned = judges.in_weights(made.parts)
+        ours.tune(made, case.training)
+    overlay = EditedModel(ours.model, made.parts).overlay
     with tempfile.TemporaryDirectory(dir=judges.scratch) as scratch:
         written = writer_of(case.format).write(overlay, Path(scratch) / "written")
         in_engine = judges.in_engine(written.directory / FILE) if case.format == "gguf" else None
@@ -189,9 +206,27 @@ def _rounded(case: Rounding, model: StreamedModel, ids: Tensor, judges: _Judges)
         predicted=made.predicted,
         in_weights=judges.in_weights(made.parts),
         in_engine=in_engine,
+        untuned=untuned,
         codes=dict(Counter(made.codes.values())),
         seconds=made.seconds,
     )
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """Windows of token ids from the files of the data directory."""
+
+    tokenizer: PreTrainedTokenizerBase
+    data: Path
+
+    def every(self, piece: Piece, length: int) -> Tensor:
+        """Return all windows [N, length] of a piece."""
+        found = all_windows(self.tokenizer, piece.read(self.data), length)
+        return found[int(piece.start * len(found)) : int(piece.stop * len(found))]
+
+    def some(self, piece: Piece, count: int, length: int) -> Tensor:
+        """Return `count` windows [count, length] that are spread over a piece."""
+        return spread(self.every(piece, length), count)
 
 
 class _LlamaCpp:
@@ -216,6 +251,7 @@ class _LlamaCpp:
         return Rounded(case=case.name, ratio=judges.bytes_before / size, bytes=size, in_engine=in_engine, codes=codes)
 
 
+@dataclass
 class Made:
     """A model that one case has compressed.
 
@@ -226,37 +262,88 @@ class Made:
         seconds: how long each step took.
     """
 
-    def __init__(self, case: Rounding, model: StreamedModel, ids: Tensor) -> None:
-        self.parts: list[CompressedPart] = []
-        self.seconds: dict[str, float] = {}
+    parts: list[CompressedPart] = field(default_factory=list)
+    codes: Mapping[str, str] = field(default_factory=dict)
+    predicted: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Ours:
+    """Takes a model through what a job does. The unchanged model is measured once for all cases."""
+
+    def __init__(self, model: StreamedModel, exact: StreamedModel, ids: Tensor, texts: _Texts) -> None:
+        self.model = model
+        self._exact, self._ids, self._texts = exact, ids, texts
+        self._sensitivities: Mapping[str, Sensitivity] | None = None
+        self._costs: dict[tuple[str, Precision], Costs] = {}
+
+    def made(self, case: Rounding) -> Made:
+        """Carry out the structure of a case, train it if it is to be trained, and round what it leaves."""
+        made, form = Made(), FORMATS[case.format]
         if case.structure is not None:
-            with timed(self.seconds, "structure"):
-                self._carry_out(_structural(case.structure, model), model, ids, {})
-        edited, form = EditedModel(model, self.parts), FORMATS[case.format]
-        with timed(self.seconds, "measure"):
-            sensitivities = measure_all(edited, ids)
-            offered = {
-                site.name: choices(form, edited.inventory, site, case.precision) for site in matrices(edited.inventory)
-            }
-            costs = {
-                site: cost for part in code_costs(edited, ids, sensitivities, offered) for site, cost in part.items()
-            }
+            with timed(made.seconds, "structure"):
+                self._carry_out(made, _structural(case.structure, self.model), self.model, {})
+            if case.training is not None:
+                tokens = int(case.training.tokens * (1 - ROUNDED_SHARE))
+                edited = EditedModel(self._exact, made.parts)
+                with timed(made.seconds, "training"):
+                    trained = self._train(edited.whole(), case.training, tokens)
+                made.parts.append(trained_part(edited, trained))
+        edited = EditedModel(self.model, made.parts)
+        with timed(made.seconds, "measure"):
+            sensitivities, costs = self._measured(case, edited)
         overhead = writer_of(form.name).overhead(edited.overlay)
-        budget = Budget(int(bytes_before(model.inventory) / case.ratio) - overhead)
-        self.codes = choose_codes(edited.inventory, form, case.precision, costs, budget)
-        self.predicted = sum(costs[site][code] for site, code in self.codes.items())
-        with timed(self.seconds, "round"):
-            step = Quantise(format=form.name, codes=self.codes)
+        budget = Budget(int(bytes_before(self.model.inventory) / case.ratio) - overhead)
+        made.codes = choose_codes(edited.inventory, form, case.precision, costs, budget)
+        made.predicted = sum(costs[site][code] for site, code in made.codes.items())
+        with timed(made.seconds, "round"):
+            step = Quantise(format=form.name, codes=made.codes)
             plan = Plan(method="quantisation", steps=(step,), parameters_before=1, parameters_after=1)
-            self._carry_out(plan, edited, ids, sensitivities)
+            self._carry_out(made, plan, edited, sensitivities)
+        return made
+
+    def tune(self, made: Made, training: Training) -> None:
+        """Train the rounded model, and lay what was trained over it."""
+        share = ROUNDED_SHARE if "training" in made.seconds else 1.0
+        edited = EditedModel(self._exact, made.parts)
+        student = rounded_student(edited)
+        with timed(made.seconds, "tuning"):
+            trained = self._train(student, training, int(training.tokens * share))
+        made.parts.append(tuned_part(edited, student, trained))
+
+    def _train(self, student: PreTrainedModel, training: Training, tokens: int) -> Mapping[str, Tensor]:
+        """Return the trained parameters of a student."""
+        windows = self._texts.every(training.text, training.length)
+        dtype = None if self.model.dtype == torch.float32 else self.model.dtype
+        return distil(
+            self.model.whole(), student, windows, DistillationSettings(tokens=tokens), compute_dtype=dtype
+        ).trained
+
+    def _measured(self, case: Rounding, edited: EditedModel) -> tuple[Mapping[str, Sensitivity], Costs]:
+        """Return the sensitivities of a model, and the costs of its codes; those of the unchanged one are kept."""
+        form = FORMATS[case.format]
+        offered = {
+            site.name: choices(form, edited.inventory, site, case.precision) for site in matrices(edited.inventory)
+        }
+        key, unchanged = (case.format, case.precision), case.structure is None
+        sensitivities = self._sensitivities if unchanged else None
+        if sensitivities is None:
+            sensitivities = measure_all(edited, self._ids)
+        costs = self._costs.get(key) if unchanged else None
+        if costs is None:
+            found = code_costs(edited, self._ids, sensitivities, offered)
+            costs = {site: cost for part in found for site, cost in part.items()}
+        if unchanged:
+            self._sensitivities, self._costs[key] = sensitivities, costs
+        return sensitivities, costs
 
     def _carry_out(
-        self, plan: Plan, model: StreamedModel, ids: Tensor, sensitivities: Mapping[str, Sensitivity]
+        self, made: Made, plan: Plan, model: StreamedModel, sensitivities: Mapping[str, Sensitivity]
     ) -> None:
         parts: list[CompressedPart] = []
-        for _ in compress(model, plan, ids, parts, sensitivities=sensitivities):
+        for _ in compress(model, plan, self._ids, parts, sensitivities=sensitivities):
             pass
-        self.parts += parts
+        made.parts += parts
 
 
 def _structural(structure: Structure, model: StreamedModel) -> Plan:

@@ -3,7 +3,7 @@
 import pytest
 
 from bench.experiment import Place
-from bench.kinds.bits import Bits, Mix, Rounding, Structure
+from bench.kinds.bits import Bits, Mix, Rounding, Structure, Training
 from bench.texts import Piece
 from tests.support.text_models import amplify_blocks, write_text, write_tiny_model
 
@@ -44,6 +44,24 @@ def test_a_higher_ratio_costs_more(place: Place) -> None:
     assert 0 < less.in_weights.divergence < more.in_weights.divergence
     assert set(less.codes) | set(more.codes) <= {"int8", "int4_g32", "int4_g64", "int4_g128"}
     assert len(experiment.table((less, more)).cells) == 2
+
+
+def test_training_brings_a_rounded_model_nearer_to_the_original(place: Place) -> None:
+    training = Training(text=Piece(source="words.txt", stop=0.5), tokens=32 * 4 * 16, length=32)
+    cases = (
+        Rounding(name="bits", ratio=2.2, format="safetensors", training=training),
+        Rounding(
+            name="both",
+            ratio=2.2,
+            format="safetensors",
+            structure=Structure(method="width", ratio=1.2),
+            training=training,
+        ),
+    )
+    for row in bits(place, cases).measure(cases, place):
+        assert row.untuned is not None and row.in_weights is not None
+        assert row.in_weights.divergence < row.untuned.divergence
+        assert ("training" in row.seconds) is (row.case == "both")
 
 
 def test_files_of_ours_and_of_llama_cpp_are_judged_by_llama_cpp(place: Place) -> None:
