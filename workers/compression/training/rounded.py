@@ -7,7 +7,8 @@
 The levels of rounded matrices stay as they are. What is trained is all that a file stores as floating-point numbers:
 the units of rounded matrices in the blocks, norms, biases, and matrices that are not rounded (EfficientQAT,
 arXiv 2407.11062, trains the scales of a rounded model end to end). Units are trained relative to their first values,
-since they are much smaller than weights. Embedding, head, experts, and units that are powers of two stay as they are.
+since they are much smaller than weights. Embedding, head, experts, and units that are powers of two stay as they are
+(docs/decisions, 012).
 
 Promise: the student computes with the units as they are stored, so the part computes what the student computed.
 """
