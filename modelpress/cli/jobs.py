@@ -147,7 +147,7 @@ def jobs(
     as_json: Json = False,
 ) -> None:
     """List jobs, newest first."""
-    wanted = Wanted(state, model, method, pairs_of(metadata or ()))
+    wanted = Wanted(state, model, method, pairs_of(metadata or (), "--metadata", "team=search"))
     with connect(url) as client:
         found = list(islice(client.jobs(wanted, page_size=min(limit, LARGEST_PAGE)), limit))
     if as_json:

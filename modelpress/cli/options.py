@@ -9,7 +9,6 @@ import typer
 
 from modelpress.cli.recipes import pairs_of
 from modelpress.contract.recipe import Trainable
-from modelpress.errors import Refused
 from modelpress.spec.formats import FORMATS, MAIN
 from modelpress.spec.methods import METHODS
 
@@ -119,7 +118,7 @@ def recipe_fields(values: Mapping[str, Any]) -> dict[str, Any]:
         if option.field == "formats":
             value = [MAIN, *value]
         elif option.field == "metadata":
-            value = pairs_of(value)
+            value = pairs_of(value, "--metadata", "team=search")
         place[name] = value
     method = method_field(values.get("method"), values.get("method_option") or ())
     return fields if method is None else fields | {"method": method}
@@ -132,10 +131,4 @@ def method_field(name: str | None, options: Sequence[str]) -> dict[str, Any] | s
     """
     if not options:
         return name
-    fields: dict[str, Any] = {"name": name or next(iter(METHODS))}
-    for option in options:
-        key, separator, value = option.partition("=")
-        if not separator:
-            raise Refused("--method-option", f"{option!r} has no value; send NAME=VALUE, such as key_value_heads=2")
-        fields[key] = value
-    return fields
+    return {"name": name or next(iter(METHODS)), **pairs_of(options, "--method-option", "key_value_heads=2")}

@@ -72,13 +72,17 @@ def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return together
 
 
-def pairs_of(texts: Iterable[str]) -> dict[str, str]:
-    """Return pairs such as 'team=search' as a dictionary. Raises Refused for a text that is no pair."""
+def pairs_of(texts: Iterable[str], option: str, example: str) -> dict[str, str]:
+    """Return pairs such as 'team=search' as a dictionary.
+
+    Raises:
+        Refused: a text is no pair; it names the command line's `option` and gives an example.
+    """
     pairs = {}
     for text in texts:
         key, separator, value = text.partition("=")
         if not separator:
-            raise Refused("--metadata", f"{text!r} has no value; send KEY=VALUE, such as team=search")
+            raise Refused(option, f"{text!r} has no value; send NAME=VALUE, such as {example}")
         pairs[key] = value
     return pairs
 

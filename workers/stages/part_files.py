@@ -1,15 +1,11 @@
 """Files that store the finished parts of a compressed model."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
 from workers.compression.parts import CompressedPart, PartStore
+from workers.stages.tensor_files import read_tensors, write_tensors
 from workers.stages.workbench import Workbench
 
 
@@ -100,18 +96,16 @@ def file_name(number: int) -> str:
 
 def write_part(path: Path, part: CompressedPart) -> None:
     """Write a part as one safetensors file, with everything but the tensors in its metadata."""
-    described = {field: getattr(part, field) for field in _DESCRIBED}
-    save_file(dict(part.tensors), path, metadata={"part": json.dumps(described)})
+    write_tensors(path, part.tensors, {field: getattr(part, field) for field in _DESCRIBED})
 
 
 def read_part(path: Path) -> CompressedPart:
     """Return the part that `write_part` wrote; its tensors are read on demand."""
-    with safe_open(path, framework="pt") as file:
-        described = json.loads(file.metadata()["part"])
+    described, tensors = read_tensors(path)
     return CompressedPart(
         described["name"],
         described["structures"],
-        StoredTensors(path),
+        tensors,
         described["errors"],
         tuple(described["removed"]),
         {int(block): score for block, score in described["scores"].items()},
@@ -119,25 +113,3 @@ def read_part(path: Path) -> CompressedPart:
         {int(block): tuple(kept) for block, kept in described["experts"].items()},
         tuple(described["unreached"]),
     )
-
-
-class StoredTensors(Mapping[str, Tensor]):
-    """A mapping that reads each tensor of a safetensors file on demand, so that many parts can be open cheaply."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with safe_open(path, framework="pt") as file:
-            self.names = tuple(file.keys())
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self.names:
-            raise KeyError(name)
-        with safe_open(self.path, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
-            return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)

@@ -1,16 +1,12 @@
 """Durable files of training runs in progress: distillations of the model, and those within a part (absorption)."""
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from workers.compression.steps.work import CheckpointStore
 from workers.compression.training.checkpoint import TrainingCheckpoint
 from workers.compression.training.loop import Observer
-from workers.stages.part_files import StoredTensors
+from workers.stages.tensor_files import read_tensors, write_tensors
 from workers.stages.workbench import Workbench
 
 NUMBERS = ("step", "steps", "tokens", "losses", "restarts")
@@ -109,13 +105,11 @@ class _ReportedFiles(CheckpointFiles):
 
 def write_checkpoint(path: Path, checkpoint: TrainingCheckpoint) -> None:
     """Write a checkpoint as one safetensors file, with its numbers in the metadata."""
-    numbers = {field: getattr(checkpoint, field) for field in NUMBERS}
-    save_file(dict(checkpoint.tensors), path, metadata={"training": json.dumps(numbers)})
+    write_tensors(path, checkpoint.tensors, {field: getattr(checkpoint, field) for field in NUMBERS})
 
 
 def read_checkpoint(path: Path) -> TrainingCheckpoint:
     """Return the checkpoint that `write_checkpoint` wrote; its tensors are read on demand."""
-    with safe_open(path, framework="pt") as file:
-        numbers = json.loads(file.metadata()["training"])
+    numbers, tensors = read_tensors(path)
     numbers["losses"] = tuple(numbers["losses"])
-    return TrainingCheckpoint(**numbers, tensors=StoredTensors(path))
+    return TrainingCheckpoint(**numbers, tensors=tensors)

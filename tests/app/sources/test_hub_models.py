@@ -12,9 +12,9 @@ from app.settings import SourceSettings
 from app.sources.checkpoint import FIRST_READ
 from app.sources.hub import Hub, part
 from app.sources.models import ModelSources
-from modelpress.errors import Refused
 from tests.support.checkpoints import CONFIG, PARAMETERS, SHAPES, json_bytes, safetensors_bytes, sharded, single_file
 from tests.support.hub import LoopbackHub
+from tests.support.refusals import refusal
 from tests.support.waiting import PATIENCE_SECONDS
 
 TOKEN = "hf_secret"
@@ -23,13 +23,6 @@ TOKEN = "hf_secret"
 @pytest.fixture
 def sources(settings: SourceSettings) -> ModelSources:
     return ModelSources(settings, PATIENCE_SECONDS)
-
-
-def refusal(sources: ModelSources, reference: str) -> Refused:
-    with pytest.raises(Refused) as caught:
-        sources.resolve(reference)
-    assert caught.value.field == "model"
-    return caught.value
 
 
 def test_a_model_is_pinned_to_the_commit_of_its_default_branch(sources: ModelSources, hub: LoopbackHub) -> None:

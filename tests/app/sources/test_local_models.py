@@ -21,18 +21,12 @@ from tests.support.checkpoints import (
     write_files,
     write_gguf,
 )
+from tests.support.refusals import refusal
 
 
 @pytest.fixture
 def sources(settings: SourceSettings) -> ModelSources:
     return ModelSources(settings)
-
-
-def refusal(sources: ModelSources, reference: str) -> Refused:
-    with pytest.raises(Refused) as caught:
-        sources.resolve(reference)
-    assert caught.value.field == "model"
-    return caught.value
 
 
 def test_a_directory_is_resolved(sources: ModelSources, model_root: Path) -> None:

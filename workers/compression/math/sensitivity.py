@@ -11,23 +11,22 @@ model's device; the sensitivities are small, and lie on the CPU.
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from modelpress.spec.families import KroneckerFamily
-from modelpress.spec.inventory import Inventory, Site
+from modelpress.spec.inventory import Site
 from modelpress.spec.methods.base import SiteErrors
 from workers.compression.drawing import draw_from_rows
 from workers.compression.math.fitting import Moments, matrix_of, problem, spectrum
 from workers.compression.math.kronecker import WeightedTarget, errors_by_terms
 from workers.compression.math.tables import table_spectrum, table_target
+from workers.compression.models.protocols import BlockwiseModel
 from workers.compression.shelf import Shelf, shelf_for
 
 TOKENS = 8192
@@ -73,35 +72,9 @@ class Sensitivity:
     tiles: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class DifferentiableModel(Protocol):
-    """The model that this module measures; `models.StreamedModel` is one."""
-
-    inventory: Inventory
-    device: torch.device
-
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Return the first block's input [batch, length, width] for token ids [batch, length]."""
-
-    def block(self, index: int) -> AbstractContextManager[nn.Module]:
-        """Hold a block with its weights for as long as the context lasts."""
-
-    def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
-        """Return the block's output for its input, both [batch, length, width]; gradients pass through."""
-
-    def head(self) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
-        """Hold the function from the last block's output to logits; gradients pass through."""
-
-    @property
-    def head_module(self) -> nn.Module:
-        """Return the module of the output head."""
-
-    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return tensors of the checkpoint by name."""
-
-
 @torch.enable_grad()
 def measure(
-    model: DifferentiableModel, ids: Tensor, *, seed: int = 0, tiled: KroneckerFamily | None = None
+    model: BlockwiseModel, ids: Tensor, *, seed: int = 0, tiled: KroneckerFamily | None = None
 ) -> Iterator[dict[str, Sensitivity]]:
     """Yield sensitivities by module name, one part of the model after another.
 
@@ -130,7 +103,7 @@ def measure(
 
 
 def measure_all(
-    model: DifferentiableModel, ids: Tensor, *, seed: int = 0, tiled: KroneckerFamily | None = None
+    model: BlockwiseModel, ids: Tensor, *, seed: int = 0, tiled: KroneckerFamily | None = None
 ) -> dict[str, Sensitivity]:
     """Return the sensitivities of all target modules by name; see `measure`."""
     return {name: found for part in measure(model, ids, seed=seed, tiled=tiled) for name, found in part.items()}
@@ -145,7 +118,7 @@ def site_errors(sensitivities: Mapping[str, Sensitivity]) -> dict[str, SiteError
 
 
 @torch.no_grad()
-def _forward(model: DifferentiableModel, ids: Tensor, entering: Shelf) -> Tensor:
+def _forward(model: BlockwiseModel, ids: Tensor, entering: Shelf) -> Tensor:
     """Return the last block's output [sequences, length, width]; keep every block's input in `entering`."""
     hidden = model.hidden(ids)
     for index in range(model.inventory.blocks):
@@ -168,7 +141,7 @@ class _HeadMoments:
     inputs: Moments
 
 
-def _through_head(model: DifferentiableModel, hidden: Tensor, seed: int) -> tuple[Tensor, _HeadMoments]:
+def _through_head(model: BlockwiseModel, hidden: Tensor, seed: int) -> tuple[Tensor, _HeadMoments]:
     """Return the loss gradient at the last block's output [sequences, length, width] and the statistics of the head.
 
     Labels are drawn from the model's own predictions.
@@ -195,7 +168,7 @@ def _through_head(model: DifferentiableModel, hidden: Tensor, seed: int) -> tupl
 
 
 def _through_block(
-    model: DifferentiableModel, index: int, entering: Shelf, leaving: Tensor, tiled: KroneckerFamily | None
+    model: BlockwiseModel, index: int, entering: Shelf, leaving: Tensor, tiled: KroneckerFamily | None
 ) -> tuple[Tensor, dict[str, Sensitivity]]:
     """Return the gradients at a block's input and the sensitivities of its modules, given the gradients at its output.
 
@@ -287,7 +260,7 @@ def _errors_of_tiles(site: Site, target: WeightedTarget, family: KroneckerFamily
 
 
 def _embedding_sensitivity(
-    model: DifferentiableModel,
+    model: BlockwiseModel,
     ids: Tensor,
     gradients: Tensor,
     head: _HeadMoments,
@@ -316,7 +289,7 @@ def _embedding_sensitivity(
 
 
 def _head_sensitivity(
-    model: DifferentiableModel, site: Site, head: _HeadMoments, tiled: KroneckerFamily | None
+    model: BlockwiseModel, site: Site, head: _HeadMoments, tiled: KroneckerFamily | None
 ) -> Sensitivity:
     """Return the sensitivity of an output head with a matrix of its own.
 

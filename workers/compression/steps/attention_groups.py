@@ -18,9 +18,9 @@ from modelpress.spec.architectures import ARCHITECTURES
 from modelpress.spec.heads import head_matrices, heads_of
 from workers.compression.math.fewer_inputs import Compensation, Moments, rows_of
 from workers.compression.math.pruning import prune_groups
+from workers.compression.models.protocols import BlockwiseModel
 from workers.compression.steps.passages import passage_up_to
 from workers.compression.steps.streams import PairedStreams
-from workers.compression.steps.two_streams import BlockwiseModel
 
 DAMPING = 0.1
 """Ridge of the output projection's fit. Of 0.01, 0.1, 0.3 and 1 it cost least on SmolLM2-135M with 2 of 3 groups."""

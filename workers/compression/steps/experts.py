@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from modelpress.spec.architectures import ARCHITECTURES
 from modelpress.spec.inventory import ExpertCounts
 from modelpress.spec.steps import KeepExperts
+from workers.compression.models.protocols import BlockwiseModel
 from workers.compression.parts import CompressedPart
-from workers.compression.steps.two_streams import BlockwiseModel, StoredStates, embedded
+from workers.compression.steps.two_streams import StoredStates, embedded
 from workers.compression.steps.work import Work
 
 

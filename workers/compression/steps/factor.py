@@ -33,8 +33,9 @@ from workers.compression.math.tables import (
     fit_table,
     table_error,
 )
+from workers.compression.models.protocols import BlockwiseModel
 from workers.compression.parts import CompressedPart
-from workers.compression.steps.two_streams import BlockwiseModel, StoredMoments, StoredStates, TwoStreams, embedded
+from workers.compression.steps.two_streams import StoredMoments, StoredStates, TwoStreams, embedded
 from workers.compression.steps.work import Work
 from workers.compression.structures import CompactLinear
 

@@ -9,12 +9,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from workers.compression.models.protocols import RunnableModel
 from workers.compression.steps.grafting import is_coefficient, trained_parameters
 from workers.compression.training import losses
 from workers.compression.training.batches import DropLastBatches
@@ -22,16 +21,6 @@ from workers.compression.training.checkpoint import TrainingCheckpoint
 from workers.compression.training.loop import Observer, ParameterGroup, TrainingTask, train
 from workers.compression.training.schedule import WarmupCosine
 from workers.compression.training.settings import TrainingSettings
-
-
-class RunnableModel(Protocol):
-    """The part of a model that this module calls; `models.EditedModel` has it."""
-
-    device: torch.device
-    dtype: torch.dtype
-
-    def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
-        """Return the output [N, T, H] of the block with this index for its input [N, T, H]. Differentiable."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from workers.compression.steps.variants import RunnableModel
+from workers.compression.models.protocols import RunnableModel
 
 
 class _Seen(Exception):

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from modelpress.spec.architectures import ARCHITECTURES
 from modelpress.spec.inventory import Inventory
 from workers.compression.math.degenerate import ridge_of
+from workers.compression.models.protocols import RunnableModel
 from workers.compression.steps.passages import passage, passage_up_to
-from workers.compression.steps.variants import RunnableModel
 
 _PROBE_TOLERANCE = 0.05
 _NO_GAIN = 1e-3

@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from workers.compression.models.protocols import BlockwiseModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.shelf import shelf_for
-from workers.compression.steps.two_streams import BlockwiseModel, StoredStates, embedded
+from workers.compression.steps.two_streams import StoredStates, embedded
 from workers.compression.steps.variants import run_in_batches
 
 

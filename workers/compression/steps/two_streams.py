@@ -5,16 +5,14 @@ Promise: the states wait on a shelf, beside a CPU in files; one batch is in memo
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from modelpress.spec.inventory import Inventory
 from workers.compression.math.fitting import Moments
+from workers.compression.models.protocols import BlockwiseModel
 from workers.compression.shelf import shelf_for
 
 TOKENS = 1024
@@ -22,35 +20,6 @@ TOKENS = 1024
 
 EMBEDDED = 8
 """Batches that are embedded at a time. The embedding is read from the checkpoint once for each such group."""
-
-
-class BlockwiseModel(Protocol):
-    """The methods of a model that this module calls; `models.StreamedModel` has them."""
-
-    inventory: Inventory
-    device: torch.device
-
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Return the first block's input [batch, length, width] for token ids [batch, length]."""
-
-    def block(self, index: int) -> AbstractContextManager[nn.Module]:
-        """Load a block with its weights while the context lasts."""
-
-    def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
-        """Return the output [n, T, H] of a block for its input [n, T, H]; `index` decides its position arguments."""
-
-    def head_inputs(self, hidden: Tensor) -> Tensor:
-        """Return the output head's input for the last block's output [batch, length, width]."""
-
-    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Return tensors of the checkpoint by name."""
-
-    def with_embedding(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Use `module` as the embedding while the context lasts."""
-
-    @property
-    def embedding_module(self) -> nn.Module:
-        """The model's embedding."""
 
 
 def embedded(model: BlockwiseModel, ids: Tensor) -> Iterator[Tensor]:

@@ -14,14 +14,13 @@ run resumes before it. Promise: resumed or not, the hidden states are the same.
 
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from modelpress.spec.inventory import Inventory
+from workers.compression.models.protocols import BlockwiseModel, RunnableModel
 
 WHOLE = -1
 """The key of the model without a block left out."""
@@ -37,19 +36,8 @@ Bridge = Callable[[int, Tensor, Tensor], Tensor]
 that is left out. `index` and `entering` are that block and its input; `wanted` is the output of the block left out."""
 
 
-class RunnableModel(Protocol):
-    """The part of a model that running a block needs; `models.StreamedModel` has it."""
-
-    @property
-    def inventory(self) -> Inventory:
-        """The original's inventory."""
-
-    def run(self, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
-        """Return the output [n, T, H] of the block with this index for its input [n, T, H]."""
-
-
-class ShrinkingModel(RunnableModel, Protocol):
-    """The part of a model that this module calls; `models.EditedModel` has it. Blocks have their original index."""
+class ShrinkingModel(BlockwiseModel, Protocol):
+    """A model that has lost some of its blocks; `models.EditedModel` is one. Blocks have their original index."""
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -57,15 +45,6 @@ class ShrinkingModel(RunnableModel, Protocol):
 
     def edition(self, index: int) -> int:
         """Return a number that rises whenever the block changes."""
-
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Return the first block's input [batch, length, width] for token ids [batch, length]."""
-
-    def block(self, index: int) -> AbstractContextManager[nn.Module]:
-        """Load a block with its weights while the context lasts."""
-
-    def head(self) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
-        """Load the function from the last block's output to logits while the context lasts."""
 
 
 def run_in_batches(model: RunnableModel, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
