@@ -9,7 +9,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from tests.support.text_models import byte_tokenizer, write_tiny_model
-from workers.compression import teacher_text
+from workers.compression import chat_template, teacher_text
 from workers.compression.teacher_text import Openings, Row, Sampling, sample
 
 CHAT = (
@@ -18,6 +18,8 @@ CHAT = (
 )
 END, WORD = 0, 50
 QUESTION = (7, 8)
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,15 @@ def test_a_chat_template_gives_the_frames_of_question_and_answer(
     assert tokenizer.decode(openings.question) == "<|user|>"
     assert tokenizer.decode(openings.answer) == "<|end|><|bot|>"
     assert openings.mark is None, "the marks of turns open no document"
+
+
+@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{{ messages[7].content.x }}", "{% for", ENDLESS])
+def test_a_chat_template_that_fails_or_does_not_end_gives_no_frames(
+    teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    monkeypatch.setattr(chat_template, "TEMPLATE_SECONDS", 0.2)
+    tokenizer.chat_template = template
+    assert Openings.of(teacher, tokenizer).question == ()
 
 
 @pytest.mark.parametrize(

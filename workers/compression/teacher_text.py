@@ -16,13 +16,12 @@ model asks itself when given only the chat template: Magpie, arXiv 2406.08464; m
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from workers.compression import chat_template
 from workers.compression.drawing import draw_from_groups
 from workers.compression.models.decoding import decoding
 
@@ -259,8 +258,8 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[Opening, Opening]:
         return (), ()
     message = {"role": "user", "content": PLACE_OF_QUESTION}
     try:
-        rendered: Any = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-    except TemplateError:
+        rendered = chat_template.written(tokenizer, [message], tokenize=False, add_generation_prompt=True)
+    except chat_template.TemplateFailed:
         return (), ()
     before, found, after = str(rendered).partition(PLACE_OF_QUESTION)
     if not (found and before and after):

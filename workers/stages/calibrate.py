@@ -14,12 +14,12 @@ from app.sources.documents import Document, read_documents
 from modelpress.contract.codes import FailureCode
 from modelpress.contract.fields import TEACHER
 from modelpress.contract.recipe import Distillation, Recipe
+from workers.compression import chat_template
 from workers.messages import AttemptFailed
 from workers.stages import inspect, names, tasks, teacher_text
 from workers.stages.context import Context
 from workers.stages.overlap import record_overlaps
 from workers.stages.stage import Stage
-from workers.stages.time_limit import TimeUp, time_limit
 
 FILE = "tokens.safetensors"
 CALIBRATION = "calibration"
@@ -32,7 +32,6 @@ WRITTEN_LIKE_THE_REST = 131_072
 MOST_UNKNOWN = 0.5
 """Part of a text that may be unknown to the tokenizer."""
 LETTER = "a"
-TEMPLATE_SECONDS = 10.0
 PANIC = "PanicException"
 PIECE = 2**18
 """Characters that are tokenised at a time: the tokenizer takes some 200 bytes for each token of them."""
@@ -172,21 +171,9 @@ def plain_text(tokenizer: Any, document: Document) -> str:
     if tokenizer.chat_template is None:
         return BETWEEN.join(message["content"] for message in document)
     try:
-        with time_limit(TEMPLATE_SECONDS):
-            return str(tokenizer.apply_chat_template(document, tokenize=False))
-    except TimeUp as error:
-        raise AttemptFailed(
-            FailureCode.CONVERSATION_REFUSED,
-            f"the model's chat template takes over {TEMPLATE_SECONDS:g} s for a conversation",
-        ) from error
-    except MemoryError:
-        raise
-    except Exception as error:  # a template is a program of strangers, and may raise whatever it likes
-        roles = ", ".join(message["role"] for message in document)
-        raise AttemptFailed(
-            FailureCode.CONVERSATION_REFUSED,
-            f"the model's chat template refuses a conversation of {roles[:200]}: {error}",
-        ) from error
+        return str(chat_template.written(tokenizer, document, tokenize=False))
+    except chat_template.TemplateFailed as error:
+        raise AttemptFailed(FailureCode.CONVERSATION_REFUSED, f"the model's chat template {error}") from error
 
 
 def tokenize(tokenizer: Any, text: str) -> Iterator[Tensor]:

@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 
 from tests.support.models import save_tiny_model
 from tests.support.text_models import write_tiny_model
+from workers.compression import chat_template
 from workers.compression.evaluation.speed import greedy_sample, speed
 from workers.compression.models.streamed import StreamedModel
 
@@ -19,6 +20,9 @@ def test_speed_says_what_was_measured(tmp_path: Path) -> None:
     assert found.decode > 0
     assert (found.prompt, found.new_tokens, found.dtype) == (8, 3, "float32")
     assert found.threads == torch.get_num_threads()
+
+
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 
 
 @pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m['content'] }}{% endfor %}"])
@@ -36,8 +40,13 @@ def test_a_sample_is_the_most_likely_continuation(template: str | None, tmp_path
     assert greedy_sample(model, tokenizer, "the quick", new_tokens=5) == expected
 
 
-@pytest.mark.parametrize("template", ["{{ raise_exception('a system prompt is missing') }}", "{{ 1 / 0 }}", "{% for"])
-def test_a_model_whose_chat_template_fails_gives_no_sample(template: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('a system prompt is missing') }}", "{{ 1 / 0 }}", "{% for", ENDLESS]
+)
+def test_a_model_whose_chat_template_fails_gives_no_sample(
+    template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_template, "TEMPLATE_SECONDS", 0.2)
     write_tiny_model(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     tokenizer.chat_template = template

@@ -15,6 +15,7 @@ from app.sources.documents import Document, to_line
 from modelpress.contract.recipe import Recipe
 from tests.support.jobs import context_of
 from tests.support.text_models import byte_tokenizer, write_tiny_model
+from workers.compression import chat_template
 from workers.messages import Assignment, AttemptFailed
 from workers.stages import calibrate
 from workers.stages.context import Context
@@ -274,7 +275,7 @@ ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% 
 
 
 def test_a_chat_template_that_does_not_end_is_given_up(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "TEMPLATE_SECONDS", 0.2)
+    monkeypatch.setattr(chat_template, "TEMPLATE_SECONDS", 0.2)
     job.tokenizer.chat_template = ENDLESS
     job.write("a", [{"role": "user", "content": "x"}])
     with pytest.raises(AttemptFailed, match=r"over 0\.2 s") as failed:

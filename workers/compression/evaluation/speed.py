@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from workers.compression import chat_template
+
 log = logging.getLogger(__name__)
 
 
@@ -78,10 +80,10 @@ def _encode_chat(tokenizer: PreTrainedTokenizerBase, question: str) -> Any:
     """Return the encoded conversation of one user message, or None where the chat template fails on it."""
     messages = [{"role": "user", "content": question}]
     try:
-        return tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        return chat_template.written(
+            tokenizer, messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-    except Exception:  # a template is third-party code and may raise anything
+    except chat_template.TemplateFailed:
         log.exception("the chat template fails on a single user message")
         return None
 
