@@ -209,7 +209,9 @@ def _check_vocabulary(tokenizer: Mapping[str, Any], rows: int) -> None:
     if not isinstance(vocabulary, dict | list) or not vocabulary or not isinstance(added, list):
         raise NoTokenizer(f"{TOKENIZER} holds no vocabulary where it should.")
     numbered = vocabulary if isinstance(vocabulary, dict) else {}
-    beyond = {token: number for token, number in numbered.items() if type(number) is int and number >= rows}
+    if any(type(number) is not int or number < 0 for number in numbered.values()):
+        raise NoTokenizer(f"{TOKENIZER} numbers its vocabulary with something else than whole numbers.")
+    beyond = {token: number for token, number in numbered.items() if number >= rows}
     special = set()
     for token in added:
         match token:

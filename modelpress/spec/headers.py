@@ -163,7 +163,7 @@ def _header_length(file: BinaryIO, size: int, name: str) -> int:
 
 def _tensor(path: Path, name: str, entry: Any) -> tuple[StoredTensor, tuple[int, int]]:
     """Return a header's tensor and its first and last byte in the data. Raises MalformedModel for an invalid entry."""
-    if len(name) > LONGEST_NAME or _LONG_NUMBER.search(name):
+    if len(name) > LONGEST_NAME or not name.isascii() or _LONG_NUMBER.search(name):
         raise MalformedModel(f"{path.name} names a tensor as no architecture does: {name[:80]!r}.")
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if (
