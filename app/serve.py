@@ -25,7 +25,7 @@ from pydantic import SecretStr
 from sqlalchemy.exc import ArgumentError, OperationalError
 
 from app.db import make_engine, make_sessions, upgrade
-from app.embedded import EmbeddedServerError, embedded_servers
+from app.embedded import EmbeddedServerError, embedded_database, embedded_servers
 from app.errors import NotMigrated
 from app.jobs.installation import claim_files
 from app.keys.setup import first_key
@@ -169,6 +169,21 @@ def servers(settings: Settings) -> Iterator[ServerSettings]:
         except EmbeddedServerError as error:
             raise ServiceFailed(str(error)) from error
         yield complete
+
+
+@contextmanager
+def database(settings: Settings) -> Iterator[SecretStr]:
+    """Yield the URL of the settings' database, running the embedded one if necessary.
+
+    Raises:
+        ServiceFailed: it cannot start, as while a service runs it.
+    """
+    with ExitStack() as stack:
+        try:
+            url = stack.enter_context(embedded_database(settings))
+        except EmbeddedServerError as error:
+            raise ServiceFailed(str(error)) from error
+        yield url
 
 
 def listen(host: str, port: int) -> socket.socket:

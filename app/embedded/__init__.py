@@ -18,7 +18,7 @@ from app.embedded.postgres import postgres
 from app.embedded.valkey import valkey
 from app.settings import ServerSettings, Settings
 
-__all__ = ["DataDirectoryInUse", "EmbeddedServerError", "embedded_servers"]
+__all__ = ["DataDirectoryInUse", "EmbeddedServerError", "embedded_database", "embedded_servers"]
 
 
 @contextmanager
@@ -43,3 +43,18 @@ def embedded_servers(settings: Settings) -> Iterator[ServerSettings]:
         if not settings.redis_url:
             urls["redis_url"] = servers.enter_context(valkey(settings.data_dir / "valkey"))
         yield settings.completed(**urls)
+
+
+@contextmanager
+def embedded_database(settings: Settings) -> Iterator[SecretStr]:
+    """Yield the URL of the settings' database, or of the embedded one, which runs while the context is open.
+
+    Raises:
+        DataDirectoryInUse: another process runs its servers in the same `data_dir`.
+        EmbeddedServerError: the server cannot be started.
+    """
+    if settings.database_url:
+        yield settings.database_url
+        return
+    with sole_owner(settings.data_dir), postgres(settings.data_dir / "postgres") as url:
+        yield url

@@ -8,6 +8,7 @@ import typer
 
 from modelpress.cli.extras import require
 from modelpress.cli.terminal import STDERR, STDOUT
+from modelpress.cli.verify import verify
 from modelpress.contract.access import KeyRequest, Scope
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ Lifeline = Annotated[int | None, typer.Option(hidden=True, help="Pipe that close
 
 def register(application: typer.Typer) -> None:
     """Add the commands to the application."""
-    for command in (serve, api, worker, migrate, team):
+    for command in (serve, api, worker, migrate, verify, team):
         application.command(rich_help_panel="Service")(command)
 
 
