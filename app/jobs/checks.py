@@ -173,7 +173,8 @@ def ratios(recipe: Recipe, model: ResolvedModel) -> Iterator[Refused]:
 
 def wanted(recipe: Recipe, ratio: float) -> Wanted:
     """Return what the recipe says of the size of the result for one ratio."""
-    return Wanted(ratio, recipe.precision, tuple(FORMATS[name] for name in recipe.formats))
+    formats = tuple(FORMATS[name] for name in recipe.formats)
+    return Wanted(ratio, recipe.precision, formats, embedding_precision=recipe.embedding_precision)
 
 
 def ways(recipe: Recipe, inventory: Inventory) -> list[tuple[Candidate, ...]]:

@@ -28,7 +28,7 @@ from bench.texts import Piece, all_windows, spread
 from modelpress.spec.formats import FORMATS
 from modelpress.spec.methods import METHODS, planner_of
 from modelpress.spec.plan import Plan
-from modelpress.spec.precision import Precision
+from modelpress.spec.precision import Limits, Precision
 from modelpress.spec.rounding import Budget, Costs, choose_codes
 from modelpress.spec.sizes import bytes_before, choices, matrices
 from modelpress.spec.steps import Quantise
@@ -70,8 +70,14 @@ class Rounding(Case):
     ratio: float = Field(gt=1, description="bytes of the weights at 16 bits / bytes of the file")
     format: str = "gguf"
     precision: Precision = "auto"
+    embedding_precision: Precision = "auto"
     structure: Structure | None = None
     training: Training | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """The most bits that weights may keep."""
+        return Limits(self.precision, self.embedding_precision)
 
 
 class Mix(Case):
@@ -275,7 +281,7 @@ class Ours:
         self.model = model
         self._exact, self._ids, self._texts = exact, ids, texts
         self._sensitivities: Mapping[str, Sensitivity] | None = None
-        self._costs: dict[tuple[str, Precision], Costs] = {}
+        self._costs: dict[tuple[str, Limits], Costs] = {}
 
     def made(self, case: Rounding) -> Made:
         """Carry out the structure of a case, train it if it is to be trained, and round what it leaves."""
@@ -294,7 +300,7 @@ class Ours:
             sensitivities, costs = self._measured(case, edited)
         overhead = writer_of(form.name).overhead(edited.overlay)
         budget = Budget(int(bytes_before(self.model.inventory) / case.ratio) - overhead)
-        made.codes = choose_codes(edited.inventory, form, case.precision, costs, budget)
+        made.codes = choose_codes(edited.inventory, form, case.limits, costs, budget)
         made.predicted = sum(costs[site][code] for site, code in made.codes.items())
         with timed(made.seconds, "round"):
             step = Quantise(format=form.name, codes=made.codes)
@@ -322,10 +328,8 @@ class Ours:
     def _measured(self, case: Rounding, edited: EditedModel) -> tuple[Mapping[str, Sensitivity], Costs]:
         """Return the sensitivities of a model, and the costs of its codes; those of the unchanged one are kept."""
         form = FORMATS[case.format]
-        offered = {
-            site.name: choices(form, edited.inventory, site, case.precision) for site in matrices(edited.inventory)
-        }
-        key, unchanged = (case.format, case.precision), case.structure is None
+        offered = {site.name: choices(form, edited.inventory, site, case.limits) for site in matrices(edited.inventory)}
+        key, unchanged = (case.format, case.limits), case.structure is None
         sensitivities = self._sensitivities if unchanged else None
         if sensitivities is None:
             sensitivities = measure_all(edited, self._ids)

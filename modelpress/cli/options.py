@@ -43,6 +43,13 @@ RECIPE_OPTIONS: tuple[RecipeOption, ...] = (
     ),
     RecipeOption("--bytes", "target_bytes", str, "Size of the weights, such as 1.5GB, instead of --ratio.", "SIZE"),
     RecipeOption("--precision", "precision", str, "The most bits that a weight may keep: 16, 8, 4 or auto.", "BITS"),
+    RecipeOption(
+        "--embedding-precision",
+        "embedding_precision",
+        str,
+        "The same for embedding and output head; 16 leaves them unrounded, as vLLM needs it.",
+        "BITS",
+    ),
     RecipeOption("--calibration", "calibration.datasets", list[str], f"Text to fit the result to. {AGAIN}", "DATASET"),
     RecipeOption("--sequences", "calibration.sequences", int, "Number of calibration sequences."),
     RecipeOption("--length", "calibration.length", int, "Tokens per calibration sequence."),

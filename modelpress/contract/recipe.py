@@ -300,6 +300,11 @@ class Recipe(Options):
         "alone makes the model smaller. 'auto' gives each matrix as many bits as pay; with a method that is named it "
         "rounds only where the method alone does not reach the ratio",
     )
+    embedding_precision: Precision = Field(
+        "auto",
+        description="the most bits that embedding and output head may keep; 'auto': as `precision`. 16 leaves them "
+        "unrounded, as vLLM needs it",
+    )
     method: MethodChoice = Field(
         default_factory=AutoOptions,
         description="how the model is made smaller: the name of a method, or an object with its `name` and options; "
@@ -331,7 +336,7 @@ class Recipe(Options):
         },
     )
 
-    @field_validator("precision", mode="before")
+    @field_validator("precision", "embedding_precision", mode="before")
     @classmethod
     def read_precision(cls, precision: Any) -> Any:
         """Return a number of bits that was sent as text as a number."""

@@ -6,7 +6,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from modelpress.spec.inventory import Inventory
-from modelpress.spec.precision import PLAIN_BITS, Precision
+from modelpress.spec.precision import PLAIN_BITS, Limits, Precision
 from modelpress.spec.steps import BaseStep, Label, Step
 
 AStep = TypeVar("AStep", bound=BaseStep)
@@ -21,6 +21,7 @@ class Plan(BaseModel):
         parameters_before: parameters that the original stores.
         parameters_after: parameters that the result stores.
         precision: the most bits that a weight keeps when it is rounded after the steps; 16: none is rounded.
+        embedding_precision: the same for embedding and output head; `auto`: as `precision`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -30,11 +31,17 @@ class Plan(BaseModel):
     parameters_before: int
     parameters_after: int
     precision: Precision = PLAIN_BITS
+    embedding_precision: Precision = "auto"
 
     @property
     def rounds(self) -> bool:
         """Whether weights are rounded after the steps."""
         return self.precision != PLAIN_BITS
+
+    @property
+    def limits(self) -> Limits:
+        """The most bits that weights keep."""
+        return Limits(self.precision, self.embedding_precision)
 
     @property
     def ratio(self) -> float:

@@ -1,7 +1,7 @@
 """Choose the code of every matrix for a budget of bytes, from the measured cost of each. Torch-free.
 
     costs = {"model.layers.0.mlp.up_proj": {"q8_0": 1e-5, "iq4_nl": 2e-3}, …}
-    codes = choose_codes(inventory, FORMATS["gguf"], "auto", costs, Budget(10**8))      # {site: code's name}
+    codes = choose_codes(inventory, FORMATS["gguf"], Limits(), costs, Budget(10**8))      # {site: code's name}
 
 Matrices that a format's engines multiply as one share a code: queries, keys and values of a block, and the layers that
 enter its MLP. One more byte then lowers the model's divergence equally everywhere (`budgets.allocate`).
@@ -14,7 +14,7 @@ from modelpress.spec.architectures import ARCHITECTURES
 from modelpress.spec.budgets import Curve, Point, allocate
 from modelpress.spec.formats import Format
 from modelpress.spec.inventory import Inventory, Site
-from modelpress.spec.precision import Precision
+from modelpress.spec.precision import Limits
 from modelpress.spec.sizes import PLAIN_BYTES, choices, matrices, plain_bytes
 
 Costs = Mapping[str, Mapping[str, float]]
@@ -34,22 +34,20 @@ class Budget:
     number_bytes: int = PLAIN_BYTES
 
 
-def choose_codes(
-    inventory: Inventory, form: Format, precision: Precision, costs: Costs, budget: Budget
-) -> dict[str, str]:
+def choose_codes(inventory: Inventory, form: Format, limits: Limits, costs: Costs, budget: Budget) -> dict[str, str]:
     """Return {site: code's name} with the least total divergence; matrices that are not rounded are left out.
 
     Args:
         inventory: that of the model whose matrices are rounded.
         form: the format that stores them.
-        precision: the most bits that a weight may keep.
+        limits: the most bits that weights may keep.
         costs: the cost of every code that `choices` offers for a matrix.
         budget: the bytes of the weights, at the most. If even the smallest codes exceed it, they are returned.
     """
     curves: dict[str, Curve[str]] = {}
     members: dict[str, Sequence[Site]] = {}
     for group in fused(inventory) if form.joins else ((site,) for site in matrices(inventory)):
-        offered = [choices(form, inventory, site, precision) for site in group]
+        offered = [choices(form, inventory, site, limits) for site in group]
         shared = [code for code in offered[0] if all(code in others for others in offered)]
         if not shared:
             continue
@@ -61,7 +59,7 @@ def choose_codes(
             )
             for code in shared
         ]
-        if precision == "auto":
+        if limits.of(group[0]) == "auto":
             points.append(Point(None, sum(plain_bytes(site, budget.number_bytes) for site in group), 0.0))
         curves[group[0].name] = Curve(tuple(sorted(points, key=lambda point: point.stored)))
         members[group[0].name] = group

@@ -19,7 +19,7 @@ from modelpress.spec.formats import Format
 from modelpress.spec.inventory import Inventory, Site
 from modelpress.spec.methods import Leaves, MethodOptions, Need, PlanningMethod, method_of, planner_of
 from modelpress.spec.methods.quantisation import QUANTISATION, QuantisationOptions
-from modelpress.spec.precision import PLAIN_BITS, Precision
+from modelpress.spec.precision import PLAIN_BITS, Limits, Precision
 from modelpress.spec.ranges import Range, RatioOutOfRange
 from modelpress.spec.steps import Narrow
 
@@ -47,12 +47,19 @@ class Wanted:
         precision: the most bits that a weight may keep; `auto` leaves the choice.
         formats: the formats in which the result is written, each of which is to reach the ratio.
         besides: bytes that a file of rounded weights holds besides matrices, as far as they are known.
+        embedding_precision: the most bits that embedding and output head may keep; `auto`: as `precision`.
     """
 
     ratio: float
     precision: Precision
     formats: tuple[Format, ...]
     besides: int = 0
+    embedding_precision: Precision = "auto"
+
+    @property
+    def limits(self) -> Limits:
+        """The most bits that weights may keep."""
+        return Limits(self.precision, self.embedding_precision)
 
     @property
     def rounding(self) -> tuple[Format, ...]:
@@ -137,11 +144,12 @@ def matrices(inventory: Inventory) -> tuple[Site, ...]:
     return (*tables, *inventory.sites)
 
 
-def choices(form: Format, inventory: Inventory, site: Site, precision: Precision) -> tuple[Code, ...]:
+def choices(form: Format, inventory: Inventory, site: Site, limits: Limits) -> tuple[Code, ...]:
     """Return the codes that a matrix may take in a format, those with most bits first; none where it stays plain.
 
     A matrix that fits no code of so few bits takes the one of fewest that it fits.
     """
+    precision = limits.of(site)
     if form.codes is None or precision == PLAIN_BITS:
         return ()
     most = 16 if precision == "auto" else precision
@@ -226,7 +234,7 @@ def _precisions(options: MethodOptions, wanted: Wanted) -> tuple[Precision, ...]
 
 def _ratio(inventory: Inventory, structure: float, form: Format, wanted: Wanted, *, most: bool) -> float:
     """Return the ratio of bytes after a structural ratio, with each matrix in the code of most, or of fewest, bits."""
-    tables, rest, rest_parameters = _division(inventory, form, wanted.precision, most=most)
+    tables, rest, rest_parameters = _division(inventory, form, wanted.limits, most=most)
     left = inventory.total_parameters / structure - _table_parameters(inventory)
     return bytes_before(inventory) / (tables + rest * left / rest_parameters + wanted.besides)
 
@@ -235,7 +243,7 @@ def _structure(inventory: Inventory, structural: Range, wanted: Wanted) -> float
     """Return the least structural ratio in a method's range that the codes of fewest bits need beside them."""
     needed = structural.lowest
     for form in wanted.rounding:
-        tables, rest, rest_parameters = _division(inventory, form, wanted.precision, most=False)
+        tables, rest, rest_parameters = _division(inventory, form, wanted.limits, most=False)
         budget = CAUTION * (bytes_before(inventory) / wanted.ratio - wanted.besides) - tables
         if budget <= 0:
             return structural.highest
@@ -273,15 +281,15 @@ def _planned_width(inventory: Inventory, options: MethodOptions, ratio: float) -
     return None if narrow is None else narrow.intermediate_size
 
 
-def _division(inventory: Inventory, form: Format, precision: Precision, *, most: bool) -> tuple[int, int, int]:
+def _division(inventory: Inventory, form: Format, limits: Limits, *, most: bool) -> tuple[int, int, int]:
     """Return the bytes of the rounded tables, the bytes of all the rest, and the rest's parameters.
 
     Methods that leave ordinary matrices keep embedding and head, and shrink what is between them.
     """
 
     def choose(site: Site) -> Code | None:
-        some = choices(form, inventory, site, precision)
-        if not some or (precision == "auto" and most):
+        some = choices(form, inventory, site, limits)
+        if not some or (limits.of(site) == "auto" and most):
             return None
         return some[0] if most else some[-1]
 

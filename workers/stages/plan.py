@@ -44,7 +44,9 @@ def run(context: Context, directory: Path) -> None:
     """Choose the method and how much of the ratio is structure, and write the plan and the trials' perplexities."""
     inventory, recipe = inspect.model_inventory(context), context.assignment.recipe
     formats = tuple(FORMATS[name] for name in recipe.formats)
-    wanted = Wanted(context.ratio, recipe.precision, formats, bytes_besides(context, formats))
+    wanted = Wanted(
+        context.ratio, recipe.precision, formats, bytes_besides(context, formats), recipe.embedding_precision
+    )
     found = candidates(inventory, recipe.method, wanted)
     tried: list[Trial] = []
     chosen = found[0]
@@ -77,7 +79,8 @@ def planned(context: Context, candidate: Candidate) -> Plan:
         else {}
     )
     plan = method.plan(inspect.model_inventory(context), candidate.structure, candidate.method, measured)
-    return plan.model_copy(update={"precision": candidate.precision})
+    embedding = context.assignment.recipe.embedding_precision
+    return plan.model_copy(update={"precision": candidate.precision, "embedding_precision": embedding})
 
 
 def try_methods(context: Context, asked: Sequence[Candidate], scratch: Path) -> list[Trial]:

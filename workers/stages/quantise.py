@@ -87,8 +87,8 @@ def chosen(context: Context, form: Format, edited: EditedModel, sensitivities: M
     kept = context.bench.finished_part(result_of(form), CHOSEN)
     if kept is not None:
         return Rounding.model_validate_json(kept.read_bytes())
-    inventory, precision = edited.inventory, plan_of(context).precision
-    offered = {site.name: choices(form, inventory, site, precision) for site in matrices(inventory)}
+    inventory, limits = edited.inventory, plan_of(context).limits
+    offered = {site.name: choices(form, inventory, site, limits) for site in matrices(inventory)}
     context.progress(MEASURING, f"{form.name}: choosing the bits of each matrix")
     costs = {
         site: cost
@@ -98,7 +98,7 @@ def chosen(context: Context, form: Format, edited: EditedModel, sensitivities: M
     before = bytes_before(inspect.model_inventory(context))
     left = int(before / context.ratio) - writer_of(form.name).overhead(edited.overlay)
     budget = Budget(left, edited.overlay.dtype.itemsize)
-    codes = choose_codes(inventory, form, precision, costs, budget)
+    codes = choose_codes(inventory, form, limits, costs, budget)
     require_size(form, inventory, codes, budget)
     step = Quantise(format=form.name, codes=codes)
     found = Rounding(step=step, costs={site: costs[site][code] for site, code in codes.items()})

@@ -9,7 +9,7 @@ from modelpress.spec.dimensions import narrowed
 from modelpress.spec.formats import FORMATS
 from modelpress.spec.inventory import Inventory
 from modelpress.spec.methods import METHODS, MethodOptions, planner_of
-from modelpress.spec.precision import Precision
+from modelpress.spec.precision import Limits, Precision
 from modelpress.spec.ranges import RatioOutOfRange
 from modelpress.spec.sizes import (
     Candidate,
@@ -88,7 +88,7 @@ def test_structure_leaves_what_the_codes_of_fewest_bits_hold_in_the_budget() -> 
     step = planner_of(way.method).plan(LARGE, way.structure, way.method, {}).step(Narrow)
     assert step is not None and step.intermediate_size is not None
     left, form = narrowed(LARGE, step.intermediate_size), FORMATS["safetensors"]
-    smallest = bytes_of(left, lambda site: choices(form, left, site, "auto")[-1])
+    smallest = bytes_of(left, lambda site: choices(form, left, site, Limits())[-1])
     assert bytes_before(LARGE) / smallest >= 5.0
 
 
@@ -123,3 +123,10 @@ def test_a_model_whose_matrices_are_stored_transposed_is_not_rounded() -> None:
     transposed = replace(LARGE, sites=sites)
     reached = reachable(transposed, options("auto"), wanted(1.0, "auto"))
     assert reached.highest == pytest.approx(reachable(transposed, options("auto"), wanted(1.0, 16)).highest)
+
+
+def test_an_embedding_of_16_bits_leaves_less_to_reach() -> None:
+    rounded = wanted(1.0)
+    plain = replace(rounded, embedding_precision=16)
+    reached = [reachable(LARGE, options("quantisation"), each).highest for each in (rounded, plain)]
+    assert 1 < reached[1] < reached[0]
