@@ -14,6 +14,7 @@ from bench.kinds.searches import Searches
 from bench.kinds.speed import SpeedRace
 from bench.kinds.structures import Structures
 from bench.kinds.training_speed import TrainingSpeed
+from bench.kinds.vllm import Vllm
 
 KINDS: Mapping[str, type[Experiment[Any, Any]]] = MappingProxyType(
     {
@@ -25,6 +26,7 @@ KINDS: Mapping[str, type[Experiment[Any, Any]]] = MappingProxyType(
         "structures": Structures,
         "searches": Searches,
         "bits": Bits,
+        "vllm": Vllm,
     }
 )
 

@@ -28,7 +28,7 @@ from bench.texts import Piece, all_windows, spread
 from modelpress.spec.formats import FORMATS
 from modelpress.spec.methods import METHODS, planner_of
 from modelpress.spec.plan import Plan
-from modelpress.spec.precision import Limits, Precision
+from modelpress.spec.precision import PLAIN_BITS, Limits, Precision
 from modelpress.spec.rounding import Budget, Costs, choose_codes
 from modelpress.spec.sizes import bytes_before, choices, matrices
 from modelpress.spec.steps import Quantise
@@ -122,7 +122,7 @@ class Bits(Experiment[Rounding | Mix, Rounded]):
         directory = model_directory(self.model, place.scratch)
         tokenizer = AutoTokenizer.from_pretrained(directory)
 
-        texts = _Texts(tokenizer, place.data)
+        texts = Texts(tokenizer, place.data)
         ids = texts.some(self.calibration, self.sequences, self.length)
         windows = texts.some(self.judged, self.windows, self.length)
         model = StreamedModel.open(directory, dtype=getattr(torch, self.dtype))
@@ -219,7 +219,7 @@ def _rounded(case: Rounding, ours: "Ours", judges: _Judges) -> Rounded:
 
 
 @dataclass(frozen=True)
-class _Texts:
+class Texts:
     """Windows of token ids from the files of the data directory."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -277,7 +277,7 @@ class Made:
 class Ours:
     """Takes a model through what a job does. The unchanged model is measured once for all cases."""
 
-    def __init__(self, model: StreamedModel, exact: StreamedModel, ids: Tensor, texts: _Texts) -> None:
+    def __init__(self, model: StreamedModel, exact: StreamedModel, ids: Tensor, texts: Texts) -> None:
         self.model = model
         self._exact, self._ids, self._texts = exact, ids, texts
         self._sensitivities: Mapping[str, Sensitivity] | None = None
@@ -295,6 +295,8 @@ class Ours:
                 with timed(made.seconds, "training"):
                     trained = self._train(edited.whole(), case.training, tokens)
                 made.parts.append(trained_part(edited, trained))
+        if case.precision == PLAIN_BITS:
+            return made
         edited = EditedModel(self.model, made.parts)
         with timed(made.seconds, "measure"):
             sensitivities, costs = self._measured(case, edited)
