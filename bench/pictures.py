@@ -1,4 +1,7 @@
-"""Pictures of results, as SVG: bars of perplexity by case, or curves of perplexity against tokens of training."""
+"""Pictures of results, as SVG.
+
+Perplexity is drawn as bars by case, or as curves against tokens of training; divergence against the size of files.
+"""
 
 import io
 from collections.abc import Sequence
@@ -10,6 +13,7 @@ from matplotlib.figure import Figure
 
 from bench.experiment import Experiment
 from bench.formatting import digits
+from bench.kinds.bits import Bits, Mix, Rounded
 from bench.kinds.quality import ORIGINAL, Judgement, Quality
 from bench.result import Result
 
@@ -17,21 +21,50 @@ COLOURS = ("#3b6ea5", "#d98c3f", "#5b9a68", "#a05195")
 
 
 def draw(experiment: Experiment[Any, Any], result: Result[Any]) -> bytes:
-    """Return the picture of an experiment of the kind 'quality': curves where models were trained, bars elsewhere.
-
-    Raises TypeError for other kinds.
-    """
-    if not isinstance(experiment, Quality):
-        raise TypeError(f"experiments of the kind {experiment.kind!r} have no picture")
+    """Return the picture of an experiment. Raises TypeError for a kind that has none."""
     order = [case.name for case in experiment.cases]
     rows = [row for run in result.runs for row in run.rows if row.case != ORIGINAL]
     rows.sort(key=lambda row: order.index(row.case))
     matplotlib.rcParams.update({"svg.hashsalt": "modelpress", "font.size": 11})
-    figure = curves(experiment, rows) if any(len(row.points) > 1 for row in rows) else bars(experiment, rows)
+    if isinstance(experiment, Bits):
+        figure = sizes(experiment, rows)
+    elif isinstance(experiment, Quality):
+        figure = curves(experiment, rows) if any(len(row.points) > 1 for row in rows) else bars(experiment, rows)
+    else:
+        raise TypeError(f"experiments of the kind {experiment.kind!r} have no picture")
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     pyplot.close(figure)
     return file.getvalue()
+
+
+def sizes(experiment: Bits, rows: Sequence[Rounded]) -> Figure:
+    """Return a point for each file that llama.cpp opens: divergence against size, ours joined by a line."""
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    theirs = {case.name: case.mix for case in experiment.cases if isinstance(case, Mix)}
+    judged = [(row, row.in_engine.divergence) for row in rows if row.in_engine is not None]
+    for row, divergence in judged:
+        if row.case in theirs:
+            axes.plot(row.bytes / 1e6, divergence, "o", color=COLOURS[1])
+            place = {"xytext": (6, 4), "textcoords": "offset points", "fontsize": 9}
+            axes.annotate(theirs[row.case], (row.bytes / 1e6, divergence), **place)
+    for number, trained in enumerate((False, True)):
+        ours = sorted(
+            (row.bytes / 1e6, divergence)
+            for row, divergence in judged
+            if row.case not in theirs and (row.untuned is not None) is trained
+        )
+        label = "Modelpress, trained" if trained else "Modelpress"
+        if ours:
+            axes.plot(*zip(*ours, strict=True), "s-" if len(ours) > 1 else "s", color=COLOURS[2 * number], label=label)
+    axes.plot([], [], "o", color=COLOURS[1], label="llama.cpp with an importance matrix")
+    axes.set(
+        yscale="log", xlabel="size of the GGUF file, MB", ylabel="KL from the original, nats per token (log scale)"
+    )
+    axes.set_title("Divergence against size, in llama.cpp", loc="left", fontsize=12)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
 
 
 def bars(experiment: Quality, rows: Sequence[Judgement]) -> Figure:

@@ -193,6 +193,26 @@ def _distilled() -> tuple[str, ...]:
     return (f"`auto`, then distilled ({row.seconds / 60:.0f} min in all)", f"{outcome.ratio:.2f}", same, other, "", "")
 
 
+def bits() -> str:
+    """Return README's table of files of fewer bits, largest first, from bench/results."""
+    rows = [row for row in rows_of("bits").values() if row.in_engine is not None]
+    header = ("GGUF file", "times smaller", "MB", "KL, nats per token", "same first token", "perplexity")
+    return table(
+        header,
+        (
+            (
+                row.case,
+                f"{row.ratio:.2f}",
+                f"{row.bytes / 1e6:.1f}",
+                f"{row.in_engine.divergence:.3f}",
+                f"{row.in_engine.agreement:.1%}",
+                f"× {row.in_engine.perplexity:.3f}",
+            )
+            for row in sorted(rows, key=lambda row: -row.bytes)
+        ),
+    )
+
+
 def rows_of(name: str) -> dict[str, Any]:
     """Return the rows of an experiment by the names of their cases."""
     path = ROOT / "bench" / "experiments" / f"{name}.toml"
@@ -221,6 +241,7 @@ PARTS: Mapping[str, Callable[[], str]] = MappingProxyType(
         "stages": stages,
         "failures": failures,
         "costs": costs,
+        "bits": bits,
     }
 )
 """What a marker may ask for: a new part is a function and a line here."""
