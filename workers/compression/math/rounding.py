@@ -35,7 +35,7 @@ from workers.compression.math.scales import (
     stored,
 )
 
-WIDTH = 128
+WIDTH = 32
 """Columns, at least, that correct each other one by one; later columns are corrected for all of them at once."""
 
 SWEEPS = 1
