@@ -40,7 +40,7 @@ Sessions = sessionmaker[Session]
 class Base(DeclarativeBase):
     """Base of all tables."""
 
-    type_annotation_map = {  # noqa: RUF012
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it so
         str: Text,
         datetime: DateTime(timezone=True),
         dict[str, Any]: JSONB,

@@ -77,7 +77,7 @@ def read_result(path: Path, experiment: Experiment[Any, Any]) -> Result[Any]:
     if not path.exists():
         return Result(experiment=path.stem, settings=experiment.settings(), cases={}, runs=())
     row: type[Row] = experiment.row
-    return Result[row].model_validate_json(path.read_bytes())  # type: ignore[valid-type]
+    return Result[row].model_validate_json(path.read_bytes())  # type: ignore[valid-type]  # a type chosen here
 
 
 def write_result(path: Path, result: Result[Any]) -> None:

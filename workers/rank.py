@@ -57,7 +57,7 @@ def main() -> int:
         # The rank that is gone has reported why, or was killed. If none is gone, this is the only trace of the failure.
         log.warning("another rank seems to be gone", exc_info=True)
         return 1
-    except Exception as error:
+    except Exception as error:  # whatever it is, `describe` gives the job a code for it
         log.exception("the training failed")
         report(describe(error, names.DISTILL))
         return 1

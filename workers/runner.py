@@ -80,7 +80,7 @@ def walk(assignment: Assignment, report: Callable[[BaseModel], None], meter: Met
             take(context, [stage for stage in schedule.stages if not stage.once])
             finished.append(context)
         report(sweep.done(finished) if assignment.recipe.is_sweep else verify.done(context))
-    except Exception as error:
+    except Exception as error:  # whatever it is, `describe` gives the job a code for it
         log.exception("the stage %s failed", context.stage)
         report(describe(error, context.stage))
         return False

@@ -9,7 +9,7 @@ from workers.supervisor import Supervisor
 
 
 def register(celery: Celery, supervisor: Supervisor) -> None:
-    @celery.task(name=TASK)  # type: ignore[untyped-decorator]
+    @celery.task(name=TASK)  # type: ignore[untyped-decorator]  # Celery has no types
     def run_job(*_: object, **__: object) -> None:
         # The message says that there is a job; the database says whose turn it is. So nothing in it matters, whatever
         # version of the service has sent it.

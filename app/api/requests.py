@@ -50,7 +50,7 @@ class RequestFrame:
         started = monotonic()
         try:
             await self.answer(request, Body(receive, self.max_body_bytes).receive, exchange)
-        except Exception:
+        except Exception:  # the last place where a fault can still become an answer; it is logged
             log.exception("request_failed", extra={"request_id": exchange.request_id})
             if exchange.status:
                 raise
@@ -79,7 +79,7 @@ class RequestFrame:
             if late is None:
                 await work
                 return
-        except BaseException:
+        except BaseException:  # cancellation included: nobody waits for the work any more
             work.cancel()
             raise
         self.given_up.add(work)

@@ -47,7 +47,7 @@ class PatientProtocol(H11Protocol):
 
     most_connections: ClassVar[int] = 1 << 20
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn types it wider
         super().connection_made(transport)
         self.waiting_since: float | None = monotonic()
         self.head_limit: asyncio.TimerHandle | None = self.loop.call_later(HEAD_SECONDS, transport.abort)

@@ -104,7 +104,7 @@ class Server:
                 or process.poll() is not None
             ):
                 raise EmbeddedServerError(f"{self.name} did not start: {self._last_log_line()} (log: {self.log_path})")
-        except BaseException:
+        except BaseException:  # whatever ends the wait, Ctrl-C included, leaves no server behind
             self._stop(process)
             raise
         with watched(self.name, process, start, self._stop):

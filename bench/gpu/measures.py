@@ -191,7 +191,7 @@ def _mark(device: torch.device) -> Any:
     """Return the moment in which the device has done all that it was given so far."""
     if device.type != "cuda":
         return _HostMark()
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
 

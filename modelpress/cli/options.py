@@ -96,14 +96,14 @@ def take_options(command: Callable[..., None], options: Sequence[RecipeOption]) 
     signature = inspect.signature(command)
     own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
     added = [_parameter(option) for option in options]
-    command.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+    command.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]  # inspect reads it
     command.__annotations__ |= {parameter.name: parameter.annotation for parameter in added}
 
 
 def _parameter(option: RecipeOption) -> inspect.Parameter:
     is_flag = option.value is bool
     declared = typer.Option(option.flag, metavar=option.metavar, help=option.help)
-    annotation = Annotated[option.value if is_flag else option.value | None, declared]  # type: ignore[valid-type]
+    annotation = Annotated[option.value if is_flag else option.value | None, declared]  # type: ignore[valid-type]  # a type made here
     default = False if is_flag else None
     return inspect.Parameter(option.parameter, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 

@@ -19,7 +19,7 @@ class _AnyMethod:
     @staticmethod
     def _union() -> Any:
         options = tuple(method.options for method in METHODS.values())
-        return Annotated[Union[options], Field(discriminator="name")]  # noqa: UP007
+        return Annotated[Union[options], Field(discriminator="name")]  # noqa: UP007 - of a list
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_before_validator_function(_with_name, handler.generate_schema(self._union()))

@@ -48,7 +48,7 @@ def test_complete_settings_cannot_be_made_without_urls(monkeypatch: pytest.Monke
     monkeypatch.setenv("MODELPRESS_DATABASE_URL", "postgresql://environment")
 
     with pytest.raises(ValidationError):
-        ServerSettings(redis_url=REDIS)  # type: ignore[call-arg]
+        ServerSettings(redis_url=REDIS)
 
 
 @pytest.mark.parametrize("url", ["redis://:s3cret@127.0.0.1:port/0", "redis://:s3cret/x#y@host/0", "foo://:s3cret@h/0"])

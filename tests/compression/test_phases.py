@@ -136,7 +136,7 @@ def multiplied_out(model: StreamedModel, parts: list[CompressedPart]) -> dict[st
     layers = {name for part in parts for name in part.structures}
     tensors = {name: each for name, each in whole.state_dict().items() if name.rpartition(".")[0] not in layers}
     for name in layers:
-        weight = whole.get_submodule(name).dense()  # type: ignore[operator]
+        weight = whole.get_submodule(name).dense()
         # GPT-2 stores the matrices of its blocks the other way round.
         tensors[f"{name}.weight"] = weight.T if name.startswith("transformer.h.") else weight
     return {name: each.detach() for name, each in tensors.items() if not name.startswith("lm_head")}

@@ -111,7 +111,7 @@ class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(30, 12)
-        conv = Conv1D(12, 8)  # type: ignore[no-untyped-call]
+        conv = Conv1D(12, 8)
         self.blocks = nn.ModuleList([nn.ModuleDict({"linear": nn.Linear(12, 8), "conv": conv})])
         self.head = nn.Linear(12, 30, bias=False)
 

@@ -228,7 +228,7 @@ def test_the_first_token_of_a_marked_document_is_drawn_from_all() -> None:
 @pytest.mark.parametrize("wrong", [{"batch": 0}, {"coolest": 0.0}, {"coolest": 1.3}, {"min_p": 1.0}])
 def test_nonsense_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"sample|min_p"):
-        Sampling(**wrong)  # type: ignore[arg-type]
+        Sampling(**wrong)
 
 
 def test_the_temperatures_of_the_rows_lie_evenly_between_the_bounds(

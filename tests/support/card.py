@@ -57,7 +57,7 @@ class _OnCard(Tensor):
     @staticmethod
     def __new__(cls: Any, held: Tensor) -> "_OnCard":
         layout = {"strides": held.stride(), "storage_offset": held.storage_offset()}
-        found: _OnCard = Tensor._make_wrapper_subclass(cls, held.size(), dtype=held.dtype, device=CARD, **layout)  # type: ignore[attr-defined]
+        found: _OnCard = Tensor._make_wrapper_subclass(cls, held.size(), dtype=held.dtype, device=CARD, **layout)
         return found
 
     def __init__(self, held: Tensor) -> None:

@@ -109,6 +109,8 @@ def _opened(directory: Path) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             directory, trust_remote_code=False, local_files_only=True
         )
+    except MemoryError:  # of this machine, not of the file
+        raise
     except Exception as error:  # a stranger's file makes transformers raise anything
         raise NoTokenizer(f"The model has no tokenizer that transformers can open{_hint(directory)}.") from error
     if len(tokenizer.get_vocab()) <= len(set(tokenizer.all_special_tokens)):

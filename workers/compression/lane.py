@@ -55,7 +55,7 @@ class CudaLane:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device)
 
     def empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         # A thread that has chosen no card would pin its memory, and begin to use the first one.

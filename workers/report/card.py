@@ -28,7 +28,7 @@ def front_matter_of(directory: Path) -> Mapping[str, Any]:
     """Return the front matter of the card in a model's directory; empty if there is no card or it cannot be read."""
     try:
         card = ModelCard((directory / CARD).read_text(encoding="utf-8"), ignore_metadata_errors=True)
-        stated: dict[str, Any] = card.data.to_dict()  # type: ignore[no-untyped-call]
+        stated: dict[str, Any] = card.data.to_dict()
         return stated | ({"language": languages(stated["language"])} if "language" in stated else {})
     except Exception:  # noqa: BLE001 - the card is untrusted, and must not fail a job that is almost done
         return {}

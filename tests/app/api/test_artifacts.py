@@ -174,7 +174,7 @@ def test_the_checkpoint_unpacks_to_the_files(client: TestClient, finished: Finis
     assert response.headers["Content-Disposition"] == f'attachment; filename="{finished.id}.tar"'
     assert int(response.headers["Content-Length"]) == len(response.content)
     with tarfile.open(fileobj=io.BytesIO(response.content)) as tar:
-        unpacked = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+        unpacked = {member.name: tar.extractfile(member).read() for member in tar}
     assert unpacked == {f"{finished.id}/{name}": content for name, content in finished.contents.items()}
 
 

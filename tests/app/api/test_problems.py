@@ -107,7 +107,7 @@ def test_an_unreachable_hub_is_no_fault_of_the_client(
     def silent(reference: str) -> None:
         raise HubUnavailable("the hub does not answer; try again later")
 
-    monkeypatch.setattr(client.app.state.service.models, "resolve", silent)  # type: ignore[attr-defined]
+    monkeypatch.setattr(client.app.state.service.models, "resolve", silent)
     response = client.post("/jobs", json=tiny)
 
     assert problem(response).type == "/problems/hub_unavailable"
@@ -185,7 +185,7 @@ def test_an_unexpected_failure_tells_nothing_but_a_request_id(
     def broken(job_id: str) -> None:
         raise ValueError("secret inside")
 
-    monkeypatch.setattr(client.app.state.service, "get", broken)  # type: ignore[attr-defined]
+    monkeypatch.setattr(client.app.state.service, "get", broken)
     response = client.get("/jobs/job_1", headers={"X-Request-Id": "trace-7"})
 
     document = problem(response)

@@ -28,7 +28,7 @@ def other(sessions: Sessions) -> Sessions:
             session.execute(text("UPDATE installation SET id = 'another'"))
             return session
 
-    return Other()  # type: ignore[return-value]
+    return Other()
 
 
 def test_the_same_database_finds_its_files_again(settings: Settings, sessions: Sessions, storage: Storage) -> None:

@@ -25,7 +25,7 @@ def recipe(tiny: dict[str, Any]) -> Recipe:
 
 def limit(sessions: Sessions, **limits: int) -> None:
     none = {"max_queued": None, "max_running": None, "max_stored_bytes": None}
-    set_limits(sessions, "default", **(none | limits))  # type: ignore[arg-type]
+    set_limits(sessions, "default", **(none | limits))
 
 
 def claim(sessions: Sessions, job_id: str) -> store.Claim | None:

@@ -83,7 +83,7 @@ def test_a_message_of_a_newer_version_rings_all_the_same() -> None:
 
     heard: list[bool] = []
     celery = Celery(set_as_current=False)
-    register(celery, Ears())  # type: ignore[arg-type]
+    register(celery, Ears())
     celery.tasks[TASK]("job_a", "more", novelty=1)
     assert heard == [True]
 

@@ -72,7 +72,7 @@ def opened(directory: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def parameter(model: PreTrainedModel, name: str, head: str) -> Tensor:
-    module = model.get_output_embeddings() if name == f"{head}.weight" else None  # type: ignore[no-untyped-call]
+    module = model.get_output_embeddings() if name == f"{head}.weight" else None
     inside, _, leaf = name.rpartition(".")
     found: Tensor = getattr(model.get_submodule(inside), leaf) if module is None else module.weight
     return found

@@ -37,7 +37,7 @@ def test_a_matrix_of_less_rank_than_asked_for_is_fitted_exactly(
     structure: Structure, rows: int, columns: int, rank: int, kind: object
 ) -> None:
     torch.manual_seed(0)
-    weight = kind(rows, columns, rank)  # type: ignore[operator]
+    weight = kind(rows, columns, rank)
     site = problem(weight, moments_of(torch.randn(64, columns)), outputs=torch.rand(rows).double() + 0.5)
     factors = fit(structure, site)
     order = factors.pop("order") if isinstance(structure, Pivoted) and structure.folded else torch.arange(rows)

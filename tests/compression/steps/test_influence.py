@@ -129,7 +129,7 @@ def test_kept_prefixes_spare_the_blocks_before_the_removed_one(directory: Path) 
     loaded: list[int] = []
 
     class Watched(EditedModel):
-        def block(self, index: int):  # type: ignore[no-untyped-def]
+        def block(self, index: int):
             loaded.append(index)
             return super().block(index)
 

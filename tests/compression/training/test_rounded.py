@@ -37,7 +37,7 @@ def rounded_part(model: StreamedModel, code: str = "int4_g32") -> CompressedPart
 def in_code(model: StreamedModel, site: Site, code: object) -> Encoded:
     weight = model.read([f"{site.name}.weight"])[f"{site.name}.weight"].float()
     weight = weight.T if site.layout == "conv1d" else weight
-    return rounded(code, weight, torch.eye(weight.shape[1]))  # type: ignore[arg-type]
+    return rounded(code, weight, torch.eye(weight.shape[1]))
 
 
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2", "opt", "phi3", "qwen3_moe"])

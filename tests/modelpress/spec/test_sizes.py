@@ -94,7 +94,7 @@ def test_structure_leaves_what_the_codes_of_fewest_bits_hold_in_the_budget() -> 
 
 def test_a_narrowed_mlp_has_a_width_that_kernels_take() -> None:
     (way,) = ways("width", 4.0)
-    narrow = METHODS["width"].plan(LARGE, way.structure, options("width"), {}).steps[0]  # type: ignore[attr-defined]
+    narrow = METHODS["width"].plan(LARGE, way.structure, options("width"), {}).steps[0]
     assert narrow.intermediate_size % 64 == 0
 
 
@@ -108,7 +108,7 @@ def test_every_ratio_of_the_promised_range_has_a_way(method: str, precision: Pre
 
 
 def test_fewer_bits_reach_higher_ratios() -> None:
-    highest = [reachable(LARGE, options("width"), wanted(1.0, precision)).highest for precision in (16, 8)]  # type: ignore[arg-type]
+    highest = [reachable(LARGE, options("width"), wanted(1.0, precision)).highest for precision in (16, 8)]
     assert highest[0] < highest[1]
 
 

@@ -237,7 +237,7 @@ class _SiteMoments:
                 self.inputs[name] = Moments.empty(inputs.shape[-1], inputs.device)
             self.inputs[name].add(inputs)
             self._last = arguments[0], name
-        output.register_hook(partial(self._on_gradient, name))  # type: ignore[no-untyped-call]
+        output.register_hook(partial(self._on_gradient, name))
 
     def _on_gradient(self, name: str, gradient: Tensor) -> None:
         """Add the squared gradients at a module's outputs."""

@@ -88,7 +88,7 @@ def _next_logits(model: PreTrainedModel, cache: DynamicCache, tokens: Tensor) ->
     return logits
 
 
-class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+class RoomyLayer(DynamicLayer):
     """The keys and values of one block, [rows, groups, capacity, D], preallocated beyond the tokens that are used.
 
     Appending would copy everything at each token, and a slice of a larger tensor is copied before it is multiplied.

@@ -27,6 +27,8 @@ def convert_gguf(
     source: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **source)
+    except MemoryError:  # of this machine, not of the file
+        raise
     except Exception as error:  # a stranger's file makes transformers raise anything
         raise NoTokenizer(f"The tokenizer of the GGUF file {path.name} cannot be read: {error}") from error
     if split in SINGLE_DIGITS:

@@ -66,7 +66,7 @@ def empty_model(config: dict[str, Any], dtype: torch.dtype, device: torch.device
 def _built(config: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
     settings = CONFIG_MAPPING[config["model_type"]].from_dict(_with_floats(config))
     with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, dtype=dtype)  # type: ignore[no-untyped-call]
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(settings, dtype=dtype)
     return model
 
 
@@ -96,7 +96,7 @@ def release(module: nn.Module) -> None:
 
 def head_name(model: PreTrainedModel) -> str:
     """Return the module path of the output head."""
-    head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    head: nn.Module = model.get_output_embeddings()
     names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
     return names[head]
 

@@ -89,7 +89,7 @@ def distil_blocks(
         for index, block in blocks.items():
             hidden = model.run(block, index, hidden)
         loss = loss_of(hidden.float(), targets[chosen].to(model.device).float())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss.detach()
 
     coefficients = tuple(name for name in parameters if is_coefficient(name))

@@ -76,35 +76,18 @@ def distil(
         parameter.requires_grad_(True)
     answering = _teacher(teacher, windows, settings, teacher_cache)
     objective = DistillationObjective(answering, student, settings, windows.shape[1])
-
-    together = settings.micro_batch_size or sequences_at_a_time(device, windows.shape[1])
-
-    def attempt(chosen: Tensor, together: int) -> Tensor:
-        loss = torch.zeros((), device=device)
-        # One autocast context per step: weights are cast once, not anew for each micro-batch.
-        with _autocast(device, compute_dtype):
-            for ids in torch.split(windows[chosen], together):
-                loss += objective.backward(ids.to(device))
-        return loss
-
-    def backward(chosen: Tensor) -> Tensor:
-        nonlocal together
-        while True:
-            try:
-                return attempt(chosen, together)
-            except torch.OutOfMemoryError:
-                # Others of a sharded training would wait for this one to gather its blocks.
-                if together == 1 or not parallel.computes_alone:
-                    raise
-            # Out of the handler, which holds what did not fit.
-            together = _after_running_out(student, together)
-
     task = TrainingTask(
         parameters,
         groups=_groups(parameters, settings),
         batches=ContinuousBatches(len(windows), settings.batch_size, settings.seed),
         length=windows.shape[1],
-        backward=backward,
+        backward=_MicroBatches(
+            objective,
+            windows,
+            settings.micro_batch_size or sequences_at_a_time(device, windows.shape[1]),
+            compute_dtype=compute_dtype,
+            again=parallel.computes_alone,
+        ),
         schedule=WarmupCosine(settings.warmup_ratio),
     )
     last = train(task, settings, observer, parallel)
@@ -126,12 +109,53 @@ def _groups(parameters: Mapping[str, nn.Parameter], settings: DistillationSettin
     )
 
 
-def _after_running_out(student: PreTrainedModel, together: int) -> int:
-    """Drop the gradients of a step that did not fit; return how many sequences to try at a time from now on."""
-    student.zero_grad()
-    torch.cuda.empty_cache()
-    log.warning("out of memory with %d sequences at a time; the training goes on with %d", together, together // 2)
-    return together // 2
+class _MicroBatches:
+    """Forward and backward passes over a batch, a few sequences at a time."""
+
+    def __init__(
+        self,
+        objective: DistillationObjective,
+        windows: Tensor,
+        together: int,
+        *,
+        compute_dtype: torch.dtype | None,
+        again: bool,
+    ) -> None:
+        """Take the batches out of `windows` [N, T], `together` sequences at a time.
+
+        `again`: take a batch again with half as many at a time if it does not fit into the device's memory. Processes
+        that need each other in every pass cannot.
+        """
+        self.objective, self.windows, self.together = objective, windows, together
+        self.compute_dtype, self.again = compute_dtype, again
+
+    def __call__(self, chosen: Tensor) -> Tensor:
+        """Add the gradients of the sequences with the indices `chosen` [n], and return the sum of their losses."""
+        while True:
+            try:
+                return self._attempt(chosen)
+            except torch.OutOfMemoryError:
+                if self.together == 1 or not self.again:
+                    raise
+            # Out of the handler, which holds what did not fit.
+            self._halve()
+
+    def _attempt(self, chosen: Tensor) -> Tensor:
+        device = self.objective.student.device
+        loss = torch.zeros((), device=device)
+        # One autocast context per step: weights are cast once, not anew for each micro-batch.
+        with _autocast(device, self.compute_dtype):
+            for ids in torch.split(self.windows[chosen], self.together):
+                loss += self.objective.backward(ids.to(device))
+        return loss
+
+    def _halve(self) -> None:
+        """Drop the gradients of a step that did not fit, and take half as many sequences at a time from now on."""
+        self.objective.student.zero_grad()
+        torch.cuda.empty_cache()
+        half = self.together // 2
+        log.warning("out of memory with %d sequences at a time; the training goes on with %d", self.together, half)
+        self.together = half
 
 
 def sequences_at_a_time(device: torch.device, length: int) -> int:

@@ -20,15 +20,15 @@ class DistillationObjective:
     """The loss of a student and its teacher on windows of `length` tokens, as `DistillationSettings` describes it."""
 
     def __init__(self, teacher: Teacher, student: PreTrainedModel, settings: DistillationSettings, length: int) -> None:
-        self._teacher, self._student, self._settings = teacher, student, settings
+        self._teacher, self.student, self._settings = teacher, student, settings
         self._tokens = settings.batch_size * length
         self._successors = settings.batch_size * (length - 1)
 
     def backward(self, ids: Tensor) -> Tensor:
         """Add the gradients of windows [N, T], and return their part of the loss: a mean over the tokens of a step."""
         targets = self._teacher.targets(ids)
-        with split.recomputed(self._student) if self._settings.gradient_checkpointing else nullcontext():
-            entering = split.states(self._student, ids).flatten(0, 1)
+        with split.recomputed(self.student) if self._settings.gradient_checkpointing else nullcontext():
+            entering = split.states(self.student, ids).flatten(0, 1)
         value, gradient = self._head(entering.detach(), targets, _labels(ids))
         roots, gradients = [entering], [gradient]
         if self._settings.hidden_weight and isinstance(targets, LiveTargets):
@@ -48,12 +48,12 @@ class DistillationObjective:
         """
         value, gradients = torch.zeros((), device=entering.device), []
         most = split.logits_at_a_time(entering.device)
-        for rows in split.slices(len(entering), self._student.config.vocab_size, most):
+        for rows in split.slices(len(entering), self.student.config.vocab_size, most):
             inputs = entering[rows].requires_grad_()
-            logits = split.logits(self._student, inputs)
+            logits = split.logits(self.student, inputs)
             loss = self._loss(logits.detach(), targets[rows], labels[rows])
             value += loss.value
-            logits.backward(loss.gradient)  # type: ignore[no-untyped-call]
+            logits.backward(loss.gradient)
             gradients.append(cast("Tensor", inputs.grad))
         return value, torch.cat(gradients)
 
