@@ -46,8 +46,8 @@ def sizes(experiment: Bits, rows: Sequence[Rounded]) -> Figure:
     for row, divergence in judged:
         if row.case in theirs:
             axes.plot(row.bytes / 1e6, divergence, "o", color=COLOURS[1])
-            place = {"xytext": (6, 4), "textcoords": "offset points", "fontsize": 9}
-            axes.annotate(theirs[row.case], (row.bytes / 1e6, divergence), **place)
+            point = (row.bytes / 1e6, divergence)
+            axes.annotate(theirs[row.case], point, xytext=(6, 4), textcoords="offset points", fontsize=9)
     for number, trained in enumerate((False, True)):
         ours = sorted(
             (row.bytes / 1e6, divergence)

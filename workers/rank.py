@@ -16,7 +16,7 @@ from torch import distributed
 
 from app.lifeline import end_with_parent
 from modelpress.contract.codes import FailureCode
-from modelpress.contract.recipe import Distillation
+from modelpress.contract.distillation import Distillation
 from workers.compression.training.parallel import DataParallel, ParallelStrategy, PeerLost
 from workers.messages import AttemptFailed
 from workers.runner import prepare_torch, take_standard_output

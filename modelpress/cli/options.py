@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from modelpress.cli.recipes import pairs_of
-from modelpress.contract.recipe import Trainable
+from modelpress.contract.distillation import Trainable
 from modelpress.spec.formats import FORMATS, MAIN
 from modelpress.spec.methods import METHODS
 

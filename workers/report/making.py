@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from modelpress.contract.recipe import Distillation
+from modelpress.contract.distillation import Distillation
 from modelpress.contract.report import CompressionReport, RoundingReport
 from workers.report.phrases import code, dataset_mix
 

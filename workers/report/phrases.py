@@ -1,6 +1,6 @@
 """Phrases of Markdown that several sections of a model card need."""
 
-from modelpress.contract.recipe import Mixed
+from modelpress.contract.options import Mixed
 
 
 def dataset_mix(text: Mixed) -> str:

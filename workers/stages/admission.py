@@ -7,7 +7,7 @@ still run out of memory, but none is refused that would have fitted.
 from dataclasses import dataclass
 
 from modelpress.contract.codes import FailureCode
-from modelpress.contract.recipe import Distillation
+from modelpress.contract.distillation import Distillation
 from modelpress.spec.inventory import Inventory
 from modelpress.spec.plan import Plan
 from workers.messages import AttemptFailed

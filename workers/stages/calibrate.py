@@ -12,8 +12,9 @@ from torch import Tensor
 
 from app.sources.documents import Document, read_documents
 from modelpress.contract.codes import FailureCode
+from modelpress.contract.distillation import Distillation
 from modelpress.contract.fields import TEACHER
-from modelpress.contract.recipe import Distillation, Recipe
+from modelpress.contract.recipe import Recipe
 from workers.compression import chat_template
 from workers.messages import AttemptFailed
 from workers.stages import inspect, names, tasks, teacher_text

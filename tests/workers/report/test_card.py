@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard, ModelCardData
 
+from modelpress.contract.distillation import Distillation
 from modelpress.contract.job import TaskMetric, TaskResult
-from modelpress.contract.recipe import Calibration, Distillation
+from modelpress.contract.recipe import Calibration
 from modelpress.contract.report import CompressionReport
 from modelpress.spec.steps import Narrow
 from tests.support.reports import TEXTS, distillation_report, factored_report, fused_report

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from modelpress.contract.recipe import Distillation
+from modelpress.contract.distillation import Distillation
 from tests.support.inventories import llama_like
 from tests.support.planning import plan_of
 from workers.messages import AttemptFailed

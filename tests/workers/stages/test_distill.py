@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from modelpress.contract.recipe import Distillation
+from modelpress.contract.distillation import Distillation
 from tests.support.jobs import STEPS, Attempt, Stopped, context_of, distillation_job, kept_checkpoints
 from workers.compression.training.checkpoint import TrainingCheckpoint
 from workers.messages import Assignment, ResumedReport

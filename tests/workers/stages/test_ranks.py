@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel
 
 from modelpress.contract.codes import FailureCode
-from modelpress.contract.recipe import Distillation
+from modelpress.contract.distillation import Distillation
 from tests.support.jobs import STEPS, Attempt, Stopped, distillation_job, usable_checkpoints
 from tests.support.processes import processes_of
 from tests.support.waiting import wait_for
