@@ -18,6 +18,7 @@ from app.api import (
     jobs,
     keys,
     methods,
+    metrics,
     problems,
     schemas,
     sources,
@@ -66,7 +67,20 @@ def create_app(settings: ServerSettings, *, is_open: bool = False) -> FastAPI:
     app.state.storage = open_storage(settings.artifacts_url)
     app.add_middleware(RequestFrame, max_body_bytes=MAX_BODY_BYTES, root_path=settings.root_path or "")
     problems.install(app)
-    for resource in (start, jobs, events, artifacts, keys, workers, sources, methods, architectures, schemas, health):
+    for resource in (
+        start,
+        jobs,
+        events,
+        artifacts,
+        keys,
+        workers,
+        sources,
+        methods,
+        architectures,
+        schemas,
+        health,
+        metrics,
+    ):
         app.include_router(resource.router)
     documentation.install(app)
     return app
@@ -83,6 +97,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.probes = probes = Probes.of(settings, looking, app.state.storage, doorbell)
     app.state.lookups = HubLookups()
     sessions = make_sessions(engine)
+    app.state.metrics = metrics.Metrics(sessions, probes)
     app.state.keys = KeyService(sessions, is_open=app.state.is_open)
     app.state.service = JobService(
         settings, sessions, ModelSources(settings.sources), TextSources(settings.sources), bell

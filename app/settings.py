@@ -89,6 +89,10 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address on which the API listens")
     port: int = Field(8000, ge=0, le=65535, description="port of the API; 0: any that is free")
 
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="port on `MODELPRESS_HOST` at which a worker serves its metrics; unset: none"
+    )
+
     root_path: RootPath | None = Field(
         None, description="path under which a proxy publishes the API, such as /ml/modelpress; links begin with it"
     )

@@ -21,6 +21,7 @@ from app.settings import ServerSettings, Settings
 from app.storage import Storage
 from app.storage.registry import open_storage
 from modelpress.errors import ModelpressError
+from workers import metrics
 from workers.labels import device_class
 from workers.presence import Presence
 from workers.supervisor import Supervisor
@@ -57,6 +58,9 @@ def run_worker(settings: ServerSettings) -> None:
     identity = wait_for_files(settings, sessions, storage)
     repairs = Sweeper(settings, sessions, BackgroundDoorbell(Doorbell(settings)), storage, identity)
     introduction = Introduction(name, version("modelpress"), device_class(settings), supervisor.labels)
+    metrics.BUSY.set_function(lambda: float(supervisor.turn.locked()))
+    if settings.metrics_port is not None:
+        metrics.serve(settings.host, settings.metrics_port)
     presence = Presence(sessions, introduction, supervisor.draining, supervisor.turn)
     threads = [
         threading.Thread(target=repairs.run, args=(stopping,), name="sweeper", daemon=True),
