@@ -23,6 +23,7 @@ from app.api import (
     schemas,
     sources,
     start,
+    webhooks,
     workers,
 )
 from app.api.deps import refuse_unknown_parameters
@@ -31,6 +32,7 @@ from app.api.probes import Probes
 from app.api.requests import RequestFrame
 from app.api.watch import Watch
 from app.db import make_engine, make_sessions, newest_migration
+from app.deliveries.service import WebhookService
 from app.jobs.doorbell import BackgroundDoorbell, Doorbell
 from app.jobs.service import JobService
 from app.keys.service import KeyService
@@ -73,6 +75,7 @@ def create_app(settings: ServerSettings, *, is_open: bool = False) -> FastAPI:
         events,
         artifacts,
         keys,
+        webhooks,
         workers,
         sources,
         methods,
@@ -98,6 +101,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.lookups = HubLookups()
     sessions = make_sessions(engine)
     app.state.metrics = metrics.Metrics(sessions, probes)
+    app.state.webhooks = WebhookService(settings, sessions)
     app.state.keys = KeyService(sessions, is_open=app.state.is_open)
     app.state.service = JobService(
         settings, sessions, ModelSources(settings.sources), TextSources(settings.sources), bell

@@ -24,7 +24,7 @@ from workers.metrics import REGISTRY
 
 DOCKER = Path(__file__).resolve().parent.parent / "docker"
 SUFFIXES = re.compile(r"_(total|count|sum|bucket)$")
-COUNTED = Census(dict.fromkeys(State, 0), {}, {"any": Queue(0, 0.0, 0)}, dict.fromkeys(WorkerState, 0), 0)
+COUNTED = Census(dict.fromkeys(State, 0), {}, {"any": Queue(0, 0.0, 0)}, dict.fromkeys(WorkerState, 0), 0, {}, 0.0)
 
 
 @pytest.fixture(scope="module")

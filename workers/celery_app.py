@@ -14,6 +14,7 @@ from celery.signals import setup_logging, worker_shutting_down
 from sqlalchemy.exc import OperationalError
 
 from app.db import Sessions, make_engine, make_sessions
+from app.deliveries.courier import Courier
 from app.jobs.doorbell import BackgroundDoorbell, Doorbell, make_celery, queue_of
 from app.jobs.installation import claim_files
 from app.jobs.roster import Introduction
@@ -65,6 +66,7 @@ def run_worker(settings: ServerSettings) -> None:
     threads = [
         threading.Thread(target=repairs.run, args=(stopping,), name="sweeper", daemon=True),
         threading.Thread(target=presence.run, args=(stopping,), name="presence", daemon=True),
+        threading.Thread(target=Courier(settings, sessions).run, args=(stopping,), name="courier", daemon=True),
         threading.Thread(target=look_for_jobs, args=(settings, supervisor, stopping), name="looker", daemon=True),
     ]
 

@@ -12,6 +12,7 @@ from collections.abc import Set
 from pathlib import Path
 
 from app.db import Sessions
+from app.deliveries import store as deliveries
 from app.jobs import ownership, reaper, repeats, roster, turns
 from app.jobs.doorbell import Rings
 from app.settings import Settings
@@ -65,10 +66,11 @@ class Sweeper:
             metrics.RUNG_AGAIN.inc()
 
     def forget(self) -> None:
-        """Delete the idempotency keys that have expired, and the workers that were lost long ago."""
+        """Delete idempotency keys that have expired, workers that were lost long ago, and the log of old deliveries."""
         with self.sessions.begin() as session:
             repeats.forget(session)
             roster.forget(session)
+            deliveries.forget(session)
 
     def collect(self) -> None:
         """Delete work and artifacts that no job of this database has use for, and set aside those of no known job.

@@ -90,6 +90,17 @@ def families(counted: Census) -> Iterator[Metric]:
     serving = {device: queue.workers for device, queue in queues.items()}
     yield gauge("modelpress_queue_workers", "Workers that take jobs of this queue.", "device", serving)
     yield gauge("modelpress_workers", "Workers by state.", "state", counted.workers)
+    told = GaugeMetricFamily(
+        "modelpress_deliveries", "Events for others, of the last 30 days.", labels=["sink", "state"]
+    )
+    for labels, count in counted.deliveries.items():
+        told.add_metric(labels, count)
+    yield told
+    yield GaugeMetricFamily(
+        "modelpress_delivery_oldest_seconds",
+        "How long the oldest event has waited that its receiver has not taken.",
+        counted.oldest_delivery_seconds,
+    )
     yield GaugeMetricFamily("modelpress_stored_bytes", "Bytes of all finished files.", counted.stored_bytes)
 
 

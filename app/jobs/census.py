@@ -9,6 +9,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.clock import clock
+from app.deliveries import store as deliveries
 from app.jobs import roster
 from app.jobs.models import ArtifactRow, JobRow
 from modelpress.contract.job import State
@@ -36,6 +37,10 @@ class Census:
     queues: Mapping[str, Queue]
     workers: Mapping[WorkerState, int]
     stored_bytes: int
+    deliveries: Mapping[tuple[str, str], int]
+    """Deliveries by the kind of receiver and their state."""
+    oldest_delivery_seconds: float
+    """For how long the oldest one has waited that its receiver has not taken."""
 
 
 def census(session: Session) -> Census:
@@ -48,6 +53,8 @@ def census(session: Session) -> Census:
         queues=queues(session),
         workers=roster.states(session),
         stored_bytes=int(session.scalar(select(func.sum(ArtifactRow.bytes))) or 0),
+        deliveries=deliveries.states(session),
+        oldest_delivery_seconds=deliveries.oldest_pending_seconds(session),
     )
 
 
