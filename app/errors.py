@@ -179,6 +179,20 @@ class WorkerNotFound(ModelpressError):
     title = "There is no such worker"
 
 
+class WebhookNotFound(ModelpressError):
+    """The team has no webhook of this id. GET /webhooks lists those it has."""
+
+    code = "webhook_not_found"
+    title = "There is no such webhook"
+
+
+class DeliveryNotFound(ModelpressError):
+    """Nothing of this id was sent to the webhook. GET /webhooks/ID/deliveries lists what was."""
+
+    code = "delivery_not_found"
+    title = "There is no such delivery"
+
+
 class DatabaseUnavailable(ModelpressError):
     """The service cannot reach its database at the moment. Nothing is lost: wait as long as the header Retry-After
     says, then look at GET /jobs before you post a job again, since it may have been accepted."""

@@ -18,10 +18,12 @@ from app.api import (
     jobs,
     keys,
     methods,
+    metrics,
     problems,
     schemas,
     sources,
     start,
+    webhooks,
     workers,
 )
 from app.api.deps import refuse_unknown_parameters
@@ -30,6 +32,7 @@ from app.api.probes import Probes
 from app.api.requests import RequestFrame
 from app.api.watch import Watch
 from app.db import make_engine, make_sessions, newest_migration
+from app.deliveries.service import WebhookService
 from app.jobs.doorbell import BackgroundDoorbell, Doorbell
 from app.jobs.service import JobService
 from app.keys.service import KeyService
@@ -66,7 +69,21 @@ def create_app(settings: ServerSettings, *, is_open: bool = False) -> FastAPI:
     app.state.storage = open_storage(settings.artifacts_url)
     app.add_middleware(RequestFrame, max_body_bytes=MAX_BODY_BYTES, root_path=settings.root_path or "")
     problems.install(app)
-    for resource in (start, jobs, events, artifacts, keys, workers, sources, methods, architectures, schemas, health):
+    for resource in (
+        start,
+        jobs,
+        events,
+        artifacts,
+        keys,
+        webhooks,
+        workers,
+        sources,
+        methods,
+        architectures,
+        schemas,
+        health,
+        metrics,
+    ):
         app.include_router(resource.router)
     documentation.install(app)
     return app
@@ -83,6 +100,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.probes = probes = Probes.of(settings, looking, app.state.storage, doorbell)
     app.state.lookups = HubLookups()
     sessions = make_sessions(engine)
+    app.state.metrics = metrics.Metrics(sessions, probes)
+    app.state.webhooks = WebhookService(settings, sessions)
     app.state.keys = KeyService(sessions, is_open=app.state.is_open)
     app.state.service = JobService(
         settings, sessions, ModelSources(settings.sources), TextSources(settings.sources), bell

@@ -10,6 +10,7 @@ broker, be they given or those of servers that were started for it.
 import os
 import re
 from difflib import get_close_matches
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
@@ -47,6 +48,23 @@ def check_broker(url: SecretStr) -> SecretStr:
     if parts.scheme not in BROKER_SCHEMES or not (parts.hostname or parts.path):
         raise ValueError(wrong)
     return url
+
+
+Network = IPv4Network | IPv6Network
+
+
+def networks(text: str) -> tuple[Network, ...]:
+    """Return networks that are separated by commas. Raises ValueError where one is none."""
+    return tuple(ip_network(part.strip()) for part in text.split(",") if part.strip())
+
+
+def check_networks(text: str) -> str:
+    """Return the text if it names networks. Raises ValueError, which says how they look, where it does not."""
+    try:
+        networks(text)
+    except ValueError:
+        raise ValueError("names something that is no network; send such as 10.1.0.0/16,fd00::/8") from None
+    return text
 
 
 BrokerUrl = Annotated[SecretStr, AfterValidator(check_broker)]
@@ -88,6 +106,10 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address on which the API listens")
     port: int = Field(8000, ge=0, le=65535, description="port of the API; 0: any that is free")
+
+    metrics_port: int | None = Field(
+        None, ge=1, le=65535, description="port on `MODELPRESS_HOST` at which a worker serves its metrics; unset: none"
+    )
 
     root_path: RootPath | None = Field(
         None, description="path under which a proxy publishes the API, such as /ml/modelpress; links begin with it"
@@ -131,6 +153,11 @@ class Settings(BaseSettings):
     storage_patience_seconds: float = Field(
         24 * 3600.0, ge=0, description="how long a job waits for a worker's full or broken disk before it fails"
     )
+    webhook_networks: Annotated[str, AfterValidator(check_networks)] = Field(
+        "",
+        description="networks besides the public Internet that webhooks may lead to, separated by commas, such as "
+        "10.1.0.0/16,fd00::/8; plain http is allowed there alone",
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     labels: Labels = Field(
         (), description="names by which recipes can ask for this worker as their `device`, besides cpu or gpu"
@@ -166,6 +193,11 @@ class Settings(BaseSettings):
     def artifacts_url(self) -> str:
         """Return the URL of the storage for finished checkpoints."""
         return self.storage_url or (self.data_dir / "artifacts").as_uri()
+
+    @property
+    def allowed_networks(self) -> tuple[Network, ...]:
+        """Return the networks besides the public Internet that webhooks may lead to."""
+        return networks(self.webhook_networks)
 
     @property
     def work_dir(self) -> Path:

@@ -126,9 +126,9 @@ def test_passwords_have_no_defaults(service: dict[str, Any]) -> None:
             assert value is None
 
 
-def test_the_api_is_published_to_this_host_alone() -> None:
+def test_api_and_dashboard_are_published_to_this_host_alone() -> None:
     published = [port for service in SERVICES.values() for port in service.get("ports", [])]
-    assert published == ["127.0.0.1:${MODELPRESS_PORT:-8000}:8000"]
+    assert published == ["127.0.0.1:${MODELPRESS_PORT:-8000}:8000", "127.0.0.1:${GRAFANA_PORT:-3000}:3000"]
 
 
 def test_database_and_broker_are_reached_from_inside_alone() -> None:

@@ -14,6 +14,7 @@ from celery.signals import setup_logging, worker_shutting_down
 from sqlalchemy.exc import OperationalError
 
 from app.db import Sessions, make_engine, make_sessions
+from app.deliveries.courier import Courier
 from app.jobs.doorbell import BackgroundDoorbell, Doorbell, make_celery, queue_of
 from app.jobs.installation import claim_files
 from app.jobs.roster import Introduction
@@ -21,6 +22,7 @@ from app.settings import ServerSettings, Settings
 from app.storage import Storage
 from app.storage.registry import open_storage
 from modelpress.errors import ModelpressError
+from workers import metrics
 from workers.labels import device_class
 from workers.presence import Presence
 from workers.supervisor import Supervisor
@@ -57,10 +59,14 @@ def run_worker(settings: ServerSettings) -> None:
     identity = wait_for_files(settings, sessions, storage)
     repairs = Sweeper(settings, sessions, BackgroundDoorbell(Doorbell(settings)), storage, identity)
     introduction = Introduction(name, version("modelpress"), device_class(settings), supervisor.labels)
+    metrics.BUSY.set_function(lambda: float(supervisor.turn.locked()))
+    if settings.metrics_port is not None:
+        metrics.serve(settings.host, settings.metrics_port)
     presence = Presence(sessions, introduction, supervisor.draining, supervisor.turn)
     threads = [
         threading.Thread(target=repairs.run, args=(stopping,), name="sweeper", daemon=True),
         threading.Thread(target=presence.run, args=(stopping,), name="presence", daemon=True),
+        threading.Thread(target=Courier(settings, sessions).run, args=(stopping,), name="courier", daemon=True),
         threading.Thread(target=look_for_jobs, args=(settings, supervisor, stopping), name="looker", daemon=True),
     ]
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from app.logs import in_this_context
 from workers.cage import Cage
 
 log = logging.getLogger(__name__)
@@ -89,11 +90,13 @@ class Child:
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         stdin, stdout, stderr = self.pipes()
         self.readers = [
-            threading.Thread(target=self.read_events, args=(stdout,), daemon=True),
-            threading.Thread(target=self.read_log, args=(stderr, module), daemon=True),
+            threading.Thread(target=in_this_context(self.read_events), args=(stdout,), daemon=True),
+            threading.Thread(target=in_this_context(self.read_log), args=(stderr, module), daemon=True),
         ]
         # A thread, because a child that hangs before it reads would hold the writer, once the pipe is full.
-        writer = threading.Thread(target=self.write_request, args=(stdin, request, module), daemon=True)
+        writer = threading.Thread(
+            target=in_this_context(self.write_request), args=(stdin, request, module), daemon=True
+        )
         for thread in (*self.readers, writer):
             thread.start()
 

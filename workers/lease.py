@@ -15,8 +15,10 @@ from app.db import Sessions
 from app.jobs import store
 from app.jobs.events import Happening
 from app.jobs.store import Claim, Progress
+from app.logs import in_this_context
 from modelpress.contract.event import EventKind
 from modelpress.contract.job import State
+from workers.metrics import BEATS_FAILED, LEASES_LOST, StageClock
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,8 @@ class Lease:
         self.wake = threading.Event()
         self.closing = False
         self.renewed = time.monotonic()
-        self.thread = threading.Thread(target=self.keep, name=f"lease-{claim.job_id}", daemon=True)
+        self.stages = StageClock()
+        self.thread = threading.Thread(target=in_this_context(self.keep), name=f"lease-{claim.job_id}", daemon=True)
 
     def __enter__(self) -> Self:
         self.thread.start()
@@ -54,6 +57,7 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.closing = True
+        self.stages.leave()
         self.wake.set()
         # Not for ever: the thread may wait for a database that hangs, and a late beat is harmless.
         self.thread.join(self.lease_seconds)
@@ -67,11 +71,9 @@ class Lease:
         entered = self.progress is None or self.progress.stage != progress.stage
         self.progress = progress
         if entered:
+            self.stages.enter(progress.stage)
             self.note(Happening(EventKind.STAGE, {"stage": progress.stage}))
-            log.info(
-                "stage_entered",
-                extra={"job_id": self.claim.job_id, "attempt": self.claim.attempt, "stage": progress.stage},
-            )
+            log.info("stage_entered", extra={"stage": progress.stage})
             self.wake.set()
 
     def note(self, happening: Happening) -> None:
@@ -104,11 +106,13 @@ class Lease:
         except SQLAlchemyError as error:
             for happening in happenings:
                 self.happenings.put(happening)
-            log.warning("lease_not_renewed", extra={"job_id": self.claim.job_id, "reason": type(error).__name__})
+            BEATS_FAILED.inc()
+            log.warning("lease_not_renewed", extra={"reason": type(error).__name__})
             return
         self.renewed = asked
         if state is None:
-            log.warning("lease_lost", extra={"job_id": self.claim.job_id, "attempt": self.claim.attempt})
+            LEASES_LOST.inc()
+            log.warning("lease_lost")
             self.lost = True
         elif state is State.CANCELLING:
             self.cancelled = True

@@ -24,12 +24,13 @@ from app.disk import lack_of_room, least_written
 from app.jobs import outages, store, turns
 from app.jobs.events import Happening
 from app.jobs.store import Claim, Progress
+from app.logs import logging_with
 from app.settings import Settings
 from app.storage import Storage, StoredFile
 from modelpress.contract.codes import FailureCode
 from modelpress.contract.event import EventKind
 from modelpress.contract.job import AttemptOutcome, Failure, Resumed
-from workers import container
+from workers import container, metrics
 from workers.cages import compute_cage, fetch_cage, taken_back
 from workers.child import ROOMY, SPARING, Child
 from workers.disk import storage_failure
@@ -117,15 +118,17 @@ class Supervisor:
         claim = self.claim()
         if claim is None:
             return None
-        facts = {"job_id": claim.job_id, "attempt": claim.attempt}
-        log.info("job_claimed", extra={**facts, "worker": self.worker})
-        failpoint(Point.CLAIMED)
-        self.take_over(claim)
-        with Lease(self.sessions, claim, self.settings.lease_seconds) as lease:
-            result = self.attempt(claim, lease)
-        outcome = self.conclude_for_certain(claim, result)
-        failpoint(Point.ENDED)
-        log.info("attempt_ended", extra={**facts, "outcome": outcome})
+        started = time.monotonic()
+        with logging_with(job_id=claim.job_id, attempt=claim.attempt, request_id=claim.request_id):
+            log.info("job_claimed", extra={"worker": self.worker})
+            failpoint(Point.CLAIMED)
+            self.take_over(claim)
+            with Lease(self.sessions, claim, self.settings.lease_seconds) as lease:
+                result = self.attempt(claim, lease)
+            outcome = self.conclude_for_certain(claim, result)
+            failpoint(Point.ENDED)
+            log.info("attempt_ended", extra={"outcome": outcome})
+        metrics.ATTEMPTS.labels(outcome).observe(time.monotonic() - started)
         return outcome
 
     def claim(self) -> Claim | None:
@@ -167,6 +170,7 @@ class Supervisor:
             done = self.compute(claim, lease)
             failpoint(Point.COMPUTED)
             files = self.storage.publish(claim.job_id, claim.attempt, done.package)
+            metrics.PUBLISHED_BYTES.inc(sum(file.bytes for file in files))
             failpoint(Point.PUBLISHED)
             return Published(done, files)
         except Interrupted:
@@ -175,15 +179,15 @@ class Supervisor:
             return failed.report()
         except OSError as error:
             # A full disk or a lost mount says nothing about the job.
-            log.exception("attempt_broken", extra={"job_id": claim.job_id})
+            log.exception("attempt_broken")
             return storage_failure(error)
         except subprocess.TimeoutExpired:
             # Not even SIGKILL ends a process that waits for its disk.
-            log.exception("attempt_broken", extra={"job_id": claim.job_id})
+            log.exception("attempt_broken")
             return ErrorReport(code=FailureCode.STORAGE_FAILED, message="a process waits for its disk and does not end")
         except Exception as error:
             # Whatever else: the job must end with a code, and not by its lease running out again and again.
-            log.exception("attempt_broken", extra={"job_id": claim.job_id})
+            log.exception("attempt_broken")
             return ErrorReport(code=FailureCode.INTERNAL_ERROR, message=f"{type(error).__name__}: {error}"[:500])
 
     def conclude_for_certain(self, claim: Claim, result: Published | ErrorReport | None) -> AttemptOutcome:
@@ -302,7 +306,7 @@ class Supervisor:
                 store.note_resumed(session, claim.job_id, claim.attempt, resumed)
         except SQLAlchemyError:
             # Worth knowing, and not worth the attempt.
-            log.exception("resumption_not_noted", extra={"job_id": claim.job_id})
+            log.exception("resumption_not_noted")
 
     def fetch(self, claim: Claim, lease: Lease, home: Path, deadline: float) -> FetchDone:
         request = fetch_request(self.settings, claim.recipe, claim.source)

@@ -12,10 +12,12 @@ from collections.abc import Set
 from pathlib import Path
 
 from app.db import Sessions
-from app.jobs import ownership, repeats, roster, store, turns
+from app.deliveries import store as deliveries
+from app.jobs import ownership, reaper, repeats, roster, turns
 from app.jobs.doorbell import Rings
 from app.settings import Settings
 from app.storage import Storage
+from workers import metrics
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +45,15 @@ class Sweeper:
             try:
                 repair()
             except Exception:  # a loop that must outlive any surprise; it is logged and tried again
+                metrics.REPAIRS_FAILED.labels(repair.__name__).inc()
                 log.exception("repair_failed", extra={"repair": repair.__name__})
 
     def reap(self) -> None:
         """Put jobs whose worker fell silent back into the queue, or fail them when no attempt is left."""
         with self.sessions.begin() as session:
-            reaped = store.reap(session, self.settings.retry_delay_seconds)
+            reaped = reaper.reap(session, self.settings.retry_delay_seconds)
         for job in reaped:
+            metrics.JOBS_REAPED.labels(job.state).inc()
             log.warning("job_reaped", extra={"job_id": job.job_id, "state": job.state})
 
     def ring_again(self) -> None:
@@ -59,12 +63,14 @@ class Sweeper:
         for job_id, device in unheard:
             if not self.doorbell.ring(job_id, device):
                 break
+            metrics.RUNG_AGAIN.inc()
 
     def forget(self) -> None:
-        """Delete the idempotency keys that have expired, and the workers that were lost long ago."""
+        """Delete idempotency keys that have expired, workers that were lost long ago, and the log of old deliveries."""
         with self.sessions.begin() as session:
             repeats.forget(session)
             roster.forget(session)
+            deliveries.forget(session)
 
     def collect(self) -> None:
         """Delete work and artifacts that no job of this database has use for, and set aside those of no known job.
@@ -110,6 +116,7 @@ class Sweeper:
         for job_id, attempt in published:
             if job_id in lost:
                 self.storage.set_aside(job_id, attempt)
+                metrics.SET_ASIDE.inc()
                 log.warning("unknown_artifacts_set_aside", extra={"job_id": job_id, "attempt": attempt})
 
     def collect_work(self) -> None:

@@ -23,6 +23,7 @@ from app.errors import (
     ArtifactNotFound,
     CannotRetry,
     DatabaseUnavailable,
+    DeliveryNotFound,
     ForeignDataDirectory,
     HubUnavailable,
     JobEnded,
@@ -35,6 +36,7 @@ from app.errors import (
     QueueFull,
     QuotaExceeded,
     Unauthenticated,
+    WebhookNotFound,
     WorkerNotFound,
 )
 from modelpress.contract.codes import FailureCode
@@ -53,6 +55,8 @@ STATUS: Final[Mapping[type[ModelpressError], int]] = {
     JobNotFound: 404,
     ArtifactNotFound: 404,
     WorkerNotFound: 404,
+    WebhookNotFound: 404,
+    DeliveryNotFound: 404,
     JobEnded: 409,
     CannotRetry: 409,
     NotEnded: 409,

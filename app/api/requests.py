@@ -12,6 +12,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.addresses import take_version
+from app.api.metrics import Metrics
 from app.api.pace import wait_seconds
 from app.api.probes import Probes
 from app.api.problems import answer_late, answer_silent_database, answer_unexpected_error
@@ -56,6 +57,8 @@ class RequestFrame:
                 raise
             await exchange.conclude(request, answer_unexpected_error(request, exchange.request_id))
         finally:
+            metrics: Metrics = request.app.state.metrics
+            metrics.observe(scope, exchange.status, started)
             log.info(
                 "request_answered",
                 extra={
@@ -92,7 +95,9 @@ class RequestFrame:
         if scope["method"] == "HEAD" and not any(
             route.matches(scope)[0] is Match.FULL for route in scope["app"].routes
         ):
-            await self.app({**scope, "method": "GET"}, receive, without_body(send))
+            asked = {**scope, "method": "GET"}
+            await self.app(asked, receive, without_body(send))
+            scope["route"] = asked.get("route")
         else:
             await self.app(scope, receive, send)
 

@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.clock import clock
+from app.jobs.announcements import announce
 from app.jobs.models import EventRow
 from modelpress.contract.event import EventKind
 
@@ -31,13 +32,16 @@ def entered(state: str, **more: Any) -> Happening:
 
 
 def write(session: Session, job_id: str, attempt: int, *happenings: Happening) -> None:
-    """Write events of a job whose row this transaction has locked."""
+    """Write events of a job whose row this transaction has locked, and whom they are to be told to."""
     if happenings:
         rows = [
             {"job_id": job_id, "attempt": attempt, "at": clock(), "kind": each.kind, "data": dict(each.data)}
             for each in happenings
         ]
         session.execute(insert(EventRow).values(rows))
+    for each in happenings:
+        if each.kind is EventKind.STATE:
+            announce(session, job_id, each.data["state"])
 
 
 def behind(session: Session, job_id: str, after: int, limit: int, kind: EventKind | None = None) -> Sequence[EventRow]:

@@ -41,6 +41,8 @@ class JobRow(Base):
     )
     retry_of: Mapped[str | None]
     """The job whose work this one goes on with."""
+    request_id: Mapped[str | None]
+    """The request that posted the job."""
     source: Mapped[dict[str, Any]]
     achieved_ratio: Mapped[float | None]
     metrics: Mapped[dict[str, Any] | None]

@@ -3,6 +3,7 @@
 Every function takes a session and never commits.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -84,6 +85,12 @@ def workers(session: Session, team: str) -> Sequence[Worker]:
         select(WorkerRow, lives(), JobRow.id, JobRow.owner).outerjoin(JobRow, job).order_by(WorkerRow.started_at)
     )
     return tuple(as_worker(row, alive, job_id, ours=owner == team) for row, alive, job_id, owner in rows)
+
+
+def states(session: Session) -> dict[WorkerState, int]:
+    """Return how many workers there are in each state."""
+    found = Counter(worker.state for worker in workers(session, team=""))
+    return {state: found[state] for state in WorkerState}
 
 
 def as_worker(row: WorkerRow, alive: bool, job_id: str | None, *, ours: bool) -> Worker:

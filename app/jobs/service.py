@@ -89,7 +89,14 @@ class JobService:
             return earlier
         checked = check(recipe, self.models, self.texts)
         self.require_size(checked)
-        job = NewJob(new_id(), checked.recipe, checked.source, self.settings.max_attempts, self.caller.team)
+        job = NewJob(
+            new_id(),
+            checked.recipe,
+            checked.source,
+            self.settings.max_attempts,
+            self.caller.team,
+            request_id=self.caller.request_id,
+        )
         with self.sessions.begin() as session:
             is_new = key is None or repeats.take(session, self.caller.team, key, recipe, job.id)
             if is_new:
@@ -142,6 +149,7 @@ class JobService:
                 self.settings.max_attempts,
                 self.caller.team,
                 retry_of=job_id,
+                request_id=self.caller.request_id,
                 attempt=row.attempt,
             )
             self.accept(session, job, "job.retried", retry_of=job_id)

@@ -22,7 +22,6 @@ from app.jobs.models import ArtifactRow, AttemptRow, DeletionRow, JobRow, Metada
 from app.jobs.states import LEASED, TRANSITIONS, Event, destination, origins
 from app.keys.models import DEFAULT_TEAM
 from app.storage import StoredFile
-from modelpress.contract.codes import FailureCode
 from modelpress.contract.job import AttemptOutcome, Comparison, Failure, Resumed, Source, State, SweepResult
 from modelpress.contract.recipe import Recipe
 
@@ -42,6 +41,8 @@ class Claim:
     """Whether an earlier attempt ran out of memory."""
     retry_of: str | None = None
     """The job whose work this one goes on with."""
+    request_id: str | None = None
+    """The request that posted the job."""
 
 
 class NotUnderstood(Exception):
@@ -61,12 +62,6 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Reaped:
-    job_id: str
-    state: State
-
-
-@dataclass(frozen=True)
 class NewJob:
     """A job that is about to be accepted."""
 
@@ -76,6 +71,7 @@ class NewJob:
     max_attempts: int
     owner: str = DEFAULT_TEAM
     retry_of: str | None = None
+    request_id: str | None = None
     attempt: int = 0
     """Number of the attempt before its first one; more than 0 where it goes on with another job's work."""
 
@@ -96,6 +92,7 @@ def submit(session: Session, job: NewJob) -> None:
             recipe=job.recipe.model_dump(mode="json"),
             source=job.source.model_dump(mode="json"),
             retry_of=job.retry_of,
+            request_id=job.request_id,
             created_at=clock(),
             queued_at=clock(),
         )
@@ -142,7 +139,7 @@ def claim(session: Session, job_id: str, worker: str, lease_seconds: float, devi
             worker=worker,
             lease_until=clock() + seconds(lease_seconds),
         )
-        .returning(JobRow.attempt, JobRow.recipe, JobRow.source, JobRow.sparing, JobRow.retry_of)
+        .returning(JobRow.attempt, JobRow.recipe, JobRow.source, JobRow.sparing, JobRow.retry_of, JobRow.request_id)
     ).one_or_none()
     if row is None:
         return None
@@ -154,7 +151,7 @@ def claim(session: Session, job_id: str, worker: str, lease_seconds: float, devi
         recipe, source = Recipe.model_validate(row.recipe), Source.model_validate(row.source)
     except ValidationError as error:
         raise NotUnderstood(job_id) from error
-    return Claim(job_id, row.attempt, recipe, source, row.sparing, row.retry_of)
+    return Claim(job_id, row.attempt, recipe, source, row.sparing, row.retry_of, row.request_id)
 
 
 def beat(
@@ -312,28 +309,6 @@ def delete(session: Session, job_id: str) -> None:
     session.execute(sql.delete(JobRow).where(JobRow.id == job_id).execution_options(synchronize_session=False))
 
 
-def reap(session: Session, retry_delay_seconds: float, batch: int = 100) -> list[Reaped]:
-    """Take jobs from workers that fell silent: queue them again, or fail them when no attempt is left."""
-    silent = session.scalars(
-        select(JobRow)
-        .where(JobRow.state.in_(LEASED), JobRow.lease_until < clock())
-        .order_by(JobRow.lease_until)
-        .limit(batch)
-        .with_for_update(skip_locked=True)
-        .execution_options(populate_existing=True)
-    ).all()
-    reaped = []
-    for row in silent:
-        if row.state == State.CANCELLING:
-            stop(session, row.id, row.attempt)
-        else:
-            delay = retry_delay(retry_delay_seconds, row.attempt)
-            retry_or_fail(session, row.id, row.attempt, worker_lost(row), delay)
-        session.refresh(row)
-        reaped.append(Reaped(row.id, State(row.state)))
-    return reaped
-
-
 def has_finished(session: Session, job_id: str, attempt: int) -> bool:
     """Return whether this attempt's result is the job's, also where the answer to `finish` was lost."""
     found = select(ArtifactRow.name).where(ArtifactRow.job_id == job_id, ArtifactRow.attempt == attempt).limit(1)
@@ -348,15 +323,6 @@ def lock(session: Session, job_id: str) -> None:
 def retry_delay(first_seconds: float, attempt: int) -> float:
     """Doubled with each attempt, up to a bound."""
     return min(first_seconds * 2.0 ** min(attempt - 1, MAX_DOUBLINGS), MAX_RETRY_DELAY_SECONDS)
-
-
-def worker_lost(row: JobRow) -> Failure:
-    return Failure.of(
-        FailureCode.WORKER_LOST,
-        f"{row.attempt} workers fell silent while they computed this job; the last one was {row.worker}",
-        stage=row.stage,
-        attempt=row.attempt,
-    )
 
 
 def moved(event: Event, job_id: str) -> Any:

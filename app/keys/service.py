@@ -10,6 +10,7 @@ from app.keys.models import AuditRow, KeyRow
 from app.keys.tokens import Token
 from modelpress.contract.access import AuditEntry, AuditPage, IssuedKey, Key, KeyList, KeyRequest, Scope
 
+OVER_ALL_TEAMS = frozenset({Scope.METRICS, Scope.OPERATE})
 INVALID = "send a valid key as 'Authorization: Bearer mp_…'; this one is unknown, expired or revoked"
 
 
@@ -40,8 +41,8 @@ class KeyService:
 
     def create(self, caller: Caller, request: KeyRequest) -> IssuedKey:
         """Make a key of the caller's team, and return it with its secret, which is shown this once."""
-        if Scope.OPERATE in request.scopes and Scope.OPERATE not in caller.scopes:
-            raise MissingScope("only a key with the scope 'operate' makes another one with it")
+        for scope in sorted(OVER_ALL_TEAMS & request.scopes - caller.scopes):
+            raise MissingScope(f"only a key with the scope '{scope}' makes another one with it")
         token = Token.make()
         with self.sessions.begin() as session:
             store.add_team(session, caller.team)

@@ -17,8 +17,10 @@ class Scope(StrEnum):
     """Post, cancel, retry and delete jobs."""
     ADMIN = "admin"
     """Make and revoke keys of the team, and read what was changed."""
+    METRICS = "metrics"
+    """Read how the service does, over all teams. As with `operate`, only a key with it makes another one with it."""
     OPERATE = "operate"
-    """Drain workers, which all teams share. Only a key with this scope can make another one with it."""
+    """Drain workers, which all teams share."""
 
 
 class KeyRequest(BaseModel):

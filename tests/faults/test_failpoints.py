@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from app.db import Sessions
-from app.jobs import store
+from app.jobs import reaper
 from app.jobs.service import JobService
 from app.settings import Settings
 from app.storage.registry import open_storage
@@ -78,7 +78,7 @@ def test_a_worker_that_dies_is_replaced_and_its_job_ends_once(
                 " WHERE lease_until IS NOT NULL"
             )
         )
-        store.reap(session, 0.0)
+        reaper.reap(session, 0.0)
     supervisor.run()
     job = service.get(job_id)
     assert job.state is State.SUCCEEDED

@@ -50,7 +50,7 @@ def tiny_recipe(model: Path, model_root: Path, data_root: Path) -> dict[str, Any
 def delete_jobs(engine: Engine) -> None:
     """Empty the database of what other tests have left."""
     with engine.begin() as connection:
-        connection.execute(text("TRUNCATE jobs, api_keys, audit, workers, deletions CASCADE"))
+        connection.execute(text("TRUNCATE jobs, api_keys, audit, workers, deletions, subscriptions CASCADE"))
         connection.execute(text("DELETE FROM teams WHERE name <> 'default'"))
         connection.execute(
             text("UPDATE teams SET max_queued = NULL, max_running = NULL, max_stored_bytes = NULL, claimed_at = NULL")

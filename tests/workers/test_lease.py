@@ -7,7 +7,7 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from app.db import Sessions, make_engine, make_sessions
-from app.jobs import store
+from app.jobs import reaper, store
 from app.jobs.service import JobService
 from app.jobs.store import Claim, Progress
 from modelpress.contract.job import State
@@ -35,7 +35,7 @@ def test_a_lease_outlives_its_seconds_while_it_is_kept(sessions: Sessions, claim
     def renewed() -> bool:
         with sessions() as session:
             left = session.scalar(text("SELECT clock_timestamp() > :first"), {"first": first})
-            return bool(left) and not store.reap(session, 0.0)
+            return bool(left) and not reaper.reap(session, 0.0)
 
     with Lease(sessions, claim, LEASE_SECONDS) as lease:
         wait_for(renewed)

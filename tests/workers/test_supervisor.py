@@ -1,10 +1,12 @@
 """What the supervisor makes of children that do not do what they should. Each is a real process."""
 
 import errno
+import logging
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from app.db import Sessions
-from app.jobs import store
+from app.jobs import reaper, store
 from app.jobs.service import JobService
 from app.jobs.store import Claim
+from app.keys.callers import anyone
+from app.logs import add_context
 from app.settings import Settings
 from app.storage import Storage
 from app.storage.registry import open_storage
@@ -267,7 +271,7 @@ def test_an_outage_that_costs_the_lease_costs_no_attempt(
         assert claim is not None
         with sessions.begin() as session:
             session.execute(text("UPDATE jobs SET lease_until = clock_timestamp() - interval '1 second'"))
-            (reaped,) = store.reap(session, 0.0)
+            (reaped,) = reaper.reap(session, 0.0)
         assert reaped.state is State.QUEUED
         assert supervisor.conclude_for_certain(claim, None) is AttemptOutcome.LOST
     assert {attempt.outcome for attempt in service.get(job_id).attempts} == {AttemptOutcome.RELEASED}
@@ -282,7 +286,7 @@ def test_an_attempt_is_given_back_once(
     assert claim is not None
     with sessions.begin() as session:
         session.execute(text("UPDATE jobs SET lease_until = clock_timestamp() - interval '1 second'"))
-        store.reap(session, 0.0)
+        reaper.reap(session, 0.0)
     for _ in range(3):
         supervisor.conclude_for_certain(claim, None)
     with sessions() as session:
@@ -371,3 +375,20 @@ def test_a_child_that_the_system_kills_for_want_of_memory_is_out_of_memory(
     job = service.get(job_id)
     assert job.error is not None
     assert job.error.code == "out_of_memory"
+
+
+def test_what_a_child_logs_carries_its_job_its_attempt_and_the_request_that_posted_it(
+    service: JobService,
+    settings: Settings,
+    sessions: Sessions,
+    tiny: dict[str, Any],
+    children: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    caplog.handler.addFilter(add_context)
+    job_id = service.of(replace(anyone(), request_id="request-1")).submit(Recipe.model_validate(tiny)).id
+    children("crashes")
+    Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event()).run()
+    (said,) = [record.__dict__ for record in caplog.records if getattr(record, "line", None) == "a last word"]
+    assert (said["job_id"], said["attempt"], said["request_id"]) == (job_id, 1, "request-1")

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from app.db import Sessions
-from app.jobs import outages, store
+from app.jobs import outages, reaper, store
 from modelpress.contract.codes import FailureCode
 from modelpress.contract.job import Failure, Source, State
 from modelpress.contract.recipe import Recipe
@@ -150,7 +150,7 @@ class Jobs(RuleBasedStateMachine):
     def fall_silent(self, job_id: str) -> None:
         """The worker of the job dies, and its lease runs out."""
         self.call(shift, "lease_until", "-2 hours", job_id)
-        reaped = {each.job_id for each in self.call(store.reap, 0.0)}
+        reaped = {each.job_id for each in self.call(reaper.reap, 0.0)}
         job = self.expected[job_id]
         assert (job_id in reaped) == job.holds(job.attempt)
         if job.state is State.CANCELLING:

@@ -16,7 +16,7 @@ from app.errors import (
     UnknownDataset,
     UnknownModel,
 )
-from app.jobs import store
+from app.jobs import reaper, store
 from app.jobs.listing import JobFilter
 from app.jobs.service import JobService
 from modelpress.contract.job import State
@@ -208,7 +208,7 @@ def test_cancelling_an_ended_job_says_how_it_ended(
     job = service.submit(recipe(tiny))
     with sessions.begin() as session:
         store.claim(session, job.id, "worker", 60.0)
-        failure = store.worker_lost(store.get(session, job.id))
+        failure = reaper.worker_lost(store.get(session, job.id))
         store.fail(session, job.id, 1, failure)
     with pytest.raises(JobEnded, match="has failed"):
         service.cancel(job.id)

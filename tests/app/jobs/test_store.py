@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from app.db import Sessions
-from app.jobs import listing, ownership, store, turns
+from app.jobs import listing, ownership, reaper, store, turns
 from app.jobs.models import AttemptRow, JobRow
 from app.jobs.service import JobService
 from app.jobs.store import Progress
@@ -173,7 +173,7 @@ def test_an_attempt_that_lost_its_lease_changes_nothing(sessions: Sessions, stat
     job_id = submit(sessions)
     claim(sessions, job_id, "frozen")
     let_lease_expire(sessions, job_id)
-    call(sessions, store.reap, 0.0)
+    call(sessions, reaper.reap, 0.0)
     second = claim(sessions, job_id, "second")
     assert second is not None
     assert second.attempt == 2
@@ -188,13 +188,13 @@ def test_a_silent_worker_loses_its_job_to_the_queue(sessions: Sessions) -> None:
     job_id = submit(sessions)
     claim(sessions, job_id)
     let_lease_expire(sessions, job_id)
-    assert call(sessions, store.reap, 0.0) == [store.Reaped(job_id, State.QUEUED)]
+    assert call(sessions, reaper.reap, 0.0) == [reaper.Reaped(job_id, State.QUEUED)]
     assert attempt(sessions, job_id, 1).outcome == AttemptOutcome.LOST
 
 
 def test_a_live_lease_is_not_reaped(sessions: Sessions) -> None:
     claim(sessions, submit(sessions))
-    assert call(sessions, store.reap, 0.0) == []
+    assert call(sessions, reaper.reap, 0.0) == []
 
 
 def test_a_job_that_kills_every_worker_fails_when_its_attempts_are_used_up(sessions: Sessions) -> None:
@@ -202,7 +202,7 @@ def test_a_job_that_kills_every_worker_fails_when_its_attempts_are_used_up(sessi
     for expected in (State.QUEUED, State.FAILED):
         assert claim(sessions, job_id) is not None
         let_lease_expire(sessions, job_id)
-        assert call(sessions, store.reap, 0.0) == [store.Reaped(job_id, expected)]
+        assert call(sessions, reaper.reap, 0.0) == [reaper.Reaped(job_id, expected)]
     error = job(sessions, job_id).error
     assert error is not None
     assert error["code"] == "worker_lost"
@@ -213,7 +213,7 @@ def test_a_silent_worker_of_a_cancelled_job_leaves_it_cancelled(sessions: Sessio
     claim(sessions, job_id)
     call(sessions, store.cancel, job_id)
     let_lease_expire(sessions, job_id)
-    assert call(sessions, store.reap, 0.0) == [store.Reaped(job_id, State.CANCELLED)]
+    assert call(sessions, reaper.reap, 0.0) == [reaper.Reaped(job_id, State.CANCELLED)]
 
 
 def test_a_released_attempt_is_not_counted_against_the_job(sessions: Sessions) -> None:
