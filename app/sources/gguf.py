@@ -23,6 +23,7 @@ VERSIONS = (2, 3)
 LARGEST_HEADER = 128 * 2**20
 MOST_ENTRIES = 100_000
 LONGEST_STRING = 2**20
+LONGEST_NAME = 256
 MOST_DIMENSIONS = 4
 
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -137,10 +138,10 @@ class Reader:
         return metadata, tensors
 
     def entry(self) -> tuple[str, Any]:
-        return self.string(), self.value(self.scalar("<I"))
+        return self.name(), self.value(self.scalar("<I"))
 
     def tensor(self) -> tuple[str, StoredTensor]:
-        name = self.string()
+        name = self.name()
         dimensions = self.scalar("<I")
         if not 1 <= dimensions <= MOST_DIMENSIONS:
             raise MalformedGguf(f"The file gives '{name}' {dimensions} dimensions.")
@@ -173,6 +174,12 @@ class Reader:
         else:
             raise MalformedGguf(f"The file has an array of the unknown type {kind}.")
         return length
+
+    def name(self) -> str:
+        name = self.string()
+        if len(name) > LONGEST_NAME or not name.isprintable():
+            raise MalformedGguf(f"The file has the name {name[:80]!r}, which no model has.")
+        return name
 
     def string(self) -> str:
         return self.take(self.count(LONGEST_STRING)).decode("utf-8", errors="replace")
@@ -215,7 +222,7 @@ def architecture_of(metadata: Mapping[str, Any]) -> tuple[Architecture, GgufName
     stated = metadata.get("general.architecture")
     if stated not in known:
         raise UnsupportedGguf(
-            f"The file is of the architecture '{stated}'; of GGUF files these are read: {', '.join(known)}."
+            f"The file is of the architecture {stated!r:.100}; of GGUF files these are read: {', '.join(known)}."
         )
     return known[stated]
 
@@ -226,10 +233,13 @@ def config_of(metadata: Mapping[str, Any], architecture: Architecture, names: Gg
         raise UnsupportedGguf("The file holds a mixture of experts, which is not read.")
     if (tokenizer := metadata.get("tokenizer.ggml.model")) not in TOKENIZERS:
         raise UnsupportedGguf(
-            f"The file has a tokenizer of the kind '{tokenizer}'; in GGUF files these are read: {', '.join(TOKENIZERS)}"
+            f"The file has a tokenizer of the kind {tokenizer!r:.100}; in GGUF files these are read: "
+            f"{', '.join(TOKENIZERS)}"
         )
     if tokenizer == "gpt2" and (split := metadata.get("tokenizer.ggml.pre", "default")) not in KNOWN:
-        raise UnsupportedGguf(f"The file's vocabulary splits text in the way '{split}', which cannot be carried over.")
+        raise UnsupportedGguf(
+            f"The file's vocabulary splits text in the way {split!r:.100}, which cannot be carried over."
+        )
     prefix = f"{names.architecture}."
     own = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
     if unknown := sorted(own.keys() - CONFIG_KEYS.keys() - ROTARY_KEYS - OTHER_KEYS):
@@ -251,7 +261,9 @@ def check_heads(own: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     size = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
     for key in ("rope.dimension_count", "attention.value_length"):
         if own.get(key, size) != size:
-            raise UnsupportedGguf(f"The file states '{key}' as {own[key]}, but its attention heads are of {size}.")
+            raise UnsupportedGguf(
+                f"The file states '{key}' as {own[key]!r:.100}, but its attention heads are of {size}."
+            )
 
 
 def transformers_name(name: str, architecture: Architecture, names: GgufNames) -> str:

@@ -28,6 +28,7 @@ from modelpress.spec.stored import check_agreement
 FIELD = "model"
 LOCAL = "local:"
 ROOTS_SETTING = "MODELPRESS_MODEL_ROOTS"
+LONGEST_REASON = 800
 
 
 log = logging.getLogger(__name__)
@@ -118,6 +119,12 @@ def resolved_model(
     )
 
 
+def reason(error: Exception) -> str:
+    """Return the message of an error, of which a file of a stranger may be a part, in a bounded length."""
+    message = str(error)
+    return message if len(message) <= LONGEST_REASON else f"{message[:LONGEST_REASON]} …"
+
+
 @contextmanager
 def explained(reference: str) -> Iterator[None]:
     """Turn what is found wrong with a model into a refusal of the field that names it."""
@@ -126,13 +133,13 @@ def explained(reference: str) -> Iterator[None]:
     except NotOnHub as error:
         raise UnknownModel(FIELD, str(error)) from error
     except (UnsupportedArchitecture, AlreadyQuantised, NeedsRemoteCode, UnsupportedGguf) as error:
-        raise UnsupportedModel(FIELD, f"'{reference}' cannot be used. {error}") from error
+        raise UnsupportedModel(FIELD, f"'{reference}' cannot be used. {reason(error)}") from error
     except MissingWeights as error:
-        raise NoSafetensors(FIELD, f"'{reference}' cannot be used. {error}") from error
+        raise NoSafetensors(FIELD, f"'{reference}' cannot be used. {reason(error)}") from error
     except NoVocabulary as error:
-        raise NoTokenizer(FIELD, f"'{reference}' cannot be used. {error}") from error
+        raise NoTokenizer(FIELD, f"'{reference}' cannot be used. {reason(error)}") from error
     except (MalformedModel, MalformedGguf) as error:
-        raise InvalidModel(FIELD, f"'{reference}' cannot be used. {error}") from error
+        raise InvalidModel(FIELD, f"'{reference}' cannot be used. {reason(error)}") from error
     except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
         # Files of strangers hold what no check foresees; that they cannot be read is their fault and not the service's.
         log.exception("model_not_understood")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.config import stated_size
 from modelpress.spec.errors import MalformedModel
 from modelpress.spec.headers import StoredTensor
 from modelpress.spec.inventory import Inventory, Site, weights
@@ -138,7 +139,7 @@ def _check_heads(config: Mapping[str, Any], found: Inventory) -> None:
         if _named(site, [name])
     }
     # Left out, the size of a head follows from the width in one architecture and is a constant in another.
-    size = config.get("head_dim") or rows.get(matrices.queries, 0) // heads
+    size = stated_size(config, "head_dim") or rows.get(matrices.queries, 0) // heads
     for name, held in rows.items():
         count = heads if name == matrices.queries else shared
         if held != count * size:

@@ -29,6 +29,8 @@ ATTACKS = {
         for field in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     },
     "a huge head": config(head_dim=HUGE),
+    "a head of a long list": config(head_dim=[0] * 100_000),
+    "a width of a long text": config(hidden_size="8" * 100_000),
     "no heads": config(num_attention_heads=0),
     "heads below zero": config(num_attention_heads=-2),
     "heads that are a text": config(num_attention_heads="2"),

@@ -27,6 +27,7 @@ from modelpress.spec.stored import check_agreement, check_kinds
 from tests.support.checkpoints import CONFIG, SHAPES, TOKENIZER, json_bytes, safetensors_bytes, single_file, write_gguf
 
 FEW, MANY = 60, 3000
+LONGEST_MESSAGE = 2000
 REFUSALS = (MalformedModel, UnsupportedArchitecture, AlreadyQuantised)
 
 numbers = st.one_of(st.integers(-3, 100), st.sampled_from([2**31, 2**63, 10**30, -(2**63)]), st.floats())
@@ -66,6 +67,11 @@ def replaced(draw: st.DrawFn, sound: Any) -> Any:
         place = draw(st.integers(0, len(sound) - 1))
         return [*sound[:place], draw(replaced(sound[place])), *sound[place + 1 :]]
     return draw(values)
+
+
+def gguf_with(name: bytes) -> bytes:
+    """Return a GGUF file with an entry of this name."""
+    return b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, len(name)) + name + struct.pack("<II", 4, 1)
 
 
 def dumped(value: Any) -> bytes:
@@ -181,7 +187,10 @@ READERS = {
     "a text": Reader(read_text, lambda _: st.lists(lines, max_size=4).map(b"\n".join), (ValueError,)),
 }
 
-SEEDS: dict[str, tuple[Any, ...]] = {}
+SEEDS: dict[str, tuple[Any, ...]] = {
+    "a config beside shapes": ((CONFIG | {"head_dim": {"": None}}, SHAPES),),
+    "a GGUF file": (gguf_with(b"\0" * 300), gguf_with(b"x" * 5000)),
+}
 """What a reader once failed on, by its name."""
 
 
@@ -202,12 +211,13 @@ def test_a_reader_returns_or_refuses(name: str, examples: int, tmp_path: Path) -
         try:
             reader.read(fed, tmp_path)
         except reader.refusals as refusal:
-            assert len(str(refusal)) < 2000
+            assert len(str(refusal)) < LONGEST_MESSAGE
 
     attempt()
 
 
 @pytest.mark.parametrize(("name", "seed"), [(name, seed) for name, seeds in SEEDS.items() for seed in seeds])
 def test_what_was_found_stays_mended(name: str, seed: Any, tmp_path: Path) -> None:
-    with pytest.raises(READERS[name].refusals):
+    with pytest.raises(READERS[name].refusals) as refused:
         READERS[name].read(seed, tmp_path)
+    assert len(str(refused.value)) < LONGEST_MESSAGE
