@@ -8,9 +8,12 @@ class Point(StrEnum):
     """A moment between two steps of a worker."""
 
     CLAIMED = "claimed"
+    FETCHING = "fetching"
     FETCHED = "fetched"
+    COMPUTING = "computing"
     COMPUTED = "computed"
     PUBLISHED = "published"
+    FINISHING = "finishing"  # the end is written, and not committed
     ENDED = "ended"
 
 

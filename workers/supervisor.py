@@ -234,6 +234,7 @@ class Supervisor:
                 failure,
                 done.sweep,
             )
+            failpoint(Point.FINISHING)
         if finished:
             return AttemptOutcome.SUCCEEDED if failure is None else AttemptOutcome.FAILED
         self.storage.discard(claim.job_id, claim.attempt)
@@ -285,6 +286,7 @@ class Supervisor:
         environment = OFFLINE | (ROOMY if assignment.memory_bytes is None else SPARING)
         cage = compute_cage(assignment)
         with Child(RUNNER, assignment.model_dump_json(), home, environment, lease.hear, cage) as child:
+            failpoint(Point.COMPUTING)
             for event in self.events(child, lease, deadline):
                 match report := REPORT.validate_python(event):
                     case ProgressReport():
@@ -313,6 +315,7 @@ class Supervisor:
         request.sources_dir.mkdir(parents=True, exist_ok=True)
         cage = fetch_cage(request, home)
         with Child("workers.fetch", request.model_dump_json(), home, fetch_environment(), cage=cage) as child:
+            failpoint(Point.FETCHING)
             for event in self.events(child, lease, deadline):
                 match report := fetch_report(event):
                     case FetchProgress():

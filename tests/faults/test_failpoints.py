@@ -1,5 +1,8 @@
-"""A worker that dies between any two of its steps leaves a job that another one brings to the same end, once."""
+"""A worker that is killed between any two of its steps leaves a job that another one brings to the same end, once."""
 
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,67 +13,32 @@ from sqlalchemy import text
 from app.db import Sessions
 from app.jobs import reaper
 from app.jobs.service import JobService
-from app.settings import Settings
+from app.serve import environment
+from app.settings import ServerSettings
 from app.storage.registry import open_storage
 from modelpress.contract.job import State
 from modelpress.contract.recipe import Recipe
+from tests.faults.conftest import WEIGHTS, Put
 from tests.support.doorbell import SilentDoorbell
-from tests.support.results import COMPARISON
-from workers import child, failpoints
+from tests.support.processes import ROOT, processes_of
+from tests.support.waiting import PATIENCE_SECONDS, wait_for
 from workers.failpoints import Point
-from workers.messages import DoneReport
 from workers.supervisor import Supervisor
 from workers.sweeper import Sweeper
 
-DONE = DoneReport(package=Path("/package"), achieved_ratio=1.3, metrics=COMPARISON)
-PROGRAMS = {
-    "fetch": "print(json.dumps({'event': 'done', 'model_path': '/model', 'texts': {}, 'text_revisions': {}}))",
-    "runner": f"""
-os.makedirs("package", exist_ok=True)
-open("package/model.safetensors", "w").write("weights")
-print({DONE.model_dump_json()!r}.replace("/package", os.getcwd() + "/package"))
-""",
-}
+
+def killed_at(point: Point, settings: ServerSettings, children: Path) -> int:
+    """Run a worker that kills itself at a point, and return its exit status."""
+    return subprocess.run(
+        [sys.executable, "-m", "tests.support.mortal", point, str(children)],
+        env=environment(settings) | {"PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
+        timeout=PATIENCE_SECONDS,
+    ).returncode
 
 
-class Died(BaseException):
-    """Ends a worker as a kill does: no handler of an exception sees it."""
-
-
-@pytest.fixture(autouse=True)
-def quick_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "path" / "workers"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    for module, body in PROGRAMS.items():
-        (package / f"{module}.py").write_text(f"import json, os\n{body}\n")
-    monkeypatch.setattr(child, "ROOT", package.parent)
-
-
-def die_at(point: Point, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hook(reached: Point) -> None:
-        if reached is point:
-            monkeypatch.setattr(failpoints, "hook", failpoints.nothing)
-            raise Died
-
-    monkeypatch.setattr(failpoints, "hook", hook)
-
-
-@pytest.mark.parametrize("point", Point)
-def test_a_worker_that_dies_is_replaced_and_its_job_ends_once(
-    service: JobService,
-    settings: Settings,
-    sessions: Sessions,
-    tiny: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-    point: Point,
-) -> None:
-    storage = open_storage(settings.artifacts_url)
-    supervisor = Supervisor(settings, sessions, storage, "worker", threading.Event())
-    job_id = service.submit(Recipe.model_validate(tiny)).id
-    die_at(point, monkeypatch)
-    with pytest.raises(Died):
-        supervisor.run()
+def let_leases_run_out(sessions: Sessions) -> None:
+    """Do what the clock and the sweeper do to jobs of a worker that fell silent."""
     with sessions.begin() as session:
         session.execute(
             text(
@@ -79,11 +47,23 @@ def test_a_worker_that_dies_is_replaced_and_its_job_ends_once(
             )
         )
         reaper.reap(session, 0.0)
-    supervisor.run()
+
+
+@pytest.mark.parametrize("point", Point)
+def test_a_worker_that_is_killed_is_replaced_and_its_job_ends_once(
+    service: JobService, quick: ServerSettings, sessions: Sessions, tiny: dict[str, Any], children: Put, point: Point
+) -> None:
+    storage = open_storage(quick.artifacts_url)
+    job_id = service.submit(Recipe.model_validate(tiny)).id
+    assert killed_at(point, quick, children()) == -signal.SIGKILL
+    wait_for(lambda: not processes_of(quick.work_dir))
+    let_leases_run_out(sessions)
+    Supervisor(quick, sessions, storage, "another", threading.Event()).run()
     job = service.get(job_id)
     assert job.state is State.SUCCEEDED
     assert job.attempt == (1 if point is Point.ENDED else 2)
-    Sweeper(settings, sessions, SilentDoorbell(), storage, "id").collect_artifacts()
+    Sweeper(quick, sessions, SilentDoorbell(), storage, "id").collect_artifacts()
     assert storage.attempts() == [(job_id, job.attempt)]
-    assert storage.exists(job_id, job.attempt, "model.safetensors")
+    read = b"".join(storage.open(job_id, job.attempt, "model.safetensors", 0, len(WEIGHTS)))
+    assert read == WEIGHTS.encode()
     assert {artifact.attempt for artifact in service.artifacts(job_id)} == {job.attempt}

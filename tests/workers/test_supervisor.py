@@ -4,8 +4,6 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session
 
 from app.db import Sessions
 from app.jobs import reaper, store
@@ -29,6 +26,7 @@ from modelpress.contract.job import AttemptOutcome, State
 from modelpress.contract.recipe import Recipe
 from tests.support.cages import has_landlock
 from tests.support.results import COMPARISON
+from tests.support.unreliable import Unreliable
 from tests.support.waiting import PATIENCE_SECONDS
 from workers import child, container
 from workers.messages import DoneReport, ErrorReport
@@ -164,26 +162,6 @@ def test_a_new_attempt_removes_the_scratch_of_the_earlier_ones_and_not_their_res
     supervisor.run()
     assert service.get(job_id).attempt == 2
     assert [path.name for path in attempt.iterdir()] == ["inspect"]
-
-
-class Unreliable:
-    """Sessions whose first transaction fails: before its commit, or after it, when only the answer is lost."""
-
-    def __init__(self, sessions: Sessions, *, committed: bool) -> None:
-        self.sessions = sessions
-        self.committed = committed
-        self.failed = False
-
-    @contextmanager
-    def begin(self) -> Iterator[Session]:
-        with self.sessions.begin() as session:
-            yield session
-            if not self.failed and not self.committed:
-                self.failed = True
-                raise OperationalError("COMMIT", {}, ConnectionError("the database went away"))
-        if not self.failed:
-            self.failed = True
-            raise OperationalError("COMMIT", {}, ConnectionError("the answer was lost"))
 
 
 def published_result(

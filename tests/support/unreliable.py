@@ -1,0 +1,32 @@
+"""A database that fails while something is committed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from app.db import Sessions
+
+
+class Unreliable:
+    """Sessions whose first transaction fails: before it is committed, or after, so that only its answer is lost."""
+
+    def __init__(self, sessions: Sessions, *, committed: bool) -> None:
+        self.sessions = sessions
+        self.committed = committed
+        self.failed = False
+
+    def __call__(self) -> Session:
+        return self.sessions()
+
+    @contextmanager
+    def begin(self) -> Iterator[Session]:
+        with self.sessions.begin() as session:
+            yield session
+            if not self.failed and not self.committed:
+                self.failed = True
+                raise OperationalError("COMMIT", {}, ConnectionError("the database went away"))
+        if not self.failed:
+            self.failed = True
+            raise OperationalError("COMMIT", {}, ConnectionError("the answer was lost"))
