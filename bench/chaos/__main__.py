@@ -26,7 +26,7 @@ from bench.chaos.setting import Setting, running, wait_until
 
 CLIENTS = 4
 MAX_ATTEMPTS = 6
-END_SECONDS = 300.0
+END_SECONDS = 1200.0
 """For how long jobs may go on when the faults are over."""
 TIDY_SECONDS = 60.0
 MARKS = (".database", ".quarantine")
