@@ -58,3 +58,9 @@ def test_the_first_screen_of_the_readme_ends_with_what_it_costs():
 def test_files_that_a_page_names_exist(page):
     named = re.findall(r"`((?:tests|workers|app)/[\w/]+\.py)`", page.read_text(encoding="utf-8"))
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", PROMISES, ids=lambda page: page.name)
+def test_tests_that_a_page_names_exist(page):
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8"))
+    assert [name for file, name in named if f"def {name}(" not in (ROOT / file).read_text(encoding="utf-8")] == []
