@@ -201,6 +201,14 @@ class DatabaseUnavailable(ModelpressError):
     title = "The database does not answer"
 
 
+class StorageUnavailable(ModelpressError, OSError):
+    """The store of finished files cannot be used at the moment. Nothing is lost: wait as long as the header Retry-After
+    says, then ask again. A job whose result is ready waits for the store."""
+
+    code = "storage_unavailable"
+    title = "The storage does not answer"
+
+
 class UnknownStorage(ModelpressError):
     """The operator's MODELPRESS_STORAGE_URL names no storage backend."""
 

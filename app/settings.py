@@ -101,7 +101,15 @@ class Settings(BaseSettings):
     storage_url: str | None = Field(
         None,
         description="where finished checkpoints are kept: a URL whose scheme names a storage backend, such as "
-        "file:///srv/artifacts; unset: the directory artifacts of data_dir",
+        "file:///srv/artifacts or s3://bucket/prefix; unset: the directory artifacts of data_dir",
+    )
+
+    link_seconds: float | None = Field(
+        None,
+        gt=0,
+        le=7 * 24 * 3600,
+        description="a download is answered with 307 and a URL of the object store that is valid for this long; unset: "
+        "files go through the API, as they must where clients cannot reach the store",
     )
 
     host: str = Field("127.0.0.1", description="address on which the API listens")
@@ -134,6 +142,9 @@ class Settings(BaseSettings):
         15.0, gt=0, description="a queued job that nobody claimed is rung again after this"
     )
     sweep_seconds: float = Field(5.0, gt=0, description="pause between two rounds of the sweeper")
+    collect_seconds: float = Field(
+        60.0, ge=0, description="pause between two looks of a worker for files that nobody can ask for any more"
+    )
     stop_grace_seconds: float = Field(5.0, ge=0, description="from SIGTERM to SIGKILL for a computing child")
     job_timeout_seconds: float = Field(24 * 3600.0, gt=0, description="an attempt that computes for longer is failed")
     keep_work_seconds: float = Field(24 * 3600.0, ge=0, description="age at which work files of ended jobs are deleted")

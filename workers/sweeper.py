@@ -5,6 +5,7 @@ rung again.
 """
 
 import logging
+import math
 import shutil
 import threading
 import time
@@ -36,12 +37,16 @@ class Sweeper:
         self.artifacts_of_nobody = Sightings(settings.quarantine_dir / "seen" / "artifacts")
 
     def run(self, stopping: threading.Event) -> None:
+        """Sweep until the worker stops. Files are looked through less often: an object store charges for each list."""
+        collected = -math.inf
         while not stopping.wait(self.settings.sweep_seconds):
-            self.sweep()
+            due = time.monotonic() - collected >= self.settings.collect_seconds
+            self.sweep(collect=due)
+            collected = time.monotonic() if due else collected
 
-    def sweep(self) -> None:
+    def sweep(self, *, collect: bool = True) -> None:
         """Make every repair once; one that fails does not keep the others from their turn."""
-        for repair in (self.reap, self.ring_again, self.forget, self.collect):
+        for repair in (self.reap, self.ring_again, self.forget, *([self.collect] if collect else [])):
             try:
                 repair()
             except Exception:  # a loop that must outlive any surprise; it is logged and tried again

@@ -2,20 +2,27 @@
 
 from functools import partial
 from pathlib import PurePosixPath
+from typing import Final
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
 
 from app.api.addresses import address
 from app.api.archive import Archive
 from app.api.deps import Artifacts, JobId, Reading
-from app.api.documentation import CONDITIONS, downloads, refusals
+from app.api.documentation import CONDITIONS, Responses, downloads, headers, refusals
 from app.api.download import Download, respond
 from app.api.pace import pause_seconds
 from app.errors import ArtifactNotFound, NotFinished
 from app.jobs.service import JobService, StoredArtifact
+from app.settings import Settings
 from app.storage import Storage
 from modelpress.contract.job import Artifact, ArtifactList, Job
+
+AT_THE_STORE: Final[Responses] = {
+    307: {"description": "The object store has the file, at `Location`", "headers": headers("Location")}
+}
 
 router = APIRouter(tags=["artifacts"])
 
@@ -31,13 +38,16 @@ def list_artifacts(job_id: JobId, service: Reading, request: Request) -> Artifac
     "/jobs/{job_id}/artifacts/{name:path}",
     operation_id="download_artifact",
     response_class=Response,
-    responses=downloads("*/*") | refusals(401, 403, 404, 409, 416),
+    responses=downloads("*/*") | AT_THE_STORE | refusals(401, 403, 404, 409, 416, 503),
     openapi_extra={"parameters": CONDITIONS},
 )
 def download_artifact(job_id: JobId, name: str, request: Request, service: Reading, artifacts: Artifacts) -> Response:
     """Download one file, bit for bit as packaged. Resume with `Range` and `If-Range`; verify with `Repr-Digest`."""
     stored = find(service, job_id, name)
     require(artifacts, job_id, stored)
+    settings: Settings = request.app.state.settings
+    if settings.link_seconds and (link := artifacts.link(job_id, stored.attempt, name, settings.link_seconds)):
+        return RedirectResponse(link, headers={"Cache-Control": "no-store"})
     download = Download(
         filename=PurePosixPath(name).name,
         size=stored.file.bytes,

@@ -35,6 +35,7 @@ from app.errors import (
     NotMigrated,
     QueueFull,
     QuotaExceeded,
+    StorageUnavailable,
     Unauthenticated,
     WebhookNotFound,
     WorkerNotFound,
@@ -64,6 +65,7 @@ STATUS: Final[Mapping[type[ModelpressError], int]] = {
     QueueFull: 503,
     HubUnavailable: 503,
     DatabaseUnavailable: 503,
+    StorageUnavailable: 503,
     NotMigrated: 503,
     ForeignDataDirectory: 503,
 }

@@ -59,6 +59,7 @@ class Storage(Protocol):
         Raises:
             InvalidNameError: a file's name is not plain, or is not a regular file's. Nothing was published.
             FileNotFoundError: there is no such directory, and the attempt has published nothing before.
+            OSError: the storage cannot be used now. The directory is still there.
         """
         ...
 
@@ -74,6 +75,10 @@ class Storage(Protocol):
         Raises:
             ArtifactNotFound: there is no such file.
         """
+        ...
+
+    def link(self, job_id: str, attempt: int, name: str, seconds: float) -> str | None:
+        """Return a URL at which the store itself serves the file for this long; None where it serves none."""
         ...
 
     def attempts(self) -> list[tuple[str, int]]:
@@ -110,6 +115,22 @@ def check_name(name: str) -> str:
     if len(name) > NAME_LIMIT or not all(NAME_PART.fullmatch(part) for part in parts):
         raise InvalidNameError(f"{name[:NAME_LIMIT]!r} is not a plain relative file name")
     return name
+
+
+def list_names(directory: Path, but: str | None = None) -> list[str]:
+    """Return the sorted names of the regular files below `directory`, without that of the file `but`.
+
+    Raises:
+        InvalidNameError: a name is not plain, or anything else lies there, such as a link.
+    """
+    names = []
+    for path in directory.rglob("*"):
+        name = path.relative_to(directory).as_posix()
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise InvalidNameError(f"{name!r} is neither a regular file nor a directory")
+        if path.is_file() and name != but:
+            names.append(check_name(name))
+    return sorted(names)
 
 
 def media_type(name: str) -> str:

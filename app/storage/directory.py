@@ -13,7 +13,7 @@ from typing import BinaryIO, Self
 from urllib.parse import unquote, urlsplit
 
 from app.errors import ArtifactNotFound
-from app.storage import Chunks, InvalidNameError, StoredFile, check_name, media_type
+from app.storage import Chunks, InvalidNameError, StoredFile, check_name, list_names, media_type
 from modelpress.spec.files import file_sha256, mark, sync
 
 MANIFEST = ".manifest.json"
@@ -41,7 +41,7 @@ class DirectoryStorage:
         if not place.is_dir():
             incoming = place.with_name(f".incoming-{attempt}")
             bring(directory, incoming)
-            files = tuple(describe(incoming, name) for name in list_names(incoming))
+            files = tuple(describe(incoming, name) for name in list_names(incoming, but=MANIFEST))
             write_manifest(incoming, files)
             incoming.rename(place)
             sync(place.parent)
@@ -62,6 +62,9 @@ class DirectoryStorage:
         except (InvalidNameError, FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise ArtifactNotFound(f"there is no file {name!r} of this job") from None
         return FileRange(file, start, stop)
+
+    def link(self, job_id: str, attempt: int, name: str, seconds: float) -> str | None:
+        return None
 
     def attempts(self) -> list[tuple[str, int]]:
         entries = self.root.iterdir() if self.root.is_dir() else ()
@@ -112,18 +115,6 @@ def bring(directory: Path, incoming: Path) -> None:
         if error.errno != errno.EXDEV:
             raise
         shutil.copytree(directory, incoming, symlinks=True)
-
-
-def list_names(directory: Path) -> list[str]:
-    """Return the sorted names of the regular files below `directory`; anything else, such as a link, is refused."""
-    names = []
-    for path in directory.rglob("*"):
-        name = path.relative_to(directory).as_posix()
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise InvalidNameError(f"{name!r} is neither a regular file nor a directory")
-        if path.is_file() and name != MANIFEST:
-            names.append(check_name(name))
-    return sorted(names)
 
 
 def describe(directory: Path, name: str) -> StoredFile:

@@ -10,9 +10,13 @@ from urllib.parse import urlsplit
 from app.errors import UnknownStorage
 from app.storage import Storage
 from app.storage.directory import DirectoryStorage
+from app.storage.objects import ObjectStorage
 
 BACKENDS: Final[dict[str, Callable[[str], Storage]]] = {
     "file": DirectoryStorage.at,
+    "s3": ObjectStorage.at,
+    "gs": ObjectStorage.at,
+    "az": ObjectStorage.at,
 }
 
 

@@ -28,6 +28,7 @@ def service_settings(servers: ServerSettings, directory: Path) -> ServerSettings
             "retry_delay_seconds": 0.1,
             "ring_again_seconds": 1.0,
             "sweep_seconds": 0.2,
+            "collect_seconds": 0.2,
             "threads": 1,
         }
     )

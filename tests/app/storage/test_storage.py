@@ -12,15 +12,18 @@ from tests.support.artifacts import CONTENTS, write_files_of_package
 from tests.support.memory_storage import MemoryStorage
 
 
-@pytest.fixture(params=["file", "memory"])
+@pytest.fixture(params=["file", "s3", "memory"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
     """A backend as the settings would choose it; the line that adds the one in memory is the next."""
     monkeypatch.setitem(BACKENDS, "memory", MemoryStorage.at)
+    if request.param == "s3":
+        request.getfixturevalue("object_store")
+        return open_storage("s3://bucket/prefix")
     return open_storage(f"{request.param}://{tmp_path}/artifacts")
 
 
 def test_these_tests_cover_every_backend() -> None:
-    assert set(BACKENDS) == {"file"}
+    assert set(BACKENDS) == {"file", "s3", "gs", "az"}
 
 
 def test_a_url_of_no_backend_is_refused_with_those_there_are() -> None:
