@@ -76,7 +76,7 @@ Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolv
 
 
 class SourceSettings(BaseModel):
-    """Where models and texts may come from."""
+    """The directories and hubs from which models and texts may come."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 

@@ -13,7 +13,7 @@ UNLIMITED = 2**63
 
 @dataclass(frozen=True)
 class Version:
-    """How a version of control groups calls its files."""
+    """Names of the files of one version of Linux control groups."""
 
     limit: str
     used: str

@@ -77,13 +77,13 @@ class Lease:
             self.wake.set()
 
     def note(self, happening: Happening) -> None:
-        """Have something written down with the next beat, unless there has been very much of its kind already."""
+        """Queue an event of the job for the next beat; drop it after MOST_OF_A_KIND of its kind."""
         self.noted[happening.kind] += 1
         if self.noted[happening.kind] <= MOST_OF_A_KIND:
             self.happenings.put(happening)
 
     def hear(self, line: str) -> None:
-        """Have a line of the computing process written down. PostgreSQL keeps no NUL."""
+        """Queue a line of the computing process as an event of the job. PostgreSQL stores no NUL, so it goes."""
         self.note(Happening(EventKind.LOG, {"line": line.replace("\0", "")}))
 
     def keep(self) -> None:

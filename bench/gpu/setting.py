@@ -42,7 +42,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large everything is.
+    """Sizes of the models, texts and measurements of a run.
 
     Attributes:
         ratio: parameters before ÷ after; the tiny models reach no small one.

@@ -59,7 +59,7 @@ class KeyList(Answer):
 
 
 class Usage(Answer):
-    """How much of something a team uses, and may use."""
+    """Amount of one resource that a team uses, and its limit."""
 
     used: int
     limit: int | None = Field(description="null: no limit")

@@ -64,7 +64,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Openings:
-    """How documents of one model begin and end.
+    """Token sequences that begin and end a document for one model.
 
     Attributes:
         prefix: the beginning-of-text token where the tokenizer puts one before every text; else empty.

@@ -85,7 +85,7 @@ def train_phase(context: Context, phase: Phase, parallel: ParallelStrategy | Non
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training has left: a part, its number among all parts of a result, and the last checkpoint."""
+    """Result of a training: a part, its number among all parts of the job, and the last checkpoint."""
 
     part: CompressedPart
     number: int
@@ -129,7 +129,7 @@ def run_of(context: Context, phase: Phase) -> Run:
 
 @dataclass(frozen=True)
 class Tokens:
-    """How the tokens of a distillation are divided: for the model of fewer parameters, and for the rounded one."""
+    """Tokens of a distillation: those for the model before it is rounded, and those for the rounded one."""
 
     structure: int
     rounded: int

@@ -183,8 +183,8 @@ def best_orders(structure: Kronecker, target: WeightedTarget) -> tuple[Tensor, T
 
 
 def separable_fit(structure: Kronecker, target: WeightedTarget) -> tuple[Tensor, Tensor]:
-    """Return the A and B that are best if the moments are a product M1 ⊗ M2 and the squared row weights a product u ⊗
-    v.
+    """Return A [terms, m1, n1] and B [terms, m2, n2] that are best if moments and squared row weights are products,
+    M1 ⊗ M2 and u ⊗ v.
 
     Both are replaced by a product near to them. The weighted norm of W is then the plain norm of (U ⊗ V)^½ W (L1 ⊗ L2)
     with Li Liᵀ = Mi, whose optimum `rearranged_fit` gives.

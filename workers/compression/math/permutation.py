@@ -75,7 +75,7 @@ def search(weight: Tensor, structure: Kronecker, arrangements: Sequence[Arrangem
 
 
 def kept_energy(matrix: Tensor, tile_rows: int, tile_columns: int, terms: int) -> float:
-    """Return the squared norm of the best sum of `terms` Kronecker products for the matrix in its own order.
+    """Return the squared norm of the best sum of `terms` Kronecker products for the matrix [m, n] in its own order.
 
     `tile_rows` × `tile_columns` is the size of the right factors.
     """
@@ -83,7 +83,7 @@ def kept_energy(matrix: Tensor, tile_rows: int, tile_columns: int, terms: int) -
 
 
 def grouped(matrix: Tensor, size: int) -> Tensor:
-    """Return an order of the columns in which the most similar ones stand together in groups of `size`."""
+    """Return an order [n] of the columns of a matrix [m, n] with the most similar ones together in groups of `size`."""
     columns = matrix.shape[1]
     if size == 1 or size == columns:
         return torch.arange(columns, device=matrix.device)
@@ -95,7 +95,8 @@ def grouped(matrix: Tensor, size: int) -> Tensor:
 
 
 def stratified(matrix: Tensor, size: int) -> Tensor:
-    """Return an order of the columns in groups of `size`, each of which holds one column of every range of norms.
+    """Return an order [n] of the columns of a matrix [m, n] in groups of `size`, each with one column of every range of
+    norms.
 
     Columns of the largest norms stand first in their groups, columns of the smallest norms last.
     """

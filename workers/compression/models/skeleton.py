@@ -114,7 +114,7 @@ def names_in(skeleton: PreTrainedModel, head: str, sources: Sources) -> Sources:
 
 
 def check_complete(skeleton: PreTrainedModel, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> None:
-    """Check that every tensor has its place and every place a tensor of its shape and kind.
+    """Check that the files' tensors are those that the model needs, in name, shape and kind of number.
 
     Raises MalformedModel for missing, unexpected, misshapen and non-floating tensors.
     """

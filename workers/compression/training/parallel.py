@@ -134,7 +134,7 @@ class ProcessGroup:
         return distributed.get_rank() == 0
 
     def share(self, batch: Tensor) -> Tensor:
-        """Return every n-th index of the batch, where n processes take part.
+        """Return every n-th of the sequence indices `batch` [batch_size], where n processes take part.
 
         Raises:
             ValueError: when the batch has fewer sequences than there are processes.

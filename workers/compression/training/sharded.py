@@ -51,7 +51,7 @@ class Sharded(ProcessGroup):
         _shard(student, mesh, compute_dtype)
 
     def share(self, batch: Tensor) -> Tensor:
-        """Return every n-th index of the batch, where n processes take part.
+        """Return every n-th of the sequence indices `batch` [batch_size], where n processes take part.
 
         Raises:
             ValueError: when the shares would be unequal: all processes have to gather the blocks equally often.
