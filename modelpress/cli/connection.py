@@ -1,4 +1,4 @@
-"""Which service a command asks."""
+"""The address at which a command reaches the service."""
 
 from typing import Annotated
 

@@ -1,6 +1,7 @@
 """An architecture is one new file and its entry in the registry."""
 
 import json
+import re
 
 from tests.support.house import House
 
@@ -39,4 +40,5 @@ def test_an_architecture_is_one_file_and_its_entry_in_the_registry(house: House)
     tested = house.run(
         "-m", "pytest", "-q", "-p", "no:cacheprovider", BATTERY, "-m", "full or not full", "-k", "[helium]"
     )
-    assert "7 passed" in tested
+    (passed,) = re.findall(r"(\d+) passed", tested)
+    assert int(passed) >= 7 and "skipped" not in tested

@@ -28,6 +28,7 @@ STAGE = Stage(NAME, run, lambda recipe, turn: 0.01)
 ASK = """
 import json, sys
 from pathlib import Path
+from docs.render import stages
 from tests.support.jobs import RECORDED, small_job
 from workers.runner import walk
 
@@ -36,7 +37,10 @@ reports = []
 walk(job, reports.append, RECORDED)
 (counted,) = job.work_dir.glob("*/count/count.txt")
 details = [report.detail for report in reports if getattr(report, "stage", None) == "count"]
-print(json.dumps({"done": type(reports[-1]).__name__, "counted": int(counted.read_text()) > 1, "told": bool(details)}))
+print(json.dumps({
+    "done": type(reports[-1]).__name__, "counted": int(counted.read_text()) > 1, "told": bool(details),
+    "documented": "count" in stages().split(", "),
+}))
 """
 
 REGISTRY = "workers/stages/registry.py"
@@ -48,4 +52,9 @@ def test_a_stage_is_one_file_and_its_entry_in_the_registry(house: House) -> None
     house.add_line(REGISTRY, "evaluate.STAGE,", "count.STAGE,")
     (house.root / "scratch").mkdir()
     told = house.run("-c", ASK, str(house.root / "scratch"))
-    assert json.loads(told.splitlines()[-1]) == {"done": "DoneReport", "counted": True, "told": True}
+    assert json.loads(told.splitlines()[-1]) == {
+        "done": "DoneReport",
+        "counted": True,
+        "told": True,
+        "documented": True,
+    }

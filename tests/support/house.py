@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.support.waiting import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("app", "modelpress", "workers", "migrations", "tests")
+PACKAGES = ("app", "modelpress", "workers", "migrations", "bench", "demo", "docs", "tests")
 
 
 @dataclass(frozen=True)
