@@ -9,7 +9,7 @@ Promise: the same code gives the same bytes, so that a test can hold the committ
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -213,6 +213,20 @@ def bits() -> str:
     )
 
 
+def kronecker() -> str:
+    """Return README's table of Kronecker sums beside low rank, before and after training, as far as it is measured."""
+    rows = [row for name, row in rows_of("kronecker").items() if name != "original"]
+    if not rows:
+        return "\nNot measured yet: `python -m bench bench/experiments/kronecker.toml --data DIRECTORY` does.\n"
+    header = ("at 1.31 times", "text as in calibration", "other text", "trained, same text", "trained, other text")
+    return table(header, ((f"`{row.case}`", *_perplexities(row)) for row in rows))
+
+
+def _perplexities(row: Any) -> Iterator[str]:
+    for point in (row.points[0], row.points[-1]):
+        yield from (f"× {ratio:.2f}" for ratio in point.ratios.values())
+
+
 def rows_of(name: str) -> dict[str, Any]:
     """Return the rows of an experiment by the names of their cases."""
     path = ROOT / "bench" / "experiments" / f"{name}.toml"
@@ -241,6 +255,7 @@ PARTS: Mapping[str, Callable[[], str]] = MappingProxyType(
         "stages": stages,
         "failures": failures,
         "costs": costs,
+        "kronecker": kronecker,
         "bits": bits,
     }
 )
