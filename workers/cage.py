@@ -206,10 +206,11 @@ def give(places: Iterable[str | Path], uid: int, gid: int) -> None:
     for place in places:
         for directory, _, names in os.walk(place):
             for path in (directory, *(f"{directory}/{name}" for name in names)):
-                found = os.lstat(path)
-                ordinary = stat.S_ISDIR(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink == 1)
-                if ordinary and (found.st_uid, found.st_gid) != (uid, gid):
-                    os.chown(path, uid, gid, follow_symlinks=False)
+                with suppress(FileNotFoundError):  # moved meanwhile by another process, such as one that fetches
+                    found = os.lstat(path)
+                    ordinary = stat.S_ISDIR(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink == 1)
+                    if ordinary and (found.st_uid, found.st_gid) != (uid, gid):
+                        os.chown(path, uid, gid, follow_symlinks=False)
 
 
 def permitted() -> int:

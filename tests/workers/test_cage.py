@@ -145,6 +145,17 @@ def test_what_is_given_back_has_no_other_name_elsewhere(tmp_path: Path) -> None:
     assert changed == [package, package / "own"]
 
 
+def test_a_file_that_is_moved_meanwhile_does_not_keep_the_others_from_being_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").touch()
+    changed: list[Path] = []
+    monkeypatch.setattr(os, "walk", lambda place: [(str(place), [], ["moved", "there"])])
+    monkeypatch.setattr(os, "chown", lambda path, *_, **__: changed.append(Path(path)))
+    give([tmp_path], 12345, 12345)
+    assert changed == [tmp_path, tmp_path / "there"]
+
+
 def test_the_cage_imports_the_standard_library_alone() -> None:
     listing = "import sys; sys.path.insert(0, sys.argv[1]); import cage; print('\\n'.join(sys.modules))"
     done = subprocess.run(
