@@ -9,7 +9,7 @@ from modelpress.spec.config import read_config
 from modelpress.spec.headers import read_safetensors_headers
 from modelpress.spec.inventory import Inventory, inventory
 from workers.compression.companions import open_tokenizer
-from workers.compression.models.checked import check_model
+from workers.compression.models.checked import check_model, check_structure
 from workers.compression.models.gguf import convert_gguf
 from workers.stages import names
 from workers.stages.context import Context
@@ -25,6 +25,7 @@ def run(context: Context, directory: Path) -> None:
         described = read_gguf(path)
         convert_gguf(path, directory / CONVERTED, described.config.get("rope_scaling"), described.split)
         path = directory / CONVERTED
+    check_structure(path)  # before the tokenizer, which transformers opens by the config
     open_tokenizer(path)
     context.progress(0.5, "reading the weights once")
     check_model(path)

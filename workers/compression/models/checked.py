@@ -15,16 +15,26 @@ from workers.compression.overlay import Overlay
 NUMBERS_AT_A_TIME = 2**24
 
 
+def check_structure(directory: Path) -> None:
+    """Check that every tensor has its place in the model that config.json describes, without reading a weight.
+
+    Raises:
+        MalformedModel: transformers cannot build the model, or a tensor is missing, unexpected or of another shape.
+    """
+    config, _ = original_config(read_config(directory))
+    check_complete(empty_model(config, torch.float32, torch.device("cpu")), config, stored_tensors(directory))
+
+
 def check_model(directory: Path) -> None:
     """Check that every tensor has its place in the model that config.json describes, and holds finite numbers.
 
     Raises:
-        MalformedModel: transformers cannot build the model, or a tensor is missing, unexpected or of another shape.
+        MalformedModel: see `check_structure`.
         NotFinite: a tensor holds NaN or infinity, if only in the row of a token that no text uses.
     """
+    check_structure(directory)
     config, _ = original_config(read_config(directory))
     tensors = stored_tensors(directory)
-    check_complete(empty_model(config, torch.float32, torch.device("cpu")), config, tensors)
     for name in weights(config, tensors).values():
         # Opened anew each time: a mapping that stays open keeps every page that was read resident.
         with safe_open(tensors[name].file, framework="pt") as file:
