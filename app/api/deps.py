@@ -3,11 +3,12 @@
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 from anyio import to_thread
 from fastapi import Depends, Path, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import BaseModel
 
 from app.api.lookups import HubLookups
 from app.api.probes import Probes
@@ -101,11 +102,18 @@ async def get_job_id(job_id: Annotated[str, Path(examples=["job_5f0c8a2e9b1d4c7f
 
 async def refuse_unknown_parameters(request: Request) -> None:
     """Raise Refused for a query parameter that the endpoint does not have: a misspelt filter must not be ignored."""
-    known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    known = [name for parameter in request.scope["route"].dependant.query_params for name in names(parameter)]
     for name in request.query_params:
         if name not in known:
             there = f"there are {', '.join(known)}" if known else "there are none here"
             raise Refused(printable(name), f"there is no such query parameter; {there}")
+
+
+def names(parameter: Any) -> list[str]:
+    """Return the names that a query parameter has in the address; a model stands for its fields."""
+    kind = parameter.field_info.annotation
+    is_model = isinstance(kind, type) and issubclass(kind, BaseModel)
+    return list(kind.model_fields) if is_model else [parameter.alias]
 
 
 Probed = Annotated[Probes, Depends(get_probes)]

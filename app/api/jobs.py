@@ -6,20 +6,19 @@ from typing import Annotated
 
 from anyio import move_on_after, to_thread
 from fastapi import APIRouter, Header, Query, Request, Response, status
-from pydantic import AwareDatetime, Field
 
 from app.api.addresses import address, placed
 from app.api.conditional import unchanged
 from app.api.deps import Artifacts, JobId, Lookups, Reading, Submitting, Watching
 from app.api.documentation import IF_NONE_MATCH, NOT_MODIFIED, POSTED, job_at, refusals
+from app.api.listing import JobQuery
 from app.api.pace import LONGEST_WAIT_SECONDS, pause_seconds, wait_seconds
 from app.api.validation import refuse_unstorable
 from app.api.watch import Watch
 from app.jobs.checks import asks_hub
-from app.jobs.listing import JobFilter
 from app.jobs.service import JobService
 from modelpress.contract.estimate import Estimate
-from modelpress.contract.job import Job, JobPage, State
+from modelpress.contract.job import Job, JobPage
 from modelpress.contract.recipe import Recipe
 
 router = APIRouter(tags=["jobs"])
@@ -32,8 +31,6 @@ Prefer = Annotated[
         examples=["wait=25"],
     ),
 ]
-Plain = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]
-Pair = Annotated[str, Field(max_length=577, pattern=r"^[^=\x00]{1,64}=[^\x00]*$", examples=["team=search"])]
 
 IdempotencyKey = Annotated[
     str | None,
@@ -80,24 +77,9 @@ async def estimate_job(recipe: Recipe, service: Reading, lookups: Lookups) -> Es
 
 
 @router.get("/jobs", operation_id="list_jobs", responses=refusals(401, 403, 422))
-def list_jobs(
-    service: Reading,
-    request: Request,
-    after: Annotated[str | None, Query(max_length=256, description="`next` of the page before")] = None,
-    limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    state: Annotated[State | None, Query(description="only jobs in this state")] = None,
-    model: Annotated[Plain | None, Query(description="only jobs with exactly this `model`")] = None,
-    method: Annotated[Plain | None, Query(description="only jobs with this method")] = None,
-    metadata: Annotated[
-        list[Pair], Query(max_length=4, description="only jobs with this pair of metadata; repeat it for several")
-    ] = [],  # noqa: B006 - FastAPI copies it
-    created_after: Annotated[AwareDatetime | None, Query(description="only jobs posted at this time or later")] = None,
-    created_before: Annotated[AwareDatetime | None, Query(description="only jobs posted before this time")] = None,
-) -> JobPage:
+def list_jobs(service: Reading, request: Request, query: Annotated[JobQuery, Query()]) -> JobPage:
     """List the jobs of the team, newest first."""
-    pairs = tuple((key, value) for key, _, value in (pair.partition("=") for pair in metadata))
-    wanted = JobFilter(state, model, method, pairs, created_after, created_before)
-    page = service.page(after, limit, wanted)
+    page = service.page(query.after, query.limit, query.filter)
     return JobPage(jobs=tuple(placed(request, job) for job in page.jobs), next=page.next)
 
 

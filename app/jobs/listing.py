@@ -63,20 +63,15 @@ def select_jobs(owner: str, wanted: JobFilter, after: tuple[datetime, str] | Non
     The order is that of the table by which they are found, so that its index gives both.
     """
     query = select(*SHOWN)
+    model, method, created_at, job_id = JobRow.model, JobRow.method, JobRow.created_at, JobRow.id
     if wanted.metadata:
         pairs = [aliased(MetadataRow) for _ in wanted.metadata]
         for pair, (key, value) in zip(pairs, wanted.metadata, strict=True):
             same = and_(pair.job_id == JobRow.id, pair.owner == owner, pair.key == key, pair.value == value)
             query = query.join(pair, same)
-        created_at, job_id = pairs[0].created_at, pairs[0].job_id
-    else:
-        created_at, job_id = JobRow.created_at, JobRow.id
+        model, method, created_at, job_id = pairs[0].model, pairs[0].method, pairs[0].created_at, pairs[0].job_id
     query = query.where(JobRow.owner == owner).order_by(created_at.desc(), job_id.desc()).limit(limit)
-    for column, exactly in (
-        (JobRow.state, wanted.state),
-        (JobRow.model, wanted.model),
-        (JobRow.method, wanted.method),
-    ):
+    for column, exactly in ((JobRow.state, wanted.state), (model, wanted.model), (method, wanted.method)):
         if exactly is not None:
             query = query.where(column == exactly)
     if wanted.created_after is not None:

@@ -103,6 +103,8 @@ class MetadataRow(Base):
     key: Mapped[str] = mapped_column(primary_key=True)
     owner: Mapped[str]
     value: Mapped[str]
+    model: Mapped[str | None]
+    method: Mapped[str | None]
     created_at: Mapped[datetime]
 
 

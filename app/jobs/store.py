@@ -99,7 +99,15 @@ def submit(session: Session, job: NewJob) -> None:
         .returning(JobRow.created_at)
     ).scalar_one()
     pairs = [
-        {"job_id": job.id, "key": key, "owner": job.owner, "value": value, "created_at": created_at}
+        {
+            "job_id": job.id,
+            "key": key,
+            "owner": job.owner,
+            "value": value,
+            "model": job.recipe.model,
+            "method": job.recipe.method.name,
+            "created_at": created_at,
+        }
         for key, value in job.recipe.metadata.items()
     ]
     if pairs:

@@ -16,6 +16,8 @@ FILTERS = {
     "jobs_by_model": JobFilter(model="local:tiny"),
     "jobs_by_method": JobFilter(method="width"),
     "jobs_by_metadata": JobFilter(metadata=(("team", "search"),)),
+    "jobs_by_metadata_and_model": JobFilter(model="local:tiny", metadata=(("team", "search"),)),
+    "jobs_by_metadata_and_method": JobFilter(method="width", metadata=(("team", "search"),)),
 }
 
 
