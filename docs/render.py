@@ -24,6 +24,7 @@ from modelpress.contract.codes import FAILURES
 from modelpress.spec.architectures import ARCHITECTURES, Architecture
 from modelpress.spec.formats import FORMATS
 from modelpress.spec.methods import METHODS, Leaves
+from workers.messages import FETCH_STAGE, START_STAGE
 from workers.stages.registry import STAGES
 
 ROOT = Path(__file__).parent.parent
@@ -125,7 +126,7 @@ def settings() -> str:
 
 def stages() -> str:
     """Return the names of the stages in one line."""
-    return ", ".join(stage.name for stage in STAGES)
+    return ", ".join((FETCH_STAGE, START_STAGE, *(stage.name for stage in STAGES)))
 
 
 def failures() -> str:

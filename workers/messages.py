@@ -19,6 +19,9 @@ class Message(BaseModel):
 FETCH_STAGE = "fetch"
 """Name of the stage that fetches model and texts, before the computing child starts."""
 
+START_STAGE = "start"
+"""Name of the stage in which the computing child starts."""
+
 FETCH_SHARE = 0.02
 """Fraction of the job's progress that fetching takes; the computing child reports the rest."""
 
@@ -42,6 +45,9 @@ class Assignment(Message):
     processes: int | None = Field(None, description="processes that train together; None: one for each GPU, or one")
     tasks_dir: Path | None = Field(None, description="the operator's own tasks for lm-eval")
     memory_bytes: int | None = Field(None, description="memory limit of the child in bytes; None: the machine's memory")
+    expected_seconds: dict[str, float] = Field(
+        default_factory=dict, description="seconds that each stage has taken in jobs like this one; empty: unknown"
+    )
 
 
 class ProgressReport(Message):

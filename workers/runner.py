@@ -67,7 +67,7 @@ def exit_with_supervisor() -> None:
 def walk(assignment: Assignment, report: Callable[[BaseModel], None], meter: Meter = MEASURED) -> bool:
     """Run one attempt through every unfinished stage and report its end; return whether it succeeded."""
     prepare_torch(assignment)
-    schedule = Schedule.of(assignment.recipe, STAGES)
+    schedule = Schedule.of(assignment.recipe, STAGES, assignment.expected_seconds)
     bench = Workbench(assignment.work_dir, assignment.attempt, identity(assignment))
     context = Context(assignment, bench, report, schedule, stage=schedule.stages[0].name, meter=meter)
     try:

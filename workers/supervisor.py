@@ -21,7 +21,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from app.db import Sessions
 from app.disk import lack_of_room, least_written
-from app.jobs import outages, store, turns
+from app.jobs import durations, outages, store, turns
 from app.jobs.events import Happening
 from app.jobs.store import Claim, Progress
 from app.logs import logging_with
@@ -37,12 +37,13 @@ from workers.disk import storage_failure
 from workers.endings import below_gate, crashed, timed_out, without_result
 from workers.failpoints import Point, failpoint
 from workers.fetch import FetchDone, FetchProgress, fetch_environment, fetch_report, fetch_request
-from workers.labels import labels
+from workers.labels import device_class, labels
 from workers.lease import Lease
 from workers.messages import (
     FETCH_SHARE,
     FETCH_STAGE,
     REPORT,
+    START_STAGE,
     Assignment,
     AttemptFailed,
     DoneReport,
@@ -277,12 +278,15 @@ class Supervisor:
         needed = least_written(claim.recipe, claim.source.parameters)
         if lack := lack_of_room(work_dir, needed, self.settings.reserved_disk_bytes):
             raise AttemptFailed(FailureCode.DISK_FULL, lack)
+        lease.report(Progress(FETCH_STAGE, 0.0))
         home = home_of(work_dir, claim.attempt)
         for earlier in range(1, claim.attempt):
             # What nobody was left to remove; results of the attempt lie beside it.
             shutil.rmtree(home_of(work_dir, earlier), ignore_errors=True)
         assignment = self.assign(claim, self.fetch(claim, lease, home, deadline))
         failpoint(Point.FETCHED)
+        expected = sum(assignment.expected_seconds.values()) or None
+        lease.report(Progress(START_STAGE, FETCH_SHARE, seconds_left=expected))
         environment = OFFLINE | (ROOMY if assignment.memory_bytes is None else SPARING)
         cage = compute_cage(assignment)
         with Child(RUNNER, assignment.model_dump_json(), home, environment, lease.hear, cage) as child:
@@ -341,7 +345,18 @@ class Supervisor:
             processes=self.settings.processes,
             tasks_dir=self.settings.tasks_dir,
             memory_bytes=self.memory_bytes(claim),
+            expected_seconds=self.expected_seconds(claim),
         )
+
+    def expected_seconds(self, claim: Claim) -> dict[str, float]:
+        """Return how long each stage after the fetching has taken in jobs like this one."""
+        try:
+            with self.sessions.begin() as session:
+                seconds = durations.of_stages(session, claim.job_id, claim.recipe, device_class(self.settings))
+        except SQLAlchemyError:
+            log.exception("durations_not_read", extra={"job_id": claim.job_id})
+            return {}
+        return {stage: taken for stage, taken in seconds.items() if stage != FETCH_STAGE}
 
     def memory_bytes(self, claim: Claim) -> int | None:
         """Return what the computing child should stay below: less than at first where that ran out of memory."""

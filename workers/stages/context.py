@@ -9,13 +9,17 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel
 
-from workers.messages import Assignment, MetricReport, ProgressReport, ResumedReport
+from workers.messages import FETCH_SHARE, Assignment, MetricReport, ProgressReport, ResumedReport
 from workers.stages.meter import Meter
 from workers.stages.workbench import Workbench
 
 PACE_NEEDS = 0.02
-"""Smallest progress of this attempt from which the remaining time is estimated."""
+PACE_NEEDS_SECONDS = 30.0
+"""The least progress and the least time of this attempt from which alone the remaining time is estimated.
 
+What is sooner over consists of starting processes, which the shares of the stages do not count."""
+TRUST = 0.25
+"""How much of a job has to be done for the pace of this attempt to count as much as that of earlier jobs."""
 
 Held = TypeVar("Held")
 
@@ -26,6 +30,10 @@ class Shares(Protocol):
     @property
     def once(self) -> frozenset[str]:
         """Return the names of the stages that run once, whatever the number of ratios."""
+
+    @property
+    def seconds(self) -> float | None:
+        """Return the seconds that all stages have taken in jobs like this one, or None if none is known."""
 
     def before(self, turn: int, finished: Collection[str]) -> float:
         """Return the fraction of the job that is done once `finished` stages of `recipe.ratios[turn]` are."""
@@ -114,10 +122,14 @@ class Context:
 
         `whole` is the fraction of the job that is done.
         """
-        gained = whole - (self.fraction_at_start or 0.0)
-        if gained < PACE_NEEDS:
-            return None
-        return (time.monotonic() - self.started) / gained * (1.0 - whole)
+        gained, elapsed = whole - (self.fraction_at_start or 0.0), time.monotonic() - self.started
+        if self.shares.seconds is None:
+            known = gained >= PACE_NEEDS and elapsed >= PACE_NEEDS_SECONDS
+            return elapsed / gained * (1.0 - whole) if known else None
+        unit = self.shares.seconds / (1.0 - FETCH_SHARE)
+        trusted = TRUST * self.shares.seconds
+        pace = (elapsed + trusted) / (gained * unit + trusted)
+        return pace * unit * (1.0 - whole)
 
     def metric(self, step: int, name: str, value: float) -> None:
         """Report a figure that was measured on the way."""

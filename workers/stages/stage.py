@@ -1,7 +1,7 @@
 """The stage of a job as a value, and the fraction of a job that each stage takes."""
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelpress.contract.recipe import Recipe
@@ -35,11 +35,15 @@ class Schedule:
 
     recipe: Recipe
     stages: tuple[Stage, ...]
+    taken: Mapping[str, float] = field(default_factory=dict)
+    """Seconds that each stage has taken, over all ratios, in jobs like this one; empty where none is known."""
 
     @classmethod
-    def of(cls, recipe: Recipe, stages: Sequence[Stage]) -> "Schedule":
-        """Return the schedule of those `stages` that the recipe has."""
-        return cls(recipe, tuple(stage for stage in stages if stage.wanted(recipe)))
+    def of(cls, recipe: Recipe, stages: Sequence[Stage], taken: Mapping[str, float] | None = None) -> "Schedule":
+        """Return the schedule of those `stages` that the recipe has, by the seconds `taken` if all are known."""
+        wanted = tuple(stage for stage in stages if stage.wanted(recipe))
+        known = {stage.name: taken[stage.name] for stage in wanted if taken and stage.name in taken}
+        return cls(recipe, wanted, known if len(known) == len(wanted) else {})
 
     def share(self, name: str, turn: int = 0) -> float:
         """Return the fraction of the job that a stage takes for `recipe.ratios[turn]`; 0 if it is not scheduled.
@@ -55,6 +59,11 @@ class Schedule:
         return FETCH_SHARE + (earlier + now) * self._unit
 
     @property
+    def seconds(self) -> float | None:
+        """Return the seconds that all stages have taken in jobs like this one, or None if none is known."""
+        return sum(self.taken.values()) or None
+
+    @property
     def once(self) -> frozenset[str]:
         """Return the names of the stages that run once, whatever the number of ratios."""
         return frozenset(stage.name for stage in self.stages if stage.once)
@@ -65,4 +74,8 @@ class Schedule:
         return (1 - FETCH_SHARE) / sum(self._weight(stage, turn) for stage in self.stages for turn in turns)
 
     def _weight(self, stage: Stage, turn: int) -> float:
-        return 0.0 if stage.once and turn > 0 else stage.weight(self.recipe, turn)
+        if stage.once and turn > 0:
+            return 0.0
+        if not self.taken:
+            return stage.weight(self.recipe, turn)
+        return self.taken[stage.name] / (1 if stage.once else len(self.recipe.ratios))

@@ -9,8 +9,10 @@ from modelpress.contract.recipe import Recipe
 from tests.support.jobs import context_of
 from workers.messages import FETCH_SHARE, Assignment
 from workers.stages import context as module
+from workers.stages.context import Context
 from workers.stages.registry import STAGES
 from workers.stages.stage import Schedule
+from workers.stages.workbench import Workbench
 
 
 def recipe(**sections: Any) -> Recipe:
@@ -122,7 +124,47 @@ def test_what_was_finished_before_does_not_count_as_pace(tmp_path: Path, monkeyp
     context.progress(0.0)
     context.resumed()
     context.progress(0.5)
-    clock.now = 10.0
+    clock.now = 100.0
     context.progress(0.6)
     first, last = reports[-2:]
-    assert last.seconds_left == pytest.approx(10.0 * (1 - last.fraction) / (last.fraction - first.fraction))
+    assert last.seconds_left == pytest.approx(100.0 * (1 - last.fraction) / (last.fraction - first.fraction))
+
+
+def timed(tmp_path: Path, reports: list[Any], expected: dict[str, float]) -> Context:
+    """Return the context of the first attempt at a job whose stages are expected to take these seconds."""
+    assignment = Assignment(
+        job_id="job", attempt=1, recipe=recipe(), model_path=tmp_path, texts={}, work_dir=tmp_path, device="cpu",
+        threads=1, expected_seconds=expected,
+    )  # fmt: skip
+    schedule = Schedule.of(assignment.recipe, STAGES, assignment.expected_seconds)
+    return Context(assignment, Workbench(tmp_path, 1, "inputs"), reports.append, schedule)
+
+
+def test_the_time_left_follows_from_what_jobs_like_this_one_have_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "time", clock := Clock())
+    stages = [stage.name for stage in Schedule.of(recipe(), STAGES).stages]
+    truth = {stage: 3.0 if number % 2 else 40.0 for number, stage in enumerate(stages)}
+    reports: list[Any] = []
+    context = timed(tmp_path, reports, truth)
+    context.started = clock.now
+    slower = 1.8
+    for number, stage in enumerate(stages):
+        context.stage = stage
+        context.progress(0.0)
+        left = slower * sum(truth[later] for later in stages[number:])
+        assert number == 0 or left / 1.5 <= reports[-1].seconds_left <= left * 1.5
+        clock.now += slower * truth[stage]
+        context.results[stage] = tmp_path
+
+
+def test_no_time_left_is_told_while_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "time", clock := Clock())
+    reports: list[Any] = []
+    context = timed(tmp_path, reports, {})
+    context.stage, context.started = "compress", clock.now
+    context.progress(0.0)
+    clock.now = 5.0
+    context.progress(0.9)
+    assert [report.seconds_left for report in reports] == [None, None]
