@@ -118,6 +118,26 @@ class QuotaExceeded(ModelpressError):
     title = "The team has reached a limit"
 
 
+class IdentityProviderUnavailable(ModelpressError):
+    """The token is one of the OpenID provider, which does not answer at the moment. Nothing was done: send the request
+    again later, or use a key."""
+
+    code = "identity_provider_unavailable"
+    title = "The OpenID provider does not answer"
+
+
+class TooManyRequests(ModelpressError):
+    """The team makes more requests than the operator allows in a minute. Nothing was done: send the request again when
+    the header Retry-After says."""
+
+    code = "too_many_requests"
+    title = "Too many requests"
+
+    def __init__(self, message: str, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
 class KeyNotFound(ModelpressError):
     """The team has no key of this id. GET /keys lists those it has."""
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 
@@ -29,12 +29,14 @@ from app.api import (
 from app.api.deps import refuse_unknown_parameters
 from app.api.lookups import HubLookups
 from app.api.probes import Probes
+from app.api.rates import RateLimits
 from app.api.requests import RequestFrame
 from app.api.watch import Watch
 from app.db import make_engine, make_sessions, newest_migration
 from app.deliveries.service import WebhookService
 from app.jobs.doorbell import BackgroundDoorbell, Doorbell
 from app.jobs.service import JobService
+from app.keys.oidc import OidcTokens
 from app.keys.service import KeyService
 from app.settings import ServerSettings
 from app.sources.models import ModelSources
@@ -44,6 +46,8 @@ from app.storage.registry import open_storage
 MAX_BODY_BYTES = 1 << 17
 """What the largest recipe takes several times. A body is parsed on the event loop, which answers nobody meanwhile."""
 DATABASE_SECONDS = 5.0
+PROVIDER_THREADS = 4
+"""Threads in which a slow OpenID provider may be waited for."""
 FIRST_LOOK_SECONDS = 5.0
 
 
@@ -66,6 +70,7 @@ def create_app(settings: ServerSettings, *, is_open: bool = False) -> FastAPI:
     )
     app.state.settings = settings
     app.state.is_open = is_open
+    app.state.rates = RateLimits(settings.requests_per_minute)
     app.state.storage = open_storage(settings.artifacts_url)
     app.add_middleware(RequestFrame, max_body_bytes=MAX_BODY_BYTES, root_path=settings.root_path or "")
     problems.install(app)
@@ -99,10 +104,13 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     bell = BackgroundDoorbell(doorbell)
     app.state.probes = probes = Probes.of(settings, looking, app.state.storage, doorbell)
     app.state.lookups = HubLookups()
+    app.state.provider_threads = CapacityLimiter(PROVIDER_THREADS)
     sessions = make_sessions(engine)
     app.state.metrics = metrics.Metrics(sessions, probes)
     app.state.webhooks = WebhookService(settings, sessions)
-    app.state.keys = KeyService(sessions, is_open=app.state.is_open)
+    app.state.keys = KeyService(
+        sessions, is_open=app.state.is_open, oidc=None if settings.oidc is None else OidcTokens(settings.oidc)
+    )
     app.state.service = JobService(
         settings, sessions, ModelSources(settings.sources), TextSources(settings.sources), bell
     )

@@ -70,6 +70,7 @@ def check_networks(text: str) -> str:
 BrokerUrl = Annotated[SecretStr, AfterValidator(check_broker)]
 Roots = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split_paths), AfterValidator(absolute)]
 RootPath = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")]
+HttpsUrl = Annotated[str, Field(pattern=r"^(https://|http://(localhost|127\.0\.0\.1)[:/])")]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 Labels = Annotated[tuple[Label, ...], NoDecode, BeforeValidator(split_paths)]
 Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
@@ -85,6 +86,17 @@ class SourceSettings(BaseModel):
     hub_endpoint: str
     hub_enabled: bool = True
     hub_token: SecretStr | None = None
+
+
+class OidcSettings(BaseModel):
+    """Whose tokens are accepted besides keys, and what they say."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    issuer: str
+    audience: str
+    team_claim: str
+    scope_claim: str
 
 
 class Settings(BaseSettings):
@@ -121,6 +133,18 @@ class Settings(BaseSettings):
 
     root_path: RootPath | None = Field(
         None, description="path under which a proxy publishes the API, such as /ml/modelpress; links begin with it"
+    )
+
+    requests_per_minute: int | None = Field(
+        6000, ge=1, description="requests that a team may make of one API process; further ones are answered with 429"
+    )
+    oidc_issuer: HttpsUrl | None = Field(
+        None, description="URL of an OpenID provider whose bearer tokens are accepted besides keys"
+    )
+    oidc_audience: str = Field("modelpress", description="audience that a token of the provider must be for")
+    oidc_team_claim: str = Field("team", description="claim of a token that names the team")
+    oidc_scope_claim: str = Field(
+        "scope", description="claim of a token with its scopes: modelpress:read, modelpress:submit and so on"
     )
 
     model_roots: Roots = Field((), description="directories that `local:` models may lie under")
@@ -234,6 +258,18 @@ class Settings(BaseSettings):
             hub_endpoint=self.hub_endpoint,
             hub_enabled=self.hub_enabled,
             hub_token=self.hub_token,
+        )
+
+    @property
+    def oidc(self) -> OidcSettings | None:
+        """The settings that concern an OpenID provider, if there is one."""
+        if self.oidc_issuer is None:
+            return None
+        return OidcSettings(
+            issuer=self.oidc_issuer,
+            audience=self.oidc_audience,
+            team_claim=self.oidc_team_claim,
+            scope_claim=self.oidc_scope_claim,
         )
 
     def completed(self, database_url: SecretStr | None = None, redis_url: SecretStr | None = None) -> "ServerSettings":

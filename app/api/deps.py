@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from app.api.lookups import HubLookups
 from app.api.probes import Probes
+from app.api.rates import RateLimits
 from app.api.validation import printable
 from app.api.watch import Watch
 from app.errors import JobNotFound, MissingScope
@@ -23,7 +24,11 @@ from app.storage import Storage
 from modelpress.contract.access import Scope
 from modelpress.errors import Refused
 
-BEARER = HTTPBearer(auto_error=False, scheme_name="key", description="A key of a team, `mp_…`.")
+BEARER = HTTPBearer(
+    auto_error=False,
+    scheme_name="key",
+    description="A key of a team, `mp_…`, or a token of the company's OpenID provider.",
+)
 JOB_ID = re.compile(r"job_[A-Za-z0-9]{1,64}")
 
 
@@ -55,15 +60,29 @@ Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
 def caller_with(scope: Scope) -> Callable[..., Awaitable[Caller]]:
     """Return a dependency on a caller whose key has this scope."""
 
-    async def get_caller(keys: Keys, credentials: Credentials) -> Caller:
+    async def get_caller(request: Request, keys: Keys, credentials: Credentials) -> Caller:
         text = None if credentials is None else credentials.credentials
         identify = partial(keys.caller, text, REQUEST.get())
-        caller = identify() if keys.is_open else await to_thread.run_sync(identify)
+        if keys.is_open:
+            caller = identify()
+        else:
+            limiter = request.app.state.provider_threads if keys.asks_provider(text) else None
+            caller = await to_thread.run_sync(identify, limiter=limiter)
+        count(request, caller.team)
         if scope not in caller.scopes:
             raise MissingScope(f"this needs a key with the scope '{scope}'")
         return caller
 
     return get_caller
+
+
+def count(request: Request, team: str) -> None:
+    """Count a request of the team, and tell in the answer what is left. Raises TooManyRequests where nothing is."""
+    rates: RateLimits = request.app.state.rates
+    allowance = rates.take(team)
+    if allowance is not None:
+        request.state.exchange.headers |= allowance.headers
+        allowance.check()
 
 
 Reader = Annotated[Caller, Depends(caller_with(Scope.READ))]

@@ -20,7 +20,7 @@ REASONS = {
     415: "The body is not JSON",
     416: "The range lies outside the file",
     422: "The request is refused; the problem names each wrong field",
-    429: "The team has reached a limit",
+    429: "The team has reached a limit; Retry-After tells when to try again",
     503: "A service that this one depends on does not answer; try again later",
 }
 
@@ -66,6 +66,8 @@ HEADERS: dict[str, str] = {
     "Content-Range": "the range that is sent, and the size of the whole",
     "ETag": "send it as `If-None-Match` to be told only of changes",
     "Location": "address of the job",
+    "RateLimit": "how many requests the team has left, and the seconds until there are more",
+    "RateLimit-Policy": "how many requests a team may make in how many seconds",
     "Repr-Digest": "SHA-256 of the whole file (RFC 9530)",
     "Retry-After": "seconds after which it is worth asking again",
     "X-Request-Id": "id of the request, under which the service's log has it; a request may bring its own",
@@ -114,7 +116,8 @@ def job_at(code: int, *named: str) -> Responses:
 
 def refusals(*codes: int) -> Responses:
     """Return the documentation of the problems that an endpoint answers with: those of `codes`, and any other."""
-    named: Responses = {code: {"model": Problem, "description": REASONS[code]} for code in codes}
+    limited = {429} if 401 in codes else set()
+    named: Responses = {code: {"model": Problem, "description": REASONS[code]} for code in sorted({*codes, *limited})}
     return named | {"default": {"model": Problem, "description": "Any other problem"}}
 
 
@@ -129,9 +132,18 @@ def install(app: FastAPI) -> None:
             for operations in document["paths"].values():
                 for operation in operations.values():
                     complete(operation["responses"])
+                    if "401" in operation["responses"]:
+                        tell_limits(operation["responses"])
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI documents it
+
+
+def tell_limits(responses: dict[str, dict[str, Any]]) -> None:
+    """Give every answer that follows upon a key what is left of the team's requests."""
+    for code, response in responses.items():
+        if code != "401":
+            response.setdefault("headers", {}).update(headers("RateLimit", "RateLimit-Policy"))
 
 
 def complete(responses: dict[str, dict[str, Any]]) -> None:

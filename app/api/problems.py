@@ -26,6 +26,7 @@ from app.errors import (
     DeliveryNotFound,
     ForeignDataDirectory,
     HubUnavailable,
+    IdentityProviderUnavailable,
     JobEnded,
     JobNotFound,
     KeyNotFound,
@@ -36,6 +37,7 @@ from app.errors import (
     QueueFull,
     QuotaExceeded,
     StorageUnavailable,
+    TooManyRequests,
     Unauthenticated,
     WebhookNotFound,
     WorkerNotFound,
@@ -52,6 +54,7 @@ STATUS: Final[Mapping[type[ModelpressError], int]] = {
     Unauthenticated: 401,
     MissingScope: 403,
     QuotaExceeded: 429,
+    TooManyRequests: 429,
     KeyNotFound: 404,
     JobNotFound: 404,
     ArtifactNotFound: 404,
@@ -64,6 +67,7 @@ STATUS: Final[Mapping[type[ModelpressError], int]] = {
     NotFinished: 409,
     QueueFull: 503,
     HubUnavailable: 503,
+    IdentityProviderUnavailable: 503,
     DatabaseUnavailable: 503,
     StorageUnavailable: 503,
     NotMigrated: 503,
@@ -177,7 +181,8 @@ async def answer_domain_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ModelpressError)  # noqa: S101 - registered for these only
     faults = error.faults[:MOST_ERRORS] if isinstance(error, Refused) else ()
     errors = [{"field": fault.field, "message": fault.message} for fault in faults] or None
-    headers = {"Retry-After": str(error.retry_after_seconds)} if isinstance(error, NotFinished) else None
+    known = isinstance(error, NotFinished | TooManyRequests)
+    headers = {"Retry-After": str(error.retry_after_seconds)} if known else None
     return answer(request, kind_of(type(error)), error.message, errors, headers)
 
 

@@ -44,9 +44,10 @@ class RequestFrame:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        scope = take_version({**scope, "root_path": self.root_path})
+        scope = take_version({**scope, "root_path": self.root_path, "state": dict(scope.get("state") or {})})
         request = Request(scope)
         exchange = Exchange(send, given_id(request) or secrets.token_hex(16))
+        scope["state"]["exchange"] = exchange
         REQUEST.set(exchange.request_id)
         started = monotonic()
         try:
@@ -124,13 +125,14 @@ class RequestFrame:
 
 
 class Exchange:
-    """The answer to one request: its status once it has begun, 0 before, and its id."""
+    """The answer to one request: its status once it has begun, 0 before, its id, and further headers."""
 
     def __init__(self, send: Send, request_id: str) -> None:
         self.pass_on = send
         self.request_id = request_id
         self.status = 0
         self.concluded = False
+        self.headers: dict[str, str] = {}
 
     async def send(self, message: Message) -> None:
         """Send what the application answers, unless it has been answered in its place."""
@@ -145,7 +147,7 @@ class Exchange:
     async def send_with_id(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(scope=message)["X-Request-Id"] = self.request_id
+            MutableHeaders(scope=message).update(self.headers | {"X-Request-Id": self.request_id})
         await self.pass_on(message)
 
 

@@ -7,6 +7,7 @@ from app.errors import KeyNotFound, MissingScope, Unauthenticated
 from app.keys import store
 from app.keys.callers import Caller, anyone
 from app.keys.models import AuditRow, KeyRow
+from app.keys.oidc import OidcTokens
 from app.keys.tokens import Token
 from modelpress.contract.access import AuditEntry, AuditPage, IssuedKey, Key, KeyList, KeyRequest, Scope
 
@@ -17,19 +18,26 @@ INVALID = "send a valid key as 'Authorization: Bearer mp_…'; this one is unkno
 class KeyService:
     """The keys of all teams. Where the service is open, every caller is `anyone`."""
 
-    def __init__(self, sessions: Sessions, *, is_open: bool) -> None:
+    def __init__(self, sessions: Sessions, *, is_open: bool, oidc: OidcTokens | None = None) -> None:
         self.sessions = sessions
         self.is_open = is_open
+        self.oidc = oidc
+        self.teams: set[str] = set()
 
     def caller(self, text: str | None, request_id: str | None) -> Caller:
-        """Return who sends this token. Raises Unauthenticated where that is nobody."""
+        """Return who sends this token: a key, or a token of the OpenID provider.
+
+        Raises:
+            Unauthenticated: that is nobody.
+            IdentityProviderUnavailable: only the provider knows, and it does not answer.
+        """
         if self.is_open:
             return anyone(request_id)
         if text is None:
             raise Unauthenticated("this service asks for a key: send 'Authorization: Bearer mp_…'")
         token = Token.parse(text)
         if token is None:
-            raise Unauthenticated(INVALID)
+            return self.caller_by_provider(text, request_id)
         with self.sessions() as session:
             row = store.valid_key(session, token.id)
             if row is None or not token.fits(row.sha256):
@@ -38,6 +46,21 @@ class KeyService:
                 store.note_use(session, row.id)
                 session.commit()
         return Caller(row.team, row.id, frozenset(map(Scope, row.scopes)), request_id)
+
+    def asks_provider(self, text: str | None) -> bool:
+        """Return whether the OpenID provider may be asked for what is needed to tell who sends this token."""
+        return not self.is_open and self.oidc is not None and text is not None and Token.parse(text) is None
+
+    def caller_by_provider(self, text: str, request_id: str | None) -> Caller:
+        """Return who sends a token of the provider. Its team is made when it is first named."""
+        if self.oidc is None:
+            raise Unauthenticated(INVALID)
+        caller = self.oidc.caller(text, request_id)
+        if caller.team not in self.teams:
+            with self.sessions.begin() as session:
+                store.add_team(session, caller.team)
+            self.teams.add(caller.team)
+        return caller
 
     def create(self, caller: Caller, request: KeyRequest) -> IssuedKey:
         """Make a key of the caller's team, and return it with its secret, which is shown this once."""

@@ -16,6 +16,7 @@ Answer = TypeVar("Answer", bound=BaseModel)
 
 KEY_VARIABLE = "MODELPRESS_API_KEY"
 CONNECT_SECONDS = 5.0
+TOO_MANY = b"/problems/too_many_requests"
 BUSY = frozenset({502, 503, 504})
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 3.0
@@ -73,7 +74,7 @@ def send(request: Callable[[], httpx2.Response], *, patience_seconds: float) -> 
             if not patience.pause():
                 raise unreachable(error) from error
         else:
-            if not (answer.status_code in BUSY and patience.pause(asked_pause(answer))):
+            if not (is_busy(answer) and patience.pause(asked_pause(answer))):
                 return answer
 
 
@@ -86,7 +87,7 @@ async def send_async(request: Callable[[], Awaitable[httpx2.Response]], *, patie
             answer = await request()
         except httpx2.TransportError as error:
             failure = error
-        if answer is not None and answer.status_code not in BUSY:
+        if answer is not None and not is_busy(answer):
             return answer
         pause = patience.next_pause(0.0 if answer is None else asked_pause(answer))
         if pause is not None:
@@ -95,6 +96,12 @@ async def send_async(request: Callable[[], Awaitable[httpx2.Response]], *, patie
             return answer
         elif failure is not None:
             raise unreachable(failure) from failure
+
+
+def is_busy(answer: httpx2.Response) -> bool:
+    """Return whether the same request may be answered in a moment. A full quota is no such case."""
+    limited = answer.status_code == httpx2.codes.TOO_MANY_REQUESTS and TOO_MANY in answer.content
+    return limited or answer.status_code in BUSY
 
 
 def asked_pause(answer: httpx2.Response) -> float:

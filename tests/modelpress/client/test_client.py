@@ -44,6 +44,19 @@ def test_reading_is_repeated_while_the_service_is_busy(script: Script) -> None:
     assert script.asked("GET") == ["/jobs/job_1"] * 3
 
 
+def test_too_many_requests_are_waited_out_and_a_full_quota_is_not(script: Script) -> None:
+    limited, full = (
+        Problem(type=f"/problems/{code}", title=code, status=429, detail=code)
+        for code in ("too_many_requests", "quota_exceeded")
+    )
+    with Client(script.url) as client:
+        script.refusals, script.retry_after = [limited], 1
+        assert client.get("job_1").state is State.SUCCEEDED
+        script.refusals = [full]
+        with pytest.raises(ProblemError, match="quota_exceeded"):
+            client.get("job_1")
+
+
 def test_cancelling_is_repeated_while_the_service_is_busy(script: Script) -> None:
     script.refusals = [BUSY]
     with Client(script.url) as client:
