@@ -145,6 +145,45 @@ class KeyNotFound(ModelpressError):
     title = "There is no such key"
 
 
+class UploadNotFound(ModelpressError):
+    """The team has no upload of this id. GET /uploads lists those it has."""
+
+    code = "upload_not_found"
+    title = "There is no such upload"
+
+
+class WrongOffset(ModelpressError):
+    """The next piece of the file begins elsewhere. The header Upload-Offset says where: go on from there."""
+
+    code = "wrong_offset"
+    title = "The piece does not follow upon what has arrived"
+
+    def __init__(self, message: str, offset: int) -> None:
+        super().__init__(message)
+        self.offset = offset
+
+
+class UploadBusy(ModelpressError):
+    """Pieces of a file are sent one after the other. Wait until the other request has ended."""
+
+    code = "upload_busy"
+    title = "Another request is sending this file"
+
+
+class UploadInUse(ModelpressError):
+    """A job that has not ended names the upload. Delete it once the job has ended."""
+
+    code = "upload_in_use"
+    title = "A job needs the upload"
+
+
+class UploadTooLarge(ModelpressError):
+    """More bytes were sent than were announced. Announce the file again, with its right size."""
+
+    code = "upload_too_large"
+    title = "The file is larger than was announced"
+
+
 class JobNotFound(ModelpressError):
     """The team has no job of this id. GET /jobs lists those that it has."""
 

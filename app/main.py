@@ -23,6 +23,7 @@ from app.api import (
     schemas,
     sources,
     start,
+    uploads,
     webhooks,
     workers,
 )
@@ -43,6 +44,22 @@ from app.sources.models import ModelSources
 from app.sources.text import TextSources
 from app.storage.registry import open_storage
 
+RESOURCES = (
+    start,
+    jobs,
+    events,
+    artifacts,
+    uploads,
+    keys,
+    webhooks,
+    workers,
+    sources,
+    methods,
+    architectures,
+    schemas,
+    health,
+    metrics,
+)
 MAX_BODY_BYTES = 1 << 17
 """What the largest recipe takes several times. A body is parsed on the event loop, which answers nobody meanwhile."""
 DATABASE_SECONDS = 5.0
@@ -74,21 +91,7 @@ def create_app(settings: ServerSettings, *, is_open: bool = False) -> FastAPI:
     app.state.storage = open_storage(settings.artifacts_url)
     app.add_middleware(RequestFrame, max_body_bytes=MAX_BODY_BYTES, root_path=settings.root_path or "")
     problems.install(app)
-    for resource in (
-        start,
-        jobs,
-        events,
-        artifacts,
-        keys,
-        webhooks,
-        workers,
-        sources,
-        methods,
-        architectures,
-        schemas,
-        health,
-        metrics,
-    ):
+    for resource in RESOURCES:
         app.include_router(resource.router)
     documentation.install(app)
     return app

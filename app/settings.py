@@ -179,6 +179,7 @@ class Settings(BaseSettings):
         "to a quarantine, and never deleted",
     )
     max_queued: int = Field(1000, ge=1, description="jobs that may wait at a time; further ones are refused for now")
+    max_upload_bytes: int = Field(1 << 30, ge=1, description="size of the largest file of text that a team may upload")
     max_model_parameters: int | None = Field(
         None, ge=1, description="a model of more parameters is refused when it is posted; unset: no limit"
     )
@@ -243,6 +244,11 @@ class Settings(BaseSettings):
     def quarantine_dir(self) -> Path:
         """Work files of jobs that the database does not know."""
         return self.data_dir / "quarantine"
+
+    @property
+    def uploads_dir(self) -> Path:
+        """Pieces of text that teams are uploading."""
+        return self.data_dir / "uploads"
 
     @property
     def sources_dir(self) -> Path:

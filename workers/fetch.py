@@ -25,6 +25,7 @@ from app.sources.text_files import TextFiles
 from modelpress.contract.codes import FailureCode
 from modelpress.contract.job import Source
 from modelpress.contract.recipe import Recipe
+from modelpress.contract.upload import UPLOAD
 from modelpress.errors import ModelpressError
 from workers.disk import storage_failure
 from workers.messages import FETCH_STAGE, ErrorReport, Message
@@ -79,7 +80,7 @@ def fetch_request(settings: Settings, recipe: Recipe, source: Source) -> FetchRe
     return FetchRequest(
         model=recipe.model,
         revision=source.revision,
-        texts=tuple(dict.fromkeys(dataset for _, dataset in recipe.texts())),
+        texts=tuple(dict.fromkeys(dataset for _, dataset in recipe.texts() if not UPLOAD.fullmatch(dataset))),
         text_revisions=source.text_revisions,
         sources_dir=settings.sources_dir,
         sources=settings.sources,

@@ -30,7 +30,7 @@ from app.storage import Storage, StoredFile
 from modelpress.contract.codes import FailureCode
 from modelpress.contract.event import EventKind
 from modelpress.contract.job import AttemptOutcome, Failure, Resumed
-from workers import container, metrics
+from workers import container, metrics, uploads
 from workers.cages import compute_cage, fetch_cage, taken_back
 from workers.child import ROOMY, SPARING, Child
 from workers.disk import storage_failure
@@ -283,7 +283,10 @@ class Supervisor:
         for earlier in range(1, claim.attempt):
             # What nobody was left to remove; results of the attempt lie beside it.
             shutil.rmtree(home_of(work_dir, earlier), ignore_errors=True)
-        assignment = self.assign(claim, self.fetch(claim, lease, home, deadline))
+        uploaded = uploads.bring(
+            self.sessions, self.storage, self.settings.sources_dir / "uploads", claim.job_id, claim.recipe
+        )
+        assignment = self.assign(claim, self.fetch(claim, lease, home, deadline), uploaded)
         failpoint(Point.FETCHED)
         expected = sum(assignment.expected_seconds.values()) or None
         lease.report(Progress(START_STAGE, FETCH_SHARE, seconds_left=expected))
@@ -330,14 +333,14 @@ class Supervisor:
                         raise AttemptFailed.reported(report)
         raise without_result("fetching")
 
-    def assign(self, claim: Claim, fetched: FetchDone) -> Assignment:
+    def assign(self, claim: Claim, fetched: FetchDone, uploaded: dict[str, Path]) -> Assignment:
         return Assignment(
             job_id=claim.job_id,
             attempt=claim.attempt,
             recipe=claim.recipe,
             model_path=fetched.model_path,
             revision=claim.source.revision,
-            texts=fetched.texts,
+            texts=fetched.texts | uploaded,
             text_revisions=fetched.text_revisions,
             work_dir=self.settings.work_dir / claim.job_id,
             device=self.settings.device,

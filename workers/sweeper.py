@@ -93,7 +93,7 @@ class Sweeper:
         self.collect_artifacts()
 
     def collect_deleted(self) -> None:
-        """Delete the files of jobs that were deleted."""
+        """Delete the files of jobs and uploads that were deleted."""
         with self.sessions() as session:
             deleted = ownership.deleted(session)
         if not deleted:
@@ -103,6 +103,8 @@ class Sweeper:
                 self.storage.discard(job_id, attempt)
         for job_id in deleted:
             shutil.rmtree(self.settings.work_dir / job_id, ignore_errors=True)
+            for copy in (self.settings.sources_dir / "uploads").glob(f"{job_id}.*"):
+                copy.unlink(missing_ok=True)
         with self.sessions.begin() as session:
             ownership.forget_deleted(session, deleted)
 

@@ -17,6 +17,7 @@ from app.api.validation import printable
 from app.api.watch import Watch
 from app.errors import JobNotFound, MissingScope
 from app.jobs.service import JobService
+from app.jobs.upload_service import UploadService
 from app.keys.callers import Caller
 from app.keys.service import KeyService
 from app.logs import REQUEST
@@ -100,6 +101,20 @@ async def get_submitting_service(request: Request, caller: Submitter) -> JobServ
     return service.of(caller)
 
 
+async def get_reading_uploads(request: Request, caller: Reader) -> UploadService:
+    return uploads_of(request, caller)
+
+
+async def get_submitting_uploads(request: Request, caller: Submitter) -> UploadService:
+    return uploads_of(request, caller)
+
+
+def uploads_of(request: Request, caller: Caller) -> UploadService:
+    """Return what the caller can do with uploads."""
+    service: JobService = request.app.state.service
+    return UploadService(service.settings, service.sessions, request.app.state.storage, caller)
+
+
 async def get_operating_service(
     request: Request, caller: Annotated[Caller, Depends(caller_with(Scope.OPERATE))]
 ) -> JobService:
@@ -140,5 +155,7 @@ Lookups = Annotated[HubLookups, Depends(get_lookups)]
 Reading = Annotated[JobService, Depends(get_reading_service)]
 Operating = Annotated[JobService, Depends(get_operating_service)]
 Submitting = Annotated[JobService, Depends(get_submitting_service)]
+ReadingUploads = Annotated[UploadService, Depends(get_reading_uploads)]
+SubmittingUploads = Annotated[UploadService, Depends(get_submitting_uploads)]
 Artifacts = Annotated[Storage, Depends(get_storage)]
 JobId = Annotated[str, Depends(get_job_id)]

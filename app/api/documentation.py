@@ -15,7 +15,8 @@ REASONS = {
     401: "A valid key is needed",
     403: "The key does not allow this",
     404: "There is no such thing",
-    409: "The job has ended already, or not yet",
+    408: "The body comes too slowly",
+    409: "The state of the thing does not allow this",
     413: "The body is too large",
     415: "The body is not JSON",
     416: "The range lies outside the file",
@@ -65,11 +66,12 @@ HEADERS: dict[str, str] = {
     "Content-Disposition": "the name of the file",
     "Content-Range": "the range that is sent, and the size of the whole",
     "ETag": "send it as `If-None-Match` to be told only of changes",
-    "Location": "address of the job",
+    "Location": "address of what was made",
     "RateLimit": "how many requests the team has left, and the seconds until there are more",
     "RateLimit-Policy": "how many requests a team may make in how many seconds",
     "Repr-Digest": "SHA-256 of the whole file (RFC 9530)",
     "Retry-After": "seconds after which it is worth asking again",
+    "Upload-Offset": "how many bytes of the file have arrived",
     "X-Request-Id": "id of the request, under which the service's log has it; a request may bring its own",
 }
 POSTED = ("Location", "Retry-After")

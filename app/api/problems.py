@@ -40,7 +40,12 @@ from app.errors import (
     TooManyRequests,
     Unauthenticated,
     WebhookNotFound,
+    UploadBusy,
+    UploadInUse,
+    UploadNotFound,
+    UploadTooLarge,
     WorkerNotFound,
+    WrongOffset,
 )
 from modelpress.contract.codes import FailureCode
 from modelpress.contract.job import Problem
@@ -61,6 +66,11 @@ STATUS: Final[Mapping[type[ModelpressError], int]] = {
     WorkerNotFound: 404,
     WebhookNotFound: 404,
     DeliveryNotFound: 404,
+    UploadNotFound: 404,
+    UploadBusy: 409,
+    UploadInUse: 409,
+    WrongOffset: 409,
+    UploadTooLarge: 413,
     JobEnded: 409,
     CannotRetry: 409,
     NotEnded: 409,
@@ -181,8 +191,11 @@ async def answer_domain_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ModelpressError)  # noqa: S101 - registered for these only
     faults = error.faults[:MOST_ERRORS] if isinstance(error, Refused) else ()
     errors = [{"field": fault.field, "message": fault.message} for fault in faults] or None
-    known = isinstance(error, NotFinished | TooManyRequests)
-    headers = {"Retry-After": str(error.retry_after_seconds)} if known else None
+    headers = {}
+    if isinstance(error, NotFinished | TooManyRequests):
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    if isinstance(error, WrongOffset):
+        headers["Upload-Offset"] = str(error.offset)
     return answer(request, kind_of(type(error)), error.message, errors, headers)
 
 

@@ -11,7 +11,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.addresses import take_version
+from app.api.addresses import path_below, take_version
 from app.api.metrics import Metrics
 from app.api.pace import wait_seconds
 from app.api.probes import Probes
@@ -21,6 +21,9 @@ from app.logs import REQUEST
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 REQUEST_SECONDS = 10.0
 BODY_SECONDS = 8.0
+MAX_PIECE_BYTES = 1 << 26
+PIECE_SECONDS = 600.0
+"""How long a piece of a file may take to arrive, and the whole file then to be checked and stored."""
 PROMPT_SECONDS = 1.0
 """A request that takes longer is looked after: it may wait for something that does not answer."""
 LOOK_SECONDS = 0.1
@@ -51,7 +54,7 @@ class RequestFrame:
         REQUEST.set(exchange.request_id)
         started = monotonic()
         try:
-            await self.answer(request, Body(receive, self.max_body_bytes).receive, exchange)
+            await self.answer(request, self.body(scope, receive).receive, exchange)
         except Exception:  # the last place where a fault can still become an answer; it is logged
             log.exception("request_failed", extra={"request_id": exchange.request_id})
             if exchange.status:
@@ -71,6 +74,12 @@ class RequestFrame:
                     "seconds": round(monotonic() - started, 4),
                 },
             )
+
+    def body(self, scope: Scope, receive: Receive) -> "Body":
+        """Return the body of a request: small and soon there, unless it is a piece of a file."""
+        if is_piece(scope):
+            return Body(receive, MAX_PIECE_BYTES, whole=False)
+        return Body(receive, self.max_body_bytes)
 
     async def answer(self, request: Request, receive: Receive, exchange: "Exchange") -> None:
         """Let the application answer, or answer in its place when it has not begun to in time.
@@ -106,6 +115,8 @@ class RequestFrame:
         """Wait until the application has begun to answer, or it is too late: then return what to answer instead."""
         started, pause = monotonic(), PROMPT_SECONDS
         patience = REQUEST_SECONDS + wait_seconds(request.headers.get("prefer"))
+        if is_piece(request.scope):
+            patience = PIECE_SECONDS
         while True:
             await asyncio.wait({work}, timeout=pause)
             if work.done() or exchange.status:
@@ -160,6 +171,11 @@ def without_body(send: Send) -> Send:
     return pass_on
 
 
+def is_piece(scope: Scope) -> bool:
+    """Return whether the request sends a piece of a file."""
+    return scope["method"] == "PATCH" and path_below(scope).startswith("/uploads/")
+
+
 def given_id(request: Request) -> str | None:
     """Return the id that the request brings, if it belongs into a log."""
     given = request.headers.get("x-request-id", "")
@@ -169,7 +185,9 @@ def given_id(request: Request) -> str | None:
 class Body:
     """A request's body, of which only so much is read, and for so long."""
 
-    def __init__(self, receive: Receive, max_bytes: int) -> None:
+    def __init__(self, receive: Receive, max_bytes: int, *, whole: bool = True) -> None:
+        """Read from `receive`, all of it within BODY_SECONDS; if not `whole`, something within each such time."""
+        self.whole = whole
         self.pass_on = receive
         self.max_bytes = max_bytes
         self.received = 0
@@ -186,6 +204,8 @@ class Body:
             raise HTTPException(
                 status.HTTP_408_REQUEST_TIMEOUT, f"the body was not complete within {BODY_SECONDS:g} seconds"
             ) from None
+        if not self.whole:
+            self.deadline = monotonic() + BODY_SECONDS
         self.complete = not message.get("more_body", False)
         self.received += len(message.get("body", b""))
         if self.received > self.max_bytes:

@@ -19,7 +19,7 @@ def list_models(service: Reading) -> SourceList:
 
 @router.get("/datasets", operation_id="list_datasets", responses=refusals(401, 403))
 def list_datasets(service: Reading) -> SourceList:
-    """List the `builtin:` and `local:` texts. A dataset of the hub need not be listed to be named."""
+    """List the `builtin:` and `local:` texts, and the team's uploads. A dataset of the hub need not be listed."""
     builtin = tuple(f"builtin:{name}" for name in BUILTIN)
     local = text_names(service.settings.data_roots)
-    return SourceList(references=(*builtin, *local), hub=service.settings.hub_enabled)
+    return SourceList(references=(*builtin, *service.text_names(), *local), hub=service.settings.hub_enabled)

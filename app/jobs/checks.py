@@ -4,13 +4,13 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from pydantic import BaseModel
 
 from app.errors import MethodDoesNotFit, RatioOutOfRange, SeveralRefused
 from app.sources.models import LOCAL, ModelSources, ResolvedModel
-from app.sources.text import HUB, ResolvedText, TextSources
+from app.sources.text import HUB, ResolvedText
 from modelpress.contract.job import Source
 from modelpress.contract.recipe import Recipe
 from modelpress.errors import Refused
@@ -28,6 +28,13 @@ SHORTEST_WINDOW = 16
 log = logging.getLogger(__name__)
 
 
+class Texts(Protocol):
+    """The texts that a recipe may name."""
+
+    def check(self, reference: str, field: str) -> ResolvedText:
+        """Find the text of a reference. Raises Refused, naming `field`, where there is none."""
+
+
 @dataclass(frozen=True)
 class Checked:
     """A recipe in which nothing can be seen to be wrong, and what it was found to mean."""
@@ -37,7 +44,7 @@ class Checked:
     model: ResolvedModel
 
 
-def check(recipe: Recipe, models: ModelSources, texts: TextSources) -> Checked:
+def check(recipe: Recipe, models: ModelSources, texts: Texts) -> Checked:
     """Return the recipe with the lengths that the client left open, and what its references mean.
 
     Raises:
@@ -50,7 +57,7 @@ def check(recipe: Recipe, models: ModelSources, texts: TextSources) -> Checked:
     return checked
 
 
-def look_over(recipe: Recipe, models: ModelSources, texts: TextSources) -> tuple[Checked, list[Refused]]:
+def look_over(recipe: Recipe, models: ModelSources, texts: Texts) -> tuple[Checked, list[Refused]]:
     """Return what `check` does, together with what it would refuse.
 
     Raises:

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, literal, select, tuple_
+from sqlalchemy import Row, Select, and_, insert, literal, select, tuple_
 from sqlalchemy.orm import Session, aliased
 
 from app.jobs.models import JobRow, MetadataRow
 from modelpress.contract.job import State
+from modelpress.contract.recipe import Recipe
 
 SHOWN = (
     JobRow.id,
@@ -48,6 +49,19 @@ class JobFilter:
     metadata: tuple[tuple[str, str], ...] = ()
     created_after: datetime | None = None
     created_before: datetime | None = None
+
+
+def note_metadata(session: Session, job_id: str, owner: str, recipe: Recipe, created_at: datetime) -> None:
+    """Write down the metadata of a new job, beside what it is looked for together with and never changes."""
+    known = {
+        "job_id": job_id,
+        "owner": owner,
+        "model": recipe.model,
+        "method": recipe.method.name,
+        "created_at": created_at,
+    }
+    if recipe.metadata:
+        session.execute(insert(MetadataRow), [known | {"key": k, "value": v} for k, v in recipe.metadata.items()])
 
 
 def page(

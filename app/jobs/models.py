@@ -135,8 +135,24 @@ class WorkerRow(Base):
     draining: Mapped[bool]
 
 
+class UploadRow(Base):
+    """A file of text that a team has brought along, or is about to."""
+
+    __tablename__ = "uploads"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str] = mapped_column(ForeignKey("teams.name"))
+    name: Mapped[str]
+    format: Mapped[str]
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str | None]
+    """What was announced; once the file is complete, what it is."""
+    created_at: Mapped[datetime]
+    completed_at: Mapped[datetime | None]
+
+
 class DeletionRow(Base):
-    """A job that was deleted, until its files are."""
+    """A job or an upload that was deleted, until its files are."""
 
     __tablename__ = "deletions"
 

@@ -6,7 +6,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from app.clock import clock, seconds
-from app.jobs.models import ArtifactRow, DeletionRow, InstallationRow, JobRow
+from app.jobs.models import ArtifactRow, DeletionRow, InstallationRow, JobRow, UploadRow
 from app.jobs.states import ENDED
 
 
@@ -16,8 +16,9 @@ def identity(session: Session) -> str:
 
 
 def unknown(session: Session, job_ids: Sequence[str]) -> set[str]:
-    """Return those of the given names that are no job of this database. Nothing follows from that about their worth."""
-    return set(job_ids) - set(session.scalars(select(JobRow.id).where(JobRow.id.in_(job_ids))))
+    """Return those of the given names that are no job or upload of this database. Nothing follows about their worth."""
+    known = (session.scalars(select(table.id).where(table.id.in_(job_ids))) for table in (JobRow, UploadRow))
+    return set(job_ids).difference(*known)
 
 
 def deleted(session: Session) -> set[str]:

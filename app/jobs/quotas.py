@@ -7,6 +7,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.errors import QuotaExceeded
+from app.jobs import uploads
 from app.jobs.models import ArtifactRow, JobRow
 from app.jobs.states import LEASED
 from app.keys import store as keys
@@ -29,6 +30,16 @@ def check_submission(session: Session, team: str) -> None:
     if limits.max_stored_bytes is not None and (stored := stored_bytes(session, team)) >= limits.max_stored_bytes:
         raise QuotaExceeded(
             f"the team stores {stored:,} bytes, and it may store {limits.max_stored_bytes:,}; delete jobs first"
+        )
+
+
+def check_storing(session: Session, team: str, more_bytes: int) -> None:
+    """Raise QuotaExceeded where the team may not store so many further bytes."""
+    limits = keys.team(session, team)
+    stored = stored_bytes(session, team)
+    if limits.max_stored_bytes is not None and stored + more_bytes > limits.max_stored_bytes:
+        raise QuotaExceeded(
+            f"the team stores {stored:,} bytes, and it may store {limits.max_stored_bytes:,}; delete some first"
         )
 
 
@@ -66,6 +77,6 @@ def count(session: Session, team: str, *states: State) -> int:
 
 
 def stored_bytes(session: Session, team: str) -> int:
-    """Return the size of all results of the team."""
+    """Return the size of all results and uploads of the team."""
     query = select(func.sum(ArtifactRow.bytes)).join(JobRow, JobRow.id == ArtifactRow.job_id)
-    return int(session.scalar(query.where(JobRow.owner == team)) or 0)
+    return int(session.scalar(query.where(JobRow.owner == team)) or 0) + uploads.stored_bytes(session, team)

@@ -13,13 +13,14 @@ from sqlalchemy.orm import Session
 
 from app.db import Sessions
 from app.errors import CannotRetry, JobEnded, JobNotFound, NotEnded, QueueFull, WorkerNotFound
-from app.jobs import estimates, events, listing, quotas, repeats, roster, store, turns
+from app.jobs import estimates, events, listing, quotas, repeats, roster, store, turns, uploads
 from app.jobs.checks import Checked, check, look_over
 from app.jobs.doorbell import Rings
 from app.jobs.listing import JobFilter
 from app.jobs.models import JobRow
 from app.jobs.states import ENDED
 from app.jobs.store import NewJob
+from app.jobs.uploads import TeamTexts
 from app.jobs.views import as_event, as_job, as_summary, read_cursor, write_cursor
 from app.keys import store as keys
 from app.keys.callers import Caller, anyone
@@ -36,6 +37,7 @@ from modelpress.contract.worker import WorkerList
 from modelpress.errors import Refused
 
 ANY = JobFilter()
+MOST_NAMES = 1000
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,16 @@ class JobService:
         other.caller = caller
         return other
 
+    @property
+    def team_texts(self) -> TeamTexts:
+        """Return the texts that the caller's team may name."""
+        return TeamTexts(self.texts, self.sessions, self.caller.team)
+
+    def text_names(self) -> tuple[str, ...]:
+        """Return the uploads that the caller's team may name; of very many, the newest."""
+        with self.sessions() as session:
+            return tuple(uploads.names(session, self.caller.team, MOST_NAMES))
+
     def submit(self, recipe: Recipe, key: str | None = None) -> Job:
         """Check all that can be checked without opening a weight, keep the job, ring.
 
@@ -87,7 +99,7 @@ class JobService:
         """
         if key is not None and (earlier := self.posted_with(key, recipe)) is not None:
             return earlier
-        checked = check(recipe, self.models, self.texts)
+        checked = check(recipe, self.models, self.team_texts)
         self.require_size(checked)
         job = NewJob(
             new_id(),
@@ -112,7 +124,7 @@ class JobService:
             Refused: the model cannot be read.
             HubUnavailable: the hub could not be asked.
         """
-        checked, faults = look_over(recipe, self.models, self.texts)
+        checked, faults = look_over(recipe, self.models, self.team_texts)
         with self.sessions() as session:
             return estimates.estimate(session, checked, faults)
 
@@ -121,6 +133,7 @@ class JobService:
         if (waiting := quotas.queued(session)) >= self.settings.max_queued:
             raise QueueFull(f"{waiting} jobs are waiting already; post this one again in a while")
         quotas.check_submission(session, self.caller.team)
+        uploads.hold(session, self.caller.team, job.recipe)
         store.submit(session, job)
         keys.record(session, self.caller, action, job.id, **detail)
 

@@ -16,9 +16,9 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.clock import clock, seconds
-from app.jobs import events, quotas
+from app.jobs import events, listing, quotas
 from app.jobs.events import Happening
-from app.jobs.models import ArtifactRow, AttemptRow, DeletionRow, JobRow, MetadataRow
+from app.jobs.models import ArtifactRow, AttemptRow, DeletionRow, JobRow
 from app.jobs.states import LEASED, TRANSITIONS, Event, destination, origins
 from app.keys.models import DEFAULT_TEAM
 from app.storage import StoredFile
@@ -98,20 +98,7 @@ def submit(session: Session, job: NewJob) -> None:
         )
         .returning(JobRow.created_at)
     ).scalar_one()
-    pairs = [
-        {
-            "job_id": job.id,
-            "key": key,
-            "owner": job.owner,
-            "value": value,
-            "model": job.recipe.model,
-            "method": job.recipe.method.name,
-            "created_at": created_at,
-        }
-        for key, value in job.recipe.metadata.items()
-    ]
-    if pairs:
-        session.execute(insert(MetadataRow), pairs)
+    listing.note_metadata(session, job.id, job.owner, job.recipe, created_at)
     events.write(session, job.id, job.attempt, events.entered(State.QUEUED))
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from sqlalchemy import Row
 
-from app.jobs.models import AttemptRow, EventRow, JobRow
+from app.jobs.models import AttemptRow, EventRow, JobRow, UploadRow
 from app.jobs.states import ENDED
 from modelpress.contract.event import EventKind, JobEvent
 from modelpress.contract.job import (
@@ -146,8 +146,8 @@ def read_outcome(row: AttemptRow) -> AttemptOutcome | None:
         return AttemptOutcome.LOST
 
 
-def write_cursor(row: JobRow | Row[Any]) -> str:
-    """Return the cursor of the page behind this job."""
+def write_cursor(row: JobRow | UploadRow | Row[Any]) -> str:
+    """Return the cursor of the page behind this job or upload."""
     return base64.urlsafe_b64encode(f"{row.created_at.isoformat()} {row.id}".encode()).decode()
 
 

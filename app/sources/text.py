@@ -30,7 +30,7 @@ HUB_NAME = re.compile(
 @dataclass(frozen=True)
 class ResolvedText:
     reference: str
-    kind: Literal["builtin", "local", "hub"]
+    kind: Literal["builtin", "local", "hub", "upload"]
     path: Path | None = None
     """The file of a local text; for the service alone, never for a client."""
     revision: str | None = None
@@ -134,6 +134,26 @@ def complaint_about(path: Path) -> str | None:
     except UnicodeDecodeError:
         return "is not UTF-8 text"
     return complaint_about_lines(path) if is_json_lines(path) else None
+
+
+def complaint_about_whole(path: Path) -> str | None:
+    """Return what is wrong with a text file, all of which is read; the message completes 'the file …'."""
+    if (complaint := complaint_about(path)) is not None:
+        return complaint
+    try:
+        with path.open(encoding=JSON_LINES_ENCODING) as lines:
+            number = 0
+            while line := lines.readline(LONGEST_LINE):
+                number += 1
+                if is_json_lines(path) and len(line) == LONGEST_LINE:
+                    return f"has more than {LONGEST_LINE:,} characters in line {number}"
+                if is_json_lines(path) and line.strip():
+                    parse_line(line, number)
+    except UnicodeDecodeError:
+        return "is not UTF-8 text"
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def complaint_about_lines(path: Path) -> str | None:

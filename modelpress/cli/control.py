@@ -1,5 +1,6 @@
-"""The client's commands on jobs that were posted: wait, logs, retry, delete; and the list of workers."""
+"""The client's commands on jobs that were posted: wait, logs, retry, delete; on text of its own; and on workers."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,8 +14,8 @@ from modelpress.cli.terminal import STDOUT, paragraph
 
 def register(application: typer.Typer) -> None:
     """Add the commands to the application."""
-    for command in (wait, logs, retry, delete, workers):
-        application.command(command.__name__, rich_help_panel="Client")(command)
+    for command in (wait, logs, retry, delete, upload, uploads, delete_upload, workers):
+        application.command(command.__name__.replace("_", "-"), rich_help_panel="Client")(command)
 
 
 def wait(job_id: JobId, url: Url = None, as_json: Json = False) -> None:
@@ -60,6 +61,39 @@ def delete(job_id: JobId, url: Url = None) -> None:
     with connect(url) as client:
         client.delete(job_id)
     STDOUT.print(f"Job {job_id} is deleted.", markup=False)
+
+
+def upload(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A .txt file, or a .jsonl file with a document a line.")],
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Send a file of text, and print the id by which recipes name it. A broken upload goes on where it was."""
+    with connect(url) as client:
+        sent = client.upload(path)
+    if as_json:
+        print_json(sent)
+    else:
+        STDOUT.print(sent.id, markup=False)
+
+
+def uploads(url: Url = None, as_json: Json = False) -> None:
+    """List the files of text that the team has sent, newest first."""
+    with connect(url) as client:
+        found = tuple(client.uploads())
+    if as_json:
+        print_json_lines(found)
+    else:
+        for each in found:
+            arrived = "" if each.completed_at else f", of which {each.received:,} have arrived"
+            STDOUT.print(f"{each.id}  {each.name}  {each.bytes:,} bytes{arrived}", markup=False)
+
+
+def delete_upload(upload_id: Annotated[str, typer.Argument(metavar="ID")], url: Url = None) -> None:
+    """Delete a file of text that no unfinished job needs."""
+    with connect(url) as client:
+        client.delete_upload(upload_id)
+    STDOUT.print(f"Upload {upload_id} is deleted.", markup=False)
 
 
 def workers(url: Url = None, as_json: Json = False) -> None:

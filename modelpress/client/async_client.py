@@ -16,6 +16,7 @@ from modelpress.contract.estimate import Estimate
 from modelpress.contract.event import EventKind, JobEvent
 from modelpress.contract.job import Artifact, Job, JobPage, JobSummary
 from modelpress.contract.recipe import Recipe
+from modelpress.contract.upload import Upload
 from modelpress.contract.worker import Worker
 
 
@@ -119,6 +120,15 @@ class AsyncClient:
                 return client.download(job_id, directory)
 
         return await asyncio.to_thread(fetch)
+
+    async def upload(self, path: Path, name: str | None = None) -> Upload:
+        """Send a .txt or .jsonl file in a thread, and return it complete."""
+
+        def send() -> Upload:
+            with Client(self.url, api_key=self.api_key, patience_seconds=self.patience_seconds) as client:
+                return client.upload(path, name)
+
+        return await asyncio.to_thread(send)
 
     async def _ask(self, call: Call[Answer]) -> Answer:
         answer = await send_async(

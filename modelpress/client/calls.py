@@ -10,6 +10,7 @@ from modelpress.contract.estimate import Estimate
 from modelpress.contract.event import EventKind, EventPage
 from modelpress.contract.job import ArtifactList, Job, JobPage, State
 from modelpress.contract.recipe import Recipe
+from modelpress.contract.upload import Upload, UploadList, UploadRequest
 from modelpress.contract.worker import WorkerList
 
 
@@ -84,6 +85,21 @@ def events(job_id: str, after: int, kind: EventKind | None) -> Call[EventPage]:
     """Ask for a page of what happened to a job."""
     params = {"after": after, "limit": 1000} | ({"kind": kind.value} if kind else {})
     return Call(EventPage, "GET", f"/jobs/{job_id}/events", params=params)
+
+
+def begin_upload(request: UploadRequest) -> Call[Upload]:
+    """Announce a file of text."""
+    return Call(Upload, "POST", "/uploads", json=request.model_dump(mode="json"))
+
+
+def get_upload(upload_id: str) -> Call[Upload]:
+    """Ask how much of a file has arrived."""
+    return Call(Upload, "GET", f"/uploads/{upload_id}")
+
+
+def uploads(after: str | None) -> Call[UploadList]:
+    """Ask for a page of the team's files."""
+    return Call(UploadList, "GET", "/uploads", params={"limit": 100} | ({} if after is None else {"after": after}))
 
 
 def workers() -> Call[WorkerList]:

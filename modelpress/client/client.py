@@ -16,10 +16,12 @@ from modelpress.client import calls
 from modelpress.client.calls import Call, Wanted
 from modelpress.client.download import ByteReport, download_artifact
 from modelpress.client.transport import Answer, connection, parse, refusal, send, unreachable
+from modelpress.client.upload import announcement, send_pieces
 from modelpress.contract.estimate import Estimate
 from modelpress.contract.event import EventKind, JobEvent
 from modelpress.contract.job import Artifact, Job, JobPage, JobSummary
 from modelpress.contract.recipe import Recipe
+from modelpress.contract.upload import Upload, UploadRequest
 from modelpress.contract.worker import Worker
 
 WAIT_SECONDS = 20
@@ -110,9 +112,7 @@ class Client:
 
     def delete(self, job_id: str) -> None:
         """Delete a job that has ended, with its files."""
-        answer = send(lambda: self._http.delete(f"/jobs/{job_id}"), patience_seconds=self.patience_seconds)
-        if not answer.is_success:
-            raise refusal(answer)
+        self._delete(f"/jobs/{job_id}")
 
     def workers(self) -> tuple[Worker, ...]:
         """Return every worker of the service."""
@@ -164,6 +164,36 @@ class Client:
             for artifact in self.artifacts(job_id)
         )
 
+    def upload(self, path: Path, name: str | None = None) -> Upload:
+        """Send a .txt or .jsonl file, and return it complete; a recipe names it as a dataset by its `id`.
+
+        What has arrived of it before is not sent again, be the connection or this program that broke off.
+        """
+        begun = self.begin_upload(announcement(path, name))
+        return send_pieces(self._http, begun, path, self.patience_seconds)
+
+    def begin_upload(self, request: UploadRequest) -> Upload:
+        """Announce a file, and return what has arrived of it."""
+        return self._ask(calls.begin_upload(request))
+
+    def get_upload(self, upload_id: str) -> Upload:
+        """Return an upload as it is now."""
+        return self._ask(calls.get_upload(upload_id))
+
+    def uploads(self) -> Iterator[Upload]:
+        """Yield every upload of the team, newest first."""
+        after: str | None = None
+        while True:
+            page = self._ask(calls.uploads(after))
+            yield from page.uploads
+            after = page.next
+            if after is None:
+                return
+
+    def delete_upload(self, upload_id: str) -> None:
+        """Delete an upload that no unfinished job names."""
+        self._delete(f"/uploads/{upload_id}")
+
     def wait(self, job_id: str, *, poll_seconds: float | None = None) -> Iterator[Job]:
         """Yield the job at each look, up to and including its final state.
 
@@ -194,6 +224,11 @@ class Client:
         except httpx2.HTTPError as error:
             return str(error) or type(error).__name__
         return None if answer.is_success else str(refusal(answer))
+
+    def _delete(self, path: str) -> None:
+        answer = send(lambda: self._http.delete(path), patience_seconds=self.patience_seconds)
+        if not answer.is_success:
+            raise refusal(answer)
 
     def _ask(self, call: Call[Answer]) -> Answer:
         return parse(call.kind, self._send(call))

@@ -71,7 +71,7 @@ class Team(Answer):
     name: str
     queued: Usage = Field(description="jobs that wait")
     running: Usage = Field(description="jobs that are computed at the same time")
-    stored_bytes: Usage = Field(description="bytes of finished files")
+    stored_bytes: Usage = Field(description="bytes of finished files and uploads")
 
 
 class AuditEntry(Answer):

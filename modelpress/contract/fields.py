@@ -14,13 +14,13 @@ HUB_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*(@
 LOCAL_NAME = re.compile(r"local:[^/\n].*")
 TEACHER = "teacher:"
 DATASET = re.compile(
-    r"teacher:|builtin:[A-Za-z0-9_-]+|local:[^/\n].*|"
+    r"teacher:|upload_[0-9a-f]{24}|builtin:[A-Za-z0-9_-]+|local:[^/\n].*|"
     r"hub:[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9_.-]+){1,2}"
 )
 TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.()+-]{0,127}")
 TEXTS = (
-    "datasets to read: 'builtin:NAME', 'local:NAME', 'hub:org/name/config/split', or 'teacher:' for text that the "
-    "original generates, which takes minutes and needs memory for the whole original"
+    "datasets to read: 'builtin:NAME', 'local:NAME', 'hub:org/name/config/split', the id of an upload, or 'teacher:' "
+    "for text that the original generates, which takes minutes and needs memory for the whole original"
 )
 
 
@@ -55,7 +55,9 @@ def check_dataset(reference: str) -> str:
     """Return the reference if it is a valid dataset reference; raise ValueError otherwise."""
     if DATASET.fullmatch(reference):
         return reference
-    raise ValueError("send 'builtin:NAME', 'local:NAME', 'hub:org/name/config/split' or 'teacher:'")
+    raise ValueError(
+        "send 'builtin:NAME', 'local:NAME', 'hub:org/name/config/split', the id of an upload, or 'teacher:'"
+    )
 
 
 def check_evaluation_dataset(reference: str) -> str:

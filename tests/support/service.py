@@ -51,7 +51,8 @@ def tiny_recipe(model: Path, model_root: Path, data_root: Path) -> dict[str, Any
 def delete_jobs(engine: Engine) -> None:
     """Empty the database of what other tests have left."""
     with engine.begin() as connection:
-        connection.execute(text("TRUNCATE jobs, api_keys, audit, workers, deletions, subscriptions CASCADE"))
+        tables = "jobs, api_keys, audit, workers, uploads, deletions, subscriptions"
+        connection.execute(text(f"TRUNCATE {tables} CASCADE"))
         connection.execute(text("DELETE FROM teams WHERE name <> 'default'"))
         connection.execute(
             text("UPDATE teams SET max_queued = NULL, max_running = NULL, max_stored_bytes = NULL, claimed_at = NULL")
