@@ -74,12 +74,13 @@ class Child:
 
 
 class Service:
-    """A running service: its address and its processes."""
+    """A running service: its address, its processes, and the settings that they have."""
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.is_open = False
         self.first_key: str | None = None
+        self.settings: ServerSettings | None = None
         self.children: list[Child] = []
 
     def check(self) -> None:
@@ -138,7 +139,7 @@ def running_service(settings: Settings, *, log_dir: Path | None = None) -> Itera
         listener = stack.enter_context(listen(settings.host, settings.port))
         service = Service(address_of(listener))
         stack.enter_context(interruptible(service))
-        complete = stack.enter_context(servers(settings))
+        service.settings = complete = stack.enter_context(servers(settings))
         migrate(complete.database_url)
         claim(complete)
         service.is_open = settings.database_url is None and is_loopback(listener)

@@ -247,7 +247,7 @@ class Settings(BaseSettings):
 
     @property
     def uploads_dir(self) -> Path:
-        """Pieces of text that teams are uploading."""
+        """Pieces of text that teams are uploading, and a worker's copies of it."""
         return self.data_dir / "uploads"
 
     @property

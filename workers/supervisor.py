@@ -284,7 +284,7 @@ class Supervisor:
             # What nobody was left to remove; results of the attempt lie beside it.
             shutil.rmtree(home_of(work_dir, earlier), ignore_errors=True)
         uploaded = uploads.bring(
-            self.sessions, self.storage, self.settings.sources_dir / "uploads", claim.job_id, claim.recipe
+            self.sessions, self.storage, self.settings.uploads_dir / "copies", claim.job_id, claim.recipe
         )
         assignment = self.assign(claim, self.fetch(claim, lease, home, deadline), uploaded)
         failpoint(Point.FETCHED)

@@ -103,7 +103,7 @@ class Sweeper:
                 self.storage.discard(job_id, attempt)
         for job_id in deleted:
             shutil.rmtree(self.settings.work_dir / job_id, ignore_errors=True)
-            for copy in (self.settings.sources_dir / "uploads").glob(f"{job_id}.*"):
+            for copy in (self.settings.uploads_dir / "copies").glob(f"{job_id}.*"):
                 copy.unlink(missing_ok=True)
         with self.sessions.begin() as session:
             ownership.forget_deleted(session, deleted)

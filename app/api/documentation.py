@@ -74,6 +74,13 @@ HEADERS: dict[str, str] = {
     "Upload-Offset": "how many bytes of the file have arrived",
     "X-Request-Id": "id of the request, under which the service's log has it; a request may bring its own",
 }
+MADE = {
+    "submit_job": ("202", "job_id"),
+    "retry_job": ("202", "job_id"),
+    "begin_upload": ("201", "upload_id"),
+    "create_key": ("201", "key_id"),
+}
+"""What makes something: the status of the answer, and the parameter of other calls that takes its id."""
 POSTED = ("Location", "Retry-After")
 
 
@@ -136,6 +143,7 @@ def install(app: FastAPI) -> None:
                     complete(operation["responses"])
                     if "401" in operation["responses"]:
                         tell_limits(operation["responses"])
+            link(document["paths"])
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # as FastAPI documents it
@@ -146,6 +154,22 @@ def tell_limits(responses: dict[str, dict[str, Any]]) -> None:
     for code, response in responses.items():
         if code != "401":
             response.setdefault("headers", {}).update(headers("RateLimit", "RateLimit-Policy"))
+
+
+def link(paths: dict[str, dict[str, Any]]) -> None:
+    """Tell of each answer with something new what can be done with its id."""
+    for operation in (operation for operations in paths.values() for operation in operations.values()):
+        if operation["operationId"] in MADE:
+            code, parameter = MADE[operation["operationId"]]
+            operation["responses"][code]["links"] = {
+                other["operationId"]: {
+                    "operationId": other["operationId"],
+                    "parameters": {parameter: "$response.body#/id"},
+                }
+                for path, others in paths.items()
+                for other in others.values()
+                if f"{{{parameter}}}" in path
+            }
 
 
 def complete(responses: dict[str, dict[str, Any]]) -> None:

@@ -2,13 +2,23 @@
 
 from typing import Annotated
 
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
 
 from app.jobs.listing import JobFilter
 from modelpress.contract.job import State
 
 Plain = Annotated[str, Field(max_length=512, pattern=r"^[^\x00]*$")]
 Pair = Annotated[str, Field(max_length=577, pattern=r"^[^=\x00]{1,64}=[^\x00]*$", examples=["team=search"])]
+
+
+def check_moment(text: object) -> object:
+    """Return the text of a time. Raises ValueError for a number, of which nobody knows whether it counts seconds."""
+    if isinstance(text, str) and "T" not in text.upper():
+        raise ValueError("send a date and time with its offset from UTC, such as 2026-11-21T09:30:00Z")
+    return text
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(check_moment)]
 
 
 class JobQuery(BaseModel):
@@ -22,8 +32,8 @@ class JobQuery(BaseModel):
     metadata: list[Pair] = Field(
         [], max_length=4, description="only jobs with this pair of metadata; repeat it for several"
     )
-    created_after: AwareDatetime | None = Field(None, description="only jobs posted at this time or later")
-    created_before: AwareDatetime | None = Field(None, description="only jobs posted before this time")
+    created_after: Moment | None = Field(None, description="only jobs posted at this time or later")
+    created_before: Moment | None = Field(None, description="only jobs posted before this time")
 
     @property
     def filter(self) -> JobFilter:

@@ -39,11 +39,11 @@ from app.errors import (
     StorageUnavailable,
     TooManyRequests,
     Unauthenticated,
-    WebhookNotFound,
     UploadBusy,
     UploadInUse,
     UploadNotFound,
     UploadTooLarge,
+    WebhookNotFound,
     WorkerNotFound,
     WrongOffset,
 )
@@ -246,7 +246,15 @@ def answer_unexpected_error(request: Request, request_id: str) -> Response:
 
 
 def allowed_methods(request: Request) -> Iterator[str]:
-    """Starlette names the methods of the first route at this address only, where several may share it."""
+    """Yield the methods that an address knows. Starlette names those of the first route, where several may share it.
+
+    An address that the document has as it stands, such as /jobs/estimate, is not one of those with a parameter.
+    """
+    documented = request.app.openapi()["paths"].get(path_below(request.scope))
+    if documented is not None:
+        known = {method.upper() for method in documented}
+        yield from sorted(known | ({"HEAD"} if "GET" in known else set()))
+        return
     for method in METHODS:
         if is_served(request.scope, method):
             yield method

@@ -10,6 +10,7 @@ from bench.kinds.bits import Bits
 from bench.kinds.jobs import Jobs
 from bench.kinds.memory import Memory
 from bench.kinds.quality import Quality
+from bench.kinds.requests import Requests
 from bench.kinds.searches import Searches
 from bench.kinds.speed import SpeedRace
 from bench.kinds.structures import Structures
@@ -20,6 +21,7 @@ KINDS: Mapping[str, type[Experiment[Any, Any]]] = MappingProxyType(
     {
         "quality": Quality,
         "jobs": Jobs,
+        "requests": Requests,
         "speed": SpeedRace,
         "training_speed": TrainingSpeed,
         "memory": Memory,

@@ -2,8 +2,9 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from modelpress.contract.job import Answer
 
@@ -23,13 +24,22 @@ class Scope(StrEnum):
     """Drain workers, which all teams share."""
 
 
+def check_scopes(scopes: object) -> object:
+    """Return the scopes; raise ValueError if one is listed twice."""
+    if isinstance(scopes, list) and len({str(scope) for scope in scopes}) < len(scopes):
+        raise ValueError("name each scope once")
+    return scopes
+
+
 class KeyRequest(BaseModel):
     """The body of `POST /keys`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f]*$", description="what the key is for")
-    scopes: frozenset[Scope] = Field(frozenset({Scope.READ, Scope.SUBMIT}), min_length=1)
+    scopes: Annotated[frozenset[Scope], BeforeValidator(check_scopes)] = Field(
+        frozenset({Scope.READ, Scope.SUBMIT}), min_length=1
+    )
     days: int | None = Field(None, ge=1, le=3650, description="days after which it expires; null: never")
 
 

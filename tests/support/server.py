@@ -13,10 +13,10 @@ from tests.support.waiting import wait_for
 
 
 @contextmanager
-def serving(settings: ServerSettings) -> Iterator[str]:
+def serving(settings: ServerSettings, *, is_open: bool = True) -> Iterator[str]:
     """Yield the address of an API with these settings."""
     with listen("127.0.0.1", 0) as listener:
-        server = make_server(create_app(settings, is_open=True))
+        server = make_server(create_app(settings, is_open=is_open))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -38,7 +38,7 @@ TQCOMPRESSOR_RATIOS = {False: 1.09, True: 1.265}
 """How many times smaller `tqcompressor` makes the tiny GPT-2, without and with a tied head."""
 
 
-def write_tiny_model(directory: Path, blocks: int = 3, hidden_size: int = 32) -> Path:
+def write_tiny_model(directory: Path, blocks: int = 3, hidden_size: int = 32, positions: int = 256) -> Path:
     """Write a Llama, its weights in float32, with its tokenizer; return the directory."""
     sizes = {
         "hidden_size": hidden_size,
@@ -46,7 +46,7 @@ def write_tiny_model(directory: Path, blocks: int = 3, hidden_size: int = 32) ->
         "num_hidden_layers": blocks,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
+        "max_position_embeddings": positions,
     }
     return _write("llama", sizes, directory)
 

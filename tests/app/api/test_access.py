@@ -217,3 +217,8 @@ def test_the_document_of_the_api_names_the_key(house: House) -> None:
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     assert document["paths"]["/jobs"]["post"]["security"] == [{"key": []}]
     assert "security" not in document["paths"]["/livez"]["get"]
+
+
+def test_a_scope_is_named_once(house: House) -> None:
+    refused = house.client.post("/keys", json={"name": "x", "scopes": ["read", "read"]}, headers=house.key("search"))
+    assert refused.json()["errors"] == [{"field": "scopes", "message": "name each scope once"}]

@@ -44,6 +44,11 @@ def test_operations_have_readable_names(operations: dict[str, dict[str, Any]]) -
         "read_metrics",
         "check_liveness",
         "check_readiness",
+        "begin_upload",
+        "append_to_upload",
+        "list_uploads",
+        "get_upload",
+        "delete_upload",
         "create_key",
         "list_keys",
         "revoke_key",
@@ -105,3 +110,20 @@ def test_headers_of_requests_and_answers_are_documented(operations: dict[str, di
     assert {"ETag", "Repr-Digest", "X-Request-Id"} <= download["responses"]["200"]["headers"].keys()
     assert {"Location", "Retry-After"} <= operations["submit_job"]["responses"]["202"]["headers"].keys()
     assert list(operations["download_checkpoint"]["responses"]["200"]["content"]) == ["application/x-tar"]
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "linked"),
+    [
+        ("/jobs", "202", {"get_job", "cancel_job", "delete_job", "list_artifacts", "list_events"}),
+        ("/uploads", "201", {"get_upload", "append_to_upload", "delete_upload"}),
+        ("/keys", "201", {"revoke_key"}),
+    ],
+)
+def test_what_is_made_is_linked_to_what_can_be_done_with_it(
+    client: TestClient, path: str, code: str, linked: set[str]
+) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    links = paths[path]["post"]["responses"][code]["links"]
+    assert linked <= links.keys()
+    assert all("$response.body#/id" in link["parameters"].values() for link in links.values())

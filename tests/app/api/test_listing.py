@@ -61,7 +61,16 @@ def test_pages_of_a_filter_show_every_job_once(client: TestClient, tiny: dict[st
 
 
 @pytest.mark.parametrize(
-    "query", ["metadata=team", "metadata==x", "created_after=yesterday", "model=%00", "method=%00"]
+    "query",
+    [
+        "metadata=team",
+        "metadata==x",
+        "created_after=yesterday",
+        "created_after=0.5",
+        "created_before=2026-01-01",
+        "model=%00",
+        "method=%00",
+    ],
 )
 def test_a_filter_that_cannot_be_meant_is_refused(client: TestClient, query: str) -> None:
     response = client.get(f"/jobs?{query}")

@@ -228,3 +228,8 @@ def test_every_page_explains_its_problem(client: TestClient, code: str) -> None:
     failure = next((known.kind for known in FailureCode if known == code), None)
     assert kind.explanation or failure
     assert client.get(f"/problems/{code}").text.count("<p>") >= 2
+
+
+def test_an_address_that_looks_like_an_id_knows_its_own_methods_alone(client: TestClient) -> None:
+    assert client.options("/jobs/estimate").headers["Allow"] == "POST"
+    assert client.put("/jobs").headers["Allow"] == "GET, HEAD, POST"
