@@ -35,7 +35,7 @@ def worker(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         process = subprocess.Popen(
             [*RECORDED, "worker"],
             cwd=ROOT,
-            env=environment(settings),
+            env=environment(settings) | {"PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
