@@ -11,7 +11,7 @@ from app import serve
 from app.settings import ServerSettings
 from modelpress.client import Client
 from tests.support.hub import running_hub
-from tests.support.processes import RECORDED
+from tests.support.processes import serve_recorded
 from tests.support.strangers import finish
 
 
@@ -23,7 +23,7 @@ def test_a_private_model_of_the_hub_is_compressed_at_its_commit_and_the_token_is
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(serve, "PROGRAM", RECORDED)
+    serve_recorded(monkeypatch)
     with running_hub() as hub:
         files = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
         repository = hub.add("team/tiny", files)

@@ -15,7 +15,7 @@ from modelpress.client import Client
 from modelpress.contract.job import State
 from modelpress.contract.recipe import Recipe
 from modelpress.spec.methods import METHODS, PlanningMethod
-from tests.support.processes import RECORDED
+from tests.support.processes import serve_recorded
 from tests.support.service import delete_jobs, service_settings, tiny_recipe
 from tests.support.strangers import Stranger, finish, stranger
 from tests.support.text_models import TQCOMPRESSOR_RATIOS, amplify_blocks, write_tiny_gpt2, write_tiny_mixture
@@ -36,7 +36,7 @@ def client(settings: ServerSettings, migrated: Engine, directory: Path) -> Itera
     """A client of one service for all tests, whose worker computes with the recorded meter."""
     delete_jobs(migrated)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serve, "PROGRAM", RECORDED)
+        serve_recorded(patch)
         with (
             serve.running_service(settings.model_copy(update={"port": 0}), log_dir=directory) as service,
             Client(service.address, api_key=service.first_key) as client,

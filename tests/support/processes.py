@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from app import serve
 from app.jobs.service import JobService
 from app.jobs.states import ENDED
-from app.serve import environment
 from app.settings import Settings
 from modelpress.contract.job import Job
 from tests.support.waiting import PATIENCE_SECONDS, wait_for
@@ -18,6 +20,12 @@ from tests.support.waiting import PATIENCE_SECONDS, wait_for
 ROOT = Path(__file__).parents[2]
 RECORDED = (sys.executable, "-m", "tests.support.recorded_cli")
 """The command `modelpress`, whose worker computes with the recorded meter."""
+
+
+def serve_recorded(patch: pytest.MonkeyPatch) -> None:
+    """Let `app.serve` start the command with the recorded meter, which is found beside the service."""
+    patch.setattr(serve, "PROGRAM", RECORDED)
+    patch.setenv("PYTHONPATH", str(ROOT))
 
 
 def wait_until_ended(service: JobService, job_id: str) -> Job:
@@ -35,7 +43,7 @@ def worker(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         process = subprocess.Popen(
             [*RECORDED, "worker"],
             cwd=ROOT,
-            env=environment(settings) | {"PYTHONPATH": str(ROOT)},
+            env=serve.environment(settings) | {"PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
