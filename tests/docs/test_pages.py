@@ -51,7 +51,7 @@ def test_code_cites_decisions_that_exist():
 
 def test_the_first_screen_of_the_readme_ends_with_what_it_costs():
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    assert lines.index("<!-- costs:end -->") < 60
+    assert lines.index("<!-- bits:end -->") < 60
 
 
 @pytest.mark.parametrize("page", PROMISES, ids=lambda page: page.name)
