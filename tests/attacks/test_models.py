@@ -12,8 +12,8 @@ import pytest
 from app.errors import Refused
 from app.settings import SourceSettings
 from app.sources.models import ModelSources
-from tests.attacks import companions, configs, headers, paths
-from tests.attacks.attack import Attack
+from tests.support.attacks import companions, configs, headers, paths
+from tests.support.attacks.attack import Attack
 
 KINDS = {"paths": paths, "headers": headers, "configs": configs, "companions": companions}
 ATTACKS = {f"{kind}: {name}": attack for kind, module in KINDS.items() for name, attack in module.ATTACKS.items()}

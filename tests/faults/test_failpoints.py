@@ -18,7 +18,7 @@ from app.settings import ServerSettings
 from app.storage.registry import open_storage
 from modelpress.contract.job import State
 from modelpress.contract.recipe import Recipe
-from tests.faults.conftest import WEIGHTS, Put
+from tests.support.children import WEIGHTS, Put
 from tests.support.doorbell import SilentDoorbell
 from tests.support.processes import ROOT, processes_of
 from tests.support.waiting import PATIENCE_SECONDS, wait_for

@@ -25,8 +25,8 @@ from app.storage.registry import open_storage
 from modelpress.contract.event import EventKind
 from modelpress.contract.job import AttemptOutcome, State
 from modelpress.contract.recipe import Recipe
-from tests.faults.conftest import CRASHES, FINISHES, HANGS, Put, enters
 from tests.support.api import api
+from tests.support.children import CRASHES, FINISHES, HANGS, Put, enters
 from tests.support.doorbell import SilentDoorbell
 from tests.support.processes import processes_of
 from tests.support.results import COMPARISON, FILES

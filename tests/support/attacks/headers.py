@@ -3,7 +3,7 @@
 import struct
 from typing import Any
 
-from tests.attacks.attack import Attack, files
+from tests.support.attacks.attack import Attack, files
 from tests.support.checkpoints import SHAPES, json_bytes, safetensors_bytes
 
 REFUSED = ("invalid_model",)

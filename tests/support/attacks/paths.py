@@ -1,6 +1,6 @@
 """Links, pipes and names that lead out of a model's directory."""
 
-from tests.attacks.attack import Attack, files, linked, piped
+from tests.support.attacks.attack import Attack, files, linked, piped
 from tests.support.checkpoints import SHAPES, json_bytes
 
 OUT = "../../outside/secret"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.attacks.attack import Attack, files
+from tests.support.attacks.attack import Attack, files
 from tests.support.checkpoints import TOKENIZER, json_bytes
 
 REFUSED = ("invalid_model", "no_tokenizer")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.attacks.attack import Attack, files
+from tests.support.attacks.attack import Attack, files
 from tests.support.checkpoints import CONFIG, json_bytes
 
 HUGE = 10**12
