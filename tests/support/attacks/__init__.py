@@ -1,1 +1,1 @@
-"""Hostile models, made by code: a module for each kind of attack, and a line for it in `tests/attacks/test_models.py`."""
+"""Hostile models, made by code: a module for each kind of attack, with a line in `tests/attacks/test_models.py`."""
