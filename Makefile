@@ -88,5 +88,5 @@ lock:
 ## clean: remove .venv, caches and what the demo has left; .modelpress, where `make serve` keeps jobs, stays
 .PHONY: clean
 clean:
-	@rm -rf .venv .demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf .venv .demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
