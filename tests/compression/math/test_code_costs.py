@@ -10,7 +10,7 @@ from modelpress.spec.sizes import matrices
 from modelpress.spec.steps import Quantise
 from tests.support.compression import calibration, open_initialised, sensitivities_of
 from workers.compression.math import code_costs
-from workers.compression.math.code_costs import Costs
+from workers.compression.math.code_costs import Costs, nearest
 from workers.compression.math.fitting import Moments, matrix_of
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
@@ -74,3 +74,10 @@ def test_each_weight_goes_to_a_level_near_it(name: str) -> None:
     weight = torch.randn(4, 512, generator=torch.Generator().manual_seed(3))
     rounded = code_costs.nearest(CODES[name], weight, torch.rand(512))
     assert float((rounded - weight).norm() / weight.norm()) < 2.0 ** (1.5 - CODES[name].bits)
+
+
+def test_the_smallest_weights_are_judged_by_powers_of_two_as_others_are() -> None:
+    weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    code, energies = CODES["mxfp4"], torch.ones(64)
+    small = nearest(code, weight * 2.0**-20, energies)
+    torch.testing.assert_close(small * 2.0**20, nearest(code, weight, energies))

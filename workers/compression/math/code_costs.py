@@ -20,7 +20,14 @@ from torch import Tensor
 from modelpress.spec.codes import Code
 from modelpress.spec.inventory import Site
 from workers.compression.math.fitting import damped, matrix_of
-from workers.compression.math.scales import Levels, in_steps, search_group_unit, search_scale, search_unit
+from workers.compression.math.scales import (
+    Levels,
+    dtype_of_units,
+    in_steps,
+    search_group_unit,
+    search_scale,
+    search_unit,
+)
 from workers.compression.math.sensitivity import Sensitivity
 from workers.compression.models.edited import EditedModel
 from workers.compression.steps.influence import evenly_spread
@@ -122,7 +129,7 @@ def nearest(code: Code, weight: Tensor, energies: Tensor) -> Tensor:
     levels, group = Levels(code, weight.device), code.group or columns
     groups, h = weight.view(rows, -1, group), energies.view(-1, group)
     if code.scales is None:
-        steps = search_group_unit(levels, groups, h, torch.float16)
+        steps = search_group_unit(levels, groups, h, dtype_of_units(code, torch.float16))
     else:
         blocks = groups.reshape(-1, code.groups, group)
         h = h.view(1, -1, code.groups, group).expand(rows, -1, -1, -1).reshape(blocks.shape)

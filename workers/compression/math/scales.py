@@ -92,6 +92,11 @@ def search(levels: Levels, weights: Tensor, h: Tensor, *, signed: bool) -> Tenso
     return best
 
 
+def dtype_of_units(code: Code, plain: torch.dtype) -> torch.dtype:
+    """Return the dtype in which units are held: `plain`, or the one of more exponents for powers of two."""
+    return torch.bfloat16 if code.powers else plain
+
+
 def stored(code: Code, units: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the units in the precision in which they are stored; too large ones become the largest.
 

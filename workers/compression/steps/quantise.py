@@ -21,6 +21,7 @@ from modelpress.spec.steps import Quantise
 from workers.compression.encoded import Encoded
 from workers.compression.math.fitting import damped, matrix_of
 from workers.compression.math.rounding import relative_error, rounded
+from workers.compression.math.scales import dtype_of_units
 from workers.compression.parts import CompressedPart
 from workers.compression.steps.two_streams import StoredStates, TwoStreams, embedded
 from workers.compression.steps.work import Work
@@ -120,14 +121,10 @@ def _rounded(step: Quantise, work: Work, weights: Mapping[str, Tensor], second: 
 
 
 def _dtype_of_units(step: Quantise, work: Work, site: str) -> torch.dtype:
-    """Return the dtype in which the step's format stores units: the original's where it is one of 16 bits.
-
-    Powers of two have the dtype of more exponents.
-    """
-    if CODES[step.codes[site]].powers:
-        return torch.bfloat16
-    if step.format == "gguf":
-        return torch.float16
+    """Return the dtype in which the step's format stores units: the original's where it is one of 16 bits."""
+    code = CODES[step.codes[site]]
+    if code.powers or step.format == "gguf":
+        return dtype_of_units(code, torch.float16)
     original = work.original.overlay.original
     stored = original.names.get(f"{site}.weight") or original.names[f"{work.original.inventory.embedding.name}.weight"]
     return torch.bfloat16 if original.tensors[stored].dtype == "BF16" else torch.float16
