@@ -30,7 +30,7 @@ from modelpress.contract.method import MethodChoice
 from modelpress.contract.options import Mixed, Options
 from modelpress.spec.formats import FORMATS, MAIN
 from modelpress.spec.methods.auto import AutoOptions
-from modelpress.spec.precision import Precision
+from modelpress.spec.precision import PLAIN_BITS, Precision
 
 
 class Calibration(Mixed):
@@ -143,8 +143,8 @@ class Recipe(Options):
     )
     embedding_precision: Precision = Field(
         "auto",
-        description="the most bits that embedding and output head may keep; 'auto': as `precision`. 16 leaves them "
-        "unrounded, as vLLM needs it",
+        description="the most bits that embedding and output head may keep where weights are rounded; 'auto': as "
+        "`precision`. 16 leaves them unrounded, as vLLM needs it",
     )
     method: MethodChoice = Field(
         default_factory=AutoOptions,
@@ -182,6 +182,14 @@ class Recipe(Options):
     def read_precision(cls, precision: Any) -> Any:
         """Return a number of bits that was sent as text as a number."""
         return int(precision) if isinstance(precision, str) and precision.isdecimal() else precision
+
+    @field_validator("embedding_precision")
+    @classmethod
+    def check_embedding_precision(cls, embedding: Precision, info: ValidationInfo) -> Precision:
+        """Raise ValueError for few bits of the embedding where nothing is rounded."""
+        if info.data.get("precision") == PLAIN_BITS and embedding not in ("auto", PLAIN_BITS):
+            raise ValueError("precision 16 rounds nothing; leave embedding_precision out, or send a lower precision")
+        return embedding
 
     @field_validator("target_ratio")
     @classmethod

@@ -92,6 +92,7 @@ def test_the_plan_the_engine_and_the_plots_name_the_same_criteria_for_a_removal(
         ({"formats": ["dense"]}, "'safetensors' is always written, so add it to the list"),
         ({"formats": []}, "at least 1"),
         ({"unknown": 1}, "not permitted"),
+        ({"precision": 16, "embedding_precision": 8}, "leave embedding_precision out"),
     ],
 )
 def test_a_wrong_field_is_refused_with_the_way_out(changes: dict[str, Any], way_out: str) -> None:
