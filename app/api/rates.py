@@ -18,7 +18,7 @@ WINDOW_SECONDS = 60
 
 @dataclass(frozen=True)
 class Allowance:
-    """What a team has left of its requests, and whether this one was within it."""
+    """The requests that a team may still make, and whether the present one was allowed."""
 
     limit: int
     left: int

@@ -32,7 +32,7 @@ from modelpress.spec.files import file_sha256
 
 
 class Part:
-    """What has arrived of a file, open for more. Nobody else appends to it meanwhile."""
+    """An unfinished upload, open for appending. It is locked, so nobody else appends to it meanwhile."""
 
     def __init__(self, file: FileIO, wanted: int) -> None:
         self.file = file

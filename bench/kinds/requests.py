@@ -39,7 +39,7 @@ READ_BYTES = 1 << 18
 
 
 class Load(Case):
-    """What is asked for, and by how many at a time."""
+    """One kind of request, and the number of connections that send it at the same time."""
 
     asked: Literal["get", "post", "download", "wait"]
     connections: int = Field(1, ge=1)

@@ -31,7 +31,10 @@ LAST_OF_ERROR = 300
 
 
 class Served(Row):
-    """What vLLM did with the package of one case. Differences are means of |log-probability| of the text's tokens."""
+    """The answer of vLLM to the package of one case.
+
+    Differences are means of the absolute difference of the log-probabilities of the text's tokens.
+    """
 
     version: str | None = None
     error: str | None = Field(None, description="the end of what vLLM said where it did not serve the package")

@@ -12,7 +12,7 @@ UPLOAD = re.compile(r"upload_[0-9a-f]{24}")
 
 
 class TextFormat(StrEnum):
-    """What a file of text can be."""
+    """The formats in which a file of text can be uploaded."""
 
     TXT = "txt"
     """One document."""

@@ -15,7 +15,7 @@ HOST = re.compile(r"[A-Za-z0-9.-]+|[0-9A-Fa-f:.]+")
 
 
 class EventName(StrEnum):
-    """What a webhook is told of."""
+    """The events that a webhook can subscribe to."""
 
     QUEUED = "job.queued"
     """A job was posted, or waits again after an attempt was lost."""

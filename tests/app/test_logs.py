@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 @pytest.fixture
 def written() -> Iterator[StringIO]:
-    """What is logged meanwhile, as a process of the service writes it."""
+    """Collects all that is logged during a test, in the format of the service's processes."""
     stream = StringIO()
     handler = json_handler(stream)
     log.addHandler(handler)

@@ -18,7 +18,7 @@ class Received:
 
 @dataclass
 class Receiver:
-    """What the receiver answers, and what it was sent."""
+    """A receiver of webhooks: the answer that it gives, and the requests that it was sent."""
 
     status: int = 204
     location: str | None = None

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from modelpress.spec.codes import CODES
+from modelpress.spec.codes import CODES, Code
 from modelpress.spec.inventory import Site
 from tests.support.models import token_ids
 from tests.support.students import opened, without_first_block
@@ -34,7 +34,7 @@ def rounded_part(model: StreamedModel, code: str = "int4_g32") -> CompressedPart
     return CompressedPart("rounded", tensors=tensors, encodings=encodings)
 
 
-def in_code(model: StreamedModel, site: Site, code: object) -> Encoded:
+def in_code(model: StreamedModel, site: Site, code: Code) -> Encoded:
     weight = model.read([f"{site.name}.weight"])[f"{site.name}.weight"].float()
     weight = weight.T if site.layout == "conv1d" else weight
     return rounded(code, weight, torch.eye(weight.shape[1]))
@@ -87,7 +87,7 @@ def test_remaining_blocks_are_tuned_under_their_own_names(tmp_path: Path) -> Non
 @pytest.mark.parametrize("code", ["q8_0", "iq4_nl", "q3_k", "int8"])
 def test_the_gradient_of_units_is_that_of_the_weights(code: str) -> None:
     torch.manual_seed(0)
-    encoded = replace(rounded(CODES[code], torch.randn(4, 256), torch.eye(256)))
+    encoded = rounded(CODES[code], torch.randn(4, 256), torch.eye(256))
     encoded = replace(encoded, units=encoded.units.float())
     relative = torch.ones_like(encoded.units, requires_grad=True)
     weight, direction = RelativeUnits(encoded, transposed=False)(relative), torch.randn(4, 256)
