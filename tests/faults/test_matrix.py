@@ -21,7 +21,6 @@ from app.jobs.service import JobService
 from app.jobs.store import Claim
 from app.settings import ServerSettings
 from app.storage import directory
-from app.storage.registry import open_storage
 from modelpress.contract.event import EventKind
 from modelpress.contract.job import AttemptOutcome, State
 from modelpress.contract.recipe import Recipe
@@ -30,6 +29,7 @@ from tests.support.children import CRASHES, FINISHES, HANGS, Put, enters
 from tests.support.doorbell import SilentDoorbell
 from tests.support.processes import processes_of
 from tests.support.results import COMPARISON, FILES
+from tests.support.supervising import supervisor_of
 from tests.support.unreliable import Unreliable
 from tests.support.waiting import wait_for
 from workers.lease import Lease
@@ -41,7 +41,7 @@ ROUNDS = 20
 
 @pytest.fixture
 def supervisor(quick: ServerSettings, sessions: Sessions) -> Supervisor:
-    return Supervisor(quick, sessions, open_storage(quick.artifacts_url), "worker", threading.Event())
+    return supervisor_of(quick, sessions)
 
 
 @pytest.fixture

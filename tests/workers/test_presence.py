@@ -11,12 +11,11 @@ from app.jobs import roster
 from app.jobs.roster import Introduction
 from app.jobs.service import JobService
 from app.settings import ServerSettings
-from app.storage.registry import open_storage
 from modelpress.contract.job import State
 from modelpress.contract.recipe import Recipe
+from tests.support.supervising import supervisor_of
 from workers import labels
 from workers.presence import Presence
-from workers.supervisor import Supervisor
 
 WORKER = Introduction("host:1", "0.1", "cpu", ("cpu",))
 
@@ -50,7 +49,7 @@ def test_a_draining_worker_claims_nothing(
     service: JobService, settings: ServerSettings, sessions: Sessions, tiny: dict[str, Any]
 ) -> None:
     job = service.submit(Recipe.model_validate(tiny))
-    supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
+    supervisor = supervisor_of(settings, sessions)
     supervisor.draining.set()
 
     assert supervisor.run() is None
@@ -102,7 +101,7 @@ def test_a_retry_goes_on_with_the_work_of_the_job_that_it_repeats(
     service.cancel(job.id)
     retried = service.retry(job.id)
     (settings.work_dir / job.id / "1").mkdir(parents=True)
-    supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
+    supervisor = supervisor_of(settings, sessions)
     claim = supervisor.claim()
     assert claim is not None
     supervisor.take_over(claim)

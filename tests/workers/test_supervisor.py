@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,12 @@ from modelpress.contract.job import AttemptOutcome, State
 from modelpress.contract.recipe import Recipe
 from tests.support.cages import has_landlock
 from tests.support.results import COMPARISON
+from tests.support.supervising import supervisor_of
 from tests.support.unreliable import Unreliable
 from tests.support.waiting import PATIENCE_SECONDS
 from workers import child, container
 from workers.messages import DoneReport, ErrorReport
-from workers.supervisor import Published, Supervisor
+from workers.supervisor import Published
 
 FETCHED = "print(json.dumps({'event': 'done', 'model_path': '/model', 'texts': {}, 'text_revisions': {}}))"
 DONE = DoneReport(package=Path("/package"), achieved_ratio=1.3, metrics=COMPARISON)
@@ -102,7 +102,7 @@ def test_a_child_that_ends_badly_fails_the_last_attempt_with_a_code(
     job_id = service.submit(Recipe.model_validate(tiny)).id
     children(name)
     storage = open_storage(settings.artifacts_url)
-    Supervisor(settings, sessions, storage, "worker", threading.Event()).run()
+    supervisor_of(settings, sessions, storage).run()
     job = service.get(job_id)
     assert job.state is State.FAILED
     assert job.error is not None
@@ -116,7 +116,7 @@ def test_a_child_is_told_where_the_tasks_of_the_operator_lie(
     job_id = service.submit(Recipe.model_validate(tiny)).id
     children("tells_where_tasks_lie")
     storage = open_storage(settings.artifacts_url)
-    Supervisor(settings, sessions, storage, "worker", threading.Event()).run()
+    supervisor_of(settings, sessions, storage).run()
     job = service.get(job_id)
     assert job.error is not None
     assert job.error.message == str(tmp_path / "tasks")
@@ -131,7 +131,7 @@ def test_no_child_reads_what_is_the_services_own(
     children("reads_a_secret", fetching)
     settings.data_dir.mkdir()
     (settings.data_dir / "secret").write_text("a password")
-    Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event()).run()
+    supervisor_of(settings, sessions).run()
     error = service.get(job_id).error
     assert error is not None
     assert "Permission denied" in error.message
@@ -143,7 +143,7 @@ def test_a_passing_fault_puts_the_job_back_while_attempts_are_left(
     job_id = service.submit(Recipe.model_validate(tiny)).id
     children("is_killed")
     storage = open_storage(settings.artifacts_url)
-    Supervisor(settings, sessions, storage, "worker", threading.Event()).run()
+    supervisor_of(settings, sessions, storage).run()
     assert service.get(job_id).state is State.QUEUED
 
 
@@ -153,7 +153,7 @@ def test_a_new_attempt_removes_the_scratch_of_the_earlier_ones_and_not_their_res
     settings = settings.model_copy(update={"retry_delay_seconds": 0.0})
     job_id = service.submit(Recipe.model_validate(tiny)).id
     children("is_killed")
-    supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
+    supervisor = supervisor_of(settings, sessions)
     supervisor.run()
     attempt = settings.work_dir / job_id / "1"
     for name in ("home", "inspect"):
@@ -186,7 +186,7 @@ def test_a_result_is_kept_once_although_the_database_fails_while_it_is_written(
     storage = open_storage(settings.artifacts_url)
     claim, published = published_result(sessions, storage, job_id, tmp_path)
     unreliable: Any = Unreliable(sessions, committed=committed)
-    supervisor = Supervisor(settings, unreliable, storage, "worker", threading.Event())
+    supervisor = supervisor_of(settings, unreliable, storage)
     assert supervisor.conclude_for_certain(claim, published) == AttemptOutcome.SUCCEEDED
     assert service.get(job_id).state is State.SUCCEEDED
     assert [each.file.name for each in service.artifacts(job_id)] == ["config.json"]
@@ -201,7 +201,7 @@ def test_a_result_that_misses_the_gate_fails_the_job_and_is_kept(
     storage = open_storage(settings.artifacts_url)
     claim, published = published_result(sessions, storage, job_id, tmp_path, missed="twice the perplexity")
     unreliable: Any = Unreliable(sessions, committed=committed)
-    supervisor = Supervisor(settings, unreliable, storage, "worker", threading.Event())
+    supervisor = supervisor_of(settings, unreliable, storage)
     assert supervisor.conclude_for_certain(claim, published) == AttemptOutcome.FAILED
     job = service.get(job_id)
     assert (job.state, job.metrics, job.achieved_ratio) == (State.FAILED, COMPARISON, 1.3)
@@ -233,7 +233,7 @@ def test_a_disk_that_is_full_when_the_result_is_stored_is_reported_as_one(
     children("finishes")
     storage = open_storage(settings.artifacts_url)
     monkeypatch.setattr(storage, "publish", full)
-    Supervisor(settings, sessions, storage, "worker", threading.Event()).run()
+    supervisor_of(settings, sessions, storage).run()
     job = service.get(job_id)
     assert job.error is not None
     assert (job.error.code, job.error.retryable) == ("disk_full", True)
@@ -242,7 +242,7 @@ def test_a_disk_that_is_full_when_the_result_is_stored_is_reported_as_one(
 def test_an_outage_that_costs_the_lease_costs_no_attempt(
     service: JobService, settings: Settings, sessions: Sessions, tiny: dict[str, Any]
 ) -> None:
-    supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
+    supervisor = supervisor_of(settings, sessions)
     job_id = service.submit(Recipe.model_validate(tiny)).id
     for _ in range(2 * settings.max_attempts):
         claim = supervisor.claim()
@@ -258,7 +258,7 @@ def test_an_outage_that_costs_the_lease_costs_no_attempt(
 def test_an_attempt_is_given_back_once(
     service: JobService, settings: Settings, sessions: Sessions, tiny: dict[str, Any]
 ) -> None:
-    supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
+    supervisor = supervisor_of(settings, sessions)
     service.submit(Recipe.model_validate(tiny))
     claim = supervisor.claim()
     assert claim is not None
@@ -276,7 +276,7 @@ def test_a_claim_whose_answer_was_lost_is_handed_back(
 ) -> None:
     job_id = service.submit(Recipe.model_validate(tiny)).id
     unreliable: Any = Unreliable(sessions, committed=True)
-    supervisor = Supervisor(settings, unreliable, open_storage(settings.artifacts_url), "worker", threading.Event())
+    supervisor = supervisor_of(settings, unreliable)
     with pytest.raises(OperationalError):
         supervisor.run()
     assert service.get(job_id).state is State.QUEUED
@@ -291,7 +291,7 @@ def test_a_job_waits_for_a_full_disk_without_being_charged_and_says_so(
     service.settings = settings
     job_id = service.submit(Recipe.model_validate(tiny)).id
     children("finds_the_disk_full")
-    supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
+    supervisor = supervisor_of(settings, sessions)
     for _ in range(3):
         supervisor.run()
     job = service.get(job_id)
@@ -310,7 +310,7 @@ def test_a_job_is_not_begun_that_does_not_fit_on_the_disk(
     settings = settings.model_copy(update={"reserved_disk_bytes": 2**60})
     job_id = service.submit(Recipe.model_validate(tiny)).id
     children("hangs")
-    Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event()).run()
+    supervisor_of(settings, sessions).run()
     job = service.get(job_id)
     assert job.state is State.QUEUED
     assert job.detail is not None
@@ -325,7 +325,7 @@ def test_a_job_that_ran_out_of_memory_is_tried_once_more_with_less(
     service.settings = settings
     job_id = service.submit(Recipe.model_validate(tiny)).id
     children("needs_memory")
-    supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
+    supervisor = supervisor_of(settings, sessions)
     supervisor.run()
     assert service.get(job_id).state is State.QUEUED
     supervisor.run()
@@ -347,7 +347,7 @@ def test_a_child_that_the_system_kills_for_want_of_memory_is_out_of_memory(
     monkeypatch.setattr(container, "oom_kills", lambda: next(kills))
     job_id = service.submit(Recipe.model_validate(tiny)).id
     children("is_killed")
-    supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
+    supervisor = supervisor_of(settings, sessions)
     supervisor.run()
     supervisor.run()
     job = service.get(job_id)
@@ -367,6 +367,6 @@ def test_what_a_child_logs_carries_its_job_its_attempt_and_the_request_that_post
     caplog.handler.addFilter(add_context)
     job_id = service.of(replace(anyone(), request_id="request-1")).submit(Recipe.model_validate(tiny)).id
     children("crashes")
-    Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event()).run()
+    supervisor_of(settings, sessions).run()
     (said,) = [record.__dict__ for record in caplog.records if getattr(record, "line", None) == "a last word"]
     assert (said["job_id"], said["attempt"], said["request_id"]) == (job_id, 1, "request-1")

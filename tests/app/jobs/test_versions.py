@@ -1,6 +1,5 @@
 """Two versions of the service on one database: what the newer one writes breaks nothing of this one."""
 
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,10 +13,9 @@ from app.jobs.models import AttemptRow, JobRow
 from app.jobs.service import JobService
 from app.jobs.views import read_outcome, read_state
 from app.settings import Settings
-from app.storage.registry import open_storage
 from modelpress.contract.job import AttemptOutcome, State
 from modelpress.contract.recipe import Recipe
-from workers.supervisor import Supervisor
+from tests.support.supervising import supervisor_of
 from workers.tasks import register
 
 NEWER = [
@@ -69,7 +67,7 @@ def test_a_job_that_a_newer_version_has_posted_does_not_hold_up_the_others(
     with sessions.begin() as session:
         session.execute(text("""UPDATE jobs SET recipe = recipe || '{"novelty": 1}'"""))
     known = service.submit(Recipe.model_validate(tiny)).id
-    supervisor = Supervisor(settings, sessions, open_storage(settings.artifacts_url), "worker", threading.Event())
+    supervisor = supervisor_of(settings, sessions)
     monkeypatch.setattr(supervisor, "attempt", lambda claim, lease: None)
     supervisor.look()
     assert service.get(known).attempt == 1

@@ -24,11 +24,6 @@ def assignment(job: Assignment, tmp_path: Path) -> Assignment:
     return job.model_copy(update={"work_dir": tmp_path})
 
 
-@pytest.fixture(scope="module")
-def undisturbed(job: Assignment) -> Attempt:
-    return Attempt(job)
-
-
 def test_what_was_trained_is_the_last_part(undisturbed: Attempt) -> None:
     *_, before, last = compress.finished_parts(undisturbed.context)
     assert (before.name, last.name) == ("model.layers.1", "distillation")

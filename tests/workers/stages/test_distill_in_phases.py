@@ -44,11 +44,6 @@ def assignment(job: Assignment, tmp_path: Path) -> Assignment:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(job: Assignment) -> Attempt:
-    return Attempt(job)
-
-
-@pytest.fixture(scope="module")
 def report(job: Assignment, tmp_path_factory: pytest.TempPathFactory) -> CompressionReport:
     package = done(job.model_copy(update={"work_dir": tmp_path_factory.mktemp("whole")})).package
     return CompressionReport.model_validate_json((package / "compression_report.json").read_bytes())
