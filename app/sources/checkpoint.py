@@ -17,7 +17,7 @@ from app.sources.local import resolved
 from modelpress.spec.architectures import ARCHITECTURES
 from modelpress.spec.companions import is_companion, require_tokenizer
 from modelpress.spec.config import CONFIG_FILE, LARGEST_CONFIG, read_config
-from modelpress.spec.errors import MalformedModel, MissingWeights
+from modelpress.spec.errors import MalformedModel, MissingWeights, UnsupportedArchitecture
 from modelpress.spec.headers import (
     INDEX_FILE,
     LARGEST_HEADER,
@@ -42,7 +42,7 @@ FIRST_READ = 128 * 1024
 READERS = 8
 
 
-class NeedsRemoteCode(ValueError):
+class NeedsRemoteCode(UnsupportedArchitecture):
     """The checkpoint can only be opened by running code that it brings along."""
 
 

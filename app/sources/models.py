@@ -7,21 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from app.errors import InvalidModel, NoSafetensors, NoTokenizer, UnknownModel, UnsupportedModel
+from app.errors import InvalidModel, UnknownModel
 from app.settings import SourceSettings
-from app.sources.checkpoint import NeedsRemoteCode, read_checkpoint, read_remote_checkpoint
+from app.sources.checkpoint import read_checkpoint, read_remote_checkpoint
 from app.sources.gguf import read_gguf
-from app.sources.gguf_errors import MalformedGguf, UnsupportedGguf
 from app.sources.hub import HUB_SECONDS, Hub, NotOnHub, Repository
 from app.sources.local import locate
+from modelpress.errors import Refused
 from modelpress.spec.companions import check_companions
-from modelpress.spec.errors import (
-    AlreadyQuantised,
-    MalformedModel,
-    MissingWeights,
-    UnsupportedArchitecture,
-)
-from modelpress.spec.errors import NoTokenizer as NoVocabulary
+from modelpress.spec.errors import CompressionError
 from modelpress.spec.inventory import Inventory, inventory
 from modelpress.spec.stored import check_agreement
 
@@ -29,7 +23,8 @@ FIELD = "model"
 LOCAL = "local:"
 ROOTS_SETTING = "MODELPRESS_MODEL_ROOTS"
 LONGEST_REASON = 800
-
+REFUSALS: dict[str, type[Refused]] = {kind.code: kind for kind in Refused.__subclasses__()}
+"""The refusal of each code that an error of the compression library may carry."""
 
 log = logging.getLogger(__name__)
 
@@ -132,14 +127,8 @@ def explained(reference: str) -> Iterator[None]:
         yield
     except NotOnHub as error:
         raise UnknownModel(FIELD, str(error)) from error
-    except (UnsupportedArchitecture, AlreadyQuantised, NeedsRemoteCode, UnsupportedGguf) as error:
-        raise UnsupportedModel(FIELD, f"'{reference}' cannot be used. {reason(error)}") from error
-    except MissingWeights as error:
-        raise NoSafetensors(FIELD, f"'{reference}' cannot be used. {reason(error)}") from error
-    except NoVocabulary as error:
-        raise NoTokenizer(FIELD, f"'{reference}' cannot be used. {reason(error)}") from error
-    except (MalformedModel, MalformedGguf) as error:
-        raise InvalidModel(FIELD, f"'{reference}' cannot be used. {reason(error)}") from error
+    except CompressionError as error:
+        raise REFUSALS[error.code](FIELD, f"'{reference}' cannot be used. {reason(error)}") from error
     except (ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
         # Files of strangers hold what no check foresees; that they cannot be read is their fault and not the service's.
         log.exception("model_not_understood")

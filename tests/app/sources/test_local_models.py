@@ -7,8 +7,9 @@ import pytest
 
 from app.errors import InvalidModel, NoSafetensors, NoTokenizer, OutsideRoots, UnknownModel, UnsupportedModel
 from app.settings import SourceSettings
-from app.sources.models import ModelSources
+from app.sources.models import REFUSALS, ModelSources, explained
 from modelpress.errors import Refused
+from modelpress.spec.errors import AlreadyQuantised, MalformedModel, UnsupportedArchitecture
 from tests.support.checkpoints import (
     CONFIG,
     PARAMETERS,
@@ -45,6 +46,17 @@ def test_a_gguf_file_is_resolved(sources: ModelSources, model_root: Path) -> Non
     path = write_gguf(model_root / "tiny.gguf")
     model = sources.resolve("local:tiny.gguf")
     assert (model.kind, model.path, model.inventory.total_parameters) == ("gguf", path, PARAMETERS)
+
+
+def test_whatever_is_found_wrong_with_a_model_has_a_refusal() -> None:
+    found = [UnsupportedArchitecture, AlreadyQuantised, MalformedModel]
+    for kind in found:
+        found += kind.__subclasses__()
+    assert len(found) > len({kind.code for kind in found}) > 2
+    for kind in found:
+        with pytest.raises(REFUSALS[kind.code]) as refused, explained("local:x"):
+            raise kind("It is broken.")
+        assert (refused.value.field, refused.value.code) == ("model", kind.code)
 
 
 def test_the_roots_are_searched_in_order(tmp_path: Path, settings: SourceSettings) -> None:
