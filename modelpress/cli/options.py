@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from modelpress.cli.recipes import pairs_of
-from modelpress.contract.distillation import Trainable
 from modelpress.spec.formats import FORMATS, MAIN
 from modelpress.spec.methods import METHODS
+from modelpress.spec.training import Trainable
 
 AGAIN = "May be given more than once."
 OTHER_FORMATS = tuple(name for name in FORMATS if name != MAIN)

@@ -1,13 +1,12 @@
 """The part of a recipe that asks for training after the compression."""
 
 import math
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from modelpress.contract.options import Mixed
-
-Trainable = Literal["all", "factors", "norms"]
+from modelpress.spec.training import Trainable
 
 
 class Distillation(Mixed):

@@ -7,13 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from modelpress.spec.training import Trainable
 from tests.support.models import MODELS, sampled, tiny_model, token_ids
 from tests.support.packages import write_package
 from tests.support.students import DOWN, STUDENTS, TABLE, UP, edited, opened
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.training.distillation import distil
-from workers.compression.training.settings import DistillationSettings, Trainable
+from workers.compression.training.settings import DistillationSettings
 from workers.compression.training.trained import trainable_parameters, trained_part
 
 SETTINGS = DistillationSettings(tokens=3 * 2 * 12, batch_size=2, learning_rate=1e-2, cross_entropy_weight=1.0)

@@ -2,10 +2,8 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
-Trainable = Literal["all", "factors", "norms"]
-"""Which parameters are trained: every one, the tensors of factored layers, or the weights of norms and every bias."""
+from modelpress.spec.training import Trainable
 
 
 @dataclass(frozen=True)

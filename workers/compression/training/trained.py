@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from modelpress.spec.training import Trainable
 from workers.compression import structures
 from workers.compression.models.edited import EditedModel
 from workers.compression.parts import CompressedPart
-from workers.compression.training.settings import Trainable
 
 NAME = "distillation"
 """Name of the part that a distillation leaves."""
