@@ -16,7 +16,7 @@ from modelpress.spec.inventory import Inventory
 from modelpress.spec.methods import METHODS, MethodDoesNotFit, MethodOptions, Need, PlanningMethod
 from tests.support.models import MODELS, logits_of, open_tiny, token_ids
 from tests.support.packages import Outcomes, verified
-from workers.compression.formats import writer_of
+from workers.compression.formats import Writer, writer_of
 from workers.compression.formats.verification import Probe, Verified
 from workers.compression.math.sensitivity import measure_all, site_errors
 from workers.compression.models.edited import EditedModel
@@ -32,8 +32,8 @@ TOKENS = 64
 PLANNING: dict[str, PlanningMethod[Any]] = {
     name: method for name, method in METHODS.items() if isinstance(method, PlanningMethod)
 }
-OPENED = {name: form for name, form in FORMATS.items() if name != "gguf"}
-"""The formats that transformers opens; llama.cpp has a battery of its own."""
+OPENED = {name: form for name, form in FORMATS.items() if writer_of(name).open_fresh is Writer.open_fresh}
+"""The formats that transformers opens; tests of their own try those of other engines."""
 EVERY = [f"{name}/{method}/{form}" for name in MODELS for method in PLANNING for form in OPENED]
 
 
