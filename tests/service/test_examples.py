@@ -87,6 +87,16 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
         yield Reader(installed, address, empty, job.id, client.upload(empty / "text.txt").id)
 
 
+@pytest.fixture(autouse=True)
+def posted_jobs_are_cancelled(reader: Reader) -> Iterator[None]:
+    """Cancels what an example has posted: other tests show what becomes of jobs, and these would take minutes."""
+    yield
+    with Client(reader.address) as client:
+        for job in client.jobs():
+            if not job.state.has_ended:
+                client.cancel(job.id)
+
+
 def curls() -> list[str]:
     return [dedent(found["command"]) for found in SHELL.finditer(PAGE) if found["command"].startswith("curl")]
 
