@@ -157,7 +157,9 @@ class Settings(BaseSettings):
     hub_enabled: bool = Field(True, description="false: only local models and text")
 
     queue: str = Field("modelpress", description="name of the Celery queue that this API rings and this worker hears")
-    lease_seconds: float = Field(30.0, gt=0, description="a worker silent for this long has lost its job")
+    lease_seconds: float = Field(
+        30.0, gt=0, description="lease of a claim: a worker silent for this long has lost its job"
+    )
     max_attempts: int = Field(3, ge=1, description="claims of one job before it fails as worker_lost")
     retry_delay_seconds: float = Field(
         5.0, ge=0, description="wait before a lost job is tried again, doubled each time"
@@ -208,8 +210,8 @@ class Settings(BaseSettings):
     memory_bytes: int | None = Field(
         None,
         ge=1,
-        description="what the computing child should stay below: slower, and a model that does not fit is compressed "
-        "but not timed; unset: what machine and container have",
+        description="memory that the computing child should stay below. Less makes it slower, and a larger model is "
+        "compressed but not timed; unset: all that machine and container have",
     )
 
     @model_validator(mode="after")

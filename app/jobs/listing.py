@@ -52,7 +52,8 @@ class JobFilter:
 
 
 def note_metadata(session: Session, job_id: str, owner: str, recipe: Recipe, created_at: datetime) -> None:
-    """Write down the metadata of a new job, beside what it is looked for together with and never changes."""
+    """Write down the metadata of a new job. Each row repeats the job's model, method and time, which never change, so
+    that one index answers a filter on several of them."""
     known = {
         "job_id": job_id,
         "owner": owner,

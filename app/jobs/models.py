@@ -1,4 +1,6 @@
-"""The tables, as objects. Every statement on them is in `store.py`."""
+"""The tables, as objects. `store.py` moves jobs, `listing.py` finds them, `turns.py` says which is next.
+
+Indexes stand in `migrations/` alone: what they are made for, they say there."""
 
 from datetime import datetime
 from typing import Any

@@ -16,7 +16,8 @@ from modelpress.contract.codes import FailureCode
 from modelpress.contract.job import AttemptOutcome, Failure
 
 SOUND_SECONDS = 600.0
-"""An attempt that has computed for this long shows that the last outage was over; the next one is another."""
+"""An attempt that has computed for this long shows that the outage before it is over. A later outage counts anew, with
+all of its patience."""
 
 
 def waiting_since() -> ColumnElement[datetime]:

@@ -15,7 +15,7 @@ from modelpress.contract.job import State
 class Event(StrEnum):
     CLAIM = "claim"  # a worker takes the job for a new attempt
     RETRY = "retry"  # the attempt was lost or met a passing fault, and others are left
-    RELEASE = "release"  # the worker is shutting down and hands the job back
+    RELEASE = "release"  # the worker hands the job back: it is shutting down, or lacks disk, memory or an answer
     SUCCEED = "succeed"
     FAIL = "fail"
     CANCEL = "cancel"  # the client asks

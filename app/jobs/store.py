@@ -1,4 +1,4 @@
-"""Every statement on jobs, attempts and artifacts.
+"""Every statement that moves a job from one state to another, with its attempts and artifacts.
 
 Each function takes a session and never commits: the caller owns the transaction. Each move of a job is one conditional
 UPDATE whose condition comes from the table in `states.py`; a worker's statement also names the attempt it claimed, so a

@@ -124,8 +124,8 @@ class Recipe(Options):
     model: Model = Field(description="'org/name[@revision]' on the hub, or 'local:NAME' under MODELPRESS_MODEL_ROOTS")
     target_bytes: Annotated[ByteSize | None, Field(gt=0)] = Field(
         None,
-        description="greatest size of the weights in the file of each format, such as '1.5GB' or 700000000; in the "
-        "place of target_ratio, as which it is kept",
+        description="greatest size of the weights in the file of each format, such as '1.5GB' or 700000000; in place "
+        "of target_ratio: the service turns it into one, which the job then shows",
     )
     target_ratio: Annotated[Ratio | Ratios | None, WrapValidator(check_target)] = Field(
         None,

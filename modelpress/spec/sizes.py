@@ -31,8 +31,8 @@ WIDTHS = (256, 128, 64, 32)
 take."""
 
 SLACK, REACH = 30, 400
-"""Thousandths by which structure may go further than needed for such a width, and for the least of them: a width that
-fits no code of few bits would cost more than that."""
+"""How much narrower than needed an MLP may become for such a width, in thousandths: `SLACK` for the larger multiples,
+`REACH` for the smallest, since a width that fits no code of few bits costs more bytes than it saves."""
 
 CAUTION = 0.98
 """Fraction of the highest ratio by rounding that is promised: a file holds more than its weights."""

@@ -117,7 +117,8 @@ class Method(ABC, Generic[Options]):
         """Return the options of the methods that may make the plan: these options, or several for a trial to choose."""
 
     def plain(self, inventory: Inventory, options: Options) -> tuple[MethodOptions, ...]:
-        """Return those methods, among which this one chooses, that leave ordinary matrices, whatever the ratio."""
+        """Return the options of those candidates that leave ordinary matrices at every ratio; none unless this method
+        chooses among others."""
         return ()
 
 

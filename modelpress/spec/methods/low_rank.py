@@ -1,4 +1,7 @@
-"""Pivoted low rank with budgets by measured error: the best factorisation in our measurements."""
+"""Pivoted low rank with budgets by measured error: the best factorisation in our measurements.
+
+Which ranks a matrix may take, and how the budget is divided among matrices, stands in `modelpress.spec.budgets`.
+"""
 
 from typing import ClassVar, Literal
 

@@ -202,9 +202,9 @@ def errors_by_terms(structure: Kronecker, target: WeightedTarget) -> Tensor:
     """Return the squared weighted errors E‖K(W − Ŵ)x‖² of sums of 0, 1, …, `terms` terms, [terms + 1].
 
     Permuted structures are measured in strata. B is the optimum for separable weights, and A the exact solution for
-    this B. One Cholesky decomposition gives A for every number of terms, since the normal equations of fewer terms are
-    its leading block. A real fit alternates further from there, so these errors are close upper bounds, except where
-    the row weights are far from a product.
+    this B. The normal equations of A for fewer terms are a leading block of those for all terms, so one Cholesky
+    decomposition solves them for every number of terms. A real fit alternates further from there, so these errors are
+    close upper bounds, except where the row weights are far from a product.
     """
     if not bool(target.matrix.any()):
         return target.matrix.new_zeros(structure.terms + 1)

@@ -1,14 +1,15 @@
 """Search for row and column orders in which a matrix is nearly a sum of Kronecker products.
 
 Let the rows of R be the flattened tiles of W. A sum of r terms keeps the energy of the r leading eigenvectors V of RᵀR
-(Van Loan and Pitsianis, 1993). For a fixed V the energy is a sum over groups of columns that share a tile, so one
-product of two matrices gives the gain of every swap of two columns. Swaps that touch different groups are independent
+(Van Loan and Pitsianis, 1993). For a fixed V that energy is a sum over the groups of columns that share a tile. What a
+swap of two columns gains therefore follows from inner products, and one product of two matrices holds them for every
+swap. Swaps that touch different groups are independent
 and are made together. Rows and columns take turns, and V is recomputed.
 
 The search starts from the best of several orders: the matrix's own; groups of similar columns, as a shared factor
 leaves them, each ordered by norm (`grouped`); or strata, in which every tile holds one column of each range of norms
-(`stratified`). Strata suit a matrix whose rows and columns have unequal weights: light columns then stand at the same
-position of every tile, where the omitted terms would have held them.
+(`stratified`). Strata suit a matrix whose rows and columns have unequal weights: the columns that matter least then
+stand at the same position of every tile, and what the sum leaves out falls on them.
 """
 
 import itertools

@@ -21,7 +21,8 @@ NEARBY = 2
 
 
 POWERS = (-1, 0, 1)
-"""Exponents of the units that are tried, from that which brings the largest weight nearest to the outermost level."""
+"""Units that the search tries where these are powers of two, by their exponents: the one that brings a group's largest
+weight nearest to the outermost level is 0."""
 
 
 class Levels:
