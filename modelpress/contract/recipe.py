@@ -67,8 +67,8 @@ class Gate(Options):
     @model_validator(mode="after")
     def check_bounds(self) -> Self:
         """Raise ValueError if there is no bound."""
-        if self.max_perplexity_ratio is None and self.min_top1_agreement is None:
-            raise ValueError("send max_perplexity_ratio, min_top1_agreement or both")
+        if all(bound is None for _, bound in self):
+            raise ValueError(f"send at least one of {', '.join(type(self).model_fields)}")
         return self
 
 

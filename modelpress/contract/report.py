@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from modelpress.contract.job import Comparison, SweepResult
 from modelpress.contract.recipe import Recipe
-from modelpress.spec.steps import Criterion, Step
+from modelpress.spec.criteria import Criterion
+from modelpress.spec.steps import Step
 
 SCHEMA_VERSION: Literal[1] = 1
 SCHEMA_PATH = f"/schemas/compression-report/{SCHEMA_VERSION}"

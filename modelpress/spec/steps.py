@@ -15,11 +15,11 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from modelpress.spec.codes import CODES
+from modelpress.spec.criteria import Criterion
 from modelpress.spec.dimensions import block_of
 from modelpress.spec.inventory import Inventory
 from modelpress.spec.structures import AnyStructure
 
-Criterion = Literal["macro_influence", "block_influence", "loss_after_removal", "trial_fusion"]
 """The score by which the next block to remove is chosen; `workers.compression.steps.influence` computes each."""
 
 

@@ -6,11 +6,10 @@ import pytest
 from pydantic import ValidationError
 
 from modelpress.contract.recipe import Calibration, Recipe
+from modelpress.spec.criteria import CRITERIA, Criterion
 from modelpress.spec.formats import FORMATS
 from modelpress.spec.methods.width import WidthOptions
-from modelpress.spec.steps import Criterion
-from workers.compression.steps.influence import CRITERIA
-from workers.report.plots import SCORES
+from workers.compression.steps.influence import SCORERS
 
 VALID: dict[str, Any] = {"model": "org/name", "target_ratio": 1.5}
 
@@ -25,8 +24,8 @@ def test_without_a_word_the_result_is_written_once() -> None:
     assert Recipe.model_validate(VALID).formats == ("safetensors",)
 
 
-def test_the_plan_the_engine_and_the_plots_name_the_same_criteria_for_a_removal() -> None:
-    assert set(get_args(Criterion)) == set(CRITERIA) == set(SCORES)
+def test_recipe_descriptions_and_engine_name_the_same_criteria_for_a_removal() -> None:
+    assert set(get_args(Criterion)) == set(CRITERIA) == set(SCORERS)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +73,7 @@ def test_the_plan_the_engine_and_the_plots_name_the_same_criteria_for_a_removal(
         ({"method": {"name": "width", "heads": 1}}, "not permitted"),
         ({"method": {"name": "fusion", "criterion": "taste"}}, "'macro_influence'.*or 'trial_fusion'"),
         ({"method": {"name": "fusegpt", "tokens": 0}}, "greater than or equal to 16"),
-        ({"evaluation": {"gate": {}}}, "max_perplexity_ratio, min_top1_agreement or both"),
+        ({"evaluation": {"gate": {}}}, "at least one of max_perplexity_ratio, min_top1_agreement"),
         ({"evaluation": {"gate": {"max_perplexity_ratio": 0.9}}}, "greater than or equal to 1"),
         ({"evaluation": {"gate": {"min_top1_agreement": 90}}}, "less than or equal to 1"),
         ({"evaluation": {"gate": {"perplexity": 2}}}, "not permitted"),

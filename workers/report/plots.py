@@ -7,7 +7,7 @@ Promise: pictures are readable at a width of 600 pixels. The same report gives t
 A picture without data is left out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from modelpress.contract.job import Metrics
 from modelpress.contract.report import CompressionReport
-from modelpress.spec.steps import Criterion
+from modelpress.spec.criteria import CRITERIA
 from workers.report import charts
 
 DIRECTORY = "plots"
@@ -147,15 +147,6 @@ def bits(report: CompressionReport) -> Figure | None:
     return per_site(report, cells, f"Bits of each matrix, {rounding.format}", "stored bits per weight")
 
 
-SCORES: Mapping[Criterion, str] = {
-    "macro_influence": "cosine distance of final states",
-    "block_influence": "cosine distance of input and output",
-    "loss_after_removal": "rise of the loss (nats per token)",
-    "trial_fusion": "cosine distance of final states after a refit",
-}
-"""The axis label for each criterion's scores."""
-
-
 def block_influence(report: CompressionReport) -> Figure | None:
     """Return a chart of each block's score in the last round that scored it; None if no block was removed.
 
@@ -170,7 +161,7 @@ def block_influence(report: CompressionReport) -> Figure | None:
     return charts.column_chart(
         dict(sorted(scores.items())),
         title="Cost of removing each block",
-        label=SCORES[report.removed_blocks[0].criterion],
+        label=CRITERIA[report.removed_blocks[0].criterion].axis,
         marked=order,
         note="orange: removed, in the order of the numbers",
     )

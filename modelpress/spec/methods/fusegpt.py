@@ -4,10 +4,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from modelpress.spec.criteria import CRITERION_HELP, Criterion
 from modelpress.spec.methods.base import MethodOptions
 from modelpress.spec.methods.depth import DepthMethod
-from modelpress.spec.methods.fusion import CRITERION_HELP
-from modelpress.spec.steps import Criterion, Fuse, Step
+from modelpress.spec.steps import Fuse, Step
 
 
 class FuseGptOptions(MethodOptions):

@@ -4,16 +4,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from modelpress.spec.criteria import CRITERION_HELP, Criterion
 from modelpress.spec.methods.base import MethodOptions
 from modelpress.spec.methods.depth import DepthMethod
-from modelpress.spec.steps import Absorb, Criterion, Refit, Remove, Step
-
-CRITERION_HELP = (
-    "score by which the next block to remove is chosen: `macro_influence`, the cosine distance between the final "
-    "hidden states with and without the block; `block_influence`, the cosine distance between the block's input and "
-    "output; `loss_after_removal`, the rise of the loss on the calibration text without the block; `trial_fusion`, the "
-    "macro influence that is left once the block before it has been refitted"
-)
+from modelpress.spec.steps import Absorb, Refit, Remove, Step
 
 
 class FusionOptions(MethodOptions):

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from modelpress.contract.report import CompressionReport, RemovedBlock
+from modelpress.spec.criteria import CRITERIA
 from tests.support.reports import distillation_report, factored_report, fused_report, metrics
 from workers.report.charts import moving_mean
-from workers.report.plots import SCORES, block_influence, draw, error_per_site, in_two_lines, measured_models
+from workers.report.plots import block_influence, draw, error_per_site, in_two_lines, measured_models
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -71,7 +72,7 @@ def test_a_block_keeps_the_score_of_the_last_round_in_which_it_was_asked() -> No
     axes = figure.axes[0]
     columns = {round(column.get_x() + column.get_width() / 2): column.get_height() for column in axes.patches}
     assert columns == {1: 0.5, 2: 0.1, 3: 0.2, 4: 0.6}
-    assert axes.get_ylabel() == SCORES["loss_after_removal"]
+    assert axes.get_ylabel() == CRITERIA["loss_after_removal"].axis
 
 
 def test_a_moving_mean_lies_in_the_middle_of_its_span() -> None:

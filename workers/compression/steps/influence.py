@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from modelpress.spec.criteria import CRITERIA, Criterion
 from workers.compression.steps.projections import Refit, refit
 from workers.compression.steps.variants import WHOLE, ShrinkingModel, Variants, run_in_batches
 
@@ -27,9 +28,6 @@ used if the text is short."""
 SHORTLIST_FRACTION = 0.4
 """The fraction of the blocks, those with the least block influence, that an expensive criterion scores. On SmolLM2-135M
 11 of 30 blocks contain all eight that `loss_after_removal` picks from all of them."""
-
-EXPENSIVE_CRITERIA = ("loss_after_removal", "trial_fusion")
-"""Criteria that score a shortlist instead of every block."""
 
 LOGIT_TOKENS = 512
 """The most tokens that pass through the output head at a time."""
@@ -42,7 +40,7 @@ TRIAL = Refit(ridge=0.5)
 class BlockScores:
     """Scores of one round. `values`: the cost of removing each block, by its index in the original model."""
 
-    criterion: str
+    criterion: Criterion
     values: Mapping[int, float]
 
     def least(self, count: int = 1) -> tuple[int, ...]:
@@ -50,18 +48,20 @@ class BlockScores:
         return tuple(sorted(self.values, key=lambda block: (self.values[block], block))[:count])
 
 
-Criterion = Callable[[Variants, Sequence[int], Collection[int], int], dict[int, float]]
+Scorer = Callable[[Variants, Sequence[int], Collection[int], int], dict[int, float]]
 """A function (variants, blocks, candidates, unchanged) → {block: score}: scores the `candidates` among the `blocks` of
 the model. Blocks below the index `unchanged` are as they were at the last call."""
 
 
-def next_removals(model: ShrinkingModel, ids: Tensor, count: int, criterion: str) -> Iterator[tuple[int, BlockScores]]:
+def next_removals(
+    model: ShrinkingModel, ids: Tensor, count: int, criterion: Criterion
+) -> Iterator[tuple[int, BlockScores]]:
     """Yield the `count` blocks to remove next, each with the scores it was chosen by; see `removals`.
 
     Scores are taken on part of the calibration tokens `ids` [sequences, length]. Expensive criteria score a shortlist
     of blocks only. Raises what `removals` raises.
     """
-    is_expensive = criterion in EXPENSIVE_CRITERIA
+    is_expensive = CRITERIA[criterion].is_expensive
     candidates = max(2, math.ceil(SHORTLIST_FRACTION * model.inventory.blocks)) if is_expensive else None
     return removals(model, influence_text(ids), count, criterion, candidates=candidates)
 
@@ -77,7 +77,7 @@ def evenly_spread(ids: Tensor, count: int) -> Tensor:
 
 
 def score(
-    model: ShrinkingModel, ids: Tensor, criterion: str = "macro_influence", *, candidates: int | None = None
+    model: ShrinkingModel, ids: Tensor, criterion: Criterion = "macro_influence", *, candidates: int | None = None
 ) -> BlockScores:
     """Return the scores of all blocks of the model, or of a shortlist of `candidates` blocks, on token ids [N, T].
 
@@ -91,7 +91,7 @@ def removals(
     model: ShrinkingModel,
     ids: Tensor,
     count: int,
-    criterion: str = "macro_influence",
+    criterion: Criterion = "macro_influence",
     *,
     candidates: int | None = None,
     memory: int = 2**31,
@@ -127,16 +127,16 @@ def removals(
 
 
 def _score_blocks(
-    variants: Variants, criterion: str, blocks: Sequence[int], candidates: int | None, unchanged: int
+    variants: Variants, criterion: Criterion, blocks: Sequence[int], candidates: int | None, unchanged: int
 ) -> BlockScores:
     """Return the scores of `blocks`, or of a shortlist of `candidates` of them."""
-    if criterion not in CRITERIA:
-        raise ValueError(f"unknown criterion {criterion!r}; choose one of {', '.join(CRITERIA)}")
+    if criterion not in SCORERS:
+        raise ValueError(f"unknown criterion {criterion!r}; choose one of {', '.join(SCORERS)}")
     chosen = set(blocks)
     if candidates is not None and candidates < len(blocks):
         quick = BlockScores("block_influence", block_influence(variants, blocks, blocks, 0))
         chosen = set(quick.least(candidates))
-    return BlockScores(criterion, CRITERIA[criterion](variants, blocks, chosen, unchanged))
+    return BlockScores(criterion, SCORERS[criterion](variants, blocks, chosen, unchanged))
 
 
 def macro_influence(
@@ -212,7 +212,7 @@ def trial_fusion(
     return _per_token(totals, variants.ids.numel())
 
 
-CRITERIA: Mapping[str, Criterion] = MappingProxyType(
+SCORERS: Mapping[Criterion, Scorer] = MappingProxyType(
     {
         "macro_influence": macro_influence,
         "block_influence": block_influence,
