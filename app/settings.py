@@ -67,6 +67,13 @@ def check_networks(text: str) -> str:
     return text
 
 
+def refuse_password(url: str) -> str:
+    """Return the URL of a storage. Raises ValueError if it holds a user or a password, since it is logged and shown."""
+    if "@" in urlsplit(url).netloc:
+        raise ValueError("holds a user or a password; give them in the variables that the store's own tools read")
+    return url
+
+
 BrokerUrl = Annotated[SecretStr, AfterValidator(check_broker)]
 Roots = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(split_paths), AfterValidator(absolute)]
 RootPath = Annotated[str, Field(pattern=r"^(/[A-Za-z0-9._~-]+)*$")]
@@ -110,7 +117,7 @@ class Settings(BaseSettings):
         None, description="redis://… or rediss://…; unset: an embedded Valkey is started"
     )
 
-    storage_url: str | None = Field(
+    storage_url: Annotated[str, AfterValidator(refuse_password)] | None = Field(
         None,
         description="where finished checkpoints are kept: a URL whose scheme names a storage backend, such as "
         "file:///srv/artifacts or s3://bucket/prefix; unset: the directory artifacts of data_dir",
@@ -160,7 +167,9 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(
         30.0, gt=0, description="lease of a claim: a worker silent for this long has lost its job"
     )
-    max_attempts: int = Field(3, ge=1, description="claims of one job before it fails as worker_lost")
+    max_attempts: int = Field(
+        3, ge=1, description="attempts of a job; then it fails with the last error, or as worker_lost"
+    )
     retry_delay_seconds: float = Field(
         5.0, ge=0, description="wait before a lost job is tried again, doubled each time"
     )

@@ -62,3 +62,10 @@ def test_a_misspelt_setting_is_told_with_the_one_that_was_meant(monkeypatch: pyt
     monkeypatch.setenv("MODELPRESS_DATADIR", "/srv")
     with pytest.raises(UnknownSetting, match="did you mean MODELPRESS_DATA_DIR"):
         Settings()
+
+
+@pytest.mark.parametrize("url", ["s3://key:secret@bucket/prefix", "ftp://user@host/artifacts"])
+def test_a_storage_with_a_password_in_its_url_is_refused_and_the_password_not_shown(url: str) -> None:
+    with pytest.raises(ValidationError, match="a user or a password") as refused:
+        Settings(storage_url=url)
+    assert "secret" not in str(refused.value)
