@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 MEASURED = Meter()
 
 RESULT_VERSION = 7
-"""Version of the meaning of all stage results. Raise it when one changes; older results are then computed again."""
+"""Version of all stage results. Raise it when a stage would store something else, or read it differently: a job that is
+half done then computes its stages again."""
 
 
 def main(meter: Meter = MEASURED) -> int:

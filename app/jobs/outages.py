@@ -16,8 +16,8 @@ from modelpress.contract.codes import FailureCode
 from modelpress.contract.job import AttemptOutcome, Failure
 
 SOUND_SECONDS = 600.0
-"""An attempt that has computed for this long shows that the outage before it is over. A later outage counts anew, with
-all of its patience."""
+"""An attempt that has computed for this long shows that the outage before it is over: a job that has to wait again may
+wait for as long as it could the first time."""
 
 
 def waiting_since() -> ColumnElement[datetime]:

@@ -24,7 +24,7 @@ LOCAL = "local:"
 ROOTS_SETTING = "MODELPRESS_MODEL_ROOTS"
 LONGEST_REASON = 800
 REFUSALS: dict[str, type[Refused]] = {kind.code: kind for kind in Refused.__subclasses__()}
-"""The refusal of each code that an error of the compression library may carry."""
+"""The refusal of each code that an error of the compression library may carry: direct subclasses in `app.errors`."""
 
 log = logging.getLogger(__name__)
 

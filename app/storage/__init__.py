@@ -97,7 +97,7 @@ class Storage(Protocol):
         ...
 
     def owner(self, identity: str) -> str:
-        """Return the identity of the database whose files these are; storage without one takes this `identity`."""
+        """Return the identity of the database whose files these are; mark storage that has none yet with `identity`."""
         ...
 
 

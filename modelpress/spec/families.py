@@ -1,4 +1,5 @@
-"""Families of structures: the structure of a given size for a matrix, and the sizes that are allowed.
+"""Families of structures: the structure of a given size for a matrix, and the smallest and largest size. Which sizes
+between them are on offer, `budgets` says.
 
 A size is a rank, or another integer that orders the structures of a family from the smallest to the largest.
 """

@@ -143,7 +143,8 @@ class Architecture:
         whole: names, inside the block, of modules whose matrices are never replaced, narrowed or rounded.
         left_out: beginnings of the names of stored tensors that transformers leaves out, such as those of a module that
             predicts several tokens at once.
-        integers: whether transformers' code of it bears matrices that are rounded to integers; see `packable`.
+        integers: whether transformers' code of it works with matrices that compressed-tensors keeps as integers; see
+            `packable`.
         gguf: the names in GGUF files; None if GGUF files of the architecture cannot be opened.
     """
 

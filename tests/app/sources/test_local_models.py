@@ -9,7 +9,7 @@ from app.errors import InvalidModel, NoSafetensors, NoTokenizer, OutsideRoots, U
 from app.settings import SourceSettings
 from app.sources.models import REFUSALS, ModelSources, explained
 from modelpress.errors import Refused
-from modelpress.spec.errors import AlreadyQuantised, MalformedModel, UnsupportedArchitecture
+from modelpress.spec.errors import AlreadyQuantised, CompressionError, MalformedModel, UnsupportedArchitecture
 from tests.support.checkpoints import (
     CONFIG,
     PARAMETERS,
@@ -49,8 +49,8 @@ def test_a_gguf_file_is_resolved(sources: ModelSources, model_root: Path) -> Non
 
 
 def test_whatever_is_found_wrong_with_a_model_has_a_refusal() -> None:
-    found = [UnsupportedArchitecture, AlreadyQuantised, MalformedModel]
-    for kind in found:
+    found: list[type[CompressionError]] = [UnsupportedArchitecture, AlreadyQuantised, MalformedModel]
+    for kind in found:  # it grows while it is walked: subclasses of subclasses count
         found += kind.__subclasses__()
     assert len(found) > len({kind.code for kind in found}) > 2
     for kind in found:

@@ -33,6 +33,9 @@ class Room:
     logits: int
 
 
+FIGURES = 3
+"""Sums that are kept of each model: negative log-likelihood, divergence and agreement, in this order."""
+
 ON_CPU, ON_CARD = Room(64 * 2**20, 64 * 2**20), Room(2**30, 2**29)
 """A card's room is larger: it waits longer for the blocks of another pass, and for the start of a small operation."""
 
@@ -86,7 +89,7 @@ def compare(
         raise ValueError(f"models of different vocabularies cannot be compared; their sizes are {vocabularies}")
     widest = max(model.inventory.hidden_size * model.dtype.itemsize for model in models)
     kept = max(1, _room(original).hidden // (length * widest))
-    totals = torch.zeros(len(models), 3, dtype=torch.float64, device=original.device)
+    totals = torch.zeros(len(models), FIGURES, dtype=torch.float64, device=original.device)
     for group in torch.split(windows, kept):
         totals += _sums(models, group, batch)
     tokens = count * (length - 1)
@@ -109,8 +112,7 @@ def final_states(model: StreamedModel, windows: Tensor, *, batch: int = 4) -> li
 
 
 def _fidelity(means: Sequence[float], tokens: int) -> Fidelity:
-    """Return the fidelity for mean likelihood, divergence and agreement; clamp a divergence that rounding made
-    negative."""
+    """Return the fidelity for the means of the `FIGURES`; clamp a divergence that rounding made negative."""
     likelihood, divergence, agreement = means
     try:
         perplexity = math.exp(likelihood)
@@ -120,9 +122,9 @@ def _fidelity(means: Sequence[float], tokens: int) -> Fidelity:
 
 
 def _sums(models: Sequence[StreamedModel], windows: Tensor, batch: int) -> Tensor:
-    """Return [models, 3]: negative log-likelihood, divergence and agreement, each summed over the predicted tokens."""
+    """Return [models, FIGURES], each summed over the predicted tokens."""
     states = [final_states(model, windows, batch=batch) for model in models]
-    totals = torch.zeros(len(models), 3, dtype=torch.float64, device=models[0].device)
+    totals = torch.zeros(len(models), FIGURES, dtype=torch.float64, device=models[0].device)
     with ExitStack() as held:
         heads = [held.enter_context(model.head()) for model in models]
         for number, ids in enumerate(torch.split(windows, batch)):
@@ -153,7 +155,7 @@ def _predictions(
 
 
 def _compare_predictions(predictions: Sequence[Tensor], targets: Tensor) -> Tensor:
-    """Return the sums of `_sums` for the log-probabilities [b, t, V] of each model, the original first."""
+    """Return [models, FIGURES], summed, for the log-probabilities [b, t, V] of each model, the original first."""
     original, *others = predictions
     agreeing = torch.full_like(targets, 1, dtype=torch.float64).sum()
     sums = [_negative_log_likelihood(original, targets), torch.zeros_like(agreeing), agreeing]
@@ -164,7 +166,7 @@ def _compare_predictions(predictions: Sequence[Tensor], targets: Tensor) -> Tens
         agreeing = (found.argmax(-1) == favourites).double().sum()
         sums += [_negative_log_likelihood(found, targets), divergences.double().sum(), agreeing]
     # Stacked on the device: the host waits for none of them.
-    return torch.stack(sums).view(len(predictions), 3)
+    return torch.stack(sums).view(len(predictions), FIGURES)
 
 
 def _negative_log_likelihood(found: Tensor, targets: Tensor) -> Tensor:

@@ -11,18 +11,20 @@ from torch import Tensor
 from modelpress.spec.codes import Code
 
 REACHES = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35)
-"""The sizes of a group's largest weight, in fractions of the outermost level, that the search for its scale tries."""
+"""Candidates for the scale of a group: its largest weight lands at this fraction of the outermost level; above 1 it is
+clipped."""
 
 UNIT_REACHES = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2)
-"""The sizes of a block's largest scale, in fractions of the outermost one, that the search for its unit tries."""
+"""Candidates for the unit of a block, of which its groups' scales are multiples: its largest scale lands at this
+fraction of the outermost multiple."""
 
 NEARBY = 2
 """How many scales below and above the rounded one a group of a block of several groups tries."""
 
 
 POWERS = (-1, 0, 1)
-"""Units that the search tries where these are powers of two, by their exponents: the one that brings a group's largest
-weight nearest to the outermost level is 0."""
+"""Candidates for the unit of a group where units are powers of two: half, all and twice the one that brings its largest
+weight nearest to the outermost level."""
 
 
 class Levels:
