@@ -16,9 +16,10 @@ from modelpress.spec.architectures import ARCHITECTURES
 from modelpress.spec.codes import CODES
 from modelpress.spec.packing import NotStorable, storable
 from tests.support.codes import rounded_part
-from tests.support.models import MODELS, SAMPLE, save_tiny_model, tiny_config, tiny_model, token_ids
+from tests.support.models import MODELS, SAMPLE, logits_of, save_tiny_model, tiny_config, tiny_model, token_ids
+from tests.support.packages import Outcomes, verified
 from workers.compression.formats.safetensors import Safetensors
-from workers.compression.formats.verification import verify
+from workers.compression.formats.verification import Probe, Verified
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.layout import Layout
 from workers.compression.models.streamed import StreamedModel
@@ -26,6 +27,7 @@ from workers.compression.overlay import Original, Overlay
 from workers.compression.parts import CompressedPart
 
 LINEAR = [name for name in MODELS if name != "gpt2" and ARCHITECTURES[tiny_config(name).model_type].packable]
+ROUNDED_OUTSIDE = ("llama-tied", "gemma3_text", "gpt_neox")
 SITE, EMBEDDING = "model.layers.1.self_attn.q_proj", "model.embed_tokens"
 
 
@@ -99,18 +101,29 @@ def test_every_architecture_opens_with_exactly_the_rounded_weights(
         assert torch.equal(parameter(model, own, overlay.architecture.head), expected)
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "gemma3_text", "gpt_neox"])
-def test_a_fresh_process_without_anything_of_ours_computes_with_a_rounded_embedding(name: str, tmp_path: Path) -> None:
-    save_tiny_model(name, tmp_path / "source")
-    original = Original.read(tmp_path / "source")
-    codes = codes_of(original, outside="int8")
-    write(tmp_path / "source", tmp_path / "package", codes)
-    expected = EditedModel(StreamedModel.open(tmp_path / "source"), [rounded_part(original, codes)]).whole()
-    with torch.no_grad():
-        logits = expected(token_ids()).logits
-    found = verify(tmp_path / "package", token_ids(), logits)
+@pytest.fixture(scope="module")
+def rounded_outside(tmp_path_factory: pytest.TempPathFactory) -> Outcomes[Verified]:
+    """What a fresh process finds in packages whose embedding and head are rounded, too."""
+
+    def written(name: str) -> Probe:
+        place = tmp_path_factory.mktemp(name)
+        save_tiny_model(name, place / "source")
+        original = Original.read(place / "source")
+        codes = codes_of(original, outside="int8")
+        write(place / "source", place / "package", codes)
+        edited = EditedModel(StreamedModel.open(place / "source"), [rounded_part(original, codes)])
+        return Probe(place / "package", token_ids(), logits_of(edited.whole()))
+
+    return verified(Outcomes(ROUNDED_OUTSIDE, written))
+
+
+@pytest.mark.parametrize("name", ROUNDED_OUTSIDE)
+def test_a_fresh_process_without_anything_of_ours_computes_with_a_rounded_embedding(
+    name: str, rounded_outside: Outcomes[Verified]
+) -> None:
+    found = rounded_outside[name]
     assert found.difference < 1e-5
-    assert found.parameters == original.inventory.total_parameters
+    assert found.parameters == sum(parameter.numel() for parameter in tiny_model(name).parameters())
     assert (found.engine, found.version) == (
         "transformers",
         f"{version('transformers')} with compressed-tensors {version('compressed-tensors')}",
