@@ -43,13 +43,14 @@ demo: .venv/built $(if $(MODEL),,.venv/built-demo)
 	@exec $(BIN)/python -m demo $(if $(MODEL),--model $(MODEL)) $(if $(RATIO),--ratio $(RATIO))
 
 # Scratch files and caches of the tests go into one directory that is removed again, so nothing stays outside the checkout.
-# Each process of the tests has servers of its own, and one thread: tiny models gain nothing from more.
-## test: every check, then every test; ARGS="tests/app -k name" runs some
+# Each process of the tests has servers of its own, and one thread: tiny models gain nothing from more. There is one more
+# of them than cores, since a third of their time is waiting.
+## test: every check and every test; ARGS="tests/app -k name" runs some
 .PHONY: test
-test: lint
+test: .venv/built
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 	TMPDIR=$$scratch XDG_CACHE_HOME=$$scratch/cache HF_HOME=$$scratch/huggingface OMP_NUM_THREADS=1 \
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $$(($$(nproc) + 1)) --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 ## test-full: as test, with every architecture in every method and format
 .PHONY: test-full

@@ -23,6 +23,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 LONGEST = (
+    "tests/test_lint.py",
     "tests/service/",
     "tests/faults/",
     "tests/workers/stages/test_ranks.py",
@@ -30,7 +31,7 @@ LONGEST = (
     "tests/app/test_",
     "tests/modelpress/test_cli.py",
 )
-"""Where the tests stand that start whole services."""
+"""Where the tests stand that start whole services, or take long in one piece."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
