@@ -79,16 +79,20 @@ def select_jobs(owner: str, wanted: JobFilter, after: tuple[datetime, str] | Non
     """
     query = select(*SHOWN)
     model, method, created_at, job_id = JobRow.model, JobRow.method, JobRow.created_at, JobRow.id
+    states = [JobRow.state]
     if wanted.metadata:
         pairs = [aliased(MetadataRow) for _ in wanted.metadata]
         for pair, (key, value) in zip(pairs, wanted.metadata, strict=True):
             same = and_(pair.job_id == JobRow.id, pair.owner == owner, pair.key == key, pair.value == value)
             query = query.join(pair, same)
         model, method, created_at, job_id = pairs[0].model, pairs[0].method, pairs[0].created_at, pairs[0].job_id
+        states += [pair.state for pair in pairs]
     query = query.where(JobRow.owner == owner).order_by(created_at.desc(), job_id.desc()).limit(limit)
-    for column, exactly in ((JobRow.state, wanted.state), (model, wanted.model), (method, wanted.method)):
+    for column, exactly in ((model, wanted.model), (method, wanted.method)):
         if exactly is not None:
             query = query.where(column == exactly)
+    if wanted.state is not None:
+        query = query.where(*(state == wanted.state for state in states))
     if wanted.created_after is not None:
         query = query.where(created_at >= wanted.created_after)
     if wanted.created_before is not None:

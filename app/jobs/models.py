@@ -107,6 +107,8 @@ class MetadataRow(Base):
     value: Mapped[str]
     model: Mapped[str | None]
     method: Mapped[str | None]
+    state: Mapped[str] = mapped_column(server_default="queued")
+    """The job's; a trigger keeps it so."""
     created_at: Mapped[datetime]
 
 

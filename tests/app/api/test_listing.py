@@ -44,6 +44,14 @@ def test_the_list_is_cut_by_what_the_jobs_are(client: TestClient, tiny: dict[str
     assert ids(client, "model=local:other") == []
 
 
+def test_the_state_beside_metadata_is_the_one_that_the_job_has_now(client: TestClient, tiny: dict[str, Any]) -> None:
+    job = post(client, tiny, metadata={"team": "search"})
+    assert ids(client, "metadata=team=search&state=queued") == [job]
+    client.post(f"/jobs/{job}/cancel")
+    assert ids(client, "metadata=team=search&state=queued") == []
+    assert ids(client, "metadata=team=search&state=cancelled") == [job]
+
+
 def test_the_list_is_cut_by_time(client: TestClient, tiny: dict[str, Any]) -> None:
     job = post(client, tiny)
     before, after = ((datetime.now(UTC) + timedelta(minutes=m)).isoformat().replace("+", "%2B") for m in (-1, 1))
