@@ -1,5 +1,6 @@
 """Additions to the OpenAPI document beyond the types: examples, problem documents and downloads."""
 
+import re
 from typing import Any
 
 from fastapi import FastAPI
@@ -79,9 +80,12 @@ MADE = {
     "retry_job": ("202", "job_id"),
     "begin_upload": ("201", "upload_id"),
     "create_key": ("201", "key_id"),
+    "create_webhook": ("201", "webhook_id"),
+    "try_webhook": ("202", "delivery_id"),
 }
 """What makes something: the status of the answer, and the parameter of other calls that takes its id."""
 POSTED = ("Location", "Retry-After")
+PARAMETER = re.compile(r"{(\w+)}")
 
 
 def headers(*names: str) -> dict[str, Any]:
@@ -158,18 +162,21 @@ def tell_limits(responses: dict[str, dict[str, Any]]) -> None:
 
 def link(paths: dict[str, dict[str, Any]]) -> None:
     """Tell of each answer with something new what can be done with its id."""
-    for operation in (operation for operations in paths.values() for operation in operations.values()):
-        if operation["operationId"] in MADE:
-            code, parameter = MADE[operation["operationId"]]
-            operation["responses"][code]["links"] = {
-                other["operationId"]: {
-                    "operationId": other["operationId"],
-                    "parameters": {parameter: "$response.body#/id"},
+    for path, operations in paths.items():
+        for operation in operations.values():
+            if operation["operationId"] in MADE:
+                code, parameter = MADE[operation["operationId"]]
+                known = {name: f"$request.path.{name}" for name in PARAMETER.findall(path)}
+                operation["responses"][code]["links"] = {
+                    other["operationId"]: {
+                        "operationId": other["operationId"],
+                        "parameters": {parameter: "$response.body#/id"}
+                        | {name: asked for name, asked in known.items() if f"{{{name}}}" in target},
+                    }
+                    for target, others in paths.items()
+                    for other in others.values()
+                    if f"{{{parameter}}}" in target
                 }
-                for path, others in paths.items()
-                for other in others.values()
-                if f"{{{parameter}}}" in path
-            }
 
 
 def complete(responses: dict[str, dict[str, Any]]) -> None:

@@ -64,6 +64,12 @@ def try_webhook(webhook_id: WebhookId, caller: Administrator, webhooks: Webhooks
     return webhooks.test(caller, webhook_id)
 
 
+@router.post("/webhooks/{webhook_id}/rotate", operation_id="rotate_webhook", responses=refusals(401, 403, 404, 422))
+def rotate_webhook(webhook_id: WebhookId, caller: Administrator, webhooks: Webhooks) -> IssuedWebhook:
+    """Give a webhook another secret, which this answer alone shows. For 24 hours, the old one is used to sign, too."""
+    return webhooks.rotate(caller, webhook_id)
+
+
 @router.get("/webhooks/{webhook_id}/deliveries", operation_id="list_deliveries", responses=refusals(401, 403, 404, 422))
 def list_deliveries(
     webhook_id: WebhookId,

@@ -22,6 +22,9 @@ class SubscriptionRow(Base):
     target: Mapped[str]
     events: Mapped[list[str]] = mapped_column(JSONB)
     secret: Mapped[str | None]
+    old_secret: Mapped[str | None]
+    """The one before, with which is signed, too, for as long as `old_secret_until` says."""
+    old_secret_until: Mapped[datetime | None]
     created_at: Mapped[datetime]
     disabled_at: Mapped[datetime | None]
 

@@ -49,7 +49,7 @@ class WebhookService:
             QuotaExceeded: the team has as many webhooks as a team may have.
         """
         check_target(request.url, self.settings)
-        secret = f"whsec_{base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()}"
+        secret = new_secret()
         with self.sessions.begin() as session:
             keys.add_team(session, caller.team)
             keys.team(session, caller.team)
@@ -79,6 +79,18 @@ class WebhookService:
         with self.sessions.begin() as session:
             store.remove(session, self.find(session, caller, webhook_id).id)
             keys.record(session, caller, "webhook.deleted", webhook_id)
+
+    def rotate(self, caller: Caller, webhook_id: str) -> IssuedWebhook:
+        """Give a webhook another secret, and return it with that. For a day, both are used to sign.
+
+        Raises WebhookNotFound where the team has no such webhook.
+        """
+        secret = new_secret()
+        with self.sessions.begin() as session:
+            row = self.find(session, caller, webhook_id)
+            store.rotate(session, row.id, secret)
+            keys.record(session, caller, "webhook.rotated", webhook_id)
+            return IssuedWebhook(**dict(as_webhook(row)), secret=secret)
 
     def test(self, caller: Caller, webhook_id: str) -> Delivery:
         """Send a test event to a webhook. Raises WebhookNotFound where the team has no such webhook."""
@@ -120,6 +132,11 @@ class WebhookService:
         if row is None or row.sink != WEBHOOK:
             raise WebhookNotFound(f"the team {caller.team!r} has no webhook {webhook_id!r}")
         return row
+
+
+def new_secret() -> str:
+    """Return a secret as Standard Webhooks writes it."""
+    return f"whsec_{base64.b64encode(secrets.token_bytes(SECRET_BYTES)).decode()}"
 
 
 def check_target(url: str, settings: Settings) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pydantic import SecretStr
-from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy import ColumnElement, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -18,6 +18,7 @@ DELAYS = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.
 SEND_SECONDS = 60.0
 """A delivery that was taken to be sent is taken by another worker after this: the first one has died."""
 KEEP_SECONDS = 30 * 24 * 3600.0
+OLD_SECRET_SECONDS = 24 * 3600.0
 MOST_AT_ONCE = 2
 """Deliveries of one subscription that are sent at the same time, so that a slow receiver leaves room for others."""
 LONGEST_ERROR = 500
@@ -35,10 +36,11 @@ class Outgoing:
     attempt: int
     sink: str
     target: str
-    secret: SecretStr | None = field(repr=False)
+    secrets: tuple[SecretStr, ...] = field(repr=False)
+    """What it is signed with: the secret, and for a while the one that it has replaced."""
 
 
-def listeners(session: Session, team: str, event: EventName) -> Sequence[str]:
+def listeners(session: Session, team: ColumnElement[str], event: EventName) -> Sequence[str]:
     """Return the subscriptions that are to be told of this event of the team."""
     return session.scalars(
         select(SubscriptionRow.id).where(
@@ -97,16 +99,16 @@ def take_due(session: Session, most: int) -> list[Outgoing]:
         .execution_options(synchronize_session=False)
     )
     rows = session.execute(
-        select(DeliveryRow, SubscriptionRow)
+        select(DeliveryRow, SubscriptionRow, SubscriptionRow.old_secret_until > clock())
         .join(SubscriptionRow, SubscriptionRow.id == DeliveryRow.subscription_id)
         .where(DeliveryRow.id.in_(taken))
         .execution_options(populate_existing=True)
     )
-    return [as_outgoing(row, subscription) for row, subscription in rows]
+    return [as_outgoing(row, subscription, with_old=bool(recent)) for row, subscription, recent in rows]
 
 
-def as_outgoing(row: DeliveryRow, subscription: SubscriptionRow) -> Outgoing:
-    secret = None if subscription.secret is None else SecretStr(subscription.secret)
+def as_outgoing(row: DeliveryRow, subscription: SubscriptionRow, *, with_old: bool) -> Outgoing:
+    found = [subscription.secret, subscription.old_secret if with_old else None]
     return Outgoing(
         id=row.id,
         message_id=row.message_id,
@@ -116,7 +118,7 @@ def as_outgoing(row: DeliveryRow, subscription: SubscriptionRow) -> Outgoing:
         attempt=row.attempts,
         sink=subscription.sink,
         target=subscription.target,
-        secret=secret,
+        secrets=tuple(SecretStr(secret) for secret in found if secret is not None),
     )
 
 
@@ -183,6 +185,19 @@ def find(session: Session, team: str, subscription_id: str) -> SubscriptionRow |
     """Return the subscription of the team; None where it has none of this id."""
     query = select(SubscriptionRow).where(SubscriptionRow.id == subscription_id, SubscriptionRow.team == team)
     return session.scalar(query)
+
+
+def rotate(session: Session, subscription_id: str, secret: str) -> None:
+    """Give a subscription another secret; what it has now is used beside it for a while."""
+    session.execute(
+        update(SubscriptionRow)
+        .where(SubscriptionRow.id == subscription_id)
+        .values(
+            secret=secret,
+            old_secret=SubscriptionRow.secret,
+            old_secret_until=clock() + seconds(OLD_SECRET_SECONDS),
+        )
+    )
 
 
 def remove(session: Session, subscription_id: str) -> None:

@@ -37,16 +37,16 @@ def send(outgoing: Outgoing, settings: Settings) -> None:
 
 
 def headers(outgoing: Outgoing) -> dict[str | bytes, str | bytes]:
-    """Return the headers of a request, with its signature."""
+    """Return the headers of a request, with a signature by each secret."""
     now = datetime.now(UTC)
-    if outgoing.secret is None:
+    if not outgoing.secrets:
         raise DeliveryFailed("the webhook has no secret")
-    signature = Webhook(outgoing.secret.get_secret_value()).sign(outgoing.message_id, now, outgoing.body)
+    signers = [Webhook(secret.get_secret_value()) for secret in outgoing.secrets]
     return {
         "Host": urlsplit(outgoing.target).netloc,
         "Content-Type": "application/json",
         "User-Agent": USER_AGENT,
         "webhook-id": outgoing.message_id,
         "webhook-timestamp": str(int(now.timestamp())),
-        "webhook-signature": signature,
+        "webhook-signature": " ".join(signer.sign(outgoing.message_id, now, outgoing.body) for signer in signers),
     }

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from modelpress.cli import control, jobs, service
+from modelpress.cli import control, jobs, service, webhooks
 from modelpress.cli.failures import failures_explained
 
 application = typer.Typer(
@@ -20,6 +20,7 @@ application = typer.Typer(
 service.register(application)
 jobs.register(application)
 control.register(application)
+webhooks.register(application)
 
 
 def print_version(wanted: bool) -> None:

@@ -1,7 +1,7 @@
 """The service over HTTP, for programs that do other things meanwhile. See `Client` for what each method promises."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,13 +10,14 @@ import httpx2
 
 from modelpress.client import calls
 from modelpress.client.calls import Call, Wanted
-from modelpress.client.client import ANY, WAIT_SECONDS, Client
-from modelpress.client.transport import Answer, connection, parse, refusal, send_async
+from modelpress.client.client import ANY, FOLLOW_SECONDS, WAIT_SECONDS, Client
+from modelpress.client.transport import Answer, connection, parse, send_async
 from modelpress.contract.estimate import Estimate
 from modelpress.contract.event import EventKind, JobEvent
 from modelpress.contract.job import Artifact, Job, JobPage, JobSummary
 from modelpress.contract.recipe import Recipe
 from modelpress.contract.upload import Upload
+from modelpress.contract.webhook import Delivery, EventName, IssuedWebhook, Webhook
 from modelpress.contract.worker import Worker
 
 
@@ -82,11 +83,13 @@ class AsyncClient:
         """Cancel a job and return it; it may still be `cancelling`."""
         return await self._ask(calls.cancel(job_id))
 
+    async def retry(self, job_id: str) -> Job:
+        """Post a failed or cancelled job again, and return the new one."""
+        return await self._ask(calls.retry(job_id))
+
     async def delete(self, job_id: str) -> None:
         """Delete a job that has ended, with its files."""
-        answer = await send_async(lambda: self._http.delete(f"/jobs/{job_id}"), patience_seconds=self.patience_seconds)
-        if not answer.is_success:
-            raise refusal(answer)
+        await self._ask(calls.delete(f"/jobs/{job_id}"))
 
     async def workers(self) -> tuple[Worker, ...]:
         """Return every worker of the service."""
@@ -101,6 +104,17 @@ class AsyncClient:
             if page.next is None:
                 return
             after = page.next
+
+    async def follow(self, job_id: str) -> AsyncIterator[JobEvent]:
+        """Yield what has happened to a job and what happens, until it ends."""
+        after = 0
+        while True:
+            async for event in self.events(job_id, after=after):
+                after = event.id
+                yield event
+                if event.is_last:
+                    return
+            await asyncio.sleep(FOLLOW_SECONDS)
 
     async def wait(self, job_id: str) -> Job:
         """Return the job once it has ended."""
@@ -130,11 +144,65 @@ class AsyncClient:
 
         return await asyncio.to_thread(send)
 
+    async def get_upload(self, upload_id: str) -> Upload:
+        """Return an upload as it is now."""
+        return await self._ask(calls.get_upload(upload_id))
+
+    async def uploads(self) -> AsyncIterator[Upload]:
+        """Yield every upload of the team, newest first."""
+        after: str | None = None
+        while True:
+            page = await self._ask(calls.uploads(after))
+            for upload in page.uploads:
+                yield upload
+            after = page.next
+            if after is None:
+                return
+
+    async def delete_upload(self, upload_id: str) -> None:
+        """Delete an upload that no unfinished job names."""
+        await self._ask(calls.delete(f"/uploads/{upload_id}"))
+
+    async def create_webhook(self, url: str, events: Collection[EventName] | None = None) -> IssuedWebhook:
+        """Have events of the team's jobs posted to an address."""
+        return await self._ask(calls.create_webhook(url, events))
+
+    async def webhooks(self) -> tuple[Webhook, ...]:
+        """Return the webhooks of the team, newest first."""
+        return (await self._ask(calls.webhooks())).webhooks
+
+    async def test_webhook(self, webhook_id: str) -> Delivery:
+        """Have a test event sent."""
+        return await self._ask(calls.test_webhook(webhook_id))
+
+    async def rotate_webhook(self, webhook_id: str) -> IssuedWebhook:
+        """Give a webhook another secret."""
+        return await self._ask(calls.rotate_webhook(webhook_id))
+
+    async def deliveries(self, webhook_id: str) -> AsyncIterator[Delivery]:
+        """Yield what was sent to a webhook, or waits to be, newest first."""
+        before: int | None = None
+        while True:
+            page = await self._ask(calls.deliveries(webhook_id, before))
+            for delivery in page.deliveries:
+                yield delivery
+            before = page.next
+            if before is None:
+                return
+
+    async def retry_delivery(self, webhook_id: str, delivery_id: int) -> Delivery:
+        """Send a delivery again."""
+        return await self._ask(calls.retry_delivery(webhook_id, delivery_id))
+
+    async def delete_webhook(self, webhook_id: str) -> None:
+        """Delete a webhook with its log."""
+        await self._ask(calls.delete(f"/webhooks/{webhook_id}"))
+
     async def _ask(self, call: Call[Answer]) -> Answer:
         answer = await send_async(
             lambda: self._http.request(
                 call.method, call.path, params=call.params, headers=call.headers, json=call.json
             ),
-            patience_seconds=self.patience_seconds,
+            patience_seconds=self.patience_seconds if call.may_repeat else 0.0,
         )
         return parse(call.kind, answer)

@@ -1,22 +1,24 @@
 """What can be asked of a service: one function a question, for the clients that wait and those that do not."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Generic
 from urllib.parse import quote
 from uuid import uuid4
 
-from modelpress.client.transport import Answer
+from modelpress.client.transport import Answer, Nothing
 from modelpress.contract.estimate import Estimate
 from modelpress.contract.event import EventKind, EventPage
 from modelpress.contract.job import ArtifactList, Job, JobPage, State
 from modelpress.contract.recipe import Recipe
 from modelpress.contract.upload import Upload, UploadList, UploadRequest
+from modelpress.contract.webhook import Delivery, DeliveryPage, EventName, IssuedWebhook, WebhookList
 from modelpress.contract.worker import WorkerList
 
 
 @dataclass(frozen=True)
 class Call(Generic[Answer]):
-    """A request, and what its answer is. It may be repeated: it changes nothing twice."""
+    """A request, and what its answer is."""
 
     kind: type[Answer]
     method: str
@@ -24,6 +26,8 @@ class Call(Generic[Answer]):
     params: dict[str, Any] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
     json: Any = None
+    may_repeat: bool = True
+    """Whether it is sent again where no answer came: it changes nothing twice."""
 
 
 def submit(recipe: Recipe, idempotency_key: str | None) -> Call[Job]:
@@ -71,6 +75,16 @@ def cancel(job_id: str) -> Call[Job]:
     return Call(Job, "POST", f"/jobs/{job_id}/cancel")
 
 
+def retry(job_id: str) -> Call[Job]:
+    """Post a failed or cancelled job again. A second time would make another job."""
+    return Call(Job, "POST", f"/jobs/{job_id}/retry", may_repeat=False)
+
+
+def delete(path: str) -> Call[Nothing]:
+    """Delete what has this address."""
+    return Call(Nothing, "DELETE", path)
+
+
 def artifacts(job_id: str) -> Call[ArtifactList]:
     """Ask for the files of a result."""
     return Call(ArtifactList, "GET", f"/jobs/{job_id}/artifacts")
@@ -100,6 +114,38 @@ def get_upload(upload_id: str) -> Call[Upload]:
 def uploads(after: str | None) -> Call[UploadList]:
     """Ask for a page of the team's files."""
     return Call(UploadList, "GET", "/uploads", params={"limit": 100} | ({} if after is None else {"after": after}))
+
+
+def create_webhook(url: str, events: Collection[EventName] | None) -> Call[IssuedWebhook]:
+    """Make a webhook. A second time would make another one."""
+    request = {"url": url} | ({} if events is None else {"events": sorted(events)})
+    return Call(IssuedWebhook, "POST", "/webhooks", json=request, may_repeat=False)
+
+
+def webhooks() -> Call[WebhookList]:
+    """Ask for the team's webhooks."""
+    return Call(WebhookList, "GET", "/webhooks")
+
+
+def test_webhook(webhook_id: str) -> Call[Delivery]:
+    """Have a test event sent to a webhook. A second time would send another one."""
+    return Call(Delivery, "POST", f"/webhooks/{webhook_id}/test", may_repeat=False)
+
+
+def rotate_webhook(webhook_id: str) -> Call[IssuedWebhook]:
+    """Give a webhook another secret. A second time would drop the one that the receiver has."""
+    return Call(IssuedWebhook, "POST", f"/webhooks/{webhook_id}/rotate", may_repeat=False)
+
+
+def deliveries(webhook_id: str, before: int | None) -> Call[DeliveryPage]:
+    """Ask for a page of what was sent to a webhook."""
+    params = {"limit": 100} | ({} if before is None else {"before": before})
+    return Call(DeliveryPage, "GET", f"/webhooks/{webhook_id}/deliveries", params=params)
+
+
+def retry_delivery(webhook_id: str, delivery_id: int) -> Call[Delivery]:
+    """Have a delivery sent again."""
+    return Call(Delivery, "POST", f"/webhooks/{webhook_id}/deliveries/{delivery_id}/retry")
 
 
 def workers() -> Call[WorkerList]:

@@ -5,7 +5,7 @@ Submitting is, too, since it sends an Idempotency-Key: a job is never posted twi
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,13 +15,14 @@ import httpx2
 from modelpress.client import calls
 from modelpress.client.calls import Call, Wanted
 from modelpress.client.download import ByteReport, download_artifact
-from modelpress.client.transport import Answer, connection, parse, refusal, send, unreachable
+from modelpress.client.transport import Answer, connection, parse, refusal, send
 from modelpress.client.upload import announcement, send_pieces
 from modelpress.contract.estimate import Estimate
 from modelpress.contract.event import EventKind, JobEvent
 from modelpress.contract.job import Artifact, Job, JobPage, JobSummary
 from modelpress.contract.recipe import Recipe
 from modelpress.contract.upload import Upload, UploadRequest
+from modelpress.contract.webhook import Delivery, EventName, IssuedWebhook, Webhook
 from modelpress.contract.worker import Worker
 
 WAIT_SECONDS = 20
@@ -103,16 +104,13 @@ class Client:
     def retry(self, job_id: str) -> Job:
         """Post a failed or cancelled job again, and return the new one, which goes on with what is left of its work.
 
-        Never repeated once it has reached the service: a second one would be another job.
+        Never repeated where no answer came: a second one would be another job.
         """
-        try:
-            return parse(Job, self._http.post(f"/jobs/{job_id}/retry"))
-        except httpx2.TransportError as error:
-            raise unreachable(error) from error
+        return self._ask(calls.retry(job_id))
 
     def delete(self, job_id: str) -> None:
         """Delete a job that has ended, with its files."""
-        self._delete(f"/jobs/{job_id}")
+        self._ask(calls.delete(f"/jobs/{job_id}"))
 
     def workers(self) -> tuple[Worker, ...]:
         """Return every worker of the service."""
@@ -192,7 +190,44 @@ class Client:
 
     def delete_upload(self, upload_id: str) -> None:
         """Delete an upload that no unfinished job names."""
-        self._delete(f"/uploads/{upload_id}")
+        self._ask(calls.delete(f"/uploads/{upload_id}"))
+
+    def create_webhook(self, url: str, events: Collection[EventName] | None = None) -> IssuedWebhook:
+        """Have events of the team's jobs posted to an address: those named, or else how jobs end.
+
+        The `secret` of the answer is shown this once. Never repeated where no answer came.
+        """
+        return self._ask(calls.create_webhook(url, events))
+
+    def webhooks(self) -> tuple[Webhook, ...]:
+        """Return the webhooks of the team, newest first."""
+        return self._ask(calls.webhooks()).webhooks
+
+    def test_webhook(self, webhook_id: str) -> Delivery:
+        """Have a test event sent; what became of it stands among the deliveries."""
+        return self._ask(calls.test_webhook(webhook_id))
+
+    def rotate_webhook(self, webhook_id: str) -> IssuedWebhook:
+        """Give a webhook another secret, which is shown this once. For a day, the old one is used to sign, too."""
+        return self._ask(calls.rotate_webhook(webhook_id))
+
+    def deliveries(self, webhook_id: str) -> Iterator[Delivery]:
+        """Yield what was sent to a webhook, or waits to be, newest first."""
+        before: int | None = None
+        while True:
+            page = self._ask(calls.deliveries(webhook_id, before))
+            yield from page.deliveries
+            before = page.next
+            if before is None:
+                return
+
+    def retry_delivery(self, webhook_id: str, delivery_id: int) -> Delivery:
+        """Send a delivery again, whatever became of it."""
+        return self._ask(calls.retry_delivery(webhook_id, delivery_id))
+
+    def delete_webhook(self, webhook_id: str) -> None:
+        """Delete a webhook with its log."""
+        self._ask(calls.delete(f"/webhooks/{webhook_id}"))
 
     def wait(self, job_id: str, *, poll_seconds: float | None = None) -> Iterator[Job]:
         """Yield the job at each look, up to and including its final state.
@@ -225,11 +260,6 @@ class Client:
             return str(error) or type(error).__name__
         return None if answer.is_success else str(refusal(answer))
 
-    def _delete(self, path: str) -> None:
-        answer = send(lambda: self._http.delete(path), patience_seconds=self.patience_seconds)
-        if not answer.is_success:
-            raise refusal(answer)
-
     def _ask(self, call: Call[Answer]) -> Answer:
         return parse(call.kind, self._send(call))
 
@@ -238,5 +268,5 @@ class Client:
             lambda: self._http.request(
                 call.method, call.path, params=call.params, headers=call.headers, json=call.json
             ),
-            patience_seconds=self.patience_seconds,
+            patience_seconds=self.patience_seconds if call.may_repeat else 0.0,
         )

@@ -14,6 +14,11 @@ from modelpress.contract.job import Problem
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
+
+class Nothing(BaseModel):
+    """The content of an answer that has none."""
+
+
 KEY_VARIABLE = "MODELPRESS_API_KEY"
 CONNECT_SECONDS = 5.0
 TOO_MANY = b"/problems/too_many_requests"
@@ -126,7 +131,7 @@ def parse(kind: type[Answer], answer: httpx2.Response) -> Answer:
     if not answer.is_success:
         raise refusal(answer)
     try:
-        return kind.model_validate_json(answer.content)
+        return kind.model_validate_json(answer.content or b"{}" if kind is Nothing else answer.content)
     except ValidationError as error:
         raise unexpected(answer) from error
 

@@ -39,6 +39,7 @@ def test_operations_have_readable_names(operations: dict[str, dict[str, Any]]) -
         "list_webhooks",
         "delete_webhook",
         "try_webhook",
+        "rotate_webhook",
         "list_deliveries",
         "retry_delivery",
         "read_metrics",

@@ -53,7 +53,7 @@ def connected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def outgoing(url: str) -> Outgoing:
     secret = SecretStr("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
-    return Outgoing(1, "msg_1", "webhook.test", None, "{}", 1, "webhook", url, secret)
+    return Outgoing(1, "msg_1", "webhook.test", None, "{}", 1, "webhook", url, (secret,))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 from standardwebhooks.webhooks import Webhook as Verifier
+from standardwebhooks.webhooks import WebhookVerificationError
 
 from app.db import Sessions
 from app.deliveries import store
@@ -43,6 +44,30 @@ def test_the_end_of_a_job_is_told_with_a_signature_that_the_stock_library_verifi
     assert told["type"] == "job.succeeded"
     assert told["data"] | {"id": "job_1", "achieved_ratio": 1.2, "metadata": {"run": "nightly"}} == told["data"]
     assert told["data"]["error"] is None
+
+
+def test_after_a_rotation_both_secrets_verify_and_a_day_later_the_new_one_alone(
+    subscribe: Subscribe,
+    run_job: RunJob,
+    courier: Courier,
+    receiver: Receiver,
+    webhooks: WebhookService,
+    sessions: Sessions,
+) -> None:
+    old = subscribe()
+    new = webhooks.rotate(operator("default"), old.id)
+    run_job("job_1")
+    courier.send_due()
+    with sessions.begin() as session:
+        session.execute(text("UPDATE subscriptions SET old_secret_until = clock_timestamp()"))
+    run_job("job_2")
+    courier.send_due()
+    first, second = receiver.received
+    for secret in (old.secret, new.secret):
+        Verifier(secret).verify(first.body, first.headers)
+    Verifier(new.secret).verify(second.body, second.headers)
+    with pytest.raises(WebhookVerificationError):
+        Verifier(old.secret).verify(second.body, second.headers)
 
 
 def test_a_failure_is_told_with_its_code(
