@@ -60,6 +60,11 @@ def remove(session: Session, upload_id: str) -> None:
     session.execute(insert(DeletionRow).values(job_id=upload_id, deleted_at=clock()))
 
 
+def complete_ones(session: Session) -> Sequence[UploadRow]:
+    """Return every upload, of any team, that has arrived as a whole."""
+    return session.scalars(select(UploadRow).where(UploadRow.completed_at.is_not(None)).order_by(UploadRow.id)).all()
+
+
 def page(session: Session, owner: str, after: tuple[datetime, str] | None, limit: int) -> Sequence[UploadRow]:
     """Return uploads of the team, newest first, beginning behind the one with this creation time and id."""
     newest = (UploadRow.created_at.desc(), UploadRow.id.desc())

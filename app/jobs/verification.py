@@ -1,4 +1,4 @@
-"""Whether the files of finished jobs are still what the database says of them, as after a restore."""
+"""Whether the files of finished jobs and of uploads are still what the database says of them, as after a restore."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -8,9 +8,10 @@ from sqlalchemy import select
 
 from app.db import Sessions
 from app.errors import ArtifactNotFound
-from app.jobs import ownership
-from app.jobs.models import ArtifactRow
+from app.jobs import ownership, uploads
+from app.jobs.models import ArtifactRow, UploadRow
 from app.storage import Storage
+from modelpress.contract.upload import UPLOAD
 
 Progress = Callable[[int, int], None]
 """Called with the number of bytes that are checked, and of all there are to check."""
@@ -18,7 +19,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Recorded:
-    """A file as the database has it."""
+    """A file as the database has it; `job_id` is the upload's where it is one."""
 
     job_id: str
     attempt: int
@@ -42,6 +43,7 @@ class Verification:
 
     Attributes:
         jobs: number of jobs that have files.
+        uploads: number of complete uploads.
         files: number of files that were compared.
         bytes: their size, as the database has it.
         damages: files that are missing, changed or unreadable.
@@ -49,6 +51,7 @@ class Verification:
     """
 
     jobs: int
+    uploads: int
     files: int
     bytes: int
     damages: tuple[Damage, ...]
@@ -56,14 +59,15 @@ class Verification:
 
 
 def verify(sessions: Sessions, storage: Storage, progress: Progress = lambda done, of: None) -> Verification:
-    """Read every file of every finished job, and compare its size and digest with the database.
+    """Read every file of every finished job and every upload, and compare its size and digest with the database.
 
     Nothing is changed, and the service may run meanwhile: what is deleted while this runs is no damage.
     """
     with sessions() as session:
         kept = storage.attempts()
         unknown = ownership.unknown(session, [job_id for job_id, _ in kept])
-        files = recorded(session.scalars(select(ArtifactRow).order_by(ArtifactRow.job_id, ArtifactRow.name)))
+        sent = list(map(as_recorded, uploads.complete_ones(session)))
+        files = recorded(session.scalars(select(ArtifactRow).order_by(ArtifactRow.job_id, ArtifactRow.name))) + sent
     total, done, damages = sum(file.bytes for file in files), 0, []
     for file in files:
         what = damage(storage, file)
@@ -72,7 +76,8 @@ def verify(sessions: Sessions, storage: Storage, progress: Progress = lambda don
         done += file.bytes
         progress(done, total)
     return Verification(
-        jobs=len({file.job_id for file in files}),
+        jobs=len({file.job_id for file in files}) - len(sent),
+        uploads=len(sent),
         files=len(files),
         bytes=total,
         damages=tuple(damages),
@@ -85,9 +90,16 @@ def recorded(rows: Iterable[ArtifactRow]) -> list[Recorded]:
     return [Recorded(row.job_id, row.attempt, row.name, row.bytes, row.sha256) for row in rows]
 
 
+def as_recorded(row: UploadRow) -> Recorded:
+    """Return the file of a complete upload."""
+    return Recorded(row.id, uploads.ATTEMPT, uploads.file_name(row), row.bytes, str(row.sha256))
+
+
 def is_recorded(sessions: Sessions, file: Recorded) -> bool:
     """Return whether the database still has the file."""
     with sessions() as session:
+        if UPLOAD.fullmatch(file.job_id):
+            return session.get(UploadRow, file.job_id) is not None
         row = session.get(ArtifactRow, (file.job_id, file.name))
         return row is not None and row.attempt == file.attempt
 

@@ -70,5 +70,6 @@ def tell(found: "Verification") -> None:
         STDOUT.print(f"There are files of {len(found.unknown)} jobs that the database does not know: {jobs}")
     whole = found.files - len(found.damages)
     STDOUT.print(
-        f"{whole} of {found.files} files of {found.jobs} jobs are whole ({found.bytes / 1e9:.2f} GB were read)."
+        f"{whole} of {found.files} files of {found.jobs} jobs and {found.uploads} uploads are whole "
+        f"({found.bytes / 1e9:.2f} GB were read)."
     )

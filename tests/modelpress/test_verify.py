@@ -36,7 +36,7 @@ def verify(settings: ServerSettings, *options: str) -> subprocess.CompletedProce
 def test_whole_files_are_counted_and_the_exit_code_is_0(settings: ServerSettings, weights: Path) -> None:
     done = verify(settings)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"{COUNT} of {COUNT} files of 1 jobs are whole" in done.stdout
+    assert f"{COUNT} of {COUNT} files of 1 jobs and 0 uploads are whole" in done.stdout
 
 
 def test_a_damaged_file_is_named_and_the_exit_code_is_1(settings: ServerSettings, weights: Path) -> None:

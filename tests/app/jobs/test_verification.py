@@ -1,20 +1,23 @@
 """Files of finished jobs, compared with what the database says of them."""
 
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from app.db import Sessions
-from app.jobs import store
+from app.jobs import store, uploads
 from app.jobs.verification import Damage, verify
 from app.settings import ServerSettings
 from app.storage import Storage
 from app.storage.registry import open_storage
+from modelpress.contract.upload import UploadRequest
 from tests.support.api import CONTENTS, finish
 
 WEIGHTS = "model.safetensors"
 SIZE = len(CONTENTS[WEIGHTS])
+UPLOADED = f"upload_{1:024x}"
 
 
 @pytest.fixture
@@ -96,3 +99,35 @@ def test_files_of_jobs_that_the_database_does_not_know_are_listed(
     storage.publish("job_other", 1, package)
     found = verify(sessions, storage)
     assert (found.damages, found.unknown) == ((), ("job_other",))
+
+
+@pytest.fixture
+def upload(storage: Storage, settings: ServerSettings, sessions: Sessions, tmp_path: Path) -> str:
+    """The id of a complete upload."""
+    content, package = b"some text", tmp_path / "sent"
+    package.mkdir()
+    (package / "text.txt").write_bytes(content)
+    storage.publish(UPLOADED, uploads.ATTEMPT, package)
+    with sessions.begin() as session:
+        request = UploadRequest(name="some.txt", format="txt", bytes=len(content))
+        uploads.add(session, UPLOADED, "default", request)
+        uploads.complete(session, UPLOADED, sha256(content).hexdigest())
+    return UPLOADED
+
+
+def test_an_upload_is_compared_too(sessions: Sessions, storage: Storage, settings: ServerSettings, upload: str) -> None:
+    whole = verify(sessions, storage)
+    assert (whole.jobs, whole.uploads, whole.files, whole.damages) == (1, 1, len(CONTENTS) + 1, ())
+    (settings.data_dir / "artifacts" / upload / "1" / "text.txt").write_bytes(b"some tent")
+    (damage,) = verify(sessions, storage).damages
+    assert (damage.job_id, damage.name) == (upload, "text.txt")
+    assert damage.what.startswith("has the SHA-256")
+
+
+def test_an_upload_that_is_deleted_meanwhile_is_no_damage(sessions: Sessions, storage: Storage, upload: str) -> None:
+    def delete(done: int, of: int) -> None:
+        with sessions.begin() as session:
+            uploads.remove(session, upload)
+        storage.discard(upload, uploads.ATTEMPT)
+
+    assert verify(sessions, storage, delete).damages == ()
