@@ -17,11 +17,14 @@ from app.api.deps import caller_with
 from app.api.documentation import Responses, refusals
 from app.api.probes import Probes
 from app.db import Sessions
-from app.jobs.census import Census, census
+from app.jobs.census import Census, Settled, census, settled
 from modelpress.contract.access import Scope
 
 NO_ROUTE = "none"
 """Stands for a request that led nowhere: its path is the client's choice, and must not become a label."""
+
+SETTLED_SECONDS = 60.0
+"""How old the counts of what is over may be: jobs that have ended, stored bytes, deliveries."""
 
 TEXT: Final[Responses] = {200: {"content": {"text/plain": {}}, "description": "The figures"}}
 
@@ -56,6 +59,15 @@ class ServiceCollector(Collector):
     def __init__(self, sessions: Sessions, probes: Probes) -> None:
         self.sessions = sessions
         self.probes = probes
+        self.known: Settled | None = None
+        self.known_at = 0.0
+
+    def census(self) -> Census:
+        """Count what is under way, and every SETTLED_SECONDS what is over."""
+        with self.sessions() as session:
+            if self.known is None or monotonic() - self.known_at > SETTLED_SECONDS:
+                self.known, self.known_at = settled(session), monotonic()
+            return census(session, self.known)
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing, so that nothing is asked when the collector is registered."""
@@ -70,8 +82,7 @@ class ServiceCollector(Collector):
         if self.probes.database.fault is not None:
             return
         try:
-            with self.sessions() as session:
-                counted = census(session)
+            counted = self.census()
         except SQLAlchemyError as error:
             log.warning("not_counted", extra={"reason": type(error).__name__})
             return

@@ -1,17 +1,18 @@
 """How much there is of everything, over all teams, for whoever watches the service."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, literal_column, or_, select
 from sqlalchemy.orm import Session
 
 from app.clock import clock
 from app.deliveries import store as deliveries
 from app.jobs import roster
 from app.jobs.models import ArtifactRow, JobRow
+from app.jobs.states import ENDED, LEASED
 from modelpress.contract.job import State
 from modelpress.contract.worker import WorkerState
 
@@ -43,24 +44,47 @@ class Census:
     """For how long the oldest one has waited that its receiver has not taken."""
 
 
-def census(session: Session) -> Census:
-    """Count everything."""
-    states = Counter({State(state): count for state, count in counted(session, JobRow.state)})
+@dataclass(frozen=True)
+class Settled:
+    """What only grows, so that counting it means reading all of it."""
+
+    jobs: Mapping[State, int]
+    failed: Mapping[str, int]
+    stored_bytes: int
+    deliveries: Mapping[tuple[str, str], int]
+
+
+def settled(session: Session) -> Settled:
+    """Count the jobs that have ended, and what is stored and was sent."""
     code = JobRow.error["code"].astext
-    return Census(
-        jobs={state: states[state] for state in State},
-        failed={code: count for code, count in counted(session, code) if code is not None},
-        queues=queues(session),
-        workers=roster.states(session),
+    return Settled(
+        jobs=counted(session, JobRow.state, ENDED),
+        failed={code: count for code, count in counted(session, code, [State.FAILED]).items() if code is not None},
         stored_bytes=int(session.scalar(select(func.sum(ArtifactRow.bytes))) or 0),
         deliveries=deliveries.states(session),
+    )
+
+
+def census(session: Session, known: Settled) -> Census:
+    """Count what is under way, each by an index of its own, and return it beside what is known of the rest."""
+    live = [counted(session, JobRow.state, states) for states in ([State.QUEUED], sorted(LEASED))]
+    states = Counter({State(state): count for found in (known.jobs, *live) for state, count in found.items()})
+    return Census(
+        jobs={state: states[state] for state in State},
+        failed=known.failed,
+        queues=queues(session),
+        workers=roster.states(session),
+        stored_bytes=known.stored_bytes,
+        deliveries=known.deliveries,
         oldest_delivery_seconds=deliveries.oldest_pending_seconds(session),
     )
 
 
-def counted(session: Session, column: Any) -> list[tuple[Any, int]]:
-    """Return each value of a column of the jobs, and how many jobs have it."""
-    return [(row[0], row[1]) for row in session.execute(select(column, func.count()).group_by(column))]
+def counted(session: Session, column: Any, states: Collection[State]) -> dict[Any, int]:
+    """Return each value of a column of the jobs in these states, and how many have it."""
+    among = or_(*(JobRow.state == literal_column(f"'{state}'") for state in sorted(states)))
+    rows = session.execute(select(column, func.count()).where(among).group_by(column))
+    return {row[0]: row[1] for row in rows}
 
 
 def queues(session: Session) -> dict[str, Queue]:
