@@ -41,6 +41,7 @@ class Lease:
         self.lost = False
         self.cancelled = False
         self.progress: Progress | None = None
+        self.reported = time.monotonic()
         self.happenings: SimpleQueue[Happening] = SimpleQueue()
         self.noted: Counter[EventKind] = Counter()
         self.wake = threading.Event()
@@ -69,7 +70,7 @@ class Lease:
     def report(self, progress: Progress) -> None:
         """Send progress with the next beat; at once when a new stage begins."""
         entered = self.progress is None or self.progress.stage != progress.stage
-        self.progress = progress
+        self.progress, self.reported = progress, time.monotonic()
         if entered:
             self.stages.enter(progress.stage)
             self.note(Happening(EventKind.STAGE, {"stage": progress.stage}))
@@ -98,10 +99,11 @@ class Lease:
     def beat(self) -> None:
         asked = time.monotonic()
         happenings = list(islice(iter(self.next_happening, None), MOST_AT_ONCE))
+        progress = self.progress and self.progress.after(max(asked - self.reported, 0.0))
         try:
             with self.sessions.begin() as session:
                 state = store.beat(
-                    session, self.claim.job_id, self.claim.attempt, self.lease_seconds, self.progress, happenings
+                    session, self.claim.job_id, self.claim.attempt, self.lease_seconds, progress, happenings
                 )
         except SQLAlchemyError as error:
             for happening in happenings:

@@ -58,6 +58,7 @@ class ProgressReport(Message):
     fraction: float = Field(ge=0, le=1, description="finished fraction of the whole job")
     detail: Text | None = None
     seconds_left: float | None = None
+    stage_seconds_left: float = Field(0.0, description="how many of them are left of this stage")
 
 
 class ResumedReport(Message):

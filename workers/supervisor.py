@@ -288,8 +288,8 @@ class Supervisor:
         )
         assignment = self.assign(claim, self.fetch(claim, lease, home, deadline), uploaded)
         failpoint(Point.FETCHED)
-        expected = sum(assignment.expected_seconds.values()) or None
-        lease.report(Progress(START_STAGE, FETCH_SHARE, seconds_left=expected))
+        took = assignment.expected_seconds
+        lease.report(Progress(START_STAGE, FETCH_SHARE, None, sum(took.values()) or None, took.get(START_STAGE, 0.0)))
         environment = OFFLINE | (ROOMY if assignment.memory_bytes is None else SPARING)
         cage = compute_cage(assignment)
         with Child(RUNNER, assignment.model_dump_json(), home, environment, lease.hear, cage) as child:
@@ -297,7 +297,7 @@ class Supervisor:
             for event in self.events(child, lease, deadline):
                 match report := REPORT.validate_python(event):
                     case ProgressReport():
-                        lease.report(Progress(report.stage, report.fraction, report.detail, report.seconds_left))
+                        lease.report(Progress(**report.model_dump(exclude={"event"})))
                     case ResumedReport():
                         self.note_resumed(claim, Resumed(stage=report.stage, block=report.block))
                     case MetricReport():

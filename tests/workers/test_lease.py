@@ -1,5 +1,6 @@
 """A lease is renewed while the work goes on, and its end is noticed."""
 
+import time
 from typing import Any
 
 import pytest
@@ -47,6 +48,17 @@ def test_a_new_stage_is_reported_at_once(service: JobService, sessions: Sessions
         lease.report(Progress("compress", 0.5, "block 2 of 3"))
         wait_for(lambda: service.get(claim.job_id).stage == "compress")
     assert service.get(claim.job_id).detail == "block 2 of 3"
+
+
+def test_the_time_left_goes_on_while_a_stage_says_nothing_but_not_into_the_next_one(
+    service: JobService, sessions: Sessions, claim: Claim
+) -> None:
+    lease = Lease(sessions, claim, 3600.0)
+    lease.report(Progress("compress", 0.5, seconds_left=100.0, stage_seconds_left=40.0))
+    for passed, left in ((0.0, 100.0), (30.0, 70.0), (500.0, 60.0)):
+        lease.reported = time.monotonic() - passed
+        lease.beat()
+        assert service.get(claim.job_id).seconds_left == pytest.approx(left, abs=5.0)
 
 
 def test_a_cancellation_ends_the_work(service: JobService, sessions: Sessions, claim: Claim) -> None:

@@ -113,23 +113,30 @@ class Context:
             detail = f"ratio {self.ratio:g}" + (f", {detail}" if detail else "")
         if self.fraction_at_start is None:
             self.fraction_at_start = whole
+        whole_job = self.seconds_for_all(whole)
         self.report(
-            ProgressReport(stage=self.stage, fraction=whole, detail=detail, seconds_left=self.seconds_left(whole))
+            ProgressReport(
+                stage=self.stage,
+                fraction=whole,
+                detail=detail,
+                seconds_left=None if whole_job is None else whole_job * (1.0 - whole),
+                stage_seconds_left=(whole_job or 0.0) * max(after - whole, 0.0),
+            )
         )
 
-    def seconds_left(self, whole: float) -> float | None:
-        """Return the estimated seconds until the job ends, or None while too little is done to tell.
+    def seconds_for_all(self, whole: float) -> float | None:
+        """Return the estimated seconds of a whole job at this attempt's pace, or None while too little is done to tell.
 
         `whole` is the fraction of the job that is done.
         """
         gained, elapsed = whole - (self.fraction_at_start or 0.0), time.monotonic() - self.started
         if self.shares.seconds is None:
             known = gained >= PACE_NEEDS and elapsed >= PACE_NEEDS_SECONDS
-            return elapsed / gained * (1.0 - whole) if known else None
+            return elapsed / gained if known else None
         unit = self.shares.seconds / (1.0 - FETCH_SHARE)
         trusted = TRUST * self.shares.seconds
         pace = (elapsed + trusted) / (gained * unit + trusted)
-        return pace * unit * (1.0 - whole)
+        return pace * unit
 
     def metric(self, step: int, name: str, value: float) -> None:
         """Report a figure that was measured on the way."""
