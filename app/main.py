@@ -27,6 +27,7 @@ from app.api import (
     webhooks,
     workers,
 )
+from app.api.answers import JobAnswers
 from app.api.deps import refuse_unknown_parameters
 from app.api.lookups import HubLookups
 from app.api.probes import Probes
@@ -36,9 +37,11 @@ from app.api.watch import Watch
 from app.db import make_engine, make_sessions, newest_migration
 from app.deliveries.service import WebhookService
 from app.jobs.doorbell import BackgroundDoorbell, Doorbell
+from app.jobs.glances import Glances
 from app.jobs.service import JobService
 from app.keys.oidc import OidcTokens
 from app.keys.service import KeyService
+from app.quick import QuickReader
 from app.settings import ServerSettings
 from app.sources.models import ModelSources
 from app.sources.text import TextSources
@@ -63,6 +66,7 @@ RESOURCES = (
 MAX_BODY_BYTES = 1 << 17
 """What the largest recipe takes several times. A body is parsed on the event loop, which answers nobody meanwhile."""
 DATABASE_SECONDS = 5.0
+CONNECTION_TRUSTED_SECONDS = 1.0
 PROVIDER_THREADS = 4
 """Threads in which a slow OpenID provider may be waited for."""
 FIRST_LOOK_SECONDS = 5.0
@@ -101,13 +105,18 @@ def create_app(settings: ServerSettings, *, is_open: bool = False) -> FastAPI:
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """Open what the endpoints use, and close it once the last request has been answered."""
     settings: ServerSettings = app.state.settings
-    engine = make_engine(settings.database_url, patience_seconds=DATABASE_SECONDS)
+    engine = make_engine(
+        settings.database_url, patience_seconds=DATABASE_SECONDS, trusted_seconds=CONNECTION_TRUSTED_SECONDS
+    )
     looking = make_engine(settings.database_url, pool_size=1, patience_seconds=DATABASE_SECONDS)
     doorbell = Doorbell(settings)
     bell = BackgroundDoorbell(doorbell)
     app.state.probes = probes = Probes.of(settings, looking, app.state.storage, doorbell)
     app.state.lookups = HubLookups()
+    app.state.answers = JobAnswers()
     app.state.provider_threads = CapacityLimiter(PROVIDER_THREADS)
+    reader = QuickReader(settings.database_url, patience_seconds=DATABASE_SECONDS)
+    app.state.glances = Glances(reader)
     sessions = make_sessions(engine)
     app.state.metrics = metrics.Metrics(sessions, probes)
     app.state.webhooks = WebhookService(settings, sessions)
@@ -126,6 +135,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         watching.cancel()
+        await reader.close()
         probes.close()
         bell.close()
         doorbell.celery.close()

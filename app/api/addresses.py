@@ -29,7 +29,12 @@ def path_below(scope: Scope) -> str:
 
 def address(request: Request, path: str) -> str:
     """Return a path of this API as the client of this request reaches it."""
-    return f"{request.scope.get('root_path', '')}{path}"
+    return root_of(request) + path
+
+
+def root_of(request: Request) -> str:
+    """Return the path below which the client of this request reaches the API."""
+    return str(request.scope.get("root_path", ""))
 
 
 def placed(request: Request, job: Placed) -> Placed:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from anyio import to_thread
 from fastapi import Depends, Path, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 
 from app.api.lookups import HubLookups
 from app.api.probes import Probes
@@ -61,11 +61,14 @@ Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
 def caller_with(scope: Scope) -> Callable[..., Awaitable[Caller]]:
     """Return a dependency on a caller whose key has this scope."""
 
-    async def get_caller(request: Request, keys: Keys, credentials: Credentials) -> Caller:
+    async def get_caller(request: Request, credentials: Credentials) -> Caller:
+        keys: KeyService = request.app.state.keys
         text = None if credentials is None else credentials.credentials
         identify = partial(keys.caller, text, REQUEST.get())
         if keys.is_open:
             caller = identify()
+        elif (known := keys.recent_caller(text, REQUEST.get())) is not None:
+            caller = known
         else:
             limiter = request.app.state.provider_threads if keys.asks_provider(text) else None
             caller = await to_thread.run_sync(identify, limiter=limiter)
@@ -127,7 +130,7 @@ async def get_storage(request: Request) -> Storage:
     return storage
 
 
-async def get_job_id(job_id: Annotated[str, Path(examples=["job_5f0c8a2e9b1d4c7f60a3e812"])]) -> str:
+def known_job_id(job_id: str) -> str:
     """Return the id of the path; raise without a look-up where it cannot be one: the database refuses a NUL."""
     if JOB_ID.fullmatch(job_id):
         return job_id
@@ -136,6 +139,8 @@ async def get_job_id(job_id: Annotated[str, Path(examples=["job_5f0c8a2e9b1d4c7f
 
 async def refuse_unknown_parameters(request: Request) -> None:
     """Raise Refused for a query parameter that the endpoint does not have: a misspelt filter must not be ignored."""
+    if not request.scope["query_string"]:
+        return
     known = [name for parameter in request.scope["route"].dependant.query_params for name in names(parameter)]
     for name in request.query_params:
         if name not in known:
@@ -158,4 +163,4 @@ Submitting = Annotated[JobService, Depends(get_submitting_service)]
 ReadingUploads = Annotated[UploadService, Depends(get_reading_uploads)]
 SubmittingUploads = Annotated[UploadService, Depends(get_submitting_uploads)]
 Artifacts = Annotated[Storage, Depends(get_storage)]
-JobId = Annotated[str, Depends(get_job_id)]
+JobId = Annotated[str, Path(examples=["job_5f0c8a2e9b1d4c7f60a3e812"]), AfterValidator(known_job_id)]

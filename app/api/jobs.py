@@ -1,6 +1,5 @@
 """Jobs: post, look, list, cancel."""
 
-import hashlib
 from functools import partial
 from typing import Annotated
 
@@ -8,15 +7,17 @@ from anyio import move_on_after, to_thread
 from fastapi import APIRouter, Header, Query, Request, Response, status
 
 from app.api.addresses import address, placed
+from app.api.answers import JobAnswers
 from app.api.conditional import unchanged
-from app.api.deps import Artifacts, JobId, Lookups, Reading, Submitting, Watching
+from app.api.deps import Artifacts, JobId, Lookups, Reading, Submitting
 from app.api.documentation import IF_NONE_MATCH, NOT_MODIFIED, POSTED, job_at, refusals
 from app.api.listing import JobQuery
 from app.api.pace import LONGEST_WAIT_SECONDS, pause_seconds, wait_seconds
 from app.api.validation import refuse_unstorable
 from app.api.watch import Watch
 from app.jobs.checks import asks_hub
-from app.jobs.service import JobService
+from app.jobs.glances import Glances
+from app.jobs.states import ENDED
 from modelpress.contract.estimate import Estimate
 from modelpress.contract.job import Job, JobPage
 from modelpress.contract.recipe import Recipe
@@ -90,29 +91,29 @@ def list_jobs(service: Reading, request: Request, query: Annotated[JobQuery, Que
     responses=job_at(200, "ETag", "Retry-After") | NOT_MODIFIED | refusals(401, 403, 404),
     openapi_extra={"parameters": [IF_NONE_MATCH]},
 )
-async def get_job(
-    job_id: JobId, request: Request, service: Reading, watch: Watching, prefer: Prefer = None
-) -> Response:
+async def get_job(job_id: JobId, request: Request, service: Reading, prefer: Prefer = None) -> Response:
     """State, stage, progress, and in the end the measurements. Poll it at the pace that `Retry-After` asks for."""
     wait = wait_seconds(prefer)
     if wait:
-        await until_ended(service, watch, job_id, wait)
-    job = placed(request, await to_thread.run_sync(service.get, job_id))
-    body = job.model_dump_json().encode()
-    headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "Cache-Control": "private, no-cache"}
-    if wait:
-        headers["Preference-Applied"] = f"wait={wait}"
-    if not job.state.has_ended:
-        headers["Retry-After"] = str(pause_seconds(job))
+        await until_ended(request, job_id, service.caller.team, wait)
+    glances: Glances = request.app.state.glances
+    answers: JobAnswers = request.app.state.answers
+    seen = await glances.at(job_id, service.caller.team)
+    answer = answers.known(request, job_id, seen) or await to_thread.run_sync(
+        answers.fresh, request, service, job_id, seen
+    )
+    headers = answer.headers | ({"Preference-Applied": f"wait={wait}"} if wait else {})
     if unchanged(request, headers["ETag"]):
         return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)
-    return Response(body, headers=headers, media_type="application/json")
+    return Response(answer.body, headers=headers, media_type="application/json")
 
 
-async def until_ended(service: JobService, watch: Watch, job_id: str, seconds: int) -> None:
+async def until_ended(request: Request, job_id: str, team: str, seconds: int) -> None:
     """Return when the job has ended, or the time is over. Raises JobNotFound where the team has no such job."""
+    watch: Watch = request.app.state.watch
+    glances: Glances = request.app.state.glances
     with watch.on(job_id) as news, move_on_after(seconds):
-        while not (await to_thread.run_sync(service.state, job_id)).has_ended:
+        while (await glances.at(job_id, team)).state not in ENDED:
             news.clear()
             await news.wait()
 

@@ -30,7 +30,7 @@ def list_keys(caller: Administrator, keys: Keys) -> KeyList:
 
 @router.delete("/keys/{key_id}", operation_id="revoke_key", responses=refusals(401, 403, 404))
 def revoke_key(key_id: str, caller: Administrator, keys: Keys) -> Key:
-    """Make a key useless at once. It stays in the list, with the time it was revoked."""
+    """Make a key useless, within a second everywhere. It stays in the list, with the time it was revoked."""
     return keys.revoke(caller, key_id)
 
 

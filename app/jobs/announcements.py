@@ -15,6 +15,10 @@ from modelpress.contract.webhook import EventName
 def announce(session: Session, job_id: str, state: str) -> None:
     """Write into the outbox that the job has entered a state; in the transaction in which it does."""
     event = EventName(f"job.{state}")
+    team = select(JobRow.owner).where(JobRow.id == job_id).scalar_subquery()
+    subscriptions = store.listeners(session, team, event)
+    if not subscriptions:
+        return
     row = session.execute(
         select(
             JobRow.owner,
@@ -28,9 +32,6 @@ def announce(session: Session, job_id: str, state: str) -> None:
             clock().label("now"),
         ).where(JobRow.id == job_id)
     ).one()
-    subscriptions = store.listeners(session, row.owner, event)
-    if not subscriptions:
-        return
     body = {
         "type": event,
         "timestamp": moment(row.now),

@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 from pydantic import BaseModel
@@ -22,6 +23,9 @@ from modelpress.spec.ranges import Range
 from modelpress.spec.ranges import RatioOutOfRange as NotReached
 from modelpress.spec.sizes import Candidate, Wanted, bytes_before, candidates, reachable
 
+MOST_REMEMBERED = 256
+NEVER_WRONG = {"metadata", "priority", "device", "seed"}
+"""Fields of a recipe that fit every model."""
 SHORTEST_WINDOW = 16
 """The least tokens of a window that a recipe may ask for."""
 
@@ -76,8 +80,7 @@ def look_over(recipe: Recipe, models: ModelSources, texts: Texts) -> tuple[Check
         recipe = sized(fitted(recipe, model.config), model.inventory)
     except Refused as fault:
         raise refusal([fault, *faults]) from fault
-    for look in LOOKS:
-        faults += look(recipe, model)
+    faults += faults_in(recipe, model)
     source = Source(
         reference=recipe.model,
         revision=model.revision,
@@ -86,6 +89,32 @@ def look_over(recipe: Recipe, models: ModelSources, texts: Texts) -> tuple[Check
         text_revisions={text.reference: text.revision for text in found if text.revision is not None},
     )
     return Checked(recipe, source, model), faults
+
+
+class Faulty(Exception):
+    """Raised with what is wrong with a recipe for a model."""
+
+    def __init__(self, faults: Sequence[Refused]) -> None:
+        super().__init__()
+        self.faults = faults
+
+
+def faults_in(recipe: Recipe, model: ResolvedModel) -> Sequence[Refused]:
+    """Return what is wrong with a recipe for a model. That nothing is, is remembered."""
+    try:
+        look_at(recipe.model_dump_json(exclude=NEVER_WRONG), model)
+    except Faulty as faulty:
+        return faulty.faults
+    return ()
+
+
+@lru_cache(MOST_REMEMBERED)
+def look_at(recipe_json: str, model: ResolvedModel) -> None:
+    """Raise Faulty where something is wrong with a recipe for a model."""
+    recipe = Recipe.model_validate_json(recipe_json)
+    faults = [fault for look in LOOKS for fault in look(recipe, model)]
+    if faults:
+        raise Faulty(faults)
 
 
 def refusal(faults: Sequence[Refused]) -> Refused:

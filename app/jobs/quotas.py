@@ -3,10 +3,12 @@
 Every function takes a session and never commits.
 """
 
-from sqlalchemy import func, select
+from typing import Any
+
+from sqlalchemy import Select, bindparam, func, select
 from sqlalchemy.orm import Session
 
-from app.errors import QuotaExceeded
+from app.errors import QueueFull, QuotaExceeded
 from app.jobs import uploads
 from app.jobs.models import ArtifactRow, JobRow
 from app.jobs.states import LEASED
@@ -16,11 +18,31 @@ from modelpress.contract.access import Team, Usage
 from modelpress.contract.job import State
 
 
-def check_submission(session: Session, team: str) -> None:
+def standing() -> Select[Any]:
+    """Return the query for how many jobs wait, up to `most_waiting`, and the limits of `team`."""
+    among = select(JobRow.id).where(JobRow.state == State.QUEUED).limit(bindparam("most_waiting")).subquery()
+    limits = (
+        select(limit).where(TeamRow.name == bindparam("team")).scalar_subquery()
+        for limit in (TeamRow.max_queued, TeamRow.max_stored_bytes)
+    )
+    return select(select(func.count()).select_from(among).scalar_subquery(), *limits)
+
+
+STANDING = standing()
+
+
+def check_submission(session: Session, team: str, most_waiting: int) -> None:
+    """Raise QueueFull where too many jobs wait, and QuotaExceeded where the team may not post a further one now."""
+    asked = {"most_waiting": most_waiting, "team": team}
+    waiting, *limits = session.connection().execute(STANDING, asked).one()
+    if waiting >= most_waiting:
+        raise QueueFull(f"{waiting} jobs are waiting already; post this one again in a while")
+    if limits != [None, None]:
+        check_team(session, team)
+
+
+def check_team(session: Session, team: str) -> None:
     """Raise QuotaExceeded where the team may not post a further job now."""
-    limits = session.get(TeamRow, team)
-    if limits is None or (limits.max_queued, limits.max_stored_bytes) == (None, None):
-        return
     limits = keys.team(session, team)
     if limits.max_queued is not None and (waiting := count(session, team, State.QUEUED)) >= limits.max_queued:
         raise QuotaExceeded(
@@ -41,11 +63,6 @@ def check_storing(session: Session, team: str, more_bytes: int) -> None:
         raise QuotaExceeded(
             f"the team stores {stored:,} bytes, and it may store {limits.max_stored_bytes:,}; delete some first"
         )
-
-
-def queued(session: Session) -> int:
-    """Return how many jobs are waiting for a worker."""
-    return session.scalar(select(func.count()).where(JobRow.state == State.QUEUED)) or 0
 
 
 def may_run(session: Session, job_id: str) -> bool:

@@ -11,15 +11,17 @@ from typing import Self
 
 from sqlalchemy.orm import Session
 
-from app.db import Sessions
-from app.errors import CannotRetry, JobEnded, JobNotFound, NotEnded, QueueFull, WorkerNotFound
+from app.db import Sessions, reading
+from app.errors import CannotRetry, JobEnded, NotEnded, WorkerNotFound
 from app.jobs import estimates, events, listing, quotas, repeats, roster, store, turns, uploads
 from app.jobs.checks import Checked, check, look_over
 from app.jobs.doorbell import Rings
+from app.jobs.glances import job_not_found
 from app.jobs.listing import JobFilter
 from app.jobs.models import JobRow
 from app.jobs.states import ENDED
 from app.jobs.store import NewJob
+from app.jobs.turns import Glance
 from app.jobs.uploads import TeamTexts
 from app.jobs.views import as_event, as_job, as_summary, read_cursor, write_cursor
 from app.keys import store as keys
@@ -109,13 +111,14 @@ class JobService:
             self.caller.team,
             request_id=self.caller.request_id,
         )
+        accepted = None
         with self.sessions.begin() as session:
-            is_new = key is None or repeats.take(session, self.caller.team, key, recipe, job.id)
-            if is_new:
-                self.accept(session, job, "job.submitted")
-        if not is_new and key is not None and (earlier := self.posted_with(key, recipe)) is not None:
+            if key is None or repeats.take(session, self.caller.team, key, recipe, job.id):
+                accepted = self.accept(session, job, "job.submitted")
+        if accepted is None and key is not None and (earlier := self.posted_with(key, recipe)) is not None:
             return earlier
-        return self.ring(job)
+        self.ring(job)
+        return accepted or self.get(job.id)
 
     def estimate(self, recipe: Recipe) -> Estimate:
         """Return what a job would take and make; nothing is kept.
@@ -128,20 +131,19 @@ class JobService:
         with self.sessions() as session:
             return estimates.estimate(session, checked, faults)
 
-    def accept(self, session: Session, job: NewJob, action: str, **detail: str) -> None:
-        """Keep a job, if the team may have a further one."""
-        if (waiting := quotas.queued(session)) >= self.settings.max_queued:
-            raise QueueFull(f"{waiting} jobs are waiting already; post this one again in a while")
-        quotas.check_submission(session, self.caller.team)
+    def accept(self, session: Session, job: NewJob, action: str, **detail: str) -> Job:
+        """Keep a job, if the team may have a further one, and return it as it is then."""
+        quotas.check_submission(session, self.caller.team, self.settings.max_queued)
         uploads.hold(session, self.caller.team, job.recipe)
-        store.submit(session, job)
+        row = store.submit(session, job)
         keys.record(session, self.caller, action, job.id, **detail)
+        seen = turns.glance(session, job.id)
+        return as_job(row, (), seen and seen.waiting)
 
-    def ring(self, job: NewJob) -> Job:
-        """Ring for a job that was accepted, and return it."""
+    def ring(self, job: NewJob) -> None:
+        """Ring for a job that was accepted."""
         log.info("job_submitted", extra={"job_id": job.id, "team": self.caller.team})
         self.doorbell.ring(job.id, job.recipe.device)
-        return self.get(job.id)
 
     def retry(self, job_id: str) -> Job:
         """Post a job again that has failed or was cancelled; the new one goes on with what is left of its work.
@@ -165,8 +167,9 @@ class JobService:
                 request_id=self.caller.request_id,
                 attempt=row.attempt,
             )
-            self.accept(session, job, "job.retried", retry_of=job_id)
-        return self.ring(job)
+            accepted = self.accept(session, job, "job.retried", retry_of=job_id)
+        self.ring(job)
+        return accepted
 
     def delete(self, job_id: str) -> int:
         """Delete a job that has ended, and return the number of its attempts, whose files are to be deleted.
@@ -199,7 +202,7 @@ class JobService:
         """Return the row of a job of this team. Raises JobNotFound for that of another team, too."""
         row = store.get(session, job_id)
         if row is None or row.owner != self.caller.team:
-            raise JobNotFound(f"no job has the id {job_id!r}")
+            raise job_not_found(job_id)
         return row
 
     def team(self) -> Team:
@@ -207,10 +210,13 @@ class JobService:
         with self.sessions() as session:
             return quotas.usage(session, self.caller.team)
 
-    def get(self, job_id: str) -> Job:
-        with self.sessions() as session:
+    def get(self, job_id: str, seen: Glance | None = None) -> Job:
+        """Return a job; `seen` is what a glance at it has shown just now."""
+        with reading(self.sessions) as session:
             row = self.row(session, job_id)
-            return as_job(row, store.attempts(session, [job_id]), turns.waiting(session, row))
+            seen = seen or turns.glance(session, job_id)
+            waiting = seen.waiting if seen and row.state == State.QUEUED else None
+            return as_job(row, store.attempts(session, [job_id]), waiting)
 
     def page(self, after: str | None, limit: int, wanted: JobFilter = ANY) -> JobPage:
         """Return jobs of the team, newest first. `after` is the `next` of the page before."""
@@ -229,7 +235,7 @@ class JobService:
 
     def state(self, job_id: str) -> State:
         """Return the state of a job."""
-        with self.sessions() as session:
+        with reading(self.sessions) as session:
             return State(self.row(session, job_id).state)
 
     def workers(self) -> WorkerList:

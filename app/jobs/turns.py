@@ -4,20 +4,48 @@ Teams take turns, whatever each has waiting; within a team, a higher priority go
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects.postgresql import aggregate_order_by
+from sqlalchemy.orm import Session, aliased
 
 from app.clock import clock, seconds
 from app.jobs import store
-from app.jobs.models import JobRow
-from app.jobs.roster import serving
+from app.jobs.models import AttemptRow, JobRow, WorkerRow
+from app.jobs.roster import lives
 from app.jobs.states import LEASED
 from app.jobs.store import Claim
 from app.keys.models import TeamRow
 from modelpress.contract.job import State, Waiting
 
 MAX_RING_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What tells, at little cost, whether a job looks as it did."""
+
+    owner: str
+    state: str
+    version: str
+    """Another one whenever anything that is shown of the job has changed."""
+    waiting: Waiting | None
+    """How the job waits; None if it does not."""
 
 
 def claim_next(
@@ -86,16 +114,54 @@ def in_turn(query: Select[str]) -> Select[str]:
     return query.order_by(JobRow.priority.desc(), JobRow.created_at, JobRow.id)
 
 
-def waiting(session: Session, row: JobRow) -> Waiting | None:
-    """Return how a job waits; None if it does not."""
-    if row.state != State.QUEUED:
-        return None
-    same = JobRow.device.is_(None) if row.device is None else or_(JobRow.device.is_(None), JobRow.device == row.device)
-    older = and_(
-        JobRow.priority == row.priority,
-        or_(JobRow.created_at < row.created_at, and_(JobRow.created_at == row.created_at, JobRow.id < row.id)),
-    )
+def glance(session: Session, job_id: str) -> Glance | None:
+    """Return what tells whether a job looks as it did, in one statement; None where there is no such job."""
+    row = session.connection().execute(GLANCE, {"job_id": job_id}).one_or_none()
+    return None if row is None else as_glance(*row)
+
+
+def as_glance(
+    owner: str, state: str, changed: str, attempts: str | None, ahead: int | None, workers: int | None
+) -> Glance:
+    """Return the glance of a row that GLANCE finds."""
+    waiting = None if ahead is None else Waiting(position=1 + ahead, workers=workers or 0)
+    return Glance(owner=owner, state=state, version=f"{changed} {attempts} {ahead} {workers}", waiting=waiting)
+
+
+def glancing() -> Select[Any]:
+    """Return the statement of `glance`."""
+    other = aliased(JobRow)
     ahead = select(func.count()).where(
-        JobRow.owner == row.owner, JobRow.state == State.QUEUED, same, or_(JobRow.priority > row.priority, older)
+        other.owner == JobRow.owner,
+        other.state == State.QUEUED,
+        or_(other.device.is_(None), other.device == JobRow.device),
+        or_(
+            other.priority > JobRow.priority,
+            and_(
+                other.priority == JobRow.priority,
+                tuple_(other.created_at, other.id) < tuple_(JobRow.created_at, JobRow.id),
+            ),
+        ),
     )
-    return Waiting(position=1 + (session.scalar(ahead) or 0), workers=serving(session, row.device))
+    workers = select(func.count()).where(
+        lives(),
+        WorkerRow.draining.is_(False),
+        or_(JobRow.device.is_(None), WorkerRow.labels.has_key(JobRow.device)),
+    )
+    changed: ColumnElement[str] = literal_column("attempts.xmin::text")
+    comma: ColumnElement[str] = literal_column("','")
+    attempts = select(func.string_agg(changed, aggregate_order_by(comma, AttemptRow.number))).where(
+        AttemptRow.job_id == JobRow.id
+    )
+    waits = JobRow.state == State.QUEUED
+    return select(
+        JobRow.owner,
+        JobRow.state,
+        literal_column("jobs.xmin::text").label("changed"),
+        attempts.scalar_subquery().label("attempts"),
+        case((waits, ahead.scalar_subquery())).label("ahead"),
+        case((waits, workers.scalar_subquery())).label("workers"),
+    ).where(JobRow.id == bindparam("job_id"))
+
+
+GLANCE = glancing()

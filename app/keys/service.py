@@ -1,8 +1,10 @@
 """Who a caller is, and what can be done with keys. Each method commits before it returns."""
 
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from time import monotonic
 
-from app.db import Sessions
+from app.db import Sessions, reading
 from app.errors import KeyNotFound, MissingScope, Unauthenticated
 from app.keys import store
 from app.keys.callers import Caller, anyone
@@ -13,6 +15,18 @@ from modelpress.contract.access import AuditEntry, AuditPage, IssuedKey, Key, Ke
 
 OVER_ALL_TEAMS = frozenset({Scope.METRICS, Scope.OPERATE})
 INVALID = "send a valid key as 'Authorization: Bearer mp_…'; this one is unknown, expired or revoked"
+RECENT_SECONDS = 1.0
+"""For how long a key that was found valid is not looked up again."""
+MOST_RECENT = 10_000
+
+
+@dataclass(frozen=True)
+class Recent:
+    """A key that was found valid."""
+
+    sha256: str
+    caller: Caller
+    at: float
 
 
 class KeyService:
@@ -23,6 +37,7 @@ class KeyService:
         self.is_open = is_open
         self.oidc = oidc
         self.teams: set[str] = set()
+        self.recent: dict[str, Recent] = {}
 
     def caller(self, text: str | None, request_id: str | None) -> Caller:
         """Return who sends this token: a key, or a token of the OpenID provider.
@@ -38,14 +53,25 @@ class KeyService:
         token = Token.parse(text)
         if token is None:
             return self.caller_by_provider(text, request_id)
-        with self.sessions() as session:
+        with reading(self.sessions) as session:
             row = store.valid_key(session, token.id)
             if row is None or not token.fits(row.sha256):
                 raise Unauthenticated(INVALID)
             if store.is_stale(row.used_at, datetime.now(UTC)):
                 store.note_use(session, row.id)
-                session.commit()
-        return Caller(row.team, row.id, frozenset(map(Scope, row.scopes)), request_id)
+        caller = Caller(row.team, row.id, frozenset(map(Scope, row.scopes)), request_id)
+        if len(self.recent) >= MOST_RECENT:
+            self.recent.clear()
+        self.recent[row.id] = Recent(row.sha256, caller, monotonic())
+        return caller
+
+    def recent_caller(self, text: str | None, request_id: str | None) -> Caller | None:
+        """Return who sends a key that was valid within the last second; None where that has to be looked up."""
+        token = None if text is None else Token.parse(text)
+        known = None if token is None else self.recent.get(token.id)
+        if known is None or token is None or monotonic() - known.at > RECENT_SECONDS or not token.fits(known.sha256):
+            return None
+        return replace(known.caller, request_id=request_id)
 
     def asks_provider(self, text: str | None) -> bool:
         """Return whether the OpenID provider may be asked for what is needed to tell who sends this token."""
@@ -80,13 +106,18 @@ class KeyService:
             return KeyList(keys=tuple(map(as_key, store.keys(session, caller.team))))
 
     def revoke(self, caller: Caller, key_id: str) -> Key:
-        """Make a key of the caller's team useless. Raises KeyNotFound where the team has no such key."""
+        """Make a key of the caller's team useless, within RECENT_SECONDS for every process.
+
+        Raises KeyNotFound where the team has no such key.
+        """
         with self.sessions.begin() as session:
             row = store.revoke(session, caller.team, key_id)
             if row is None:
                 raise KeyNotFound(f"the team {caller.team!r} has no key {key_id!r}")
             store.record(session, caller, "key.revoked", key_id)
-            return as_key(row)
+            key = as_key(row)
+        self.recent.pop(key_id, None)
+        return key
 
     def audit(self, caller: Caller, before: int | None, limit: int) -> AuditPage:
         """Return what the caller's team has changed, newest first."""

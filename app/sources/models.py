@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,12 +26,18 @@ ROOTS_SETTING = "MODELPRESS_MODEL_ROOTS"
 LONGEST_REASON = 800
 REFUSALS: dict[str, type[Refused]] = {kind.code: kind for kind in Refused.__subclasses__()}
 """The refusal of each code that an error of the compression library may carry: direct subclasses in `app.errors`."""
+MOST_KNOWN = 64
+"""Models whose headers are kept. Those of a large GGUF file take tens of milliseconds to read."""
+
+Identity = tuple[tuple[str, int, int, int, int], ...]
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ResolvedModel:
+    """A model that can be compressed, as its headers say. Each is itself alone, so that it can be a key."""
+
     reference: str
     """As the client sent it."""
     kind: Literal["hub", "directory", "gguf"]
@@ -50,6 +57,7 @@ class ModelSources:
         self.roots = settings.model_roots
         self.hub_enabled = settings.hub_enabled
         self.hub = Hub(settings.hub_endpoint, settings.hub_token, hub_seconds)
+        self.read = lru_cache(MOST_KNOWN)(read_local)
 
     def resolve(self, reference: str) -> ResolvedModel:
         """Find the model of 'org/name[@revision]' or 'local:NAME' and read its headers.
@@ -67,17 +75,7 @@ class ModelSources:
     def resolve_local(self, reference: str) -> ResolvedModel:
         name = reference.removeprefix(LOCAL)
         path = locate(name, self.roots, field=FIELD, unknown=UnknownModel, setting=ROOTS_SETTING)
-        if path.is_dir():
-            checkpoint = read_checkpoint(path, self.roots)
-            model = resolved_model(reference, "directory", checkpoint.config, checkpoint.shapes, path=path)
-            check_companions(path, model.inventory.vocab_size)
-            return model
-        if path.suffix.lower() == ".gguf" and path.is_file():
-            gguf = read_gguf(path)
-            return resolved_model(reference, "gguf", gguf.config, gguf.shapes, path=path)
-        raise InvalidModel(
-            FIELD, f"'{reference}' is neither a directory with config.json and safetensors nor a .gguf file"
-        )
+        return self.read(reference, path, self.roots, identity(path))
 
     def resolve_hub(self, reference: str) -> ResolvedModel:
         if not self.hub_enabled:
@@ -90,6 +88,26 @@ class ModelSources:
         repository = self.hub.repository("model", name, revision or None)
         checkpoint = read_remote_checkpoint(self.hub, repository)
         return resolved_model(reference, "hub", checkpoint.config, checkpoint.shapes, repository=repository)
+
+
+def read_local(reference: str, path: Path, roots: tuple[Path, ...], identity: Identity) -> ResolvedModel:
+    """Return the model of a directory or a .gguf file. What is read twice of one `identity` is the same."""
+    if path.is_dir():
+        checkpoint = read_checkpoint(path, roots)
+        model = resolved_model(reference, "directory", checkpoint.config, checkpoint.shapes, path=path)
+        check_companions(path, model.inventory.vocab_size)
+        return model
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        gguf = read_gguf(path)
+        return resolved_model(reference, "gguf", gguf.config, gguf.shapes, path=path)
+    raise InvalidModel(FIELD, f"'{reference}' is neither a directory with config.json and safetensors nor a .gguf file")
+
+
+def identity(path: Path) -> Identity:
+    """Return what changes whenever a file, or any file of a directory, is written or replaced."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    found = ((file.name, file.stat()) for file in files if file.exists())
+    return tuple((name, at.st_ino, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for name, at in found)
 
 
 def resolved_model(

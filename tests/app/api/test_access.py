@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
 
 from app.db import Sessions
+from app.keys import service
 from app.keys.setup import issue_key
 from app.settings import ServerSettings
 from modelpress.contract.access import KeyRequest, Scope
@@ -156,6 +158,17 @@ def test_a_revoked_key_is_useless_at_once_and_stays_in_the_list(house: House) ->
     assert revoked.json()["revoked_at"] is not None
     assert house.client.get("/jobs", headers=other).status_code == 401
     assert house.client.delete(f"/keys/{key_id}", headers=admin).json() == revoked.json()
+
+
+def test_a_key_that_another_process_has_revoked_is_let_in_for_a_second_at_most(
+    house: House, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = house.key("search")
+    assert house.client.get("/jobs", headers=key).status_code == 200
+    with sessions.begin() as session:
+        session.execute(text("UPDATE api_keys SET revoked_at = clock_timestamp()"))
+    monkeypatch.setattr(service, "monotonic", lambda: monotonic() + service.RECENT_SECONDS)
+    assert house.client.get("/jobs", headers=key).status_code == 401
 
 
 def test_another_teams_key_cannot_be_revoked(house: House) -> None:
