@@ -7,6 +7,8 @@ from typing import Any
 
 from bench.experiment import Experiment, read_document
 from bench.kinds.bits import Bits
+from bench.kinds.conformance import Conformance
+from bench.kinds.filters import Filters
 from bench.kinds.jobs import Jobs
 from bench.kinds.memory import Memory
 from bench.kinds.quality import Quality
@@ -14,6 +16,7 @@ from bench.kinds.requests import Requests
 from bench.kinds.searches import Searches
 from bench.kinds.speed import SpeedRace
 from bench.kinds.structures import Structures
+from bench.kinds.time_left import TimeLeft
 from bench.kinds.training_speed import TrainingSpeed
 from bench.kinds.vllm import Vllm
 
@@ -22,6 +25,9 @@ KINDS: Mapping[str, type[Experiment[Any, Any]]] = MappingProxyType(
         "quality": Quality,
         "jobs": Jobs,
         "requests": Requests,
+        "conformance": Conformance,
+        "filters": Filters,
+        "time_left": TimeLeft,
         "speed": SpeedRace,
         "training_speed": TrainingSpeed,
         "memory": Memory,

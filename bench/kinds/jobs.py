@@ -3,6 +3,7 @@
 A service is started for the occasion, with servers and a data directory of its own.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -111,7 +112,7 @@ class Jobs(Experiment[Posted, JobRow]):
         assert original is not None, "the model that comes along is a file"
         models.mkdir()
         texts.mkdir()
-        (models / MODEL.removeprefix(LOCAL)).symlink_to(original)
+        shutil.copy(original, models / MODEL.removeprefix(LOCAL))
         for name, piece in self.texts.items():
             text = piece.read(data)
             part = text[int(piece.start * len(text)) : int(piece.stop * len(text))]

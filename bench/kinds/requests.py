@@ -6,6 +6,7 @@ is idle: the jobs ask for a device that nobody has.
 
 import asyncio
 import json
+import shutil
 import socket
 import statistics
 import subprocess
@@ -22,13 +23,17 @@ from pydantic import Field
 
 from app.db import make_engine, make_sessions
 from app.jobs import store
-from app.serve import Service, running_service
+from app.keys.models import DEFAULT_TEAM
+from app.keys.setup import issue_key
+from app.lifeline import Lifeline
+from app.serve import STOP_SECONDS, Service, address_of, listen, running_service, start
 from app.settings import Settings
 from app.storage.registry import open_storage
 from bench.experiment import Case, Experiment, Place, Row, Table
 from bench.formatting import optional
 from demo.models import bundled
 from modelpress.client import AsyncClient, Client
+from modelpress.contract.access import KeyRequest
 from modelpress.contract.job import Comparison, Metrics, Source
 from modelpress.contract.recipe import Recipe
 
@@ -43,6 +48,7 @@ class Load(Case):
 
     asked: Literal["get", "post", "download", "wait"]
     connections: int = Field(1, ge=1)
+    keyed: bool = Field(False, description="whether the API that is asked asks for a key")
 
 
 class Rate(Row):
@@ -52,6 +58,7 @@ class Rate(Row):
     compared: float | None = Field(description="the same of the bare route, or of the copy over loopback, in turns")
     p50_ms: float | None = None
     p99_ms: float | None = None
+    compared_p50_ms: float | None = Field(None, description="of the bare route")
     grown_bytes: int | None = Field(None, description="by how much the API's process grew meanwhile")
 
 
@@ -70,18 +77,20 @@ class Requests(Experiment[Load, Rate]):
         with ExitStack() as stack:
             service, settings = stack.enter_context(self._service(place))
             bare = stack.enter_context(bare_route())
+            closed, key = stack.enter_context(closed_api(service, place.scratch / "logs" / "closed"))
             with Client(service.address) as client:
                 job = client.submit(Recipe.model_validate(BODY)).id
             for case in cases:
+                address, token = (closed, key) if case.keyed else (service.address, None)
                 match case.asked:
                     case "wait":
                         yield Rate(case=case.name, rate=asyncio.run(self._waiting(service, job, case)), compared=None)
                     case "download":
                         yield self._download(service, settings, case, place)
                     case "get":
-                        yield self._in_turns(case, bare, service.address, request("GET", f"/jobs/{job}"))
+                        yield self._in_turns(case, bare, address, request("GET", f"/jobs/{job}", key=token))
                     case "post":
-                        yield self._in_turns(case, bare, service.address, request("POST", "/jobs", json.dumps(BODY)))
+                        yield self._in_turns(case, bare, address, request("POST", "/jobs", json.dumps(BODY), token))
 
     @contextmanager
     def _service(self, place: Place) -> Iterator[tuple[Service, Settings]]:
@@ -89,7 +98,7 @@ class Requests(Experiment[Load, Rate]):
         assert original is not None, "the model that comes along is a file"
         models = place.scratch / "models"
         models.mkdir()
-        (models / "model.gguf").symlink_to(original)
+        shutil.copy(original, models / "model.gguf")
         settings = Settings(
             data_dir=place.scratch / "service",
             database_url=None,
@@ -100,13 +109,15 @@ class Requests(Experiment[Load, Rate]):
             max_queued=1_000_000,
             requests_per_minute=None,
         )
-        with running_service(settings) as service:
+        with running_service(settings, log_dir=place.scratch / "logs") as service:
             yield service, settings
 
     def _in_turns(self, case: Load, bare: str, address: str, sent: bytes) -> Rate:
-        plain, ours, times = [], [], list[float]()
+        plain, ours, bare_times, times = [], [], list[float](), list[float]()
         for _ in range(self.rounds):
-            plain.append(len(asyncio.run(load(bare, request("GET", "/"), case.connections, self.seconds))))
+            answered = asyncio.run(load(bare, request("GET", "/"), case.connections, self.seconds))
+            plain.append(len(answered))
+            bare_times += answered
             answered = asyncio.run(load(address, sent, case.connections, self.seconds))
             ours.append(len(answered))
             times += answered
@@ -117,6 +128,7 @@ class Requests(Experiment[Load, Rate]):
             compared=statistics.median(plain) / self.seconds,
             p50_ms=1e3 * cuts[49],
             p99_ms=1e3 * cuts[98],
+            compared_p50_ms=1e3 * statistics.median(bare_times),
         )
 
     def _download(self, service: Service, settings: Settings, case: Load, place: Place) -> Rate:
@@ -156,7 +168,7 @@ class Requests(Experiment[Load, Rate]):
 
     def table(self, rows: Sequence[Rate]) -> Table:
         """Return a row for each case."""
-        header = ("load", "a second", "bare", "share of it", "p50, ms", "p99, ms", "process grew by, MB")
+        header = ("load", "a second", "bare", "share", "p50, ms", "bare", "p99, ms", "process grew by, MB")
         return Table(header, tuple(map(cells, rows)))
 
 
@@ -169,16 +181,40 @@ def cells(row: Rate) -> tuple[str, ...]:
         f"{row.rate / scale:.1f}{unit}",
         "" if row.compared is None else f"{row.compared / scale:.1f}{unit}",
         optional(share, ".2f"),
-        optional(row.p50_ms, ".1f"),
+        optional(row.p50_ms, ".2f"),
+        optional(row.compared_p50_ms, ".2f"),
         optional(row.p99_ms, ".1f"),
         "" if row.grown_bytes is None else f"{row.grown_bytes / 1e6:.1f}",
     )
 
 
-def request(method: str, path: str, body: str = "") -> bytes:
+def request(method: str, path: str, body: str = "", key: str | None = None) -> bytes:
     """Return a request as it is sent."""
     head = f"{method} {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    if key is not None:
+        head += f"\r\nAuthorization: Bearer {key}"
     return f"{head}\r\n\r\n{body}".encode()
+
+
+@contextmanager
+def closed_api(service: Service, log_dir: Path) -> Iterator[tuple[str, str]]:
+    """Run one more API of the service that asks for keys, and yield its address and a key."""
+    assert service.settings is not None
+    engine = make_engine(service.settings.database_url)
+    key = issue_key(make_sessions(engine), DEFAULT_TEAM, KeyRequest(name="bench")).token
+    engine.dispose()
+    lifeline = Lifeline()
+    with listen("127.0.0.1", 0) as listener:
+        child = start("api", service.settings, lifeline, listener.fileno(), log_dir)
+        address = address_of(listener)
+    try:
+        with Client(address) as client:
+            while client.readiness():
+                service.check()
+        yield address, key
+    finally:
+        child.stop(STOP_SECONDS)
+        lifeline.close()
 
 
 async def load(address: str, sent: bytes, connections: int, seconds: float) -> list[float]:
