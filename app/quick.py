@@ -9,11 +9,11 @@ from typing import Any
 import psycopg
 from pydantic import SecretStr
 from sqlalchemy import Select, make_url
-from sqlalchemy.dialects import postgresql
 
 from app.db import CONNECT_SECONDS, KEEPALIVE
 from app.errors import DatabaseUnavailable
 
+DIALECT = make_url("postgresql+psycopg://").get_dialect()()
 MOST_CONNECTIONS = 10
 UNAVAILABLE = "the database does not answer; try again in a moment"
 
@@ -30,7 +30,7 @@ class Prepared:
 
 def prepared(query: Select[Any]) -> Prepared:
     """Return a query as PostgreSQL takes it; its named parameters are given at each call."""
-    compiled = query.compile(dialect=postgresql.psycopg.dialect())
+    compiled = query.compile(dialect=DIALECT)
     constants = {name: value for name, value in compiled.params.items() if value is not None}
     return Prepared(str(compiled), constants)
 
@@ -75,9 +75,8 @@ class QuickReader:
 
     async def connect(self) -> psycopg.AsyncConnection[Any]:
         """Return a new connection."""
-        return await psycopg.AsyncConnection.connect(
-            self.address, autocommit=True, connect_timeout=round(CONNECT_SECONDS), **KEEPALIVE
-        )
+        options: dict[str, Any] = {"connect_timeout": round(CONNECT_SECONDS), **KEEPALIVE}
+        return await psycopg.AsyncConnection.connect(self.address, autocommit=True, **options)
 
     async def close(self) -> None:
         """Close the connections that wait."""

@@ -99,9 +99,9 @@ async def get_job(job_id: JobId, request: Request, service: Reading, prefer: Pre
     glances: Glances = request.app.state.glances
     answers: JobAnswers = request.app.state.answers
     seen = await glances.at(job_id, service.caller.team)
-    answer = answers.known(request, job_id, seen) or await to_thread.run_sync(
-        answers.fresh, request, service, job_id, seen
-    )
+    answer = answers.known(request, job_id, seen)
+    if answer is None:
+        answer = await to_thread.run_sync(answers.fresh, request, service, job_id, seen)
     headers = answer.headers | ({"Preference-Applied": f"wait={wait}"} if wait else {})
     if unchanged(request, headers["ETag"]):
         return Response(status_code=status.HTTP_304_NOT_MODIFIED, headers=headers)

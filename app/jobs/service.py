@@ -138,7 +138,7 @@ class JobService:
         row = store.submit(session, job)
         keys.record(session, self.caller, action, job.id, **detail)
         seen = turns.glance(session, job.id)
-        return as_job(row, (), seen and seen.waiting)
+        return as_job(row, (), None if seen is None else seen.waiting)
 
     def ring(self, job: NewJob) -> None:
         """Ring for a job that was accepted."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sql
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, bindparam, func, select, update
+from sqlalchemy import ColumnElement, Row, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -110,8 +110,8 @@ SUBMIT = (
 """Made once: to make such a statement takes longer than to send it."""
 
 
-def submit(session: Session, job: NewJob) -> JobRow:
-    """Keep the job, with its metadata by which it can be found, and return its row."""
+def submit(session: Session, job: NewJob) -> Row[Any]:
+    """Keep the job, with its metadata by which it can be found, and return its row, with the columns of JobRow."""
     values = {
         "new_id": job.id,
         "new_owner": job.owner,
@@ -122,7 +122,7 @@ def submit(session: Session, job: NewJob) -> JobRow:
         "new_retry_of": job.retry_of,
         "new_request_id": job.request_id,
     }
-    row = session.scalars(SUBMIT, values).one()
+    row = session.connection().execute(SUBMIT, values).one()
     listing.note_metadata(session, job.id, job.owner, job.recipe, row.created_at)
     events.write(session, job.id, job.attempt, events.entered(State.QUEUED))
     return row

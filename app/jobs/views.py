@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 Content = TypeVar("Content", bound=BaseModel)
 
 
-def as_job(row: JobRow, attempts: Sequence[AttemptRow], waiting: Waiting | None = None) -> Job:
+def as_job(row: JobRow | Row[Any], attempts: Sequence[AttemptRow], waiting: Waiting | None = None) -> Job:
     """Return the job; its links are paths below the root of the API."""
     here = f"/jobs/{row.id}"
     links = {"self": here}

@@ -69,6 +69,8 @@ OPERATING = (
 FIRST = (".venv/bin/modelpress compress HuggingFaceTB/SmolLM2-135M-Instruct --ratio 3.5 --format gguf --out small",)
 """The command of the README with which the job is made that all other examples name."""
 JOB, MODEL, HOST, UPLOAD, NAME = "job_94f6…", "local:smollm2", "localhost:8000", "upload_3b1c…", "org/name"
+SHORT = "--sequences 4 --length 64 --window 64 --max-tokens 512"
+"""What makes a job short."""
 POSTED = "--detach --device nobodys"
 """What makes a command post its job and leave it waiting."""
 
@@ -163,7 +165,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory, installed: Installed) -> It
     with installed.serving(empty, **roots) as address, Client(address) as client:
         found = Reader(installed, address, empty)
         for command in FIRST:
-            found.succeed(f"{command} --sequences 8 --max-tokens 2048")
+            found.succeed(f"{command} {SHORT}")
         (job,) = client.jobs()
         found.job, found.upload = job.id, client.upload(empty / "text.txt").id
         yield found
@@ -227,7 +229,7 @@ def test_the_fields_that_the_pages_show_are_those_of_a_recipe(reader: Reader) ->
 def test_compressing_a_local_model_starts_a_service_for_the_occasion(reader: Reader, tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "my-model", positions=2048)
     alone = Reader(reader.installed, "", tmp_path)
-    alone.succeed(f"env -u MODELPRESS_URL {OCCASION} --precision 16 --sequences 8 --max-tokens 2048")
+    alone.succeed(f"env -u MODELPRESS_URL {OCCASION} --precision 16 {SHORT}")
     assert (tmp_path / "smaller" / "model.safetensors").exists()
 
 
