@@ -214,15 +214,12 @@ def test_the_python_runs(reader: Reader, page: str, number: int) -> None:
     reader.succeed("python example.py")
 
 
-def test_the_fields_that_the_pages_show_are_those_of_a_recipe(reader: Reader) -> None:
-    """Every part of a recipe that stands alone on a line is taken by the service."""
+def test_a_part_of_a_recipe_that_a_page_shows_has_the_fields_of_one(reader: Reader) -> None:
+    """Whether it fits the model here is another matter: an unknown field would be refused with 422."""
     for part in parts_of_recipes():
-        body = {"model": MODEL, "target_ratio": 1.3, "device": "nobodys"} | json.loads(f"{{{part}}}")
-        answer = reader.succeed(
-            f"curl -fsS {HOST}/jobs/estimate -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
-        )
-        refused = {error["field"].partition(".")[2] for error in json.loads(answer)["errors"]}
-        assert all(field.startswith("datasets") for field in refused), answer
+        body = {"model": MODEL, "target_ratio": 1.3} | json.loads(f"{{{part}}}")
+        command = f"curl -fsS {HOST}/jobs/estimate -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+        assert json.loads(reader.succeed(command))["bytes_before"] > 0
 
 
 @pytest.mark.full
