@@ -225,7 +225,7 @@ def kronecker() -> str:
 
 def _perplexities(row: Any) -> Iterator[str]:
     for point in (row.points[0], row.points[-1]):
-        yield from (f"× {ratio:.2f}" for ratio in point.ratios.values())
+        yield from (f"× {ratio:.2f}" if ratio < 100 else f"× {ratio:,.0f}" for ratio in point.ratios.values())
 
 
 def rows_of(name: str) -> dict[str, Any]:
