@@ -78,10 +78,14 @@ class Lease:
             self.wake.set()
 
     def note(self, happening: Happening) -> None:
-        """Queue an event of the job for the next beat; drop it after MOST_OF_A_KIND of its kind."""
+        """Queue an event of the job for the next beat; say once, and drop it, after MOST_OF_A_KIND of its kind."""
         self.noted[happening.kind] += 1
         if self.noted[happening.kind] <= MOST_OF_A_KIND:
             self.happenings.put(happening)
+        elif self.noted[happening.kind] == MOST_OF_A_KIND + 1:
+            log.warning("events_left_out", extra={"job_id": self.claim.job_id, "kind": happening.kind})
+            line = f"From here on, events of the kind {happening.kind} are left out: there are {MOST_OF_A_KIND}."
+            self.happenings.put(Happening(EventKind.LOG, {"line": line}))
 
     def hear(self, line: str) -> None:
         """Queue a line of the computing process as an event of the job. PostgreSQL stores no NUL, so it goes."""

@@ -9,8 +9,10 @@ from sqlalchemy import text
 
 from app.db import Sessions, make_engine, make_sessions
 from app.jobs import reaper, store
+from app.jobs.events import Happening
 from app.jobs.service import JobService
 from app.jobs.store import Claim, Progress
+from modelpress.contract.event import EventKind
 from modelpress.contract.job import State
 from modelpress.contract.recipe import Recipe
 from tests.support.waiting import wait_for
@@ -59,6 +61,22 @@ def test_the_time_left_goes_on_while_a_stage_says_nothing_but_not_into_the_next_
         lease.reported = time.monotonic() - passed
         lease.beat()
         assert service.get(claim.job_id).seconds_left == pytest.approx(left, abs=5.0)
+
+
+def test_events_beyond_the_most_of_a_kind_are_left_out_and_the_job_says_so(
+    sessions: Sessions, claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.lease.MOST_OF_A_KIND", 2)
+    with Lease(sessions, claim, 3600.0) as lease:
+        for step in range(5):
+            lease.note(Happening(EventKind.METRIC, {"step": step, "name": "loss", "value": 1.0}))
+    with sessions() as session:
+        of_kind = text("SELECT data FROM job_events WHERE job_id = :id AND kind = :kind ORDER BY id")
+        metrics, logs = (
+            list(session.scalars(of_kind, {"id": claim.job_id, "kind": kind})) for kind in ("metric", "log")
+        )
+    assert [metric["step"] for metric in metrics] == [0, 1]
+    assert [log["line"] for log in logs] == ["From here on, events of the kind metric are left out: there are 2."]
 
 
 def test_a_cancellation_ends_the_work(service: JobService, sessions: Sessions, claim: Claim) -> None:
