@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.experiment import Case, Experiment, Place, Row, Table
 from modelpress.spec.structures import Kronecker
-from workers.compression.math.permutation import kept_energy, search
+from workers.compression.math.permutation import grouped, kept_energy, search
 
 
 class Search(Case):
@@ -69,7 +69,7 @@ def _searched(case: Search, generator: torch.Generator) -> Found:
         permute_out=permute == "both",
     )
     started = time.monotonic()
-    found = search(noisy, form)
+    found = search(noisy, form, (grouped,))
     seconds = time.monotonic() - started
     ordered = clean[found.rows][:, found.columns]
     kept = kept_energy(ordered, tile_rows, tile_columns, case.terms) / clean.square().sum().item()

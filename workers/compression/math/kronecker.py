@@ -41,7 +41,7 @@ def data_free(structure: Structure, target: Tensor) -> dict[str, Tensor]:
         raise ValueError(f"only Kronecker sums have a data-free fit, not {structure}")
     orders: dict[str, Tensor] = {}
     if structure.permute_in or structure.permute_out:
-        found = search(target, structure)
+        found = search(target, structure, (grouped,))
         target = target[found.rows][:, found.columns]
         orders = stored_orders(structure, found.rows, found.columns)
     left, right = rearranged_fit(structure, target)
@@ -204,7 +204,7 @@ def errors_by_terms(structure: Kronecker, target: WeightedTarget) -> Tensor:
     Permuted structures are measured in strata. B is the optimum for separable weights, and A the exact solution for
     this B. The normal equations of A for fewer terms are a leading block of those for all terms, so one Cholesky
     decomposition solves them for every number of terms. A real fit alternates further from there, so these errors are
-    close upper bounds, except where the row weights are far from a product.
+    close upper bounds; where the row weights are far from a product, they are bounds and not close.
     """
     if not bool(target.matrix.any()):
         return target.matrix.new_zeros(structure.terms + 1)

@@ -6,10 +6,10 @@ swap of two columns gains therefore follows from inner products, and one product
 swap. Swaps that touch different groups are independent
 and are made together. Rows and columns take turns, and V is recomputed.
 
-The search starts from the best of several orders: the matrix's own; groups of similar columns, as a shared factor
-leaves them, each ordered by norm (`grouped`); or strata, in which every tile holds one column of each range of norms
-(`stratified`). Strata suit a matrix whose rows and columns have unequal weights: the columns that matter least then
-stand at the same position of every tile, and what the sum leaves out falls on them.
+The search starts from the best of several orders. The caller names those besides the matrix's own: groups of similar
+columns, as a shared factor leaves them, each ordered by norm (`grouped`); or strata, in which every tile holds one
+column of each range of norms (`stratified`). Strata suit a matrix whose rows and columns have unequal weights: the
+columns that matter least then stand at the same position of every tile, and what the sum leaves out falls on them.
 """
 
 import itertools
@@ -56,19 +56,19 @@ class Permutation:
     energy: float
 
 
-def search(weight: Tensor, structure: Kronecker, arrangements: Sequence[Arrangement] | None = None) -> Permutation:
+def search(weight: Tensor, structure: Kronecker, arrangements: Sequence[Arrangement]) -> Permutation:
     """Return the row and column orders of W [out, in] that keep the most energy in the structure's tiles, as far as
     found.
 
     A side that may not be permuted keeps its order. `arrangements` propose orders to start from, in addition to the
-    matrix's own; None stands for `grouped` alone.
+    matrix's own.
     """
     matrix = weight.detach().float()
     total = matrix.square().sum().item()
     (_, m2), (_, n2), terms = structure.out_shape, structure.in_shape, structure.terms
     own_rows, own_columns = (torch.arange(size, device=matrix.device) for size in matrix.shape)
     starts = [Permutation(own_rows, own_columns, kept_energy(matrix, m2, n2, terms) / total)]
-    for arrange in (grouped,) if arrangements is None else arrangements:
+    for arrange in arrangements:
         rows = arrange(matrix.T, m2) if structure.permute_out else own_rows
         columns = arrange(matrix, n2) if structure.permute_in else own_columns
         starts.append(Permutation(rows, columns, kept_energy(matrix[rows][:, columns], m2, n2, terms) / total))

@@ -14,7 +14,7 @@ from workers.compression.math.degenerate import relative
 from workers.compression.math.dominant_rows import dominant_rows
 from workers.compression.math.fitting import Problem, damped, fit, leading
 from workers.compression.math.kronecker import WeightedTarget, weighted_fit
-from workers.compression.math.permutation import search
+from workers.compression.math.permutation import grouped, search
 
 TABLE_ROWS = 1024
 """Rows of a table that are weighted at a time."""
@@ -171,7 +171,7 @@ def fit_halved(structure: Halved, table: Tensor) -> dict[str, Tensor]:
     for step in range(structure.times):
         width = len(gram)
         root = torch.linalg.cholesky(damped(gram, ROUNDING)[0])
-        order = search(root.T, Kronecker(1, (width, 1), (width // 2, 2), permute_in=True)).columns
+        order = search(root.T, Kronecker(1, (width, 1), (width // 2, 2), permute_in=True), (grouped,)).columns
         gram = gram[order][:, order]
         pair = leading(gram.view(width // 2, 2, width // 2, 2).diagonal(dim1=0, dim2=2).sum(-1), 1).flatten()
         gram = _halve(_halve(gram, pair).T, pair)
