@@ -242,7 +242,7 @@ class Supervisor:
         return self.interrupt(claim)
 
     def interrupt(self, claim: Claim) -> AttemptOutcome:
-        """End an attempt that was stopped from outside. What a lost lease leaves behind, the next attempt uses.
+        """End an attempt that was stopped from outside. The files of its finished stages stay for the next one.
 
         The worker lives, so the attempt counts for nothing, be it that the worker ends or that an outage of the
         database has cost it its lease.

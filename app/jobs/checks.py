@@ -228,8 +228,8 @@ def left(recipe: Recipe, inventory: Inventory) -> Leaves:
 
 
 def trained(recipe: Recipe, model: ResolvedModel) -> Iterator[Refused]:
-    """Refuse to train factors alone unless the method is sure to leave some, and to shard the training of a rounded
-    model."""
+    """Refuse to train factors alone where the method may leave none, and refuse to shard a training where weights are
+    rounded."""
     distillation, method = recipe.distillation, method_of(recipe.method)
     if distillation is None:
         return

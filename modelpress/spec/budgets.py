@@ -5,8 +5,9 @@ is divided so that one more parameter lowers the divergence equally at every sit
 Lagrange multiplier found by bisection). No rule favours certain blocks or projections.
 
 A factored matrix takes two matrix products, a dense one takes one. A site is therefore factored only if the saving is
-worth a second product. The ranks on offer (`offered_ranks`) are multiples that hardware multiplies at full speed, and
-the ends of the range that the family of structures allows.
+worth a second product. The ranks on offer by measured error (`offered_ranks`) are multiples that hardware multiplies at
+full speed, and the ends of the range that the family of structures allows; an equal division (`uniform_structures`)
+takes any rank.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,8 +33,8 @@ RANK_STEP = 32
 fewer kernels."""
 
 STEPS_PER_SITE = 16
-"""The step between ranks is halved until a full rank has at least so many steps. So small matrices take smaller steps,
-whatever `RANK_STEP` is: one of 32 wants a shorter side of 512, one of 64 wants 1024."""
+"""The step between ranks is halved until a full rank has at least so many steps, whatever `RANK_STEP` is. A matrix with
+a shorter side below 512 takes steps below 32, one below 1024 steps below 64."""
 
 TABLE_STEP = 8
 """The step of ranks for embedding and output head. They have so many rows that a larger step would miss the target."""

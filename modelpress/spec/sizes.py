@@ -7,8 +7,8 @@
 Bytes before are those of 16 bits a number, whatever the original is stored in. Bytes after are those of the weights in
 a file of the format; what a format needs besides them, such as a GGUF's vocabulary, is known where it is written.
 
-Down to about three bits a weight, fewer bits cost less than less structure (docs/decisions, 011). So structure is
-reduced only as far as the codes of fewest bits do not suffice, unless the recipe wants every weight at 16.
+Down to about three bits a weight, rounding harms a model less than removing parameters does (docs/decisions, 011). So
+parameters are removed only where the codes of fewest bits do not suffice, unless the recipe wants every weight at 16.
 """
 
 from collections.abc import Callable, Iterator
@@ -147,7 +147,7 @@ def matrices(inventory: Inventory) -> tuple[Site, ...]:
 def choices(form: Format, inventory: Inventory, site: Site, limits: Limits) -> tuple[Code, ...]:
     """Return the codes that a matrix may take in a format, those with most bits first; none where it stays plain.
 
-    A matrix that fits no code of so few bits takes the one of fewest that it fits.
+    Where no code within the precision fits the matrix's rows, it takes the smallest code that does.
     """
     precision = limits.of(site)
     if form.codes is None or precision == PLAIN_BITS:

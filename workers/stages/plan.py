@@ -61,7 +61,10 @@ def run(context: Context, directory: Path) -> None:
 
 
 def bytes_besides(context: Context, formats: Sequence[Format]) -> int:
-    """Return the most bytes that one of the files will hold besides the rounded matrices, beyond 16 bits a number."""
+    """Return what the files' weights take beyond 16 bits a number, apart from matrices that may be rounded.
+
+    That is the width of wider numbers, and the overhead of the format that has the most.
+    """
     overlay = Overlay.open(inspect.model_dir(context))
     in_matrices = sum(site.out_features * site.in_features for site in matrices(overlay.inventory))
     wider = (overlay.dtype.itemsize - PLAIN_BYTES) * (overlay.inventory.total_parameters - in_matrices)

@@ -3,9 +3,10 @@
     for costs in code_costs(model, ids, sensitivities, {"model.embed_tokens": [CODES["q8_0"], CODES["iq4_nl"]]}):
         costs["model.embed_tokens"]["q8_0"]        # nats per token
 
-A rounding error costs ½ E‖K(W − Ŵ)x‖², as `sensitivity` says. With error feedback an error in column k counts R_kk²
-(see `rounding`), so some rows are rounded without feedback and judged by these weights. The result is within a tenth of
-what `rounding` leaves, in a fraction of its time.
+A rounding error costs ½ E‖K(W − Ŵ)x‖², as `sensitivity` says. With error feedback an error in column k counts R_kk²,
+where R is the Cholesky factor of the inputs' second moments that `rounding` uses. So a sample of rows is rounded
+without feedback, and its errors are weighed by R_kk². The result is within a tenth of what `rounding` leaves, in a
+fraction of its time.
 
 Promise: one block's weights are in memory at a time; hidden states are kept in a temporary directory.
 """

@@ -50,7 +50,8 @@ class BlockScores:
 
 Scorer = Callable[[Variants, Sequence[int], Collection[int], int], dict[int, float]]
 """A function (variants, blocks, candidates, unchanged) → {block: score}: scores the `candidates` among the `blocks` of
-the model. Blocks below the index `unchanged` are as they were at the last call."""
+the model. The caller promises that blocks below the index `unchanged` have not changed since the last call. `Variants`
+computes without gradients; `math.sensitivity` shows how to have them block by block."""
 
 
 def next_removals(

@@ -32,8 +32,9 @@ Streams = dict[int, Tensor]
 """Hidden states [n, T, H] by the block that the variant lacks, or WHOLE."""
 
 Bridge = Callable[[int, Tensor, Tensor], Tensor]
-"""A function (index, entering, wanted) → output, all states [n, T, H]. It gives another output to the block before one
-that is left out. `index` and `entering` are that block and its input; `wanted` is the output of the block left out."""
+"""A function (index, entering, wanted) → output, all states [n, T, H]. The block `index` stands before one that is left
+out; what the function returns replaces its output, as if it had been refitted. `entering` is its input, `wanted` the
+output of the block left out."""
 
 
 class ShrinkingModel(BlockwiseModel, Protocol):
