@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.sources.python_docs import evaluation_documents
 from bench.experiment import Strict
+from workers.compression.drawing import evenly_spread
 from workers.compression.teacher_text import sample
 
 PYTHON_DOCS = "python-docs"
@@ -55,7 +56,7 @@ class Reader:
         if piece.source == TEACHER:
             return torch.cat(list(sample(self.model, self.tokenizer, count, length, seed=self.seed)))
         every = all_windows(self.tokenizer, piece.read(self.data), length)
-        return spread(every[int(piece.start * len(every)) : int(piece.stop * len(every))], count)
+        return evenly_spread(every[int(piece.start * len(every)) : int(piece.stop * len(every))], count)
 
     def mixture(self, names: tuple[str, ...], count: int, length: int) -> Tensor:
         """Return windows [about `count`, length] of several pieces, equally many of each, one piece after another."""
@@ -68,11 +69,6 @@ def all_windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> T
     call: Any = tokenizer
     ids = torch.tensor(call(text, verbose=False)["input_ids"])
     return ids[: len(ids) // length * length].view(-1, length)
-
-
-def spread(windows: Tensor, count: int) -> Tensor:
-    """Return `count` of the windows [N, length], evenly spread from the first to the last."""
-    return windows[torch.linspace(0, len(windows) - 1, count).long()]
 
 
 def detokenised(text: str) -> str:

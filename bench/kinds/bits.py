@@ -24,7 +24,7 @@ from bench.experiment import Case, Experiment, Place, Row, Strict, Table
 from bench.in_llama_cpp import Judged, Reference
 from bench.llama_mixes import Importance, measured_importance, write_mix
 from bench.models import RESCALED, model_directory
-from bench.texts import Piece, all_windows, spread
+from bench.texts import Piece, all_windows
 from modelpress.spec.formats import FORMATS
 from modelpress.spec.methods import METHODS, planner_of
 from modelpress.spec.plan import Plan
@@ -32,15 +32,16 @@ from modelpress.spec.precision import PLAIN_BITS, Limits, Precision
 from modelpress.spec.rounding import Budget, Costs, choose_codes
 from modelpress.spec.sizes import bytes_before, choices, matrices
 from modelpress.spec.steps import Quantise
+from workers.compression.drawing import evenly_spread
 from workers.compression.evaluation.fidelity import compare
 from workers.compression.formats import writer_of
 from workers.compression.formats.gguf.opening import FILE
-from workers.compression.math.code_costs import code_costs
 from workers.compression.math.sensitivity import Sensitivity, measure_all
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import CompressedPart
 from workers.compression.pipeline import compress
+from workers.compression.steps.code_costs import code_costs
 from workers.compression.training.distillation import distil
 from workers.compression.training.rounded import rounded_student, tuned_part
 from workers.compression.training.settings import DistillationSettings
@@ -232,7 +233,7 @@ class Texts:
 
     def some(self, piece: Piece, count: int, length: int) -> Tensor:
         """Return `count` windows [count, length] that are spread over a piece."""
-        return spread(self.every(piece, length), count)
+        return evenly_spread(self.every(piece, length), count)
 
 
 class _LlamaCpp:

@@ -18,10 +18,11 @@ from transformers import AutoTokenizer, PreTrainedModel
 from bench.engine import Original, compressed
 from bench.experiment import Case, Experiment, Place, Row, Table
 from bench.models import BUNDLED, RANDOM, model_directory
-from bench.texts import PYTHON_DOCS, Piece, all_windows, spread
+from bench.texts import PYTHON_DOCS, Piece, all_windows
 from modelpress.spec.budgets import uniform_structures
 from modelpress.spec.families import LowRankFamily
 from workers.compression import structures
+from workers.compression.drawing import evenly_spread
 from workers.compression.evaluation.speed import Speed, speed
 from workers.compression.models.streamed import StreamedModel
 
@@ -100,7 +101,7 @@ def calibration(model: str, directory: Path) -> Tensor | None:
     if RANDOM.fullmatch(model):
         return None
     text = Piece(source=PYTHON_DOCS).read(directory)
-    return spread(all_windows(AutoTokenizer.from_pretrained(directory), text, LENGTH), SEQUENCES)
+    return evenly_spread(all_windows(AutoTokenizer.from_pretrained(directory), text, LENGTH), SEQUENCES)
 
 
 def smaller(case: Contestant, model: StreamedModel, ids: Tensor | None) -> PreTrainedModel:

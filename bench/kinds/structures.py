@@ -17,9 +17,10 @@ from transformers import AutoTokenizer
 
 from bench.experiment import Case, Experiment, Place, Row, Table
 from bench.models import BUNDLED, model_directory
-from bench.texts import Piece, all_windows, spread
+from bench.texts import Piece, all_windows
 from modelpress.spec.structures import Kronecker, LowRank, Pivoted, Structure
-from workers.compression.math.fitting import Moments, Problem, fit, matrix, matrix_of, problem
+from workers.compression.drawing import evenly_spread
+from workers.compression.math.fitting import LeastSquares, Moments, fit, matrix, matrix_of, problem
 from workers.compression.math.sensitivity import measure
 from workers.compression.models.streamed import StreamedModel
 
@@ -76,7 +77,7 @@ class Structures(Experiment[Candidate, Errors]):
         directory = model_directory(self.model, place.scratch)
         model = StreamedModel.open(directory, dtype=torch.bfloat16)
         every = all_windows(AutoTokenizer.from_pretrained(directory), self.text.read(place.data), LENGTH)
-        ids = spread(every[: int(self.text.stop * len(every))], self.sequences)
+        ids = evenly_spread(every[: int(self.text.stop * len(every))], self.sequences)
         outputs = {name: found.outputs for part in measure(model, ids) for name, found in part.items()}
         with torch.no_grad():
             blocks = list(self._problems(model, ids, outputs))
@@ -85,7 +86,7 @@ class Structures(Experiment[Candidate, Errors]):
 
     def _problems(
         self, model: StreamedModel, ids: Tensor, outputs: Mapping[str, Tensor]
-    ) -> Iterator[dict[str, Problem]]:
+    ) -> Iterator[dict[str, LeastSquares]]:
         """Yield for each block what is to be fitted, by kind of matrix."""
         hidden = model.hidden(ids)
         for index in range(max(self.blocks) + 1):
@@ -124,7 +125,7 @@ def _watch(moments: Moments, module: nn.Module, arguments: tuple[Tensor, ...]) -
     moments.add(arguments[0])
 
 
-def _fitted(case: Candidate, blocks: Sequence[Mapping[str, Problem]]) -> Errors:
+def _fitted(case: Candidate, blocks: Sequence[Mapping[str, LeastSquares]]) -> Errors:
     squares: dict[str, list[float]] = {kind: [] for kind in blocks[0]}
     stored, seconds = [], []
     for kind, site in ((kind, site) for block in blocks for kind, site in block.items()):

@@ -105,7 +105,7 @@ class Metrics(Answer):
         return self.tasks[task].metrics.get(name) if task in self.tasks else None
 
 
-class Protocol(Answer):
+class EvaluationProtocol(Answer):
     """How an evaluation dataset was measured.
 
     Perplexities, divergences and agreements are comparable if their protocols have the same id.
@@ -134,7 +134,7 @@ class Comparison(Answer):
         description="per further format whose weights are rounded: `parameters` counts the dequantised weights, so "
         "only `bytes` is smaller; its speed is measured with dequantised weights in floating point",
     )
-    protocols: dict[str, Protocol] = Field(default_factory=dict, description="per evaluation dataset")
+    protocols: dict[str, EvaluationProtocol] = Field(default_factory=dict, description="per evaluation dataset")
 
     @property
     def ratio(self) -> float:

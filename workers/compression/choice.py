@@ -16,13 +16,13 @@ from torch import Tensor
 
 from modelpress.spec.methods import MethodOptions, Need, planner_of
 from modelpress.spec.sizes import Candidate
+from workers.compression.drawing import evenly_spread
 from workers.compression.evaluation.fidelity import perplexity
 from workers.compression.math.sensitivity import measure_all, site_errors
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.parts import PartStore
 from workers.compression.pipeline import compress
-from workers.compression.steps.influence import evenly_spread
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Draw one sample from each of many distributions. The random generators are CPU generators."""
+"""Draw one sample from each of many distributions, or sequences of a text. The random generators are CPU generators."""
 
 import torch
 from torch import Tensor
@@ -24,3 +24,8 @@ def draw_from_groups(weights: Tensor, counts: Tensor, generator: torch.Generator
     begins = torch.cat([ends.new_zeros(1), ends[:-1]])
     point = begins + (ends - begins) * torch.rand(len(counts), generator=generator, dtype=torch.float64).to(ends.device)
     return torch.searchsorted(cumulated, point, right=True).minimum(last)
+
+
+def evenly_spread(ids: Tensor, count: int) -> Tensor:
+    """Return at most `count` sequences of `ids` [N, T], evenly spaced from the first to the last."""
+    return ids[torch.linspace(0, len(ids) - 1, min(count, len(ids))).long()]

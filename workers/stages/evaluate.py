@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from modelpress.contract.codes import FailureCode
-from modelpress.contract.job import Comparison, Metrics, Protocol
+from modelpress.contract.job import Comparison, EvaluationProtocol, Metrics
 from modelpress.contract.recipe import Recipe
 from modelpress.spec.formats import FORMATS, MAIN, Format
 from workers.compression.evaluation.fidelity import Fidelity, compare, final_states
@@ -255,14 +255,14 @@ def prompt_length(context: Context) -> int:
     return min(SPEED_PROMPT, positions // 2)
 
 
-def protocols_of(context: Context) -> dict[str, Protocol]:
+def protocols_of(context: Context) -> dict[str, EvaluationProtocol]:
     """Return, for each evaluation dataset, how it was measured and how much of it the result was also made from."""
     vocabulary = inspect.tokenizer_of(context).get_vocab()
     limit, known = context.assignment.recipe.evaluation.max_tokens, overlap.overlaps_of(context)
     found = {}
     for dataset, windows in calibrate.evaluations(context).items():
         protocol = protocol_of(context.assignment.texts[dataset], vocabulary, windows, max_tokens=limit)
-        found[dataset] = Protocol(id=protocol.id, overlap=known[dataset], **dataclasses.asdict(protocol))
+        found[dataset] = EvaluationProtocol(id=protocol.id, overlap=known[dataset], **dataclasses.asdict(protocol))
     return found
 
 

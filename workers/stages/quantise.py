@@ -21,11 +21,11 @@ from modelpress.spec.sizes import bytes_before, bytes_of, choices, matrices
 from modelpress.spec.steps import Quantise
 from workers.compression import pipeline
 from workers.compression.formats import writer_of
-from workers.compression.math.code_costs import code_costs
 from workers.compression.math.sensitivity import Sensitivity, from_tensors, measure, to_tensors
 from workers.compression.models.edited import EditedModel
 from workers.compression.overlay import Overlay
 from workers.compression.parts import CompressedPart
+from workers.compression.steps.code_costs import code_costs
 from workers.stages import calibrate, compress, compute, inspect, names
 from workers.stages.context import Context
 from workers.stages.part_files import PartFiles, StagePlace

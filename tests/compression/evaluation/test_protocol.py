@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.compression.evaluation.protocol import Protocol, protocol_of
+from workers.compression.evaluation.protocol import EvaluationProtocol, protocol_of
 
 VOCABULARY = {"a": 0, "b": 1}
 WINDOWS = torch.arange(12).view(3, 4)
@@ -22,7 +22,7 @@ def corpus(tmp_path: Path) -> Path:
 
 def protocol(
     corpus: Path, windows: Tensor = WINDOWS, vocabulary: Mapping[str, int] = VOCABULARY, max_tokens: int = 12
-) -> Protocol:
+) -> EvaluationProtocol:
     return protocol_of(corpus, vocabulary, windows, max_tokens=max_tokens)
 
 

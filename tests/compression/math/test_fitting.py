@@ -11,8 +11,8 @@ from modelpress.spec.structures import Kronecker, LowRank, Pivoted, Structure
 from workers.compression.math import fitting, kronecker
 from workers.compression.math.dominant_rows import PIVOT_BOUND
 from workers.compression.math.fitting import (
+    LeastSquares,
     Moments,
-    Problem,
     fit,
     low_rank,
     matrix,
@@ -32,7 +32,7 @@ def inputs(features: int, tokens: int = 500, seed: int = 1) -> Tensor:
     return torch.randn(tokens, features, generator=generator) / torch.arange(1, features + 1) @ mixing
 
 
-def a_problem(shape: tuple[int, int], outputs: bool = False, seed: int = 0, compensation: float = 0.0) -> Problem:
+def a_problem(shape: tuple[int, int], outputs: bool = False, seed: int = 0, compensation: float = 0.0) -> LeastSquares:
     generator = torch.Generator().manual_seed(seed)
     moments = Moments.empty(shape[1])
     x = inputs(shape[1])
@@ -42,7 +42,7 @@ def a_problem(shape: tuple[int, int], outputs: bool = False, seed: int = 0, comp
     return problem(weight, moments, damping=1e-4, compensation=compensation, outputs=root)
 
 
-def dense(structure: Structure, site: Problem) -> Tensor:
+def dense(structure: Structure, site: LeastSquares) -> Tensor:
     return matrix(structure, fit(structure, site), site.target)
 
 

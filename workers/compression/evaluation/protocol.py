@@ -21,7 +21,7 @@ _ID_DIGITS = 16
 
 
 @dataclass(frozen=True)
-class Protocol:
+class EvaluationProtocol:
     """Text, tokenizer and windows of a measurement.
 
     `corpus`, `tokenizer` and `tokens` are SHA-256 in hexadecimal of the text's bytes, of the vocabulary, and of the
@@ -42,14 +42,14 @@ class Protocol:
         return _digest(dataclasses.asdict(self))[:_ID_DIGITS]
 
 
-def protocol_of(corpus: Path, vocabulary: Mapping[str, int], windows: Tensor, *, max_tokens: int) -> Protocol:
+def protocol_of(corpus: Path, vocabulary: Mapping[str, int], windows: Tensor, *, max_tokens: int) -> EvaluationProtocol:
     """Return the protocol of non-overlapping windows of token ids [W, T] cut from the file `corpus`.
 
     The vocabulary alone does not determine how a text is tokenised; the digest of the token ids covers that.
     """
     length = windows.shape[1]
     tokens = hashlib.sha256(windows.cpu().numpy().astype("<i8").tobytes()).hexdigest()
-    return Protocol(file_sha256(corpus), _digest(dict(vocabulary)), tokens, length, length, max_tokens)
+    return EvaluationProtocol(file_sha256(corpus), _digest(dict(vocabulary)), tokens, length, length, max_tokens)
 
 
 def _digest(described: object) -> str:

@@ -87,7 +87,7 @@ def _add_gram(sums: Tensor, x: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class Problem:
+class LeastSquares:
     """One weighted least-squares fit, in float64.
 
     `target` T [out, in]; `inputs` L [in, in], lower triangular, with LLᵀ = E[x xᵀ] damped; `outputs` [out], the
@@ -111,9 +111,9 @@ class Problem:
             total = total + self._energy(target, rows)
         return relative(float(lost), float(total))
 
-    def reordered(self, order: Tensor) -> "Problem":
+    def reordered(self, order: Tensor) -> "LeastSquares":
         """Return the same fit with its outputs in `order` [out], which lists their present positions."""
-        return Problem(self.target[order], self.inputs, None if self.outputs is None else self.outputs[order])
+        return LeastSquares(self.target[order], self.inputs, None if self.outputs is None else self.outputs[order])
 
     def weighted(self) -> WeightedTarget:
         """Return the target of a fit by Kronecker sums."""
@@ -153,7 +153,7 @@ def problem(
     compensation: float = 0.0,
     outputs: Tensor | None = None,
     spend: bool = False,
-) -> Problem:
+) -> LeastSquares:
     """Return the fit of a linear module to what the original model outputs on the compressed model's inputs.
 
     Args:
@@ -179,8 +179,8 @@ def problem(
     ridge = _damp(second, damping)
     root = _cholesky(second)
     if crossed is None:
-        return Problem(weight.to(torch.float64, copy=True), root, outputs)
-    return Problem(_compensated_target(weight, crossed, root, ridge, compensation), root, outputs)
+        return LeastSquares(weight.to(torch.float64, copy=True), root, outputs)
+    return LeastSquares(_compensated_target(weight, crossed, root, ridge, compensation), root, outputs)
 
 
 def _float64_product(matrix: Tensor, other: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ def _compensated_target(weight: Tensor, crossed: Tensor, root: Tensor, ridge: fl
     return crossed
 
 
-def fit(structure: Structure, site: Problem) -> dict[str, Tensor]:
+def fit(structure: Structure, site: LeastSquares) -> dict[str, Tensor]:
     """Return the float64 factors of the structure that fit best, by the names in `workers.compression.structures`.
 
     A folded structure also gets `order` [out], which is no factor: it lists the outputs in the order in which the
@@ -230,7 +230,7 @@ def fit(structure: Structure, site: Problem) -> dict[str, Tensor]:
             raise ValueError(f"{structure} cannot be fitted to a single matrix")
 
 
-def low_rank(site: Problem, rank: int) -> tuple[Tensor, Tensor]:
+def low_rank(site: LeastSquares, rank: int) -> tuple[Tensor, Tensor]:
     """Return the best factors [out, rank] and [rank, in] of T: the truncated singular value decomposition of K T L.
 
     By Eckart and Young the weighted error is the sum of the squared singular values left out. Only the smaller Gram
@@ -281,7 +281,7 @@ def matrix(structure: Structure, factors: Mapping[str, Tensor], like: Tensor) ->
     return layer.dense().detach()
 
 
-def spectrum(site: Problem) -> Tensor:
+def spectrum(site: LeastSquares) -> Tensor:
     """Return the squared singular values [min(out, in)] of K T L, descending: the error that each rank removes."""
     ascending: Tensor = torch.linalg.eigvalsh(site.gram())
     return ascending.flip(0).clamp_min(0)

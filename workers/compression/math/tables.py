@@ -12,7 +12,7 @@ from torch import Tensor
 from modelpress.spec.structures import Halved, Kronecker, LowRank, Pivoted
 from workers.compression.math.degenerate import relative
 from workers.compression.math.dominant_rows import dominant_rows
-from workers.compression.math.fitting import Problem, damped, fit, leading
+from workers.compression.math.fitting import LeastSquares, damped, fit, leading
 from workers.compression.math.kronecker import WeightedTarget, weighted_fit
 from workers.compression.math.permutation import grouped, search
 
@@ -44,7 +44,7 @@ def fit_head(
     """
     if len(table) <= table.shape[1]:
         root = torch.linalg.cholesky(damped(moments)[0])
-        return fit(structure, Problem(table.double() @ moved, root, outputs))
+        return fit(structure, LeastSquares(table.double() @ moved, root, outputs))
     codes, mixing, order = _table_factors(structure, table, outputs, moments, moved)
     if order is None:
         return {"first": mixing, "second": codes}

@@ -21,7 +21,7 @@ from modelpress.spec.inventory import Site
 from modelpress.spec.steps import Factor, factor_labels
 from modelpress.spec.structures import Dense, Halved, Kronecker, LowRank, Pivoted, Structure
 from workers.compression import structures
-from workers.compression.math.fitting import Problem, fit, matrix_of, problem
+from workers.compression.math.fitting import LeastSquares, fit, matrix_of, problem
 from workers.compression.math.kronecker import data_free
 from workers.compression.math.sensitivity import Sensitivity
 from workers.compression.math.symmetry import reorder_hidden_units
@@ -162,7 +162,7 @@ def _compress_site(
     name: str,
     step: Factor,
     structure: Structure,
-    target: Problem,
+    target: LeastSquares,
     reorder: Callable[[Tensor], None],
 ) -> float:
     """Replace a site by a compact layer in place, and return its relative error.

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from modelpress.spec.criteria import CRITERIA, Criterion
+from workers.compression.drawing import evenly_spread
 from workers.compression.steps.projections import Refit, refit
 from workers.compression.steps.variants import WHOLE, ShrinkingModel, Variants, run_in_batches
 
@@ -70,11 +71,6 @@ def next_removals(
 def influence_text(ids: Tensor) -> Tensor:
     """Return the part of the calibration tokens [sequences, length] on which blocks are scored."""
     return evenly_spread(ids, min(INFLUENCE_SEQUENCES, -(-len(ids) // 2)))[:, :INFLUENCE_LENGTH]
-
-
-def evenly_spread(ids: Tensor, count: int) -> Tensor:
-    """Return at most `count` sequences of `ids` [N, T], evenly spaced from the first to the last."""
-    return ids[torch.linspace(0, len(ids) - 1, min(count, len(ids))).long()]
 
 
 def score(

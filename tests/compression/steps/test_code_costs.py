@@ -9,11 +9,11 @@ from modelpress.spec.codes import CODES
 from modelpress.spec.sizes import matrices
 from modelpress.spec.steps import Quantise
 from tests.support.compression import calibration, open_initialised, sensitivities_of
-from workers.compression.math import code_costs
-from workers.compression.math.code_costs import Costs, nearest
 from workers.compression.math.fitting import Moments, matrix_of
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
+from workers.compression.steps import code_costs
+from workers.compression.steps.code_costs import Costs, nearest
 from workers.compression.steps.quantise import run
 from workers.compression.steps.work import Work
 

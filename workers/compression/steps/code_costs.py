@@ -20,6 +20,7 @@ from torch import Tensor
 
 from modelpress.spec.codes import Code
 from modelpress.spec.inventory import Site
+from workers.compression.drawing import evenly_spread
 from workers.compression.math.fitting import damped, matrix_of
 from workers.compression.math.scales import (
     Levels,
@@ -31,7 +32,6 @@ from workers.compression.math.scales import (
 )
 from workers.compression.math.sensitivity import Sensitivity
 from workers.compression.models.edited import EditedModel
-from workers.compression.steps.influence import evenly_spread
 from workers.compression.steps.two_streams import StoredStates, TwoStreams, embedded
 
 TOKENS = 4096
