@@ -84,6 +84,7 @@ class Workshop:
         self.root = root
         self._models: dict[str, StreamedModel] = {}
         self._parts: dict[tuple[str, str], list[CompressedPart]] = {}
+        self._probes: dict[tuple[str, Combination], Probe] = {}
 
     def model(self, name: str) -> StreamedModel:
         if name not in self._models:
@@ -92,6 +93,11 @@ class Workshop:
 
     def probe(self, name: str, chosen: Combination) -> Probe:
         """Return the written package with the logits that it should compute."""
+        if (name, chosen) not in self._probes:
+            self._probes[name, chosen] = self._written(name, chosen)
+        return self._probes[name, chosen]
+
+    def _written(self, name: str, chosen: Combination) -> Probe:
         key = (name, chosen.method)
         if key not in self._parts:
             self._parts[key] = parts_of(self.model(name), chosen.method, token_ids(sequences=8, length=16))
