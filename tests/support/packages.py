@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from modelpress.spec.architectures import architecture_named
 from modelpress.spec.errors import VerificationFailed
 from modelpress.spec.inventory import Site
 from tests.support.models import save_tiny_model
@@ -113,7 +114,7 @@ def factored(name: str, source: Path) -> tuple[Overlay, PreTrainedModel]:
     }
     sites[inventory.embedding.name] = {"kind": "pivoted", "rank": 7}
     if inventory.head is None:
-        sites["lm_head"] = {"kind": "tied", "to": inventory.embedding.name}
+        sites[architecture_named(inventory.model_type).head] = {"kind": "tied", "to": inventory.embedding.name}
     else:
         sites[inventory.head.name] = {"kind": "pivoted", "rank": 9}
     return Overlay.open(source, [compress_at_random(model, sites)]), model
