@@ -75,6 +75,11 @@ results: .venv/built
 docs: .venv/built
 	@$(BIN)/python -m docs.render
 
+## architectures: look anew at the models of transformers that are not registered; takes minutes
+.PHONY: architectures
+architectures: .venv/built
+	@OMP_NUM_THREADS=1 $(BIN)/python -m workers.compression.inferred
+
 ## format: let ruff put the code in order
 .PHONY: format
 format: .venv/built

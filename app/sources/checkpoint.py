@@ -14,7 +14,7 @@ from typing import Any
 
 from app.sources.hub import Hub, RemoteFile, Repository
 from app.sources.local import resolved
-from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.architectures import find_architecture
 from modelpress.spec.companions import is_companion, require_tokenizer
 from modelpress.spec.config import CONFIG_FILE, LARGEST_CONFIG, read_config
 from modelpress.spec.errors import MalformedModel, MissingWeights, UnsupportedArchitecture
@@ -96,7 +96,7 @@ def read_config_without_code(directory: Path) -> dict[str, Any]:
     if not (directory / CONFIG_FILE).is_file():
         raise MalformedModel(missing_config(directory))
     config = read_config(directory)
-    if "auto_map" in config and config.get("model_type") not in ARCHITECTURES:
+    if "auto_map" in config and find_architecture(config.get("model_type")) is None:
         raise NeedsRemoteCode(
             f"Its {CONFIG_FILE} asks for code of its own (auto_map), and remote code is not run here; send a model of "
             "an architecture that transformers itself has."

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from modelpress.spec.architectures import ARCHITECTURES, architecture_of
+from modelpress.spec.architectures import architecture_named, architecture_of
 from modelpress.spec.errors import UnsupportedArchitecture
 from modelpress.spec.heads import Heads
 from modelpress.spec.inventory import Inventory, Site
@@ -29,7 +29,7 @@ def has_narrowable_mlps(inventory: Inventory) -> bool:
     leaving = [site for site in _mlp_sites(inventory) if _leaves(inventory, site)]
     everywhere = {site.block for site in leaving} == {site.block for site in inventory.sites}
     alike = everywhere and len(intermediate_sizes(inventory)) == 1
-    return alike and ARCHITECTURES[inventory.model_type].width_field is not None
+    return alike and architecture_named(inventory.model_type).width_field is not None
 
 
 def intermediate_sizes(inventory: Inventory) -> set[int]:
@@ -125,14 +125,14 @@ def _per_unit(inventory: Inventory, removed: Collection[int]) -> int:
 
 def _mlp_sites(inventory: Inventory) -> list[Site]:
     """Return the linear layers of all MLPs."""
-    mlp = ARCHITECTURES[inventory.model_type].mlp
+    mlp = architecture_named(inventory.model_type).mlp
     names = tuple(f".{name}" for name in (*mlp.entering, mlp.leaving))
     return [site for site in inventory.sites if site.name.endswith(names)]
 
 
 def _leaves(inventory: Inventory, site: Site) -> bool:
     """Return whether the site is the last linear layer of an MLP."""
-    return site.name.endswith(f".{ARCHITECTURES[inventory.model_type].mlp.leaving}")
+    return site.name.endswith(f".{architecture_named(inventory.model_type).mlp.leaving}")
 
 
 def resized_config(

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import cast
 
-from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.architectures import architecture_named
 from modelpress.spec.architectures.architecture import HeadMatrices
 from modelpress.spec.errors import CompressionError
 from modelpress.spec.inventory import Inventory, Site
@@ -46,7 +46,7 @@ def head_matrices(inventory: Inventory) -> HeadMatrices:
 
     Raises HeadsDoNotFit if the architecture's config cannot state fewer heads.
     """
-    matrices = ARCHITECTURES[inventory.model_type].attention.heads
+    matrices = architecture_named(inventory.model_type).attention.heads
     if matrices is None or inventory.head_size is None:
         raise HeadsDoNotFit(
             f"the config of this {inventory.model_type} cannot state fewer attention heads, so all must stay; leave "
@@ -107,7 +107,7 @@ def regrouped(inventory: Inventory, key_value_heads: int) -> Inventory:
         matrices.keys: heads.key_values * heads.size,
         matrices.values: heads.key_values * heads.size,
     }
-    leaving = ARCHITECTURES[inventory.model_type].attention.leaving
+    leaving = architecture_named(inventory.model_type).attention.leaving
     in_blocks = list(inventory.block_parameters)
     sites = []
     for site in inventory.sites:

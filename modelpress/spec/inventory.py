@@ -249,6 +249,8 @@ def _blocks_stay(config: Mapping[str, Any], architecture: Architecture, shapes: 
     """Return why no block can be removed; None if blocks can be."""
     if config.get("scale_attn_by_inverse_layer_idx"):
         return "config.json scales attention by the block's number (scale_attn_by_inverse_layer_idx)"
+    if architecture.fixed_depth:
+        return "what a block computes depends on the number of blocks"
     contents = {frozenset(its.items()) for its in _by_block(architecture, shapes).values()}
     return "the blocks are of several kinds, in an order that config.json describes" if len(contents) > 1 else None
 

@@ -10,7 +10,7 @@ enter its MLP. One more byte then lowers the model's divergence equally everywhe
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.architectures import architecture_named
 from modelpress.spec.budgets import Curve, Point, allocate
 from modelpress.spec.formats import Format
 from modelpress.spec.inventory import Inventory, Site
@@ -71,7 +71,7 @@ def choose_codes(inventory: Inventory, form: Format, limits: Limits, costs: Cost
 
 def fused(inventory: Inventory) -> Iterator[Sequence[Site]]:
     """Yield every matrix that may be rounded, together with those that engines may multiply with it as one."""
-    architecture = ARCHITECTURES[inventory.model_type]
+    architecture = architecture_named(inventory.model_type)
     heads = architecture.attention.heads
     together = (architecture.mlp.entering, () if heads is None else (heads.queries, heads.keys, heads.values))
     groups: dict[tuple[int | None, object], list[Site]] = {}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.architectures import architecture_named, find_architecture
 from modelpress.spec.config import stated_size
 from modelpress.spec.errors import MalformedModel
 from modelpress.spec.headers import StoredTensor
@@ -35,7 +35,7 @@ def check_kinds(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) 
         MalformedModel: a tensor is of a quantised checkpoint, of an adapter or of another head, or a weight is stored
             in something other than floating point of 16 bits or more.
     """
-    architecture = ARCHITECTURES.get(str(config.get("model_type")))
+    architecture = find_architecture(config.get("model_type"))
     for name in tensors:
         if architecture is not None and architecture.leaves_out(name, config):
             continue
@@ -73,7 +73,7 @@ def check_agreement(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, .
 
 def _check_matrices(found: Inventory) -> None:
     """Raise MalformedModel where the blocks lack a matrix of their attention or their MLP."""
-    architecture = ARCHITECTURES[found.model_type]
+    architecture = architecture_named(found.model_type)
     if architecture.mixed:
         return
     heads, experts = architecture.attention.heads, architecture.experts
@@ -85,7 +85,7 @@ def _check_matrices(found: Inventory) -> None:
 
 
 def _check_alike(found: Inventory, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    if ARCHITECTURES[found.model_type].mixed:
+    if architecture_named(found.model_type).mixed:
         return
     pattern = re.compile(rf"{re.escape(found.block_prefix)}\.(\d+)\.(.+)")
     seen: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -101,7 +101,7 @@ def _check_alike(found: Inventory, shapes: Mapping[str, tuple[int, ...]]) -> Non
 
 
 def _check_mlp(config: Mapping[str, Any], found: Inventory) -> None:
-    architecture = ARCHITECTURES[found.model_type]
+    architecture = architecture_named(found.model_type)
     stated = None if architecture.width_field is None else config.get(architecture.width_field)
     if stated is None:
         return
@@ -118,7 +118,7 @@ def _check_mlp(config: Mapping[str, Any], found: Inventory) -> None:
 
 
 def _check_heads(config: Mapping[str, Any], found: Inventory) -> None:
-    matrices = ARCHITECTURES[found.model_type].attention.heads
+    matrices = architecture_named(found.model_type).attention.heads
     heads = config.get("num_attention_heads", config.get("n_head"))
     if heads is None:
         return

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.architectures import architecture_named
 from modelpress.spec.dimensions import narrowed
 from modelpress.spec.heads import regrouped
 from modelpress.spec.steps import Narrow
@@ -27,7 +27,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "llama-biased": {"attention_bias": True},
 }
 """Further cases: changes of the tiny config of the architecture that the name begins with."""
-CASES = [*(name for name in MODELS if ARCHITECTURES[tiny_config(name).model_type].attention.heads), *VARIANTS]
+CASES = [*(name for name in MODELS if architecture_named(tiny_config(name).model_type).attention.heads), *VARIANTS]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.architectures import architecture_named
 from modelpress.spec.dimensions import has_narrowable_mlps, parameters_without, resized_parameters
 from tests.support.models import MODELS, PATTERNED, logits_of, open_tiny, sampled, tiny_config, token_ids
 from tests.support.packages import Outcomes, verified, write_package
@@ -24,8 +24,9 @@ REMOVED = (0, 3)
 KEPT = (1, 2, 4)
 LAYER_TYPES = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"]
 PROMPT, NEW_TOKENS = 4, 4
-SHORTENED = [name for name in MODELS if not ARCHITECTURES[tiny_config(name).model_type].mixed]
-"""Models whose blocks are all of one kind."""
+TYPES = {name: architecture_named(tiny_config(name).model_type) for name in MODELS}
+SHORTENED = [name for name, architecture in TYPES.items() if not (architecture.mixed or architecture.fixed_depth)]
+"""Models that may lose blocks: all are of one kind, and compute the same whatever their number."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def open_deep_model(name: str, directory: Path) -> StreamedModel:
 
 def narrowed(model: StreamedModel, block: int, width: int) -> dict[str, Tensor]:
     """The tensors of the block's MLP with only the first `width` hidden units, scaled so that the edit is felt."""
-    architecture = ARCHITECTURES[model.inventory.model_type]
+    architecture = architecture_named(model.inventory.model_type)
     prefix = f"{model.inventory.block_prefix}.{block}."
     conv = architecture.layout == "conv1d"
     tensors: dict[str, Tensor] = {}

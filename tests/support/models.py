@@ -15,7 +15,7 @@ from _pytest.mark.structures import ParameterSet
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.architectures import ARCHITECTURES, architecture_named
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 
@@ -77,7 +77,9 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "dots1": {"num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1},
     "granitemoe": {"embedding_multiplier": 2.0, "residual_multiplier": 0.5, "logits_scaling": 3.0},
     "llama4_text": {"num_experts_per_tok": 1, "no_rope_layer_interval": 2, "attention_chunk_size": WINDOW},
+    "granite_swa": {"embedding_multiplier": 2.0, "residual_multiplier": 0.5, "logits_scaling": 3.0},
     "hunyuan_v1_dense": {"head_dim": 8, "num_key_value_heads": 2},
+    "minicpm3": {"num_key_value_heads": 4, "dim_model_base": WIDTH},
     "ministral": {"head_dim": 8},
     "nemotron": {"head_dim": 8, "num_key_value_heads": 2},
     "smollm3": {"no_rope_layer_interval": 2},
@@ -102,7 +104,10 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 """Further models by name: the type, and what is different."""
 
-MODELS = (*ARCHITECTURES, *VARIANTS)
+INFERRED_SAMPLE = ("helium", "hyperclovax", "nanochat", "granite_swa", "gpt_neox_japanese", "minicpm3")
+"""Types that are not registered, of different layouts."""
+
+MODELS = (*ARCHITECTURES, *VARIANTS, *INFERRED_SAMPLE)
 """The name of every tiny model."""
 
 SAMPLE = ("gpt2", "gpt_neox", "llama", "llama-tied", "gemma3_text", "opt-projected", "phi3", "granite", "bloom")
@@ -119,7 +124,7 @@ def tiny_config(name: str, **changes: Any) -> PreTrainedConfig:
     model_type, variant = VARIANTS.get(name, (name, {}))
     kind = CONFIG_MAPPING[model_type]
     default = kind().to_dict()
-    optional = {ARCHITECTURES[model_type].width_field: INNER, **WHERE_STATED}
+    optional = {architecture_named(model_type).width_field: INNER, **WHERE_STATED}
     stated = {field: size for field, size in optional.items() if field and default.get(field) is not None}
     other = MIXERS.get(model_type, "sliding_attention")
     turns = islice(cycle((other, "full_attention")), changes.get("num_hidden_layers", BLOCKS))

@@ -361,13 +361,13 @@ def _compact(model: nn.Module, module: nn.Module, form: Mapping[str, Any]) -> nn
     weight = cast("Tensor", module.weight)
     factory: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
     if isinstance(module, nn.Embedding):
-        return build_embedding(form, module.num_embeddings, module.embedding_dim, _scale(module), **factory)
+        return build_embedding(form, module.num_embeddings, module.embedding_dim, scale_of(module), **factory)
     # transformers' Conv1D stores [in, out].
     out_features, in_features = weight.shape if isinstance(module, nn.Linear) else weight.T.shape
     return build(form, in_features, out_features, module.bias is not None, **factory)
 
 
-def _scale(embedding: nn.Embedding) -> float:
+def scale_of(embedding: nn.Embedding) -> float:
     """Return the factor of a scaled embedding; releases of transformers before 5 keep it in a buffer only."""
     scale = getattr(embedding, "scalar_embed_scale", getattr(embedding, "embed_scale", 1.0))
     return float(scale)

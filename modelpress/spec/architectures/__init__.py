@@ -1,4 +1,5 @@
-"""The architectures that can be compressed: one file for each family, one entry in the table below.
+"""The architectures that can be compressed: one file for each family, one entry in the table below. Further ones are
+inferred (`inferred.py`).
 
 An architecture states names only. It does not list linear layers: every two-dimensional `.weight` inside a block is one
 (`spec.inventory`).
@@ -32,6 +33,7 @@ from modelpress.spec.architectures.hybrids import (
     QWEN3_5_TEXT,
     QWEN3_NEXT,
 )
+from modelpress.spec.architectures.inferred import Inferred
 from modelpress.spec.architectures.llama import LLAMA
 from modelpress.spec.architectures.llama_relatives import (
     APERTUS,
@@ -68,16 +70,21 @@ from modelpress.spec.errors import UnsupportedArchitecture
 
 __all__ = [
     "ARCHITECTURES",
+    "INFERRED",
     "Architecture",
     "Attention",
     "Experts",
     "GgufNames",
     "HeadMatrices",
+    "Inferred",
     "Mlp",
+    "architecture_named",
     "architecture_of",
+    "find_architecture",
+    "is_registered",
 ]
 
-ARCHITECTURES: Mapping[str, Architecture] = {
+ARCHITECTURES: dict[str, Architecture] = {
     architecture.model_type: architecture
     for architecture in (
         GPT2,
@@ -144,22 +151,45 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         QWEN3_NEXT,
     )
 }
-"""Every supported architecture by its `model_type`."""
+"""Every registered architecture by its `model_type`."""
+
+INFERRED = Inferred.read()
+"""The architectures that are not registered."""
+
+
+def is_registered(model_type: str) -> bool:
+    """Return whether the architecture is registered; others are inferred."""
+    return model_type in ARCHITECTURES
+
+
+def find_architecture(model_type: object) -> Architecture | None:
+    """Return the architecture of a model type; None if it is neither registered nor understood."""
+    name = model_type if isinstance(model_type, str) else ""
+    return ARCHITECTURES.get(name) or INFERRED.understood.get(name)
+
+
+def architecture_named(model_type: object) -> Architecture:
+    """Return the architecture of a model type. Raises UnsupportedArchitecture if it is neither registered nor
+    understood."""
+    if (found := find_architecture(model_type)) is None:
+        raise UnsupportedArchitecture(
+            f"The architecture {model_type!r} is not supported: {INFERRED.reason(model_type)}. Supported are: "
+            f"{', '.join(sorted(ARCHITECTURES))}."
+        )
+    return found
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
-    """Return the architecture of `config["model_type"]`. Raises UnsupportedArchitecture if it is not registered, or
-    the config turns something on that the architecture's entry refuses."""
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
-        raise UnsupportedArchitecture(
-            f"The architecture {model_type!r} is not supported.{_part_of(config)} Supported are: "
-            f"{', '.join(sorted(ARCHITECTURES))}."
-        )
-    architecture = ARCHITECTURES[model_type]
+    """Return the architecture of `config["model_type"]`. Raises UnsupportedArchitecture if it is neither registered
+    nor understood, or the config turns something on that the architecture's entry refuses."""
+    try:
+        architecture = architecture_named(config.get("model_type"))
+    except UnsupportedArchitecture as error:
+        raise UnsupportedArchitecture(f"{error}{_part_of(config)}") from error
     if wrong := next((name for name, default in architecture.refused.items() if config.get(name, default)), None):
         raise UnsupportedArchitecture(
-            f"A model of the architecture {model_type!r} in which {wrong} of config.json is on is not supported."
+            f"A model of the architecture {architecture.model_type!r} in which {wrong} of config.json is on is not "
+            "supported."
         )
     return architecture
 

@@ -139,6 +139,7 @@ class Architecture:
         width_field: the config's name for the number of hidden units of an MLP; None if the config cannot state it.
         experts: the mixture of experts that all or some blocks have in place of `mlp`; None if there is none.
         mixed: whether blocks may differ in the tensors that they hold, or in the shapes of these.
+        fixed_depth: whether what a block computes depends on the number of blocks, so that none can be removed.
         refused: fields of the config with transformers' defaults; a model in which one of them is on is refused.
         whole: names, inside the block, of modules whose matrices are never replaced, narrowed or rounded.
         left_out: beginnings of the names of stored tensors that transformers leaves out, such as those of a module that
@@ -162,6 +163,7 @@ class Architecture:
     width_field: str | None = "intermediate_size"
     experts: Experts | None = None
     mixed: bool = False
+    fixed_depth: bool = False
     refused: Mapping[str, Any] = field(default_factory=dict)
     whole: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 import math
 from typing import ClassVar, Literal
 
-from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.architectures import architecture_named
 from modelpress.spec.architectures.architecture import Architecture
 from modelpress.spec.inventory import ExpertCounts, Inventory
 from modelpress.spec.methods.base import Leaves, Measured, MethodOptions, PlanningMethod
@@ -62,7 +62,7 @@ class ExpertsMethod(PlanningMethod[ExpertsOptions]):
 
     def _counts(self, inventory: Inventory) -> ExpertCounts:
         """Return the experts of the model. Raises MethodDoesNotFit if none can be removed."""
-        architecture, counts = ARCHITECTURES[inventory.model_type], inventory.experts
+        architecture, counts = architecture_named(inventory.model_type), inventory.experts
         if counts is None:
             raise MethodDoesNotFit("this model is no mixture of experts; send low_rank")
         if not self.takes(architecture):

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.architectures import architecture_named
 from modelpress.spec.architectures.architecture import Architecture
 from modelpress.spec.families import stored_parameters
 from modelpress.spec.inventory import Inventory, Site
@@ -72,7 +72,7 @@ class TqCompressorMethod(PlanningMethod[TqCompressorOptions]):
 
     def _plan(self, inventory: Inventory, options: TqCompressorOptions) -> Plan:
         """Return the only plan for the model. Raises MethodDoesNotFit or OptionDoesNotFit."""
-        if not self.takes(ARCHITECTURES[inventory.model_type]):
+        if not self.takes(architecture_named(inventory.model_type)):
             raise MethodDoesNotFit(f"{self.name} is defined for gpt2 and not for {inventory.model_type}; send low_rank")
         if options.tied_head and inventory.head is not None:
             raise OptionDoesNotFit("tied_head", "this model has an output head of its own; send false or leave it out")
@@ -92,7 +92,7 @@ def _structures(inventory: Inventory, *, tied_head: bool) -> dict[str, Structure
     """Return {site: structure} of the published configuration."""
     structures: dict[str, Structure] = {inventory.embedding.name: Halved(HALVINGS)}
     if not tied_head and inventory.head is None:
-        structures[ARCHITECTURES[inventory.model_type].head] = Dense()
+        structures[architecture_named(inventory.model_type).head] = Dense()
     odd = (site for site in inventory.sites if site.block is not None and site.block % 2 == 1)
     return structures | {site.name: _four_terms(site) for site in odd if ".mlp." in site.name}
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.architectures import architecture_named
 from modelpress.spec.codes import CODES
 from modelpress.spec.packing import NotStorable, storable
 from tests.support.codes import rounded_part
@@ -26,7 +26,7 @@ from workers.compression.models.streamed import StreamedModel
 from workers.compression.overlay import Original, Overlay
 from workers.compression.parts import CompressedPart
 
-LINEAR = [name for name in MODELS if name != "gpt2" and ARCHITECTURES[tiny_config(name).model_type].packable]
+LINEAR = [name for name in MODELS if name != "gpt2" and architecture_named(tiny_config(name).model_type).packable]
 ROUNDED_OUTSIDE = ("llama-tied", "gemma3_text", "gpt_neox")
 SITE, EMBEDDING = "model.layers.1.self_attn.q_proj", "model.embed_tokens"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.architectures import architecture_named
 from modelpress.spec.structures import Pivoted
 from tests.support.compression import TINY, calibration, open_initialised
 from tests.support.planning import factor_plan, factored, range_of, structures_of, uniform_plan
@@ -15,7 +15,7 @@ from workers.compression.math.symmetry import reorder_hidden_units
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 
-REORDERED = sorted(name for name in TINY if ARCHITECTURES[name].mlp.stacked == 1)
+REORDERED = sorted(name for name in TINY if architecture_named(name).mlp.stacked == 1)
 
 
 def hidden_units(model: StreamedModel) -> int:
@@ -28,11 +28,11 @@ def test_a_block_computes_the_same_with_its_hidden_units_in_another_order(model_
     model = open_initialised(model_type, tmp_path)
     hidden = model.hidden(calibration())
     with model.block(0) as block:
-        entering = block.get_submodule(ARCHITECTURES[model_type].mlp.entering[0])
+        entering = block.get_submodule(architecture_named(model_type).mlp.entering[0])
         for parameter in block.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
         expected, before = model.run(block, 0, hidden), entering.state_dict()["weight"].clone()
-        reorder_hidden_units(block, ARCHITECTURES[model_type].mlp, torch.randperm(hidden_units(model)))
+        reorder_hidden_units(block, architecture_named(model_type).mlp, torch.randperm(hidden_units(model)))
         torch.testing.assert_close(model.run(block, 0, hidden), expected)
         assert not torch.equal(entering.state_dict()["weight"], before)
 
@@ -42,7 +42,7 @@ def test_the_matrix_that_enters_the_mlp_stores_no_order(model_type: str, tmp_pat
     inventory = open_initialised(model_type, tmp_path).inventory
     plan = uniform_plan(inventory, range_of(inventory, "low_rank").highest)
     folded = {name for name, form in structures_of(plan).items() if isinstance(form, Pivoted) and form.folded}
-    first = ARCHITECTURES[model_type].mlp.entering[0]
+    first = architecture_named(model_type).mlp.entering[0]
     assert folded == {f"{inventory.block_prefix}.{index}.{first}" for index in range(inventory.blocks)}
 
 
@@ -52,7 +52,7 @@ def test_the_matrix_that_enters_the_mlp_stores_no_order(model_type: str, tmp_pat
 def test_the_rest_of_the_mlp_follows_folded_pivots(model_type: str, others: str, tmp_path: Path) -> None:
     """At all but the full rank of random weights a wrong order would show as an error of the size of the output."""
     model = open_initialised(model_type, tmp_path)
-    mlp = ARCHITECTURES[model_type].mlp
+    mlp = architecture_named(model_type).mlp
     sites = mlp.entering[:1] if others == "whole" else mlp.sites
     planned = {
         f"{model.inventory.block_prefix}.{index}.{name}": Pivoted(31, folded=name == mlp.entering[0])
@@ -76,7 +76,7 @@ def test_the_rest_of_the_mlp_follows_folded_pivots(model_type: str, others: str,
 def test_folded_pivots_change_neither_the_model_nor_its_errors(model_type: str, tmp_path: Path) -> None:
     """A factorisation is the same wherever its pivots lie; all that is known of the hidden units must follow them."""
     original = uneven(open_initialised(model_type, tmp_path / "even"), tmp_path / "uneven")
-    mlp, inventory = ARCHITECTURES[model_type].mlp, original.inventory
+    mlp, inventory = architecture_named(model_type).mlp, original.inventory
     generator = torch.Generator().manual_seed(0)
     known = {
         site.name: Sensitivity(torch.empty(0), torch.rand(site.out_features, generator=generator).double() + 0.05)
@@ -103,7 +103,7 @@ def uneven(model: StreamedModel, directory: Path) -> StreamedModel:
     whole = model.whole()
     for index in range(model.inventory.blocks):
         block = whole.get_submodule(f"{model.inventory.block_prefix}.{index}")
-        for name in ARCHITECTURES[model.inventory.model_type].mlp.sites:
+        for name in architecture_named(model.inventory.model_type).mlp.sites:
             weight = block.get_submodule(name).weight
             scales = torch.logspace(-1, 1, hidden_units(model))
             torch.nn.init.normal_(weight, std=0.1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.architectures import architecture_named
 from modelpress.spec.dimensions import intermediate_size
 from modelpress.spec.steps import Narrow
 from tests.support.models import MODELS, distance, open_tiny, sampled, tiny_config, token_ids
@@ -18,7 +18,7 @@ from workers.compression.steps import narrow as width
 
 SOME = ("llama", "gpt2", "opt", "opt-projected", "gemma2", "phi3", "gpt_neox")
 
-NARROWABLE = [name for name in MODELS if ARCHITECTURES[tiny_config(name).model_type].width_field is not None]
+NARROWABLE = [name for name in MODELS if architecture_named(tiny_config(name).model_type).width_field is not None]
 
 
 def narrowed(original: StreamedModel, model: EditedModel, size: int, ids: Tensor | None = None) -> list[CompressedPart]:
@@ -29,7 +29,7 @@ def narrowed(original: StreamedModel, model: EditedModel, size: int, ids: Tensor
 
 def first_units(model: StreamedModel, size: int) -> list[CompressedPart]:
     """Narrowing without a choice or a fit, for comparison."""
-    mlp = ARCHITECTURES[model.inventory.model_type].mlp
+    mlp = architecture_named(model.inventory.model_type).mlp
     units = intermediate_size(model.inventory)
     parts = []
     for index in range(model.inventory.blocks):
@@ -48,7 +48,7 @@ def first_units(model: StreamedModel, size: int) -> list[CompressedPart]:
 
 def with_twins(model: StreamedModel) -> EditedModel:
     """The model with every hidden unit of every MLP there twice, each giving half."""
-    mlp = ARCHITECTURES[model.inventory.model_type].mlp
+    mlp = architecture_named(model.inventory.model_type).mlp
     twins = EditedModel(model)
     for index in range(model.inventory.blocks):
         prefix = f"{model.inventory.block_prefix}.{index}."

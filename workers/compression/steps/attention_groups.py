@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.architectures import architecture_named
 from modelpress.spec.heads import head_matrices, heads_of
 from workers.compression.math.fewer_inputs import Compensation, Moments, rows_of
 from workers.compression.math.pruning import prune_groups
@@ -60,7 +60,7 @@ def narrow_attention(
         ValueError: if the block has no more than `key_value_heads` groups.
     """
     inventory = streams.model.inventory
-    attention = ARCHITECTURES[inventory.model_type].attention
+    attention = architecture_named(inventory.model_type).attention
     matrices, heads = head_matrices(inventory), heads_of(inventory)
     moments = _moments(streams, block, index, attention.leaving, adds=attention.adds)
     problem = Compensation(moments, block.get_submodule(attention.leaving), compensation, DAMPING)

@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.architectures import architecture_named
 from modelpress.spec.inventory import ExpertCounts
 from modelpress.spec.steps import KeepExperts
 from workers.compression.models.protocols import BlockwiseModel
@@ -95,5 +95,5 @@ def _calls(
 
 def _module(model: BlockwiseModel) -> str:
     """Return the name, inside a block, of the module of the experts."""
-    experts = ARCHITECTURES[model.inventory.model_type].experts
+    experts = architecture_named(model.inventory.model_type).experts
     return cast("str", experts and experts.module)

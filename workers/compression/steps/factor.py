@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.architectures import architecture_named
 from modelpress.spec.architectures.architecture import Mlp
 from modelpress.spec.inventory import Site
 from modelpress.spec.steps import Factor, factor_labels
@@ -132,7 +132,7 @@ def _with_compact_sites(
     moments = streams.observe(block, index, list(planned))
     weights = {name: sensitivities[site].outputs for name, site in planned.items() if site in sensitivities}
     folded = {name for name, site in planned.items() if _is_folded(step.structures[site])}
-    mlp = ARCHITECTURES[streams.model.inventory.model_type].mlp
+    mlp = architecture_named(streams.model.inventory.model_type).mlp
     changed, errors = dict(planned), {}
     # The site that sets the order of the MLP's hidden units goes first, since the others follow it.
     for name in sorted(planned, key=lambda name: name not in folded):
@@ -247,7 +247,7 @@ def _compress_embedding(
     error = math.sqrt(table_error(table, embedding.dense(), weights, curvature))
     tensors = {f"{name}.{key}": tensor for key, tensor in embedding.state_dict().items()}
     forms, errors = {name: form}, {name: error}
-    head = ARCHITECTURES[model.inventory.model_type].head
+    head = architecture_named(model.inventory.model_type).head
     if model.inventory.head is None and isinstance(step.structures.get(head), Dense):
         forms[head], errors[head] = Dense().to_dict(), 0.0
     return CompressedPart(name, forms, tensors, errors)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.architectures import architecture_named
 from modelpress.spec.steps import Narrow
 from workers.compression.math.fewer_inputs import Compensation, Moments, rows_of
 from workers.compression.math.pruning import prune
@@ -95,7 +95,7 @@ def _narrow_mlp(
 
     The original's stream moves on to the input of `following`, the next remaining block.
     """
-    mlp = ARCHITECTURES[streams.model.inventory.model_type].mlp
+    mlp = architecture_named(streams.model.inventory.model_type).mlp
     moments = _observe(streams, block, index, following, mlp.leaving)
     problem = Compensation(moments, block.get_submodule(mlp.leaving), COMPENSATION, DAMPING)
     found = prune(problem.target, problem.inputs, size)

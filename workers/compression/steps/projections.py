@@ -19,7 +19,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.architectures import architecture_named
 from modelpress.spec.inventory import Inventory
 from workers.compression.math.degenerate import ridge_of
 from workers.compression.models.protocols import RunnableModel
@@ -127,7 +127,7 @@ def last_projection(inventory: Inventory, block: nn.Module) -> str | None:
 
     None if the block has neither.
     """
-    architecture = ARCHITECTURES[inventory.model_type]
+    architecture = architecture_named(inventory.model_type)
     shared = None if architecture.experts is None else architecture.experts.shared
     named = (mlp.leaving for mlp in (architecture.mlp, shared) if mlp is not None)
     return next((name for name in named if _has(block, name)), None)
@@ -138,7 +138,7 @@ def attention_projection(inventory: Inventory, block: nn.Module) -> str | None:
 
     None if its output is not added to the residual stream as it is, or the block has no attention.
     """
-    attention = ARCHITECTURES[inventory.model_type].attention
+    attention = architecture_named(inventory.model_type).attention
     return attention.leaving if attention.adds and _has(block, attention.leaving) else None
 
 
@@ -153,7 +153,7 @@ def refitted_tensors(
 
     These are the parameters of the projections, and of the norm behind the last one if there is one.
     """
-    norm = ARCHITECTURES[model.inventory.model_type].mlp.norm
+    norm = architecture_named(model.inventory.model_type).mlp.norm
     behind_attention = attention_projection(model.inventory, block) if attention else None
     return {
         f"{model.inventory.block_prefix}.{index}.{name}.{leaf}": each.detach()
@@ -224,7 +224,7 @@ def _gain_regression(
     model: RunnableModel, block: nn.Module, index: int, hidden: Batches, targets: Batches, ridge: float
 ) -> Tensor:
     """Return the fitted change [out] of the gain of the norm behind the last projection."""
-    name = cast("str", ARCHITECTURES[model.inventory.model_type].mlp.norm)
+    name = cast("str", architecture_named(model.inventory.model_type).mlp.norm)
     energy, cross = torch.zeros(()), torch.zeros(())
     for some, wanted in zip(hidden, targets, strict=True):
         seen, output = passage(model, block, index, some, name)
@@ -238,7 +238,7 @@ def _gain_regression(
 
 def _norm_behind(model: RunnableModel, block: nn.Module) -> Any:
     """Return the norm between the last projection and the residual stream, or None."""
-    name = ARCHITECTURES[model.inventory.model_type].mlp.norm
+    name = architecture_named(model.inventory.model_type).mlp.norm
     return None if name is None else block.get_submodule(name)
 
 

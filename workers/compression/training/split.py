@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.architectures import architecture_named
 
 LOGITS, CARD_LOGITS = 2**25, 2**27
 """The most logits of a model that exist at a time on a CPU, and on a card, where a slice has to outlast its launch."""
@@ -62,12 +62,12 @@ def recomputed(model: PreTrainedModel) -> Iterator[None]:
 
 def blocks(model: PreTrainedModel) -> list[nn.Module]:
     """Return the model's blocks in order."""
-    return list(model.get_submodule(ARCHITECTURES[model.config.model_type].blocks).children())
+    return list(model.get_submodule(architecture_named(model.config.model_type).blocks).children())
 
 
 def decoder(model: PreTrainedModel) -> nn.Module:
     """Return the model without its output head: embedding, blocks and final norm."""
-    return model.get_submodule(ARCHITECTURES[model.config.model_type].blocks.rpartition(".")[0])
+    return model.get_submodule(architecture_named(model.config.model_type).blocks.rpartition(".")[0])
 
 
 @contextmanager
