@@ -21,7 +21,7 @@ from app.settings import Settings
 from bench.kinds import read_experiment
 from bench.result import read_result, result_path
 from modelpress.contract.codes import FAILURES
-from modelpress.spec.architectures import ARCHITECTURES, Architecture
+from modelpress.spec.architectures import ARCHITECTURES, INFERRED, Architecture
 from modelpress.spec.formats import FORMATS
 from modelpress.spec.methods import METHODS, Leaves
 from workers.messages import FETCH_STAGE, START_STAGE
@@ -89,6 +89,28 @@ def architecture_table() -> str:
         ("`model_type`", "kind", "not with the methods", "rounded in safetensors", "fewer heads", "GGUF"),
         (_architecture(architecture) for architecture in ARCHITECTURES.values()),
     )
+
+
+def inferred_table() -> str:
+    """Return the same table of the architectures that are inferred."""
+    return table(
+        ("`model_type`", "not with the methods", "rounded in safetensors", "fewer heads"),
+        (_inferred(architecture) for architecture in INFERRED.understood.values()),
+    )
+
+
+def _inferred(architecture: Architecture) -> tuple[str, ...]:
+    name, _, left_out, packed, heads, _ = _architecture(architecture)
+    return name, left_out, packed, heads
+
+
+def refused_table() -> str:
+    """Return a table of the causal language models of transformers that are refused, by their reasons."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in INFERRED.refused.items():
+        reasons.setdefault(reason, []).append(f"`{name}`")
+    rows = ((why.replace("|", "\\|"), ", ".join(names)) for why, names in reasons.items())
+    return table(("why", "`model_type`"), rows)
 
 
 def _architecture(architecture: Architecture) -> tuple[str, ...]:
@@ -250,6 +272,8 @@ PARTS: Mapping[str, Callable[[], str]] = MappingProxyType(
         "method-details": method_details,
         "architectures": architectures,
         "architecture-table": architecture_table,
+        "inferred-table": inferred_table,
+        "refused-table": refused_table,
         "gguf-architectures": gguf_architectures,
         "formats": formats,
         "settings": settings,

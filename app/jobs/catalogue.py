@@ -10,8 +10,9 @@ from modelpress.contract.catalogue import (
     MethodList,
     RatioRange,
     ReachedRange,
+    RefusedArchitecture,
 )
-from modelpress.spec.architectures import ARCHITECTURES
+from modelpress.spec.architectures import ARCHITECTURES, INFERRED, is_registered
 from modelpress.spec.formats import FORMATS, MAIN
 from modelpress.spec.inventory import Inventory
 from modelpress.spec.methods import METHODS, Method, MethodDoesNotFit, OptionDoesNotFit
@@ -63,16 +64,18 @@ def reached_ranges(method: Method[Any], inventory: Inventory) -> Iterator[Reache
 
 
 def architecture_list() -> ArchitectureList:
-    """Return every architecture of the registry."""
+    """Return every architecture that is registered or inferred, and those that are refused."""
     return ArchitectureList(
         architectures=tuple(
             ArchitectureInfo(
                 model_type=model_type,
+                known="registered" if is_registered(model_type) else "inferred",
                 gguf=architecture.gguf is not None,
                 fewer_heads=architecture.attention.heads is not None,
                 mixture=architecture.experts is not None,
                 methods=tuple(name for name, method in METHODS.items() if method.takes(architecture)),
             )
-            for model_type, architecture in ARCHITECTURES.items()
-        )
+            for model_type, architecture in (ARCHITECTURES | INFERRED.understood).items()
+        ),
+        refused=tuple(RefusedArchitecture(model_type=name, reason=why) for name, why in INFERRED.refused.items()),
     )

@@ -9,13 +9,14 @@ from typing import Any, Final, Protocol
 
 from pydantic import BaseModel
 
-from app.errors import MethodDoesNotFit, RatioOutOfRange, SeveralRefused
+from app.errors import MethodDoesNotFit, RatioOutOfRange, SeveralRefused, UnsupportedModel
 from app.sources.models import LOCAL, ModelSources, ResolvedModel
 from app.sources.text import HUB, ResolvedText
 from modelpress.contract.job import Source
 from modelpress.contract.recipe import Recipe
 from modelpress.errors import Refused
 from modelpress.spec import methods
+from modelpress.spec.architectures import is_registered
 from modelpress.spec.formats import FORMATS
 from modelpress.spec.inventory import Inventory
 from modelpress.spec.methods import Leaves, method_of
@@ -85,6 +86,7 @@ def look_over(recipe: Recipe, models: ModelSources, texts: Texts) -> tuple[Check
         reference=recipe.model,
         revision=model.revision,
         model_type=model.inventory.model_type,
+        architecture="registered" if is_registered(model.inventory.model_type) else "inferred",
         parameters=model.inventory.total_parameters,
         text_revisions={text.reference: text.revision for text in found if text.revision is not None},
     )
@@ -227,6 +229,17 @@ def left(recipe: Recipe, inventory: Inventory) -> Leaves:
     return kinds.pop() if len(kinds) == 1 else method_of(recipe.method).leaves
 
 
+def architecture(recipe: Recipe, model: ResolvedModel) -> Iterator[Refused]:
+    """Refuse a model whose architecture is only inferred, unless the recipe takes such models."""
+    model_type = model.inventory.model_type
+    if recipe.architecture == "registered" and not is_registered(model_type):
+        yield UnsupportedModel(
+            "model",
+            f"'{recipe.model}' is of the architecture {model_type!r}, which is not registered; its parts were found by "
+            'structure alone: send "architecture": "inferred" to compress it nevertheless',
+        )
+
+
 def trained(recipe: Recipe, model: ResolvedModel) -> Iterator[Refused]:
     """Refuse to train factors alone where the method may leave none, and refuse to shard a training where weights are
     rounded."""
@@ -269,6 +282,7 @@ def baseline(recipe: Recipe, model: ResolvedModel) -> Iterator[Refused]:
 
 
 LOOKS: Final[tuple[Callable[[Recipe, ResolvedModel], Iterator[Refused]], ...]] = (
+    architecture,
     lengths,
     ratios,
     trained,

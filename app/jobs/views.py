@@ -37,7 +37,7 @@ Content = TypeVar("Content", bound=BaseModel)
 
 def as_job(row: JobRow | Row[Any], attempts: Sequence[AttemptRow], waiting: Waiting | None = None) -> Job:
     """Return the job; its links are paths below the root of the API."""
-    here = f"/jobs/{row.id}"
+    here, source = f"/jobs/{row.id}", stored(Source, row.source)
     links = {"self": here}
     if row.metrics is not None:
         links |= {"artifacts": f"{here}/artifacts", "checkpoint": f"{here}/checkpoint"}
@@ -59,7 +59,8 @@ def as_job(row: JobRow | Row[Any], attempts: Sequence[AttemptRow], waiting: Wait
         retry_of=row.retry_of,
         timestamps=timestamps(row),
         recipe=stored(Recipe, row.recipe),
-        source=stored(Source, row.source),
+        source=source,
+        warnings=source.warnings,
         achieved_ratio=row.achieved_ratio,
         metrics=None if row.metrics is None else stored(Comparison, row.metrics),
         sweep=tuple(stored(SweepResult, result) for result in row.sweep or ()),

@@ -42,6 +42,13 @@ RECIPE_OPTIONS: tuple[RecipeOption, ...] = (
         "NAME=VALUE",
     ),
     RecipeOption("--bytes", "target_bytes", str, "Size of the weights, such as 1.5GB, instead of --ratio.", "SIZE"),
+    RecipeOption(
+        "--architecture",
+        "architecture",
+        str,
+        "Models that are taken: registered, or inferred for those whose parts were found by structure, too.",
+        "WHICH",
+    ),
     RecipeOption("--precision", "precision", str, "The most bits that a weight may keep: 16, 8, 4 or auto.", "BITS"),
     RecipeOption(
         "--embedding-precision",

@@ -206,6 +206,8 @@ def job_facts(job: Job) -> Iterable[tuple[str, str]]:
         yield "left", duration(job.seconds_left)
     yield "model", job.recipe.model + (f", at commit {job.source.revision}" if job.source.revision else "")
     yield "parameters", f"{job.source.parameters:,} ({job.source.model_type})"
+    for warning in job.warnings:
+        yield "warning", warning
     yield "method", " ".join([job.recipe.method.name, *(f"{name}={value}" for name, value in options_of(job.recipe))])
     yield (
         "ratio",

@@ -1,6 +1,6 @@
 """The answers of `GET /methods` and `GET /architectures`."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -58,16 +58,30 @@ class ArchitectureInfo(Answer):
     """An architecture whose models can be compressed."""
 
     model_type: str = Field(description="as in the model's config.json")
+    known: Literal["registered", "inferred"] = Field(
+        description="inferred: its parts were found by structure alone; a recipe that takes such models says "
+        '"architecture": "inferred"'
+    )
     gguf: bool = Field(description="whether GGUF files of the architecture are accepted")
     fewer_heads: bool = Field(description="whether `width` can remove key/value heads")
     mixture: bool = Field(description="whether its models are mixtures of experts")
     methods: tuple[str, ...] = Field(description="methods that can be used on its models")
 
 
+class RefusedArchitecture(Answer):
+    """An architecture whose models are refused."""
+
+    model_type: str
+    reason: str
+
+
 class ArchitectureList(Answer):
-    """All architectures."""
+    """All architectures, the registered ones first."""
 
     architectures: tuple[ArchitectureInfo, ...]
+    refused: tuple[RefusedArchitecture, ...] = Field(
+        description="the other causal language models of transformers, and why their parts cannot be told"
+    )
 
 
 class SourceList(Answer):

@@ -2,6 +2,7 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -40,8 +41,24 @@ class Source(Answer):
     reference: str = Field(description="the model as named in the recipe")
     revision: str | None = Field(None, description="commit of a hub model; null for a local one")
     model_type: str
+    architecture: Literal["registered", "inferred"] = Field(
+        "registered", description="inferred: its parts were found by structure; nobody has listed and tested them"
+    )
     parameters: int = Field(description="stored parameters, each distinct tensor counted once")
     text_revisions: dict[str, str] = Field(default_factory=dict, description="commit of each hub dataset")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return what should be known of the model before its result is used."""
+        return () if self.architecture == "registered" else (inferred_warning(self.model_type),)
+
+
+def inferred_warning(model_type: str) -> str:
+    """Return the warning of a model whose architecture is inferred."""
+    return (
+        f"The architecture {model_type!r} is not registered: its parts were found by structure alone, and no method "
+        "was measured on models of its type. Look at the measurements before you use the result."
+    )
 
 
 class TaskMetric(Answer):
@@ -240,6 +257,7 @@ class Job(Answer):
     timestamps: Timestamps
     recipe: Recipe
     source: Source
+    warnings: tuple[str, ...] = Field((), description="what should be known before the result is used")
     achieved_ratio: float | None = Field(
         None,
         description="bytes of the weights before, at 16 bits a number, / after; for the first of several ratios",

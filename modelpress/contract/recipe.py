@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     ByteSize,
@@ -122,6 +122,11 @@ class Recipe(Options):
     )
 
     model: Model = Field(description="'org/name[@revision]' on the hub, or 'local:NAME' under MODELPRESS_MODEL_ROOTS")
+    architecture: Literal["registered", "inferred"] = Field(
+        "registered",
+        description="'registered' takes models of the architectures that `GET /architectures` lists as such; "
+        "'inferred' also those whose parts were found by structure alone, with a warning in job and report",
+    )
     target_bytes: Annotated[ByteSize | None, Field(gt=0)] = Field(
         None,
         description="greatest size of the weights in the file of each format, such as '1.5GB' or 700000000; in place "

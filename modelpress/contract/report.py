@@ -175,6 +175,7 @@ class CompressionReport(Section):
     )
     target_ratio: float
     achieved_ratio: float = Field(description="bytes of the weights before, at 16 bits a number, / after")
+    warnings: tuple[str, ...] = Field((), description="what should be known before the result is used")
     metrics: Comparison
     sites: tuple[SiteReport, ...] = Field(description="every matrix, including embedding and head")
     removed_blocks: tuple[RemovedBlock, ...] = Field(description="in the order of their removal")

@@ -64,6 +64,13 @@ def write_tiny_mixture(directory: Path) -> Path:
     return _write("qwen3_moe", {**sizes, **heads, **experts}, directory)
 
 
+def write_tiny_inferred(directory: Path) -> Path:
+    """Write a Helium, whose architecture is not registered, in the same way."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 64, "max_position_embeddings": 256}
+    return _write("helium", {**sizes, **heads, "pad_token_id": 0}, directory)
+
+
 def _write(model_type: str, sizes: Mapping[str, int], directory: Path) -> Path:
     tokenizer = byte_tokenizer()
     initialised(model_type, vocab_size=len(tokenizer), tie_word_embeddings=True, **sizes).save_pretrained(directory)

@@ -309,6 +309,7 @@ def limits(report: CompressionReport, own_code: bool) -> str:
         report.metrics.after.perplexity[text] / before for text, before in report.metrics.before.perplexity.items()
     )
     facts = [
+        *report.warnings,
         f"It is not the original: on the texts above its perplexity is up to {worse:.2f} times the original's, and it "
         "may lose more on text, languages or tasks that differ from its calibration.",
         "Abilities that are not measured above, such as safety, factual knowledge or following instructions, must be "

@@ -5,10 +5,12 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from app.sources.gguf import read_gguf
+from modelpress.spec.architectures import is_registered
 from modelpress.spec.config import read_config
 from modelpress.spec.headers import read_safetensors_headers
 from modelpress.spec.inventory import Inventory, inventory
 from workers.compression.companions import open_tokenizer
+from workers.compression.inferred.check import check_inferred
 from workers.compression.models.checked import check_model, check_structure
 from workers.compression.models.gguf import convert_gguf
 from workers.stages import names
@@ -30,6 +32,9 @@ def run(context: Context, directory: Path) -> None:
     context.progress(0.5, "reading the weights once")
     check_model(path)
     found = inventory_of(path)
+    if not is_registered(found.model_type):
+        context.progress(0.9, "trying out what its architecture was inferred to be")
+        check_inferred(path)
     context.progress(1.0, f"{found.model_type}, {found.blocks} blocks, {found.total_parameters:,} parameters")
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from modelpress.contract.job import inferred_warning
 from modelpress.contract.report import (
     CompressionReport,
     DistillationPhase,
@@ -15,6 +16,7 @@ from modelpress.contract.report import (
     SiteReport,
     TeacherText,
 )
+from modelpress.spec.architectures import is_registered
 from modelpress.spec.codes import CODES
 from modelpress.spec.config import read_config
 from modelpress.spec.families import tables_of
@@ -60,6 +62,7 @@ def gather(context: Context) -> CompressionReport:
         tried=plan.trials_of(context),
         target_ratio=context.ratio,
         achieved_ratio=metrics.ratio,
+        warnings=warnings(context),
         metrics=metrics,
         sites=tuple(sites(context)),
         removed_blocks=tuple(removed_blocks(context, planned)),
@@ -71,6 +74,12 @@ def gather(context: Context) -> CompressionReport:
         formats=tuple(form.name for form in write.written(context)),
         reproducibility=reproducibility(context),
     )
+
+
+def warnings(context: Context) -> tuple[str, ...]:
+    """Return what should be known of the model before its result is used."""
+    model_type = inspect.model_inventory(context).model_type
+    return () if is_registered(model_type) else (inferred_warning(model_type),)
 
 
 def removed_blocks(context: Context, planned: Plan) -> Iterator[RemovedBlock]:

@@ -15,6 +15,7 @@ from app.errors import (
     RatioOutOfRange,
     UnknownDataset,
     UnknownModel,
+    UnsupportedModel,
 )
 from app.jobs import reaper, store
 from app.jobs.listing import JobFilter
@@ -23,7 +24,7 @@ from modelpress.contract.job import State
 from modelpress.contract.recipe import Recipe
 from modelpress.errors import Refused
 from tests.support.doorbell import SilentDoorbell
-from tests.support.text_models import TQCOMPRESSOR_RATIOS, write_tiny_model
+from tests.support.text_models import TQCOMPRESSOR_RATIOS, write_tiny_inferred, write_tiny_model
 
 
 def recipe(tiny: dict[str, Any], **changes: Any) -> Recipe:
@@ -113,6 +114,36 @@ def test_no_block_goes_where_attention_is_scaled_by_its_number(
         service.submit(recipe(tiny_gpt2, method="fusion"))
     assert refused.value.field == "method"
     assert service.submit(recipe(tiny_gpt2, method="width")).state is State.QUEUED
+
+
+def test_a_model_of_an_inferred_architecture_is_taken_where_the_recipe_says_so(
+    service: JobService, tiny: dict[str, Any], model_root: Path
+) -> None:
+    write_tiny_inferred(model_root / "inferred")
+    with pytest.raises(UnsupportedModel, match='"architecture": "inferred"') as refused:
+        service.submit(recipe(tiny, model="local:inferred"))
+    assert refused.value.field == "model"
+    job = service.submit(recipe(tiny, model="local:inferred", architecture="inferred"))
+    assert (job.source.model_type, job.source.architecture) == ("helium", "inferred")
+    assert [warning for warning in job.warnings if "'helium' is not registered" in warning]
+
+
+def test_a_model_of_a_registered_architecture_carries_no_warning(service: JobService, tiny: dict[str, Any]) -> None:
+    job = service.submit(recipe(tiny, architecture="inferred"))
+    assert (job.source.architecture, job.warnings) == ("registered", ())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [("rwkv", "state of its own kind"), ("bert", "see those behind them"), ("t5", "no causal language model")],
+)
+def test_a_model_that_is_not_understood_is_refused_by_name_with_the_reason(
+    service: JobService, tiny: dict[str, Any], model_root: Path, model_type: str, reason: str
+) -> None:
+    path = write_tiny_model(model_root / "other", blocks=1) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": model_type}))
+    with pytest.raises(UnsupportedModel, match=f"'{model_type}' is not supported: .*{reason}"):
+        service.submit(recipe(tiny, model="local:other", architecture="inferred"))
 
 
 def test_text_that_the_original_writes_itself_is_accepted(service: JobService, tiny: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from modelpress.spec.methods.fusion import FusionOptions
 from modelpress.spec.methods.width import WidthOptions
 from modelpress.spec.steps import Narrow
 from tests.support.jobs import done, small_job
+from tests.support.text_models import write_tiny_inferred
 from workers.messages import Assignment
 
 
@@ -121,3 +122,14 @@ def test_the_sums_cover_the_plots_and_the_card_embeds_them(factored: Path) -> No
 def test_the_licence_is_that_of_the_original(factored: Path) -> None:
     assert "license: apache-2.0" in (factored / "README.md").read_text().split("---\n")[1]
     assert (factored / "NOTICE").read_text() == "Made by somebody."
+
+
+def test_it_warns_of_an_architecture_that_is_inferred(asked: Assignment, factored: Path) -> None:
+    inferred = write_tiny_inferred(asked.model_path.parent / "inferred")
+    recipe = asked.recipe.model_copy(update={"method": WidthOptions()})
+    work = asked.work_dir / "inferred"
+    package = done(asked.model_copy(update={"recipe": recipe, "model_path": inferred, "work_dir": work})).package
+    (warning,) = report_on(package).warnings
+    assert "'helium' is not registered" in warning
+    assert warning in (package / "README.md").read_text()
+    assert report_on(factored).warnings == ()
