@@ -49,6 +49,7 @@ IdempotencyKey = Annotated[
 @router.post(
     "/jobs",
     status_code=status.HTTP_202_ACCEPTED,
+    response_model=Job,
     operation_id="submit_job",
     responses=job_at(202, *POSTED) | refusals(400, 401, 403, 413, 415, 422, 429, 503),
 )
@@ -57,16 +58,15 @@ async def submit_job(
     service: Submitting,
     lookups: Lookups,
     request: Request,
-    response: Response,
     idempotency_key: IdempotencyKey = None,
-) -> Job:
+) -> Response:
     """Post a model and a target ratio. Once this has answered 202, the job survives any crash."""
     refuse_unstorable(recipe)
     submit = partial(service.submit, recipe, idempotency_key)
     job = await (lookups.run(submit) if asks_hub(recipe) else to_thread.run_sync(submit))
-    response.headers["Location"] = address(request, f"/jobs/{job.id}")
-    response.headers["Retry-After"] = str(pause_seconds(job))
-    return placed(request, job)
+    headers = {"Location": address(request, f"/jobs/{job.id}"), "Retry-After": str(pause_seconds(job))}
+    body = placed(request, job).model_dump_json()
+    return Response(body, status.HTTP_202_ACCEPTED, headers=headers, media_type="application/json")
 
 
 @router.post("/jobs/estimate", operation_id="estimate_job", responses=refusals(400, 401, 403, 413, 415, 422, 503))
