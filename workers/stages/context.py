@@ -21,7 +21,18 @@ What is sooner over consists of starting processes, which the shares of the stag
 TRUST = 0.25
 """How much of a job has to be done for the pace of this attempt to count as much as that of earlier jobs."""
 
+MOST_SLOWER = 2.0
+"""By what factor a stage is thought to be slower than those before it, at most, if its own progress says so."""
+
 Held = TypeVar("Held")
+
+
+@dataclass(frozen=True)
+class Entered:
+    """A stage of one of the ratios, and when it was entered, in seconds of the monotonic clock."""
+
+    place: tuple[str, int]
+    at: float
 
 
 class Shares(Protocol):
@@ -55,6 +66,7 @@ class Context:
         held: values that several stages read, cached by `hold`.
         started: when the pace began to be measured, in seconds of the monotonic clock.
         fraction_at_start: the fraction of the job that was done then.
+        entered: the running stage, and when it was entered.
         meter: measures speed, peak memory and fresh opening.
     """
 
@@ -69,6 +81,7 @@ class Context:
     held: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     fraction_at_start: float | None = None
+    entered: Entered | None = None
     meter: Meter = field(default_factory=Meter)
 
     @property
@@ -113,30 +126,45 @@ class Context:
             detail = f"ratio {self.ratio:g}" + (f", {detail}" if detail else "")
         if self.fraction_at_start is None:
             self.fraction_at_start = whole
-        whole_job = self.seconds_for_all(whole)
+        here, later = self.seconds_left(before, whole, after)
         self.report(
             ProgressReport(
                 stage=self.stage,
                 fraction=whole,
                 detail=detail,
-                seconds_left=None if whole_job is None else whole_job * (1.0 - whole),
-                stage_seconds_left=(whole_job or 0.0) * max(after - whole, 0.0),
+                seconds_left=None if here is None else here + later,
+                stage_seconds_left=here or 0.0,
             )
         )
 
-    def seconds_for_all(self, whole: float) -> float | None:
-        """Return the estimated seconds of a whole job at this attempt's pace, or None while too little is done to tell.
+    def seconds_left(self, before: float, whole: float, after: float) -> tuple[float | None, float]:
+        """Return the estimated seconds until the running stage ends, None while too little is done to tell, and the
+        seconds that the stages behind it take.
 
-        `whole` is the fraction of the job that is done.
+        The arguments are fractions of the whole job: what was done when the stage began, is done now, and will be done
+        when it ends.
         """
-        gained, elapsed = whole - (self.fraction_at_start or 0.0), time.monotonic() - self.started
+        now = time.monotonic()
+        start = self.fraction_at_start or 0.0
+        if self.entered is None or self.entered.place != (self.stage, self.turn):
+            self.entered = Entered((self.stage, self.turn), now)
         if self.shares.seconds is None:
-            known = gained >= PACE_NEEDS and elapsed >= PACE_NEEDS_SECONDS
-            return elapsed / gained if known else None
+            gained, elapsed = whole - start, now - self.started
+            if gained < PACE_NEEDS or elapsed < PACE_NEEDS_SECONDS:
+                return None, 0.0
+            return elapsed / gained * max(after - whole, 0.0), elapsed / gained * (1.0 - after)
         unit = self.shares.seconds / (1.0 - FETCH_SHARE)
         trusted = TRUST * self.shares.seconds
-        pace = (elapsed + trusted) / (gained * unit + trusted)
-        return pace * unit
+        begun, spent = max(before, start), now - self.entered.at
+        pace = (self.entered.at - self.started + trusted) / ((begun - start) * unit + trusted)
+        stage = pace * unit * (after - begun)
+        done = (whole - begun) / (after - begun) if after > begun else 1.0
+        if 0.0 < done < 1.0:
+            # The parts of a stage need not take equally long, so what they say is believed within bounds.
+            stage = max(stage, min(spent / done, MOST_SLOWER * stage))
+        if spent > stage > 0.0:
+            pace *= spent / stage
+        return max(stage - spent, 0.0) if done < 1.0 else 0.0, pace * unit * (1.0 - after)
 
     def metric(self, step: int, name: str, value: float) -> None:
         """Report a figure that was measured on the way."""
@@ -145,5 +173,5 @@ class Context:
     def resumed(self, block: int | None = None) -> None:
         """Report that this attempt continues from results of earlier attempts, at `block` if it is known."""
         # Progress that earlier attempts made must not count towards this attempt's pace.
-        self.started, self.fraction_at_start = time.monotonic(), None
+        self.started, self.fraction_at_start, self.entered = time.monotonic(), None, None
         self.report(ResumedReport(stage=self.stage, block=block))

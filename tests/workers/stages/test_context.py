@@ -159,6 +159,46 @@ def test_the_time_left_follows_from_what_jobs_like_this_one_have_taken(
         context.results[stage] = tmp_path
 
 
+def test_parts_of_a_stage_that_take_unequally_long_do_not_mislead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "time", clock := Clock())
+    stages = [stage.name for stage in Schedule.of(recipe(), STAGES).stages]
+    reports: list[Any] = []
+    context = timed(tmp_path, reports, dict.fromkeys(stages, 40.0))
+    context.started = clock.now
+    later = stages[stages.index("evaluate") + 1 :]
+    for stage in stages[: stages.index("evaluate")]:
+        context.stage = stage
+        context.progress(0.0)
+        clock.now += 40.0
+        context.results[stage] = tmp_path
+    context.stage = "evaluate"
+    entered = clock.now
+    for passed, fraction in ((0.0, 0.0), (2.0, 0.6), (30.0, 0.9)):
+        clock.now = entered + passed
+        context.progress(fraction)
+        assert reports[-1].stage_seconds_left == pytest.approx(40.0 - passed, abs=4.0)
+        assert reports[-1].seconds_left == pytest.approx(40.0 - passed + 40.0 * len(later), rel=0.1)
+
+
+def test_a_stage_that_is_slower_than_those_before_it_makes_the_rest_slower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "time", clock := Clock())
+    stages = [stage.name for stage in Schedule.of(recipe(), STAGES).stages]
+    reports: list[Any] = []
+    context = timed(tmp_path, reports, dict.fromkeys(stages, 40.0))
+    context.stage, context.started = stages[0], clock.now
+    context.progress(0.0)
+    clock.now = 30.0
+    context.progress(0.5)
+    assert reports[-1].stage_seconds_left == pytest.approx(30.0, abs=1.0)
+    clock.now = 80.0
+    context.progress(0.9)
+    assert reports[-1].seconds_left >= 40.0 * (len(stages) - 1)
+
+
 def test_no_time_left_is_told_while_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "time", clock := Clock())
     reports: list[Any] = []
