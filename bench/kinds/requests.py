@@ -107,7 +107,7 @@ class Requests(Experiment[Load, Rate]):
             model_roots=(models,),
             hub_enabled=False,
             max_queued=1_000_000,
-            requests_per_minute=None,
+            requests_per_minute=1_000_000_000,
         )
         with running_service(settings, log_dir=place.scratch / "logs") as service:
             yield service, settings
