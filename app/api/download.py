@@ -1,15 +1,20 @@
 """Downloads that can be interrupted and resumed: ranges, strong entity tags and digests."""
 
 import base64
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from itertools import islice
 
+from anyio import to_thread
 from fastapi import Request, Response, status
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.api.conditional import requested_range, unchanged
 from app.storage import Chunks
+
+CHUNKS_AT_ONCE = 4
+"""Chunks of a file that are read by one visit to a thread, and that a client that has stalled keeps in memory."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,18 @@ def respond(request: Request, download: Download) -> Response:
     return ClosingResponse(content, status_code=code, headers=headers, media_type=download.media_type)
 
 
+async def several_at_once(content: Chunks) -> AsyncIterator[bytes]:
+    """Yield what a thread reads: going there and back takes as long as reading one chunk."""
+    while chunks := await to_thread.run_sync(lambda: list(islice(content, CHUNKS_AT_ONCE))):
+        for chunk in chunks:
+            yield chunk
+
+
 class ClosingResponse(StreamingResponse):
     """A streamed answer that lets go of its file when the client has gone, and not when memory is next tidied up."""
 
     def __init__(self, content: Chunks, status_code: int, headers: dict[str, str], media_type: str) -> None:
-        super().__init__(content, status_code, headers, media_type)
+        super().__init__(several_at_once(content), status_code, headers, media_type)
         self.content = content
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
