@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from typing import ClassVar
 
+from modelpress.spec.architectures.architecture import Architecture
 from modelpress.spec.dimensions import (
     has_narrowable_mlps,
     intermediate_size_for,
@@ -32,6 +33,9 @@ class DepthMethod(PlanningMethod[Options]):
     @abstractmethod
     def removal(self, count: int, options: Options) -> tuple[Step, ...]:
         """Return the steps that remove `count` blocks, at least one."""
+
+    def takes(self, architecture: Architecture) -> bool:
+        return not architecture.fixed_depth
 
     def range(self, inventory: Inventory, options: Options) -> Range:
         if inventory.blocks_stay is not None:

@@ -16,6 +16,7 @@ def test_every_architecture_is_listed_with_what_can_be_sent_and_asked(client: Te
     assert "tqcompressor" in methods["gpt2"] - methods["qwen3"]
     assert "experts" in methods["qwen3_moe"] - methods["qwen3"]
     assert "width" in methods["qwen3"] - methods["bloom"]
+    assert "fusion" in methods["qwen3"] - methods["minicpm3"]
 
 
 def test_what_is_refused_is_listed_with_the_reason(client: TestClient) -> None:
