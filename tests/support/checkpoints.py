@@ -130,7 +130,8 @@ def write_gguf(
     writer.add_tokenizer_model(tokenizer)
     if split is not None:
         writer.add_tokenizer_pre(split)
-    writer.add_token_list([f"token{number}" for number in range(32)])
+    writer.add_token_list([*(f"token{number}" for number in range(29)), "t", "h", "th"])
+    writer.add_token_merges(["t h"])
     tensors = {"token_embd": (32, 8), "output_norm": (8,)} | ({"output": (32, 8)} if head else {})
     tensors |= {f"blk.{block}.{GGUF_NAMES[name]}": shape for block in range(2) for name, shape in BLOCK.items()}
     for name, shape in tensors.items():
