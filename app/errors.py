@@ -111,6 +111,14 @@ class MissingScope(ModelpressError):
     title = "The key does not allow this"
 
 
+class ForeignOrigin(ModelpressError):
+    """A form or script of another site has asked for a change through the page. Use the page itself; programs send
+    their key to the API as `Authorization: Bearer …`."""
+
+    code = "foreign_origin"
+    title = "Another site has sent this"
+
+
 class QuotaExceeded(ModelpressError):
     """The team has as much as the operator allows it. GET /team shows what it uses and may use."""
 

@@ -48,15 +48,7 @@ def download_artifact(job_id: JobId, name: str, request: Request, service: Readi
     settings: Settings = request.app.state.settings
     if settings.link_seconds and (link := artifacts.link(job_id, stored.attempt, name, settings.link_seconds)):
         return RedirectResponse(link, headers={"Cache-Control": "no-store"})
-    download = Download(
-        filename=PurePosixPath(name).name,
-        size=stored.file.bytes,
-        etag=f'"sha256-{stored.file.sha256}"',
-        media_type=stored.file.media_type,
-        read=partial(artifacts.open, job_id, stored.attempt, name),
-        sha256=stored.file.sha256,
-    )
-    return respond(request, download)
+    return respond(request, download_of(artifacts, job_id, stored))
 
 
 @router.head("/jobs/{job_id}/checkpoint", include_in_schema=False)
@@ -83,6 +75,19 @@ def download_checkpoint(job_id: JobId, request: Request, service: Reading, artif
     archive = Archive(job_id, files, finished, partial(artifacts.open, job_id, attempt))
     download = Download(f"{job_id}.tar", archive.size, archive.etag, "application/x-tar", archive.read)
     return respond(request, download)
+
+
+def download_of(artifacts: Storage, job_id: str, stored: StoredArtifact) -> Download:
+    """Return a file of the result, ready to be sent."""
+    file = stored.file
+    return Download(
+        filename=PurePosixPath(file.name).name,
+        size=file.bytes,
+        etag=f'"sha256-{file.sha256}"',
+        media_type=file.media_type,
+        read=partial(artifacts.open, job_id, stored.attempt, file.name),
+        sha256=file.sha256,
+    )
 
 
 def find(service: JobService, job_id: str, name: str) -> StoredArtifact:

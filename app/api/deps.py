@@ -62,22 +62,37 @@ def caller_with(scope: Scope) -> Callable[..., Awaitable[Caller]]:
     """Return a dependency on a caller whose key has this scope."""
 
     async def get_caller(request: Request, credentials: Credentials) -> Caller:
-        keys: KeyService = request.app.state.keys
-        text = None if credentials is None else credentials.credentials
-        identify = partial(keys.caller, text, REQUEST.get())
-        if keys.is_open:
-            caller = identify()
-        elif (known := keys.recent_caller(text, REQUEST.get())) is not None:
-            caller = known
-        else:
-            limiter = request.app.state.provider_threads if keys.asks_provider(text) else None
-            caller = await to_thread.run_sync(identify, limiter=limiter)
-        count(request, caller.team)
-        if scope not in caller.scopes:
-            raise MissingScope(f"this needs a key with the scope '{scope}'")
+        caller = await identify(request, None if credentials is None else credentials.credentials)
+        require_scope(caller, scope)
         return caller
 
     return get_caller
+
+
+async def identify(request: Request, text: str | None) -> Caller:
+    """Return who sends this key or token with a request, and count the request of that team.
+
+    Raises:
+        Unauthenticated: that is nobody.
+        TooManyRequests: the team has made as many requests as it may.
+    """
+    keys: KeyService = request.app.state.keys
+    ask = partial(keys.caller, text, REQUEST.get())
+    if keys.is_open:
+        caller = ask()
+    elif (known := keys.recent_caller(text, REQUEST.get())) is not None:
+        caller = known
+    else:
+        limiter = request.app.state.provider_threads if keys.asks_provider(text) else None
+        caller = await to_thread.run_sync(ask, limiter=limiter)
+    count(request, caller.team)
+    return caller
+
+
+def require_scope(caller: Caller, scope: Scope) -> None:
+    """Raise MissingScope unless the caller's key has the scope."""
+    if scope not in caller.scopes:
+        raise MissingScope(f"this needs a key with the scope '{scope}'")
 
 
 def count(request: Request, team: str) -> None:
@@ -131,7 +146,7 @@ async def get_storage(request: Request) -> Storage:
 
 
 def known_job_id(job_id: str) -> str:
-    """Return the id of the path; raise without a look-up where it cannot be one: the database refuses a NUL."""
+    """Return the id of a job; raise without a look-up where it cannot be one: the database refuses a NUL."""
     if JOB_ID.fullmatch(job_id):
         return job_id
     raise JobNotFound("no job has this id")

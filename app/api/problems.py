@@ -1,15 +1,13 @@
 """The one place where errors become HTTP: problem documents as in RFC 9457, for the framework's errors, too."""
 
-import html
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
-from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException as FrameworkError
@@ -25,6 +23,7 @@ from app.errors import (
     DatabaseUnavailable,
     DeliveryNotFound,
     ForeignDataDirectory,
+    ForeignOrigin,
     HubUnavailable,
     IdentityProviderUnavailable,
     JobEnded,
@@ -47,7 +46,6 @@ from app.errors import (
     WorkerNotFound,
     WrongOffset,
 )
-from modelpress.contract.codes import FailureCode
 from modelpress.contract.job import Problem
 from modelpress.errors import ModelpressError, Refused
 
@@ -58,6 +56,7 @@ STATUS: Final[Mapping[type[ModelpressError], int]] = {
     Refused: 422,
     Unauthenticated: 401,
     MissingScope: 403,
+    ForeignOrigin: 403,
     QuotaExceeded: 429,
     TooManyRequests: 429,
     KeyNotFound: 404,
@@ -85,7 +84,6 @@ STATUS: Final[Mapping[type[ModelpressError], int]] = {
 }
 
 log = logging.getLogger(__name__)
-router = APIRouter(include_in_schema=False)
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(FrameworkError, answer_framework_error)
     for error in (OperationalError, InterfaceError, PoolTimeoutError):
         app.add_exception_handler(error, answer_database_error)
-    app.include_router(router)
 
 
 def answer(
@@ -282,42 +279,3 @@ def descendants(base: type[ModelpressError]) -> Iterator[type[ModelpressError]]:
     for child in base.__subclasses__():
         yield child
         yield from descendants(child)
-
-
-@router.get("/problems")
-async def list_problems(request: Request) -> HTMLResponse:
-    """The list of all kinds of problems and all codes of failed jobs."""
-    titles = {code: kind.title for code, kind in all_kinds().items()} | {code: code.kind.title for code in FailureCode}
-    entries = "".join(
-        f'<li><a href="{address(request, f"/problems/{code}")}">{code}</a>: {html.escape(title)}</li>'
-        for code, title in sorted(titles.items())
-    )
-    return HTMLResponse(
-        f'<!doctype html><html lang="en"><title>Problems</title><h1>Problems</h1><ul>{entries}</ul></html>'
-    )
-
-
-@router.get("/problems/{code}")
-async def explain_problem(code: str) -> HTMLResponse:
-    """The page that explains the `type` of a problem document, or the code of a failed job."""
-    kind = all_kinds().get(code)
-    failure = next((known.kind for known in FailureCode if known == code), None)
-    if failure is not None:
-        title, paragraphs = failure.title, [failure.explanation, failure.way_out]
-    elif kind is not None:
-        title, paragraphs = kind.title, [kind.explanation]
-    else:
-        raise HTTPException(404, "there is no problem of this code")
-    facts = [f"Code: {code}."]
-    if kind is not None:
-        facts.append(f"Status of an answer with it: {kind.status}.")
-    if failure is not None:
-        retried = "is tried again, up to the operator's limit" if failure.retryable else "is not tried again"
-        facts.append(f"A job that meets it {retried}.")
-    return HTMLResponse(page(title, [*paragraphs, " ".join(facts)]))
-
-
-def page(title: str, paragraphs: Sequence[str]) -> str:
-    body = "".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs if paragraph)
-    title = html.escape(title)
-    return f'<!doctype html><html lang="en"><title>{title}</title><h1>{title}</h1>{body}</html>'

@@ -4,7 +4,7 @@ An event is written while its job's row is locked. So within a job, a greater id
 and whoever reads on behind the last id that was seen misses nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,12 @@ def behind(session: Session, job_id: str, after: int, limit: int, kind: EventKin
     if kind is not None:
         query = query.where(EventRow.kind == kind)
     return session.scalars(query).all()
+
+
+def latest(session: Session, job_id: str, kinds: Collection[EventKind], limit: int) -> Sequence[EventRow]:
+    """Return the last events of these kinds of a job, oldest first."""
+    query = select(EventRow).where(EventRow.job_id == job_id, EventRow.kind.in_(kinds))
+    return session.scalars(query.order_by(EventRow.id.desc()).limit(limit)).all()[::-1]
 
 
 def newest(session: Session, job_ids: Sequence[str]) -> dict[str, int]:

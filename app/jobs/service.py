@@ -5,6 +5,7 @@ Each method commits before it returns, so an answer that a client has seen is ne
 
 import logging
 import secrets
+from collections.abc import Collection
 from copy import copy
 from dataclasses import dataclass
 from typing import Self
@@ -32,7 +33,7 @@ from app.sources.text import TextSources
 from app.storage import StoredFile
 from modelpress.contract.access import Team
 from modelpress.contract.estimate import Estimate
-from modelpress.contract.event import EventKind, EventPage
+from modelpress.contract.event import EventKind, EventPage, JobEvent
 from modelpress.contract.job import Job, JobPage, Source, State
 from modelpress.contract.recipe import Recipe
 from modelpress.contract.worker import WorkerList
@@ -233,6 +234,12 @@ class JobService:
             rows = events.behind(session, job_id, after, limit, kind)
         return EventPage(events=tuple(map(as_event, rows)), next=rows[-1].id if rows else None)
 
+    def latest_events(self, job_id: str, kinds: Collection[EventKind], limit: int) -> tuple[JobEvent, ...]:
+        """Return the last events of these kinds, oldest first."""
+        with self.sessions() as session:
+            self.row(session, job_id)
+            return tuple(map(as_event, events.latest(session, job_id, kinds, limit)))
+
     def state(self, job_id: str) -> State:
         """Return the state of a job."""
         with reading(self.sessions) as session:
@@ -242,6 +249,11 @@ class JobService:
         """Return every worker."""
         with self.sessions() as session:
             return WorkerList(workers=tuple(roster.workers(session, self.caller.team)))
+
+    def unserved(self) -> dict[str | None, int]:
+        """Return how many jobs of the team wait for a device that no worker serves, by device; None is any device."""
+        with self.sessions() as session:
+            return turns.unserved(session, self.caller.team)
 
     def drain(self, worker_id: str) -> WorkerList:
         """Ask a worker to end once it has computed its job. Raises WorkerNotFound where there is none of this id."""

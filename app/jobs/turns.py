@@ -27,7 +27,7 @@ from sqlalchemy.orm import Session, aliased
 from app.clock import clock, seconds
 from app.jobs import store
 from app.jobs.models import AttemptRow, JobRow, WorkerRow
-from app.jobs.roster import lives
+from app.jobs.roster import lives, serving
 from app.jobs.states import LEASED
 from app.jobs.store import Claim
 from app.keys.models import TeamRow
@@ -165,3 +165,13 @@ def glancing() -> Select[Any]:
 
 
 GLANCE = glancing()
+
+
+def unserved(session: Session, team: str) -> dict[str | None, int]:
+    """Return how many jobs of a team wait for a device that no worker serves, by device; None is any device."""
+    waiting = select(JobRow.device, func.count()).where(JobRow.owner == team, JobRow.state == State.QUEUED)
+    return {
+        device: count
+        for device, count in session.execute(waiting.group_by(JobRow.device))
+        if serving(session, device) == 0
+    }
