@@ -22,7 +22,6 @@ from app.api import (
     problems,
     schemas,
     sources,
-    start,
     uploads,
     webhooks,
     workers,
@@ -41,6 +40,7 @@ from app.jobs.glances import Glances
 from app.jobs.service import JobService
 from app.keys.oidc import OidcTokens
 from app.keys.service import KeyService
+from app.page import site
 from app.quick import QuickReader
 from app.settings import ServerSettings
 from app.sources.models import ModelSources
@@ -48,7 +48,6 @@ from app.sources.text import TextSources
 from app.storage.registry import open_storage
 
 RESOURCES = (
-    start,
     jobs,
     events,
     artifacts,
@@ -97,6 +96,7 @@ def create_app(settings: ServerSettings, *, is_open: bool = False) -> FastAPI:
     problems.install(app)
     for resource in RESOURCES:
         app.include_router(resource.router)
+    site.install(app, settings.root_path or "")
     documentation.install(app)
     return app
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.house import ROOT
 from tests.support.wheel import Installed, install_wheel
 
 OURS = ("app", "modelpress", "workers", "migrations")
@@ -56,3 +57,10 @@ def test_nothing_is_imported_from_the_current_directory(
         assert waited.returncode == 0, waited.stderr + (everything / "serve.log").read_text()
     assert not (everything / "imported").exists(), (everything / "imported").read_text()
     assert not (ours / "imported").exists()
+
+
+def test_templates_and_files_of_the_page_come_along(installed: Installed) -> None:
+    (shipped,) = installed.directory.glob("lib/python*/site-packages/app/page")
+    ours = ROOT / "app" / "page"
+    wanted = {path.relative_to(ours) for folder in ("templates", "static") for path in (ours / folder).rglob("*.*")}
+    assert wanted <= {path.relative_to(shipped) for path in shipped.rglob("*.*")}

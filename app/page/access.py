@@ -1,0 +1,76 @@
+"""Who uses the page: a key in a cookie that scripts cannot read, and no change that another site asks for."""
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Final
+from urllib.parse import urlsplit
+
+from fastapi import Depends, Request
+
+from app.api.deps import Keys, identify, require_scope
+from app.errors import ForeignOrigin
+from app.jobs.service import JobService
+from app.keys.callers import Caller
+from modelpress.contract.access import Scope
+
+COOKIE = "modelpress_key"
+HOME = "/page"
+"""Where the page lies. The cookie is sent there alone, never to the API."""
+LONGEST_KEY = 3800
+"""Browsers drop cookies of more than 4096 bytes, names and attributes included."""
+KEY: Final = re.compile(r"[A-Za-z0-9._~+/=-]+")
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Who looks at the page."""
+
+    caller: Caller
+    asks_keys: bool
+    """Whether the service asks for keys, so that one can sign out."""
+
+    def may(self, scope: str) -> bool:
+        """Return whether the visitor's key has the scope."""
+        return Scope(scope) in self.caller.scopes
+
+
+def visiting(scope: Scope) -> Callable[..., Awaitable[JobService]]:
+    """Return a dependency on the jobs of a visitor whose key has this scope."""
+
+    async def get_service(request: Request, keys: Keys) -> JobService:
+        caller = await identify(request, request.cookies.get(COOKIE))
+        request.state.visitor = Visitor(caller, not keys.is_open)
+        require_scope(caller, scope)
+        service: JobService = request.app.state.service
+        return service.of(caller)
+
+    return get_service
+
+
+async def refuse_foreign(request: Request) -> None:
+    """Raise ForeignOrigin for a change that does not come from a page of this service.
+
+    `SameSite=Strict` keeps the cookie from foreign requests already; but where no keys are asked for, there is none.
+    """
+    if request.method in ("GET", "HEAD"):
+        return
+    site = request.headers.get("sec-fetch-site")
+    if site is None and is_own(request, request.headers.get("origin")):
+        return
+    if site != "same-origin":
+        raise ForeignOrigin("only a page of this service may ask for this; programs use the API")
+
+
+def is_own(request: Request, origin: str | None) -> bool:
+    """Return whether an origin is that of this service, under the name that the browser or its proxy has sent.
+
+    No browser lets a foreign page set X-Forwarded-Host without asking first, which the service never allows.
+    """
+    forwarded = request.headers.get("x-forwarded-host", "").split(",")[0].strip()
+    hosts = (request.headers.get("host"), forwarded or None)
+    return origin is not None and urlsplit(origin).netloc in hosts
+
+
+Reading = Annotated[JobService, Depends(visiting(Scope.READ))]
+Submitting = Annotated[JobService, Depends(visiting(Scope.SUBMIT))]
