@@ -38,6 +38,7 @@ ELSEWHERE = {
     "make docs": CHECKOUT,
     "make format": CHECKOUT,
     "make results": CHECKOUT,
+    "make architectures": CHECKOUT,
     "make lock": "resolves every dependency anew from the network",
     'make test-full ARGS="tests/contracts -k helium"': "the architecture of the example is made in tests/extensions",
     'make test ARGS="tests/modelpress/spec/test_methods.py tests/service/test_road.py -k drop"': "the method of the "

@@ -107,7 +107,7 @@ VARIANTS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 INFERRED_SAMPLE = ("helium", "hyperclovax", "nanochat", "granite_swa", "gpt_neox_japanese", "minicpm3")
 """Types that are not registered, of different layouts."""
 
-MODELS = (*ARCHITECTURES, *VARIANTS, *INFERRED_SAMPLE)
+MODELS = (*ARCHITECTURES, *VARIANTS, *(name for name in INFERRED_SAMPLE if name not in ARCHITECTURES))
 """The name of every tiny model."""
 
 SAMPLE = ("gpt2", "gpt_neox", "llama", "llama-tied", "gemma3_text", "opt-projected", "phi3", "granite", "bloom")

@@ -182,10 +182,10 @@ def test_a_wrong_method_names_all_right_ones(client: TestClient, method: str, pa
 def test_an_unexpected_failure_tells_nothing_but_a_request_id(
     client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def broken(job_id: str) -> None:
+    async def broken(job_id: str, team: str) -> None:
         raise ValueError("secret inside")
 
-    monkeypatch.setattr(client.app.state.service, "get", broken)
+    monkeypatch.setattr(client.app.state.glances, "at", broken)
     response = client.get("/jobs/job_1", headers={"X-Request-Id": "trace-7"})
 
     document = problem(response)
