@@ -16,12 +16,15 @@ from starlette.types import Scope as Asked
 from app.api.deps import caller_with
 from app.api.documentation import Responses, refusals
 from app.api.probes import Probes
+from app.api.problems import METHODS
 from app.db import Sessions
 from app.jobs.census import Census, Settled, census, settled
 from modelpress.contract.access import Scope
 
 NO_ROUTE = "none"
 """Stands for a request that led nowhere: its path is the client's choice, and must not become a label."""
+NO_METHOD = "other"
+"""Stands for a method that no address knows, which is the client's choice as well."""
 
 SETTLED_SECONDS = 60.0
 """How old the counts of what is over may be: jobs that have ended, stored bytes, deliveries."""
@@ -50,7 +53,8 @@ class Metrics:
     def observe(self, scope: Asked, status: int, started: float) -> None:
         """Count a request that began at `started`."""
         route = getattr(scope.get("route"), "path", NO_ROUTE)
-        self.requests.labels(scope["method"], route, str(status)).observe(monotonic() - started)
+        method = scope["method"] if scope["method"] in METHODS else NO_METHOD
+        self.requests.labels(method, route, str(status)).observe(monotonic() - started)
 
 
 class ServiceCollector(Collector):

@@ -38,6 +38,14 @@ def test_counts_jobs_by_state_and_the_bytes_that_are_stored(
     assert found["modelpress_stored_bytes",] == sum(map(len, finished.contents.values()))
 
 
+def test_methods_that_clients_make_up_do_not_become_labels(client: TestClient) -> None:
+    for number in range(3):
+        client.request(f"BREW{number}", "/jobs")
+    counted = {name[1] for name in figures(client) if name[0] == "modelpress_request_seconds_count"}
+    assert "other" in counted
+    assert not any(name.startswith("BREW") for name in counted)
+
+
 def test_counts_failures_by_their_code(client: TestClient, below_gate: Finished) -> None:
     assert figures(client)["modelpress_failed_jobs", "quality_gate"] == 1
 
