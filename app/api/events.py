@@ -62,13 +62,17 @@ async def stream_events(
     with watch.on(job_id) as news:
         while True:
             news.clear()
+            # Asked first: what is written at the end of a job is there once its state says that it has ended.
+            state = await to_thread.run_sync(service.state, job_id)
             page = await to_thread.run_sync(partial(page_behind, service, job_id, last))
             for event in page.events:
                 last = event.id
                 yield ServerSentEvent(id=str(event.id), event=event.kind, data=event)
                 if event.is_last:
                     return
-            if page.next is None or not page.events:
+            if not page.events:
+                if state.has_ended:
+                    return
                 await news.wait()
 
 

@@ -163,10 +163,12 @@ class Exchange:
 
 
 def without_body(send: Send) -> Send:
-    """Return a `send` that leaves out the bytes of the body."""
+    """Return a `send` that ends the answer behind its head: the body of a stream might not end for hours."""
 
     async def pass_on(message: Message) -> None:
-        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     return pass_on
 

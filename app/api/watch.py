@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from anyio import to_thread
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.db import Sessions
 from app.jobs import events
@@ -50,7 +49,7 @@ class Watch:
         """Wake the listeners of every job with new events."""
         try:
             newest = await to_thread.run_sync(self.newest, list(self.listeners))
-        except SQLAlchemyError as error:
+        except Exception as error:  # noqa: BLE001 - all streams hang on this loop; it looks again
             log.warning("events_not_seen", extra={"reason": type(error).__name__})
             return
         for job_id, event_id in newest.items():

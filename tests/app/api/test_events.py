@@ -1,11 +1,12 @@
 """What happens to a job, as pages and as a stream that can be cut at any point."""
 
+import asyncio
 import json
 import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import httpx2
 import pytest
@@ -13,6 +14,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
 from app.api.pace import wait_seconds
+from app.api.watch import Watch
 from app.db import Sessions
 from app.jobs import store
 from app.jobs.events import Happening
@@ -21,6 +23,7 @@ from modelpress.contract.codes import FailureCode
 from modelpress.contract.event import EventKind
 from modelpress.contract.job import Failure, Job
 from tests.support.server import serving
+from tests.support.waiting import wait_for
 
 Post = Callable[[], Job]
 CUTS = 50
@@ -132,6 +135,36 @@ def test_a_stream_that_is_cut_fifty_times_equals_the_table(
     table = httpx2.get(f"{service_address}/jobs/{job_id}/events?limit=1000").json()["events"]
     assert seen == table
     assert len(table) == 202
+
+
+def test_the_watch_outlives_a_look_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Watch(cast("Sessions", None))
+    monkeypatch.setattr(watch, "newest", lambda _: {"job": 1}["another"])
+    with watch.on("job") as news:
+        asyncio.run(watch.look())
+        assert not news.is_set()
+
+
+def test_a_stream_that_is_taken_up_behind_the_last_event_ends(client: TestClient, post: Post) -> None:
+    job = post()
+    client.post(f"/jobs/{job.id}/cancel")
+    last = client.get(f"/jobs/{job.id}/events").json()["events"][-1]["id"]
+
+    answer = client.get(f"/jobs/{job.id}/events/stream", headers={"Last-Event-ID": str(last)})
+    assert (answer.status_code, answer.text) == (200, "")
+
+
+def test_the_head_of_a_stream_is_answered_and_done(service_address: str, tiny: dict[str, Any]) -> None:
+    job_id = httpx2.post(f"{service_address}/jobs", json=tiny).json()["id"]
+    with httpx2.Client(base_url=service_address, timeout=20) as http:
+        head = http.head(f"/jobs/{job_id}/events/stream")
+        assert head.headers["Content-Type"].startswith("text/event-stream")
+        wait_for(lambda: stream_is_counted(http))
+
+
+def stream_is_counted(http: httpx2.Client) -> bool:
+    """Return whether a request for a stream has come to its end, which is when it is counted."""
+    return 'method="HEAD",route="/jobs/{job_id}/events/stream"' in http.get("/metrics").text
 
 
 def test_many_listeners_hold_no_database_connection(
