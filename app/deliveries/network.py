@@ -6,8 +6,10 @@ leads elsewhere at the next look-up gains nothing.
 
 import socket
 import ssl
+import threading
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from queue import Empty, Queue
 from time import monotonic
 from typing import Any
 
@@ -17,7 +19,11 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 NAT64 = IPv6Network("64:ff9b::/96")
 """Addresses that stand for those of IPv4."""
+UNICAST = IPv6Network("2000::/3")
+"""The only addresses of IPv6 that are given out for the public Internet."""
 SHORTEST_SECONDS = 0.001
+LOOK_UPS = threading.BoundedSemaphore(32)
+"""Names that are looked up at the same time, including those for which nobody waits any more."""
 
 
 class ForbiddenAddress(Exception):
@@ -53,11 +59,7 @@ class GuardedNetwork(NetworkBackend):
 
     def checked(self, host: str, port: int) -> str:
         """Return an address of the host. Raises ForbiddenAddress if any of its addresses is forbidden."""
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise ForbiddenAddress(f"the host {host} is not known: {error.strerror or error}") from None
-        addresses = [str(entry[4][0]).partition("%")[0] for entry in found]
+        addresses = look_up(host, port, self.left())
         for address in addresses:
             check_address(ip_address(address), self.allowed, encrypted=self.encrypted)
         return addresses[0]
@@ -68,6 +70,36 @@ class GuardedNetwork(NetworkBackend):
         if left < SHORTEST_SECONDS:
             raise ConnectTimeout("it took too long")
         return left
+
+
+def look_up(host: str, port: int, seconds: float) -> list[str]:
+    """Return the addresses of a host.
+
+    Raises:
+        ForbiddenAddress: it has none.
+        ConnectTimeout: its name server has not answered within the time, of which the system's look-up knows nothing.
+    """
+    deadline = monotonic() + seconds
+    if not LOOK_UPS.acquire(timeout=seconds):
+        raise ConnectTimeout("too many name servers do not answer")
+    answers: Queue[list[Any] | Exception] = Queue(1)
+
+    def ask() -> None:
+        try:
+            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            answers.put(error)
+        finally:
+            LOOK_UPS.release()
+
+    threading.Thread(target=ask, name="look-up", daemon=True).start()
+    try:
+        found = answers.get(timeout=max(deadline - monotonic(), SHORTEST_SECONDS))
+    except Empty:
+        raise ConnectTimeout(f"the name server of {host} does not answer") from None
+    if isinstance(found, Exception):
+        raise ForbiddenAddress(f"the host {host} is not known: {found}") from None
+    return [str(entry[4][0]).partition("%")[0] for entry in found]
 
 
 class PromptStream(NetworkStream):
@@ -100,7 +132,7 @@ def check_address(address: Address, allowed: Sequence[Network], *, encrypted: bo
     real = unwrapped(address)
     if any(real in network or address in network for network in allowed):
         return
-    if not real.is_global or real.is_multicast:
+    if not real.is_global or real.is_multicast or (isinstance(real, IPv6Address) and real not in UNICAST):
         raise ForbiddenAddress(
             f"the address {address} is not one of the public Internet; "
             "an operator can allow its network in MODELPRESS_WEBHOOK_NETWORKS"

@@ -75,6 +75,10 @@ def outgoing(url: str) -> Outgoing:
         "::ffff:169.254.169.254",
         "64:ff9b::a9fe:a9fe",
         "2002:a9fe:a9fe::1",
+        "::a9fe:a9fe",
+        "::ffff:0:a9fe:a9fe",
+        "64:ff9b:1::a9fe:a9fe",
+        "fec0::1",
     ],
 )
 def test_an_address_inside_is_refused(address: str) -> None:
@@ -121,6 +125,24 @@ def test_a_name_that_leads_inside_at_its_second_look_up_gains_nothing(
     with pytest.raises(DeliveryFailed, match="does not answer"):
         webhook.send(outgoing("https://rebinding.example/"), settings)
     assert (asked, connected) == (["rebinding.example"], ["93.184.215.14"])
+
+
+def test_a_name_server_that_does_not_answer_holds_up_nobody(
+    settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answering = threading.Event()
+    monkeypatch.setattr(webhook, "EXCHANGE_SECONDS", 0.2)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answering.wait() and [])
+    try:
+        with pytest.raises(DeliveryFailed, match="does not answer"):
+            webhook.send(outgoing("https://tarpit.example/"), settings)
+    finally:
+        answering.set()
+
+
+def test_a_name_that_no_name_server_can_have_is_refused(settings: ServerSettings) -> None:
+    with pytest.raises(DeliveryFailed, match="is not known"):
+        webhook.send(outgoing(f"https://{'x' * 70}.example/"), settings)
 
 
 def test_a_redirect_is_not_followed(settings: ServerSettings, receiver: Receiver) -> None:
