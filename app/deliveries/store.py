@@ -72,23 +72,24 @@ def enqueue(session: Session, subscriptions: Sequence[str], event: EventName, bo
 
 
 def take_due(session: Session, most: int) -> list[Outgoing]:
-    """Return deliveries that are due, which no other worker takes while they are sent."""
+    """Return deliveries that are due, which no other worker takes while they are sent. Teams take turns."""
+    is_due = (DeliveryRow.state == DeliveryState.PENDING, DeliveryRow.next_at <= clock())
     turn = func.row_number().over(partition_by=DeliveryRow.subscription_id, order_by=DeliveryRow.next_at)
     due = (
-        select(DeliveryRow.id, turn.label("turn"))
-        .where(DeliveryRow.state == DeliveryState.PENDING, DeliveryRow.next_at <= clock())
+        select(DeliveryRow.id, DeliveryRow.next_at, SubscriptionRow.team, turn.label("turn"))
+        .join(SubscriptionRow, SubscriptionRow.id == DeliveryRow.subscription_id)
+        .where(*is_due)
         .subquery()
     )
+    place = func.row_number().over(partition_by=due.c.team, order_by=due.c.next_at)
+    placed = select(due.c.id, place.label("place")).where(due.c.turn <= MOST_AT_ONCE).subquery()
     taken = session.scalars(
         select(DeliveryRow.id)
-        .where(
-            DeliveryRow.id.in_(select(due.c.id).where(due.c.turn <= MOST_AT_ONCE)),
-            DeliveryRow.state == DeliveryState.PENDING,
-            DeliveryRow.next_at <= clock(),
-        )
-        .order_by(DeliveryRow.next_at)
+        .join(placed, placed.c.id == DeliveryRow.id)
+        .where(*is_due)
+        .order_by(placed.c.place, DeliveryRow.next_at)
         .limit(most)
-        .with_for_update(skip_locked=True)
+        .with_for_update(skip_locked=True, of=DeliveryRow)
     ).all()
     if not taken:
         return []

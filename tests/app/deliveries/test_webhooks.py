@@ -98,6 +98,19 @@ def test_a_team_is_not_told_of_the_jobs_of_another(
     assert receiver.received == []
 
 
+def test_teams_take_turns_whatever_each_has_waiting(
+    subscribe: Subscribe, webhooks: WebhookService, sessions: Sessions
+) -> None:
+    for number in range(3):
+        webhook = subscribe("busy", url=f"http://127.0.0.1:1/{number}")
+        for _ in range(2):
+            webhooks.test(operator("busy"), webhook.id)
+    waiting = webhooks.test(operator("default"), subscribe().id)
+    with sessions.begin() as session:
+        taken = store.take_due(session, 2)
+    assert waiting.message_id in [delivery.message_id for delivery in taken]
+
+
 def test_what_did_not_happen_after_all_is_not_told(
     subscribe: Subscribe, sessions: Sessions, courier: Courier, receiver: Receiver
 ) -> None:
