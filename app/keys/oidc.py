@@ -18,6 +18,7 @@ REQUIRED = ("exp", "iss", "aud", "sub")
 LEEWAY_SECONDS = 30.0
 PROVIDER_SECONDS = 3.0
 DISCOVERY = "/.well-known/openid-configuration"
+LONGEST_SUBJECT = 255
 SCOPE_PREFIX = "modelpress:"
 TEAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -37,16 +38,29 @@ class OidcTokens:
             Unauthenticated: it is no valid token for this service, or names no team.
             IdentityProviderUnavailable: the provider's keys cannot be had.
         """
-        claims = self.claims(text)
+        claims = self.claims(text, self.key(text))
+        subject = claims["sub"]
+        if not subject.isprintable() or len(subject) > LONGEST_SUBJECT:
+            raise Unauthenticated(f"the token names no subject of 1 to {LONGEST_SUBJECT} printable characters")
         team = claims.get(self.settings.team_claim)
         if not isinstance(team, str) or not TEAM.fullmatch(team):
             raise Unauthenticated(f"the token names no team in its claim '{self.settings.team_claim}'")
-        return Caller(team, f"oidc:{claims['sub']}", scopes_of(claims.get(self.settings.scope_claim)), request_id)
+        return Caller(team, f"oidc:{subject}", scopes_of(claims.get(self.settings.scope_claim)), request_id)
 
-    def claims(self, text: str) -> dict[str, Any]:
+    def key(self, text: str) -> jwt.PyJWK:
+        """Return the key of the provider that a token says it is signed with."""
+        try:
+            return self.provider().get_signing_key_from_jwt(text)
+        except jwt.PyJWKClientConnectionError as error:
+            raise unavailable(self.settings.issuer) from error
+        except (jwt.PyJWTError, RecursionError) as error:
+            raise invalid(error) from error
+        except (OSError, ValueError) as error:  # the connection broke, or what came is no JSON
+            raise unavailable(self.settings.issuer) from error
+
+    def claims(self, text: str, key: jwt.PyJWK) -> dict[str, Any]:
         """Return what a token claims, once its signature, times, issuer and audience are checked."""
         try:
-            key = self.provider().get_signing_key_from_jwt(text)
             claims: dict[str, Any] = jwt.decode(
                 text,
                 key,
@@ -56,10 +70,8 @@ class OidcTokens:
                 leeway=LEEWAY_SECONDS,
                 options={"require": list(REQUIRED)},
             )
-        except jwt.PyJWKClientConnectionError as error:
-            raise unavailable(self.settings.issuer) from error
-        except jwt.PyJWTError as error:
-            raise Unauthenticated(f"the token is not valid here: {type(error).__name__}") from error
+        except (jwt.PyJWTError, RecursionError) as error:
+            raise invalid(error) from error
         return claims
 
     def provider(self) -> jwt.PyJWKClient:
@@ -87,6 +99,11 @@ def scopes_of(claim: Any) -> frozenset[Scope]:
     words = claim.split() if isinstance(claim, str) else claim if isinstance(claim, list) else []
     named = {str(word).removeprefix(SCOPE_PREFIX) for word in words if str(word).startswith(SCOPE_PREFIX)}
     return frozenset(scope for scope in Scope if scope.value in named)
+
+
+def invalid(error: Exception) -> Unauthenticated:
+    """Return the error for a token that cannot be read, or is not valid here."""
+    return Unauthenticated(f"the token is not valid here: {type(error).__name__}")
 
 
 def unavailable(issuer: str) -> IdentityProviderUnavailable:

@@ -21,6 +21,8 @@ class Provider:
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.kid = "first"
         self.asked = 0
+        self.text: str | None = None
+        """What is answered in place of the keys."""
 
     def answer(self, path: str) -> dict[str, Any]:
         if path == "/.well-known/openid-configuration":
@@ -51,6 +53,8 @@ def provider() -> Iterator[Provider]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = json.dumps(made.answer(self.path)).encode()
+            if made.text is not None and self.path == "/keys":
+                body = made.text.encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()

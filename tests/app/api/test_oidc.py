@@ -1,5 +1,6 @@
 """Bearer tokens of an OpenID provider in place of keys."""
 
+import base64
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -66,6 +67,8 @@ def test_a_token_may_do_what_its_scopes_say(client: TestClient, issuer: Provider
         {"exp": None},
         {"nbf": datetime.now(UTC) + timedelta(hours=1)},
         {"sub": None},
+        {"sub": "a\0b"},
+        {"sub": "x" * 300},
         {"team": None},
         {"team": "no/team"},
         {"team": ["search"]},
@@ -92,6 +95,20 @@ def test_unknown_keys_make_the_provider_be_asked_once(client: TestClient, issuer
     for number in range(5):
         client.get("/jobs", headers=bearer(issuer.token(kid=f"made up {number}")))
     assert issuer.asked - before <= 1
+
+
+def test_a_token_that_nests_too_deep_is_refused(client: TestClient) -> None:
+    header = base64.urlsafe_b64encode(b"[" * 20_000).decode().rstrip("=")
+    assert client.get("/jobs", headers=bearer(f"{header}.e30.AA")).status_code == 401
+
+
+def test_a_provider_whose_keys_are_no_json_is_unavailable(
+    settings: ServerSettings, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with provider() as broken, api(settings.model_copy(update={"oidc_issuer": broken.issuer}), is_open=False) as client:
+        token = broken.token()
+        broken.text = "<html>down for maintenance</html>"
+        assert client.get("/jobs", headers=bearer(token)).status_code == 503
 
 
 def test_a_provider_that_is_away_is_told_apart_from_a_wrong_token(
