@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -27,8 +28,13 @@ from workers.cage import Cage
 log = logging.getLogger(__name__)
 
 TAIL_LINES = 50
+MOST_WAITING = 1000
+"""Reports that wait to be read. A child that sends more waits, too, once its pipe is full."""
 LONGEST_LINE = 4 << 20
 """Characters of a report; what is longer is no report, and is not held in memory."""
+LOOK_SECONDS = 0.2
+LINGER_SECONDS = 10.0
+"""How long the last reports of a process that has ended are waited for: what it has started may hold its output."""
 END_SECONDS = 30.0
 """How long a process may take to end once it has closed its output, or was killed."""
 INHERITED = (
@@ -86,7 +92,9 @@ class Child:
             cwd=home,
         )
         self.heard = heard
-        self.events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self.events: queue.Queue[dict[str, Any] | None] = queue.Queue(MOST_WAITING)
+        self.unheard = threading.Event()
+        self.seen_ended: float | None = None
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         stdin, stdout, stderr = self.pipes()
         self.readers = [
@@ -124,15 +132,19 @@ class Child:
     def read_events(self, stdout: IO[str]) -> None:
         with stdout:
             for line in bounded_lines(stdout):
-                try:
-                    event = json.loads(line)
-                except ValueError:
-                    event = None
-                if isinstance(event, dict):
-                    self.events.put(event)
-                else:
+                event = parsed(line)
+                if event is None:
                     log.warning("child_said_no_json", extra={"line": line[:200]})
-        self.events.put(None)
+                else:
+                    self.put(event)
+        self.put(None)
+
+    def put(self, event: dict[str, Any] | None) -> None:
+        """Queue a report once there is room for it; drop it where nobody reads any more."""
+        while not self.unheard.is_set():
+            with suppress(queue.Full):
+                self.events.put(event, timeout=LOOK_SECONDS)
+                return
 
     def read_log(self, stderr: IO[str], module: str) -> None:
         with stderr:
@@ -147,12 +159,24 @@ class Child:
 
         Raises:
             queue.Empty: none came within the time.
-            EOFError: the child has closed its output; it will report no more.
+            EOFError: the child has closed its output, or has ended; it will report no more.
         """
-        event = self.events.get(timeout=timeout_seconds)
+        try:
+            event = self.events.get(timeout=timeout_seconds)
+        except queue.Empty:
+            if self.ended_long_ago():
+                raise EOFError from None
+            raise
         if event is None:
             raise EOFError
         return event
+
+    def ended_long_ago(self) -> bool:
+        """Return whether this was asked LINGER_SECONDS ago, too, and the child had ended by then."""
+        if self.process.poll() is None:
+            return False
+        self.seen_ended = self.seen_ended or time.monotonic()
+        return time.monotonic() - self.seen_ended >= LINGER_SECONDS
 
     def wait(self) -> int:
         """Wait for the end of a child that has closed its output, and return its exit status.
@@ -168,12 +192,14 @@ class Child:
             log.warning("child_does_not_end", extra={"child": self.process.pid})
             self.signal(signal.SIGKILL)
             status = self.process.wait(END_SECONDS)
+        self.signal(signal.SIGKILL)  # to what it has left behind, which may hold its output
         for reader in self.readers:
             reader.join(timeout=5)
         return status
 
     def stop(self, grace_seconds: float) -> int:
-        """End the child and everything in its session: politely, then for certain."""
+        """End the child and everything in its session: politely, then for certain. Its reports are read no more."""
+        self.unheard.set()
         if self.process.poll() is None and grace_seconds > 0:
             self.signal(signal.SIGTERM)
             try:
@@ -193,6 +219,15 @@ class Child:
             os.killpg(self.process.pid, number)
         except ProcessLookupError:
             return
+
+
+def parsed(line: str) -> dict[str, Any] | None:
+    """Return the report in a line; None where it is none."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if isinstance(event, dict) else None
 
 
 def bounded_lines(stream: IO[str]) -> Iterator[str]:

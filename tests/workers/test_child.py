@@ -4,6 +4,7 @@ import json
 import queue
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,16 @@ PROGRAMS = {
     "deaf": "print(json.dumps({'pid': os.getpid()}), flush=True); time.sleep(600)",
     "endless": "print('x' * 100); print(json.dumps({'after': True}))",
     "nonsense": "print('not json'); print(json.dumps({'after': True}))",
+    "nested": "print('[' * 1_000_000); print(json.dumps({'after': True}))",
+    "flooding": (
+        "print(json.dumps({'pid': os.getpid()}))\n"
+        "for number in range(200_000): print(json.dumps({'number': number}))\n"
+        "open(os.environ['HOME'] + '/done', 'w')"
+    ),
+    "forking": (
+        "os.fork() or time.sleep(600); print(json.dumps({'done': True}), flush=True); "
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    ),
 }
 
 
@@ -98,6 +109,33 @@ def test_a_chatty_child_neither_blocks_nor_fills_memory(tmp_path: Path) -> None:
 def test_what_is_not_json_is_passed_over(tmp_path: Path) -> None:
     with start("nonsense", tmp_path) as child:
         assert first(child) == {"after": True}
+
+
+def test_what_nests_too_deep_is_passed_over(tmp_path: Path) -> None:
+    with start("nested", tmp_path) as child:
+        assert first(child) == {"after": True}
+
+
+def test_a_child_that_floods_its_output_waits_until_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_module, "MOST_WAITING", 10)
+    with start("flooding", tmp_path) as child:
+        first(child)
+        wait_for(lambda: child.events.full())
+        assert not (tmp_path / "home" / "done").exists()
+        assert first(child) == {"number": 0}
+
+
+def test_a_child_that_has_died_is_noticed_though_what_it_forked_holds_its_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_module, "LINGER_SECONDS", 0.1)
+    with start("forking", tmp_path) as child:
+        assert first(child) == {"done": True}
+        with pytest.raises(EOFError):
+            while True:
+                with suppress(queue.Empty):
+                    child.next_event(0.1)
+        assert child.wait() == -signal.SIGKILL
 
 
 def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
