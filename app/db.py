@@ -17,6 +17,8 @@ from psycopg.abc import PQGen
 from pydantic import SecretStr
 from sqlalchemy import DateTime, Engine, Text, create_engine, event, make_url
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
@@ -33,6 +35,10 @@ KEEPALIVE: Final = {
     "tcp_user_timeout": 15_000,
 }
 """What makes a connection that leads nowhere fail within seconds, for libpq."""
+
+OUTAGES: Final = (OperationalError, InterfaceError, InternalError, PoolTimeoutError)
+"""What says that the database cannot be used now, and not that the statement is wrong. It calls an InternalError that
+it only answers reads, as after a failover, or has ended a transaction of a process that was frozen."""
 
 Answer = TypeVar("Answer")
 

@@ -11,9 +11,8 @@ import time
 from importlib.metadata import version
 
 from celery.signals import setup_logging, worker_shutting_down
-from sqlalchemy.exc import OperationalError
 
-from app.db import Sessions, make_engine, make_sessions
+from app.db import OUTAGES, Sessions, make_engine, make_sessions
 from app.deliveries.courier import Courier
 from app.jobs.doorbell import BackgroundDoorbell, Doorbell, make_celery, queue_of
 from app.jobs.installation import claim_files
@@ -135,6 +134,6 @@ def wait_for_files(settings: ServerSettings, sessions: Sessions, storage: Storag
     while True:
         try:
             return claim_files(settings, sessions, storage)
-        except OperationalError as error:
-            log.warning("waits_for_database", extra={"reason": type(error.orig).__name__})
+        except OUTAGES as error:
+            log.warning("waits_for_database", extra={"reason": type(error).__name__})
             time.sleep(DATABASE_PAUSE_SECONDS)

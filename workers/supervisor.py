@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
-from app.db import Sessions
+from app.db import OUTAGES, Sessions
 from app.disk import lack_of_room, least_written
 from app.jobs import durations, outages, store, turns
 from app.jobs.events import Happening
@@ -133,7 +133,7 @@ class Supervisor:
         return outcome
 
     def claim(self) -> Claim | None:
-        """Claim a job. Raises OperationalError where the database fails; then nothing stays claimed.
+        """Claim a job. Raises what the database fails with; then nothing stays claimed.
 
         Jobs that a newer version of the service has posted are left to workers of that version.
         """
@@ -145,7 +145,7 @@ class Supervisor:
             log.warning("job_not_understood", extra={"job_id": error.job_id})
             self.not_understood.add(error.job_id)
             return self.claim()
-        except OperationalError:
+        except OUTAGES:
             # The claim may have been committed and its answer lost. Nobody would compute the job until its lease ends.
             self.persist(self.disown, {"worker": self.worker})
             raise
@@ -196,12 +196,12 @@ class Supervisor:
         return self.persist(lambda: self.conclude(claim, result), {"job_id": claim.job_id, "attempt": claim.attempt})
 
     def persist(self, write: Callable[[], Written], concerned: dict[str, Any]) -> Written:
-        """Return what `write` returns, once the database is there for it. Raises OperationalError after many leases."""
+        """Return what `write` returns, once the database is there for it. Raises its last error after many leases."""
         deadline = time.monotonic() + CONCLUDE_LEASES * self.settings.lease_seconds
         while True:
             try:
                 return write()
-            except OperationalError:
+            except OUTAGES:
                 if time.monotonic() > deadline:
                     raise
                 log.warning("end_not_written", extra=concerned)

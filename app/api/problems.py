@@ -8,8 +8,6 @@ from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException as FrameworkError
 from starlette.routing import Match
 from starlette.types import Scope
@@ -17,6 +15,7 @@ from starlette.types import Scope
 from app.api.addresses import address, path_below
 from app.api.documentation import PROBLEM_TYPE
 from app.api.validation import MOST_ERRORS, field_errors
+from app.db import OUTAGES
 from app.errors import (
     ArtifactNotFound,
     CannotRetry,
@@ -155,7 +154,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ModelpressError, answer_domain_error)
     app.add_exception_handler(RequestValidationError, answer_invalid_request)
     app.add_exception_handler(FrameworkError, answer_framework_error)
-    for error in (OperationalError, InterfaceError, PoolTimeoutError):
+    for error in OUTAGES:
         app.add_exception_handler(error, answer_database_error)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -30,3 +31,22 @@ class Unreliable:
         if not self.failed:
             self.failed = True
             raise OperationalError("COMMIT", {}, ConnectionError("the answer was lost"))
+
+
+class Demoted:
+    """Sessions whose first transaction may only read, as on a server that is no longer the primary one."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self.sessions = sessions
+        self.demoted = True
+
+    def __call__(self) -> Session:
+        return self.sessions()
+
+    @contextmanager
+    def begin(self) -> Iterator[Session]:
+        with self.sessions.begin() as session:
+            if self.demoted:
+                self.demoted = False
+                session.execute(text("SET TRANSACTION READ ONLY"))
+            yield session

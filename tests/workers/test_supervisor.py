@@ -26,7 +26,7 @@ from modelpress.contract.recipe import Recipe
 from tests.support.cages import has_landlock
 from tests.support.results import COMPARISON
 from tests.support.supervising import supervisor_of
-from tests.support.unreliable import Unreliable
+from tests.support.unreliable import Demoted, Unreliable
 from tests.support.waiting import PATIENCE_SECONDS
 from workers import child, container
 from workers.messages import DoneReport, ErrorReport
@@ -214,6 +214,17 @@ def test_a_result_that_misses_the_gate_fails_the_job_and_is_kept(
 def test_a_nul_in_what_a_model_says_does_not_reach_the_database() -> None:
     report = ErrorReport(code=FailureCode.INVALID_MODEL, message="the tensor \0 is missing")
     assert "\0" not in report.message
+
+
+def test_a_result_outlives_a_database_that_only_answers_reads(
+    service: JobService, settings: Settings, sessions: Sessions, tiny: dict[str, Any], tmp_path: Path
+) -> None:
+    job_id = service.submit(Recipe.model_validate(tiny)).id
+    storage = open_storage(settings.artifacts_url)
+    claim, published = published_result(sessions, storage, job_id, tmp_path)
+    demoted: Any = Demoted(sessions)
+    assert supervisor_of(settings, demoted, storage).conclude_for_certain(claim, published) == AttemptOutcome.SUCCEEDED
+    assert service.get(job_id).state is State.SUCCEEDED
 
 
 def test_a_disk_that_is_full_when_the_result_is_stored_is_reported_as_one(

@@ -1,11 +1,13 @@
 """Alive, ready, degraded."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.orm import Session
 
 from app.settings import Settings
 from tests.support.api import api
@@ -59,6 +61,19 @@ def test_is_not_ready_on_the_files_of_another_database(settings: Settings, engin
         response = client.get("/readyz")
 
     assert (response.status_code, response.json()["type"]) == (503, "/problems/foreign_data_directory")
+
+
+def test_a_post_says_that_the_database_only_answers_reads(client: TestClient, tiny: dict[str, Any]) -> None:
+    def demote(session: Session, transaction: Any, connection: Connection) -> None:
+        connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+
+    event.listen(Session, "after_begin", demote)
+    try:
+        response = client.post("/jobs", json=tiny)
+    finally:
+        event.remove(Session, "after_begin", demote)
+
+    assert (response.status_code, response.json()["type"]) == (503, "/problems/database_unavailable")
 
 
 def test_every_request_says_that_the_database_is_down(settings: Settings) -> None:
