@@ -9,9 +9,7 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
-from sqlalchemy.exc import SQLAlchemyError
-
-from app.db import Sessions
+from app.db import OUTAGES, Sessions
 from app.jobs import store
 from app.jobs.events import Happening
 from app.jobs.store import Claim, Progress
@@ -101,19 +99,25 @@ class Lease:
             self.beat()
 
     def beat(self) -> None:
-        asked = time.monotonic()
+        asked, newest = time.monotonic(), self.progress
         happenings = list(islice(iter(self.next_happening, None), MOST_AT_ONCE))
-        progress = self.progress and self.progress.after(max(asked - self.reported, 0.0))
+        progress = newest and newest.after(max(asked - self.reported, 0.0))
         try:
             with self.sessions.begin() as session:
                 state = store.beat(
                     session, self.claim.job_id, self.claim.attempt, self.lease_seconds, progress, happenings
                 )
-        except SQLAlchemyError as error:
+        except OUTAGES as error:
             for happening in happenings:
                 self.happenings.put(happening)
             BEATS_FAILED.inc()
             log.warning("lease_not_renewed", extra={"reason": type(error).__name__})
+            return
+        except Exception:  # what cannot be stored must not cost the lease: the next beat goes without it
+            if not happenings and self.progress is newest:
+                self.progress = None
+            BEATS_FAILED.inc()
+            log.exception("report_not_stored")
             return
         self.renewed = asked
         if state is None:

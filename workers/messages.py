@@ -1,5 +1,6 @@
 """The JSON lines that the supervisor and the computing child exchange."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -25,8 +26,18 @@ START_STAGE = "start"
 FETCH_SHARE = 0.02
 """Fraction of the job's progress that fetching takes; the computing child reports the rest."""
 
-Text = Annotated[str, AfterValidator(lambda text: text.replace("\0", "\ufffd"))]
-"""Text that may come from a model or its files, with NUL replaced, which PostgreSQL cannot store."""
+LONGEST_TEXT = 10_000
+SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def storable(text: str) -> str:
+    """Return a text that may come from a model or its files, as PostgreSQL can store it, and not more than it should:
+    without NUL, halves of surrogate pairs, and what is beyond LONGEST_TEXT characters.
+    """
+    return SURROGATES.sub("\ufffd", text[:LONGEST_TEXT].replace("\0", "\ufffd"))
+
+
+Text = Annotated[str, AfterValidator(storable)]
 
 
 class Assignment(Message):
@@ -54,7 +65,7 @@ class ProgressReport(Message):
     """The progress of the job while a stage runs."""
 
     event: Literal["progress"] = "progress"
-    stage: str
+    stage: Text
     fraction: float = Field(ge=0, le=1, description="finished fraction of the whole job")
     detail: Text | None = None
     seconds_left: float | None = None
@@ -65,7 +76,7 @@ class ResumedReport(Message):
     """The stage, and possibly the block, at which this attempt continues from results of earlier ones."""
 
     event: Literal["resumed"] = "resumed"
-    stage: str
+    stage: Text
     block: int | None = None
 
 
@@ -74,7 +85,7 @@ class MetricReport(Message):
 
     event: Literal["metric"] = "metric"
     step: int
-    name: str
+    name: Text
     value: float | None = Field(description="null if it is not finite")
 
 
@@ -95,7 +106,7 @@ class ErrorReport(Message):
     event: Literal["error"] = "error"
     code: FailureCode
     message: Text
-    stage: str | None = None
+    stage: Text | None = None
 
 
 Report = Annotated[

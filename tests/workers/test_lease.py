@@ -95,6 +95,16 @@ def test_a_job_that_was_taken_away_ends_the_work(service: JobService, sessions: 
     assert service.get(claim.job_id).state is State.QUEUED
 
 
+@pytest.mark.parametrize("text", ["a\0b", "\ud800"])
+def test_what_cannot_be_stored_costs_no_lease(service: JobService, sessions: Sessions, claim: Claim, text: str) -> None:
+    with Lease(sessions, claim, LEASE_SECONDS) as lease:
+        lease.note(Happening(EventKind.METRIC, {"name": text}))
+        lease.report(Progress("compress", 0.5, text))
+        lease.report(Progress("evaluate", 0.6))
+        wait_for(lambda: service.get(claim.job_id).stage == "evaluate")
+        assert lease.thread.is_alive()
+
+
 def test_without_a_database_the_work_ends_when_the_lease_must_have_run_out(claim: Claim) -> None:
     gone = make_sessions(make_engine(SecretStr("postgresql://nobody@127.0.0.1:1/nothing")))
     with Lease(gone, claim, LEASE_SECONDS) as lease:

@@ -29,7 +29,7 @@ from tests.support.supervising import supervisor_of
 from tests.support.unreliable import Demoted, Unreliable
 from tests.support.waiting import PATIENCE_SECONDS
 from workers import child, container
-from workers.messages import DoneReport, ErrorReport
+from workers.messages import LONGEST_TEXT, DoneReport, ErrorReport, MetricReport, ProgressReport
 from workers.supervisor import Published
 
 FETCHED = "print(json.dumps({'event': 'done', 'model_path': '/model', 'texts': {}, 'text_revisions': {}}))"
@@ -214,6 +214,14 @@ def test_a_result_that_misses_the_gate_fails_the_job_and_is_kept(
 def test_a_nul_in_what_a_model_says_does_not_reach_the_database() -> None:
     report = ErrorReport(code=FailureCode.INVALID_MODEL, message="the tensor \0 is missing")
     assert "\0" not in report.message
+
+
+def test_half_a_surrogate_pair_in_what_a_model_says_does_not_reach_the_database() -> None:
+    assert MetricReport(step=1, name="a\ud800", value=None).name == "a\ufffd"
+
+
+def test_what_a_process_says_is_cut_to_what_anybody_reads() -> None:
+    assert len(ProgressReport(stage="x" * 1_000_000, fraction=0.5).stage) == LONGEST_TEXT
 
 
 def test_a_result_outlives_a_database_that_only_answers_reads(
