@@ -5,6 +5,7 @@ The threads pool with one slot keeps Celery answering during a job and lets a ta
 
 import logging
 import os
+import secrets
 import socket
 import threading
 import time
@@ -52,7 +53,7 @@ def run_worker(settings: ServerSettings) -> None:
     engine = make_engine(settings.database_url, patience_seconds=patience(settings.lease_seconds))
     sessions = make_sessions(engine)
     stopping = threading.Event()
-    name = f"{socket.gethostname()}:{os.getpid()}"
+    name = own_name()
     storage = open_storage(settings.artifacts_url)
     supervisor = Supervisor(settings, sessions, storage, name, stopping)
     identity = wait_for_files(settings, sessions, storage)
@@ -88,6 +89,11 @@ def run_worker(settings: ServerSettings) -> None:
         for thread in threads:
             thread.join(settings.stop_grace_seconds + END_SECONDS)
         engine.dispose()
+
+
+def own_name() -> str:
+    """Return a name that no other worker has: in containers, hosts and processes are often numbered alike."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
 
 
 def listen(settings: ServerSettings, supervisor: Supervisor) -> None:

@@ -15,6 +15,7 @@ from modelpress.contract.job import State
 from modelpress.contract.recipe import Recipe
 from tests.support.supervising import supervisor_of
 from workers import labels
+from workers.celery_app import own_name
 from workers.presence import Presence
 
 WORKER = Introduction("host:1", "0.1", "cpu", ("cpu",))
@@ -54,6 +55,10 @@ def test_a_draining_worker_claims_nothing(
 
     assert supervisor.run() is None
     assert service.get(job.id).state is State.QUEUED
+
+
+def test_workers_of_one_host_and_number_have_different_names() -> None:
+    assert own_name() != own_name()
 
 
 def test_a_worker_that_ends_leaves_the_list(engine: Engine, sessions: Sessions, service: JobService) -> None:
