@@ -1,6 +1,7 @@
 """Text that a team has brought along, copied from the storage to where this worker's children read it."""
 
 import hashlib
+import secrets
 from pathlib import Path
 
 from app.db import Sessions
@@ -41,7 +42,7 @@ def copied(storage: Storage, row: UploadRow, final: Path) -> Path:
     if final.exists():
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
-    incomplete = final.with_name(f"{final.name}.incomplete")
+    incomplete = final.with_name(f"{final.name}.{secrets.token_hex(4)}")  # others may copy the same meanwhile
     digest = hashlib.sha256()
     chunks = storage.open(row.id, uploads.ATTEMPT, uploads.file_name(row), 0, row.bytes)
     try:

@@ -1,6 +1,7 @@
 """Text that a team brings along: sent in pieces, checked, kept once, named in recipes, and nobody else's."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,33 @@ def test_a_worker_reads_what_was_sent(
 
     files = copies.bring(sessions, storage, tmp_path / "copies", job, Recipe.model_validate(recipe))
     assert {name: (file.suffix, file.read_bytes()) for name, file in files.items()} == {upload: (".jsonl", lines)}
+
+
+def test_two_workers_may_copy_the_same_upload_at_once(
+    client: TestClient, tiny: dict[str, Any], sessions: Sessions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = uploaded(client)
+    recipe = tiny | {"calibration": tiny["calibration"] | {"datasets": [upload]}}
+    job = client.post("/jobs", json=recipe).json()["id"]
+    storage: Any = client.app.state.storage  # type: ignore[attr-defined]
+    stored = storage.open
+
+    def bring() -> bytes:
+        files = copies.bring(sessions, storage, tmp_path / "copies", job, Recipe.model_validate(recipe))
+        return files[upload].read_bytes()
+
+    class Interrupted(list[bytes]):
+        def __iter__(self) -> Iterator[bytes]:
+            yield TEXT[:100]
+            monkeypatch.setattr(storage, "open", stored)
+            assert bring() == TEXT
+            yield TEXT[100:]
+
+        def close(self) -> None:
+            """Close nothing."""
+
+    monkeypatch.setattr(storage, "open", lambda *_: Interrupted())
+    assert bring() == TEXT
 
 
 def test_uploads_count_as_what_a_team_stores(client: TestClient, sessions: Sessions) -> None:
