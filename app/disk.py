@@ -7,6 +7,15 @@ from pathlib import Path
 from modelpress.contract.recipe import Recipe
 
 BYTES_A_NUMBER = 2
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""The disk, or the user's share of it, is full."""
+BROKEN = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EROFS})
+"""The disk or its file system does not work."""
+
+
+def is_disk_failure(error: OSError) -> bool:
+    """Return whether an error says that the disk is full or does not work, and not that the program is wrong."""
+    return error.errno in FULL | BROKEN
 
 
 def lack_of_room(directory: Path, needed_bytes: int, reserved_bytes: int) -> str | None:

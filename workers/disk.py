@@ -1,23 +1,19 @@
 """What a failed read or write says about the worker's disk."""
 
-import errno
 import os
 import shutil
 
+from app import disk
+from app.disk import FULL
 from modelpress.contract.codes import FailureCode
 from workers.messages import ErrorReport
-
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""The disk, or the user's share of it, is full."""
-BROKEN = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT})
-"""The disk or its file system does not work."""
 
 FULL_TEXTS = tuple(map(os.strerror, FULL))
 
 
 def is_disk_failure(error: OSError) -> bool:
     """Return whether an error says that the disk is full or does not work, and not that the program is wrong."""
-    return is_full(error) or error.errno in BROKEN
+    return is_full(error) or disk.is_disk_failure(error)
 
 
 def is_full(error: OSError) -> bool:

@@ -1,6 +1,7 @@
 """The one place where errors become HTTP: problem documents as in RFC 9457, for the framework's errors, too."""
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +17,7 @@ from app.api.addresses import address, path_below
 from app.api.documentation import PROBLEM_TYPE
 from app.api.validation import MOST_ERRORS, field_errors
 from app.db import OUTAGES
+from app.disk import is_disk_failure
 from app.errors import (
     ArtifactNotFound,
     CannotRetry,
@@ -156,6 +158,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(FrameworkError, answer_framework_error)
     for error in OUTAGES:
         app.add_exception_handler(error, answer_database_error)
+    app.add_exception_handler(OSError, answer_disk_error)
 
 
 def answer(
@@ -198,6 +201,15 @@ async def answer_domain_error(request: Request, error: Exception) -> Response:
 async def answer_database_error(request: Request, error: Exception) -> Response:
     log.error("database_unavailable", exc_info=error)
     return answer(request, kind_of(DatabaseUnavailable), "the database does not answer; try again in a moment")
+
+
+async def answer_disk_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, OSError)  # noqa: S101 - registered for these only
+    if not is_disk_failure(error):
+        raise error
+    log.error("disk_unavailable", exc_info=error)
+    reason = os.strerror(error.errno or 0)
+    return answer(request, kind_of(StorageUnavailable), f"the service's disk cannot be used: {reason}")
 
 
 async def answer_invalid_request(request: Request, error: Exception) -> Response:

@@ -1,6 +1,6 @@
 """Text that a team brings along: announced, sent in pieces that can be resumed, named in recipes by its id."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Annotated
 
 from anyio import to_thread
@@ -65,21 +65,23 @@ def begin_upload(body: UploadRequest, uploads: SubmittingUploads, request: Reque
 @router.patch(
     "/uploads/{upload_id}",
     operation_id="append_to_upload",
-    responses=RECEIVED | refusals(401, 403, 404, 408, 409, 413, 422),
+    responses=RECEIVED | refusals(401, 403, 404, 408, 409, 413, 422, 503),
     openapi_extra=BODY,
 )
 async def append_to_upload(
     upload_id: UploadId, uploads: SubmittingUploads, request: Request, response: Response, offset: Offset
 ) -> Upload:
-    """Send the next piece. What has arrived when the connection breaks is kept; go on at `received`."""
+    """Send the next piece. What has arrived when the connection breaks is kept; go on at `received`.
+
+    Where all has arrived and `completed_at` is null, an empty piece at the end has the file checked and kept.
+    """
     with ExitStack() as stack:
         part = await to_thread.run_sync(lambda: stack.enter_context(uploads.part(known(upload_id), offset)))
-        try:
+        with suppress(ClientDisconnect):
             async for data in request.stream():
                 await to_thread.run_sync(part.append, data)
-        except ClientDisconnect:
-            return await to_thread.run_sync(uploads.get, upload_id)
-    return with_offset(response, await to_thread.run_sync(uploads.conclude, upload_id))
+        # Still locked: a client that has lost patience, and asks once more, must not check the file meanwhile.
+        return with_offset(response, await to_thread.run_sync(uploads.conclude, upload_id))
 
 
 @router.get("/uploads", operation_id="list_uploads", responses=refusals(401, 403, 422))

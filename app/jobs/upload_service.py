@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from app.db import Sessions
 from app.disk import lack_of_room
-from app.errors import UploadBusy, UploadInUse, UploadNotFound, UploadTooLarge, WrongOffset
+from app.errors import StorageUnavailable, UploadBusy, UploadInUse, UploadNotFound, UploadTooLarge, WrongOffset
 from app.jobs import quotas, uploads
 from app.jobs.models import UploadRow
 from app.jobs.views import read_cursor, write_cursor
@@ -34,21 +34,24 @@ from modelpress.spec.files import file_sha256
 class Part:
     """An unfinished upload, open for appending. It is locked, so nobody else appends to it meanwhile."""
 
-    def __init__(self, file: FileIO, wanted: int) -> None:
+    def __init__(self, file: FileIO | None, wanted: int, received: int) -> None:
         self.file = file
         self.wanted = wanted
-
-    @property
-    def received(self) -> int:
-        """Return how many bytes have arrived."""
-        return self.file.tell()
+        self.received = received
 
     def append(self, data: bytes) -> None:
         """Write more of the file. Raises UploadTooLarge where that is more than was announced."""
         if self.received + len(data) > self.wanted:
             raise UploadTooLarge(f"{self.wanted} bytes were announced, and more are sent")
-        while data:
-            data = data[self.file.write(data) :]
+        while data and self.file is not None:
+            written = self.file.write(data)
+            self.received += written
+            data = data[written:]
+
+
+def open_existing(path: str, flags: int) -> int:
+    """Return a descriptor of a file that is there. Raises FileNotFoundError where it is not."""
+    return os.open(path, flags & ~os.O_CREAT)
 
 
 class UploadService:
@@ -100,28 +103,46 @@ class UploadService:
     def part(self, upload_id: str, offset: int) -> Iterator[Part]:
         """Open an upload for the piece that begins at `offset`; what was written by the end of the block is kept.
 
+        Where the whole file has arrived, and was not checked and kept for want of something, the piece is empty.
+
         Raises:
             UploadNotFound: the team has none of this id.
             WrongOffset: the next piece begins elsewhere.
             UploadBusy: another request is sending a piece.
+            StorageUnavailable: what is missing does not fit on the disk.
         """
         with self.sessions.begin() as session:
             row = self.row(session, upload_id)
             received = self.received(row)
-            wanted, path = row.bytes, self.path(row)
+            wanted, path, is_complete = row.bytes, self.path(row), row.completed_at is not None
         if offset != received:
             raise WrongOffset(f"{received} bytes have arrived, so the next piece begins there", received)
-        if received == wanted:
+        if is_complete:
             raise WrongOffset("the whole file has arrived", received)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab", buffering=0) as file:
+        if lack := lack_of_room(self.directory, wanted - received, self.settings.reserved_disk_bytes):
+            raise StorageUnavailable(lack)
+        with self.locked(path, offset) as file:
+            yield Part(file, wanted, received)
+
+    @contextmanager
+    def locked(self, path: Path, offset: int) -> Iterator[FileIO | None]:
+        """Open the file of `offset` bytes that nobody else appends to meanwhile; None where the storage has it."""
+        if offset == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # Made anew only where it begins: one that is gone has been given to the storage, or deleted.
+            file = FileIO(path, "ab", opener=None if offset == 0 else open_existing)
+        except FileNotFoundError:
+            yield None
+            return
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UploadBusy("another request is sending a piece of this file") from None
             if (size := os.fstat(file.fileno()).st_size) != offset:
                 raise WrongOffset(f"{size} bytes have arrived, so the next piece begins there", size)
-            yield Part(file, wanted)
+            yield file
 
     def conclude(self, upload_id: str) -> Upload:
         """Return the upload after a piece has arrived. A whole file is checked and kept, once for each team.
@@ -131,6 +152,8 @@ class UploadService:
         """
         with self.sessions() as session:
             row = session.get(UploadRow, upload_id)
+            if row is None:  # deleted while a piece arrived, which has made the directory anew
+                shutil.rmtree(self.directory / upload_id, ignore_errors=True)
             if row is None or row.completed_at is not None or self.received(row) < row.bytes:
                 return self.get(upload_id)
             path, announced, form = self.path(row), row.sha256, row.format

@@ -1,6 +1,8 @@
 """Text that a team brings along: sent in pieces, checked, kept once, named in recipes, and nobody else's."""
 
+import errno
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
 
 from app.db import Sessions
+from app.errors import StorageUnavailable
+from app.jobs.upload_service import Part
 from app.keys.setup import issue_key, set_limits
 from app.settings import ServerSettings
 from modelpress.client import Client
@@ -106,6 +110,63 @@ def test_what_is_no_such_text_is_refused_and_gone(
 
     assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, field)
     assert client.get(f"/uploads/{upload}").status_code == 404
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_a_file_whose_check_was_cut_short_is_checked_when_it_is_asked_for_again(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, published: bool
+) -> None:
+    storage: Any = client.app.state.storage  # type: ignore[attr-defined]
+    publish = storage.publish
+
+    def fails(*arguments: Any) -> None:
+        if published:
+            publish(*arguments)
+        raise StorageUnavailable("the store is down")
+
+    upload = begin(client).json()["id"]
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "publish", fails)
+        assert problem(send(client, upload, TEXT, 0)) == "storage_unavailable"
+    done = send(client, upload, b"", len(TEXT))
+
+    assert done.status_code == 200, done.text
+    assert (done.json()["sha256"], done.json()["completed_at"] is not None) == (DIGEST, True)
+
+
+def test_an_upload_that_is_deleted_while_it_arrives_leaves_nothing(
+    client: TestClient, settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = begin(client).json()["id"]
+    append = Part.append
+
+    def delete_first(part: Part, data: bytes) -> None:
+        client.delete(f"/uploads/{upload}")
+        (settings.uploads_dir / upload).mkdir(exist_ok=True)  # as by a request that has looked just before
+        append(part, data)
+
+    monkeypatch.setattr(Part, "append", delete_first)
+    assert send(client, upload, TEXT[:100], 0).status_code == 404
+    assert not (settings.uploads_dir / upload).exists()
+
+
+def test_a_disk_that_is_full_is_told_as_such(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    upload = begin(client).json()["id"]
+    monkeypatch.setattr(Part, "append", full)
+    refused = send(client, upload, TEXT, 0)
+    assert (refused.status_code, problem(refused)) == (503, "storage_unavailable")
+    assert "No space left" in refused.json()["detail"]
+
+
+def test_a_piece_that_would_take_the_reserved_room_is_refused(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload = begin(client).json()["id"]
+    monkeypatch.setattr("app.jobs.upload_service.lack_of_room", lambda *_: "the disk has no room")
+    assert problem(send(client, upload, TEXT, 0)) == "storage_unavailable"
 
 
 def test_no_more_than_was_announced_is_taken(client: TestClient) -> None:
