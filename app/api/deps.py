@@ -179,3 +179,5 @@ ReadingUploads = Annotated[UploadService, Depends(get_reading_uploads)]
 SubmittingUploads = Annotated[UploadService, Depends(get_submitting_uploads)]
 Artifacts = Annotated[Storage, Depends(get_storage)]
 JobId = Annotated[str, Path(examples=["job_5f0c8a2e9b1d4c7f60a3e812"]), AfterValidator(known_job_id)]
+Name = Annotated[str, Path(pattern=r"^[^\x00]{1,300}$")]
+"""A name in an address, without the NUL that the database refuses."""

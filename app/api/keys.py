@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, status
 
-from app.api.deps import Administrator, Keys, Reading
+from app.api.deps import Administrator, Keys, Name, Reading
 from app.api.documentation import refusals
 from modelpress.contract.access import AuditPage, IssuedKey, Key, KeyList, KeyRequest, Team
 
@@ -28,8 +28,8 @@ def list_keys(caller: Administrator, keys: Keys) -> KeyList:
     return keys.list(caller)
 
 
-@router.delete("/keys/{key_id}", operation_id="revoke_key", responses=refusals(401, 403, 404))
-def revoke_key(key_id: str, caller: Administrator, keys: Keys) -> Key:
+@router.delete("/keys/{key_id}", operation_id="revoke_key", responses=refusals(401, 403, 404, 422))
+def revoke_key(key_id: Name, caller: Administrator, keys: Keys) -> Key:
     """Make a key useless, within a second everywhere. It stays in the list, with the time it was revoked."""
     return keys.revoke(caller, key_id)
 

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from app.api.deps import Operating, Reading
+from app.api.deps import Name, Operating, Reading
 from app.api.documentation import refusals
 from modelpress.contract.worker import WorkerList
 
@@ -15,7 +15,7 @@ def list_workers(service: Reading) -> WorkerList:
     return service.workers()
 
 
-@router.post("/workers/{worker_id}/drain", operation_id="drain_worker", responses=refusals(401, 403, 404))
-def drain_worker(worker_id: str, service: Operating) -> WorkerList:
+@router.post("/workers/{worker_id}/drain", operation_id="drain_worker", responses=refusals(401, 403, 404, 422))
+def drain_worker(worker_id: Name, service: Operating) -> WorkerList:
     """Let a worker take no further job, and end once it has computed the one that it has."""
     return service.drain(worker_id)

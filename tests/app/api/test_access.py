@@ -179,6 +179,11 @@ def test_another_teams_key_cannot_be_revoked(house: House) -> None:
     assert house.client.get("/jobs", headers=ours).status_code == 200
 
 
+def test_a_key_or_worker_whose_name_holds_a_nul_is_refused(client: TestClient) -> None:
+    assert client.delete("/keys/a%00b").status_code == 422
+    assert client.post("/workers/a%00b/drain").status_code == 422
+
+
 def test_an_expired_key_is_useless(house: House, engine: Engine) -> None:
     key = house.key("search")
     with engine.begin() as connection:
