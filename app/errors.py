@@ -153,6 +153,14 @@ class KeyNotFound(ModelpressError):
     title = "There is no such key"
 
 
+class ForeignPage(ModelpressError):
+    """A service that asks for no keys answers requests to `localhost` alone, and none that the page of another site
+    makes: else any site that is looked at on this machine could use it. A proxy in front sends `Host: localhost`."""
+
+    code = "foreign_page"
+    title = "The request comes from elsewhere"
+
+
 class UploadNotFound(ModelpressError):
     """The team has no upload of this id. GET /uploads lists those it has."""
 

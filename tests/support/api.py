@@ -36,7 +36,8 @@ class Finished:
 @contextmanager
 def api(settings: ServerSettings, *, is_open: bool = True) -> Iterator[TestClient]:
     """A client of the API that runs with these settings; a failure of the service is an answer, not an exception."""
-    with TestClient(create_app(settings, is_open=is_open), raise_server_exceptions=False) as client:
+    app = create_app(settings, is_open=is_open)
+    with TestClient(app, "http://localhost", raise_server_exceptions=False) as client:
         yield client
 
 

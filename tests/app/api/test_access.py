@@ -179,6 +179,31 @@ def test_another_teams_key_cannot_be_revoked(house: House) -> None:
     assert house.client.get("/jobs", headers=ours).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "rebound.example"},
+        {"Host": "rebound.example:8000"},
+        {"Host": "10.0.0.7"},
+        {"Host": "[bad"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+    ],
+)
+def test_a_service_without_keys_cannot_be_used_by_the_pages_of_other_sites(
+    client: TestClient, tiny: dict[str, Any], headers: dict[str, str]
+) -> None:
+    refused = client.post("/jobs", json=tiny, headers=headers)
+    assert (refused.status_code, refused.json()["type"]) == (403, "/problems/foreign_page")
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Host": "127.0.0.1:8000"}, {"Host": "[::1]:8000"}, {"Origin": "http://localhost"}]
+)
+def test_a_service_without_keys_is_used_from_its_own_machine(client: TestClient, headers: dict[str, str]) -> None:
+    assert client.get("/jobs", headers=headers).status_code == 200
+
+
 def test_a_key_or_worker_whose_name_holds_a_nul_is_refused(client: TestClient) -> None:
     assert client.delete("/keys/a%00b").status_code == 422
     assert client.post("/workers/a%00b/drain").status_code == 422
