@@ -5,13 +5,16 @@ that leave the directory, code in the repository, sizes that no file can have.
 """
 
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import monotonic
 from typing import Any
 
+from app.errors import HubUnavailable
 from app.sources.hub import Hub, RemoteFile, Repository
 from app.sources.local import resolved
 from modelpress.spec.architectures import find_architecture
@@ -25,6 +28,8 @@ from modelpress.spec.headers import (
     LENGTH_BYTES,
     WEIGHTS_FILE,
     boundary_of,
+    check_headers,
+    check_shards,
     read_weight_map,
     stored_tensors,
 )
@@ -40,6 +45,8 @@ MOST_FILES = 10_000
 LARGEST_FILE = 2**43  # what every common file system can hold, if only as a hole
 FIRST_READ = 128 * 1024
 READERS = 8
+REMOTE_SECONDS = 30.0
+"""How long the headers of a model on the hub may take. A client is answered sooner, but the place is held so long."""
 
 
 class NeedsRemoteCode(UnsupportedArchitecture):
@@ -136,21 +143,45 @@ def read_remote_checkpoint(hub: Hub, repository: Repository) -> Checkpoint:
         shards = weight_files(repository, directory)
         if not shards:
             raise MissingWeights(absence([file.name for file in repository.files]))
+        check_shards(len(shards))
+        allowance = Allowance(REMOTE_SECONDS)
         with ThreadPoolExecutor(READERS) as readers:
-            list(readers.map(partial(lay_out_header, hub, repository, directory), shards))
+            list(readers.map(partial(lay_out_header, hub, repository, directory, allowance), shards))
         checkpoint = read_checkpoint(directory)
         require_tokenizer({file.name for file in repository.files})
         return checkpoint
 
 
-def lay_out_header(hub: Hub, repository: Repository, directory: Path, file: RemoteFile) -> None:
+class Allowance:
+    """What may be read of all headers of a remote model, and the time that there is for it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.deadline = monotonic() + seconds
+        self.lock = threading.Lock()
+        self.taken = 0
+
+    def check_time(self) -> None:
+        """Raise HubUnavailable where no time is left; whoever has asked has been answered long before."""
+        if monotonic() > self.deadline:
+            raise HubUnavailable("The hub sends the headers of this model too slowly; try again later.")
+
+    def take(self, count: int) -> None:
+        """Count so many bytes. Raises MalformedModel where all headers together have too many."""
+        with self.lock:
+            self.taken += count
+            check_headers(self.taken)
+
+
+def lay_out_header(hub: Hub, repository: Repository, directory: Path, allowance: Allowance, file: RemoteFile) -> None:
     """Write the header of a remote safetensors file into a sparse file of its size."""
+    allowance.check_time()
     if file.bytes > LARGEST_FILE:
         raise MalformedModel(f"{file.name} is said to have {file.bytes} bytes; at most {LARGEST_FILE} are read.")
     content = hub.read(repository, file, 0, FIRST_READ)
     end = LENGTH_BYTES + int.from_bytes(content[:LENGTH_BYTES], "little")
     if end > LARGEST_HEADER:
         raise MalformedModel(f"{file.name} announces a header of more than {LARGEST_HEADER} bytes.")
+    allowance.take(end)
     content += hub.read(repository, file, len(content), end)
     with (directory / file.name).open("wb") as sparse:
         sparse.write(content[:end])

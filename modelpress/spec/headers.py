@@ -23,6 +23,10 @@ LENGTH_BYTES = 8
 """The number of bytes at the beginning of a file that state the length of its header."""
 LARGEST_HEADER = 32_000_000
 """The size in bytes above which a header is refused."""
+LARGEST_HEADERS = 64_000_000
+"""The size in bytes of all headers of a model above which it is refused."""
+MOST_SHARDS = 1000
+"""The most files that a model's weights may be spread over."""
 LARGEST_INDEX = 32_000_000
 """The size in bytes above which an index is refused."""
 MOST_HEADER_VALUES = 2_000_000
@@ -69,15 +73,30 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
     if weight_map is None and not (root / WEIGHTS_FILE).exists():
         raise MissingWeights(f"There is no {WEIGHTS_FILE} and no {INDEX_FILE}; only safetensors weights can be opened.")
 
+    check_shards(len(names))
+    files = {name: _inside(root, name) for name in names}
+    check_headers(sum(map(_announced, files.values())))
     tensors: dict[str, StoredTensor] = {}
-    for name in names:
-        for tensor_name, tensor in _read_header(_inside(root, name)).items():
+    for name, file in files.items():
+        for tensor_name, tensor in _read_header(file).items():
             if tensor_name in tensors:
                 raise MalformedModel(f"The tensor {tensor_name} is stored twice, the second time in {name}.")
             tensors[tensor_name] = tensor
     if weight_map is not None:
         _check_index(weight_map, tensors, root)
     return tensors
+
+
+def check_shards(count: int) -> None:
+    """Raise MalformedModel for more files of weights than are read."""
+    if count > MOST_SHARDS:
+        raise MalformedModel(f"The weights are spread over {count} files; at most {MOST_SHARDS} are read.")
+
+
+def check_headers(announced: int) -> None:
+    """Raise MalformedModel where all headers of a model together announce too many bytes."""
+    if announced > LARGEST_HEADERS:
+        raise MalformedModel(f"The headers of the weights have over {LARGEST_HEADERS} bytes together.")
 
 
 def boundary_of(directory: Path) -> Path:
@@ -146,6 +165,12 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
         extents.append(extent)
     _check_extents(extents, size - LENGTH_BYTES - length, path.name)
     return tensors
+
+
+def _announced(path: Path) -> int:
+    """Return the length of its header that a file states."""
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(LENGTH_BYTES), "little")
 
 
 def _header_length(file: BinaryIO, size: int, name: str) -> int:

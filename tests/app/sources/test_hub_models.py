@@ -160,6 +160,41 @@ def test_an_unsupported_architecture_is_refused_by_name(sources: ModelSources, h
     assert "bert" in error.message
 
 
+def many_shards(count: int) -> dict[str, bytes]:
+    """The files of a model whose weights are spread over so many files with tensors that it does not need."""
+    index = {"weight_map": {f"t{number}": f"m-{number}.safetensors" for number in range(count)}}
+    files = {f"m-{number}.safetensors": safetensors_bytes({f"t{number}": (8, 8)}) for number in range(count)}
+    files |= {"config.json": json_bytes(CONFIG), "model.safetensors.index.json": json_bytes(index)}
+    return files
+
+
+def test_the_headers_of_many_shards_are_bounded_together(
+    sources: ModelSources, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelpress.spec.headers.LARGEST_HEADERS", 200)
+    hub.add("evil/shards", many_shards(20))
+    refused = refusal(sources, "evil/shards")
+    assert "headers of the weights have over 200 bytes together" in refused.message
+
+
+def test_a_model_of_too_many_files_is_refused_before_one_is_read(
+    sources: ModelSources, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelpress.spec.headers.MOST_SHARDS", 3)
+    hub.add("evil/shards", many_shards(4))
+    assert "spread over 4 files" in refusal(sources, "evil/shards").message
+    assert not [seen for seen in hub.requests if seen.path.endswith(".safetensors")]
+
+
+def test_a_hub_that_sends_headers_for_too_long_is_unavailable(
+    sources: ModelSources, hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.sources.checkpoint.REMOTE_SECONDS", -1.0)
+    hub.add("evil/slow", sharded())
+    with pytest.raises(HubUnavailable, match="too slowly"):
+        sources.resolve("evil/slow")
+
+
 @pytest.mark.parametrize(
     "place", ["../outside.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "absent.safetensors"]
 )

@@ -94,6 +94,15 @@ def test_an_index_that_misplaces_a_tensor_is_refused(tmp_path: Path) -> None:
         read_safetensors_headers(tmp_path)
 
 
+def test_headers_are_bounded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelpress.spec.headers.LARGEST_HEADERS", 100)
+    for name in ("one", "two"):
+        write_safetensors(tmp_path / f"{name}.safetensors", {name: entry(2)}, bytes(8))
+    write_shards(tmp_path, {"one": "one.safetensors", "two": "two.safetensors"})
+    with pytest.raises(MalformedModel, match="have over 100 bytes together"):
+        stored_tensors(tmp_path)
+
+
 def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_safetensors(tmp_path / f"{name}.safetensors", {"a": entry(2), name: entry(1, begin=8)}, bytes(12))
