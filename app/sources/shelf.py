@@ -9,6 +9,8 @@ from app.sources.local import LONGEST_NAME
 from app.sources.models import LOCAL
 
 MOST_NAMES = 1000
+MOST_LOOKED_AT = 100_000
+"""Files and directories below a root; a larger one would hold a thread for minutes each time it is asked for."""
 DEEPEST = 4
 CONFIG, GGUF = "config.json", ".gguf"
 TEXTS = (".txt", ".jsonl")
@@ -36,7 +38,11 @@ def references(roots: tuple[Path, ...], wanted: Callable[[Path], bool]) -> tuple
 
 def names_below(root: Path, wanted: Callable[[Path], bool]) -> Iterator[str]:
     """Yield the names below a directory. Links that lead out of it are left out, as they would be refused."""
+    looked_at = 0
     for folder, folders, files in os.walk(root):
+        looked_at += len(folders) + len(files)
+        if looked_at > MOST_LOOKED_AT:
+            return
         here = Path(folder)
         for entry in (*folders, *files):
             path = here / entry

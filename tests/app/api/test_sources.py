@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fastapi.testclient import TestClient
 
 
@@ -25,6 +26,18 @@ def test_every_listed_model_and_text_can_be_posted(client: TestClient, tiny: dic
         "local:evaluation.txt",
     ]
     assert client.post("/jobs", json=tiny | {"model": model}).status_code == 202
+
+
+def test_of_a_very_large_directory_only_a_part_is_looked_at(
+    client: TestClient, model_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.sources.shelf.MOST_LOOKED_AT", 10)
+    (model_root / "a").mkdir()
+    for number in range(20):
+        (model_root / "a" / f"{number}.bin").touch()
+        (model_root / "a" / f"{number}").mkdir()
+    (model_root / "a" / "found.gguf").touch()
+    assert listed(client, "/models") == ["local:tiny"]
 
 
 def test_what_would_be_refused_is_not_listed(client: TestClient, model_root: Path, tmp_path: Path) -> None:
