@@ -258,10 +258,10 @@ def chat_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[Opening, Opening]:
         return (), ()
     message = {"role": "user", "content": PLACE_OF_QUESTION}
     try:
-        rendered = chat_template.written(tokenizer, [message], tokenize=False, add_generation_prompt=True)
+        rendered = chat_template.written(tokenizer, [message], add_generation_prompt=True)
     except chat_template.TemplateFailed:
         return (), ()
-    before, found, after = str(rendered).partition(PLACE_OF_QUESTION)
+    before, found, after = rendered.partition(PLACE_OF_QUESTION)
     if not (found and before and after):
         return (), ()
     question, answer = (tuple(tokenizer(part, add_special_tokens=False)["input_ids"]) for part in (before, after))

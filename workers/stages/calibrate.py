@@ -172,7 +172,7 @@ def plain_text(tokenizer: Any, document: Document) -> str:
     if tokenizer.chat_template is None:
         return BETWEEN.join(message["content"] for message in document)
     try:
-        return str(chat_template.written(tokenizer, document, tokenize=False))
+        return chat_template.written(tokenizer, document)
     except chat_template.TemplateFailed as error:
         raise AttemptFailed(FailureCode.CONVERSATION_REFUSED, f"the model's chat template {error}") from error
 

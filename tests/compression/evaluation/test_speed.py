@@ -41,7 +41,8 @@ def test_a_sample_is_the_most_likely_continuation(template: str | None, tmp_path
 
 
 @pytest.mark.parametrize(
-    "template", ["{{ raise_exception('a system prompt is missing') }}", "{{ 1 / 0 }}", "{% for", ENDLESS]
+    "template",
+    ["{{ raise_exception('a system prompt is missing') }}", "{{ 1 / 0 }}", "{% for", ENDLESS, "{{ 'x' * 2000000 }}"],
 )
 def test_a_model_whose_chat_template_fails_gives_no_sample(
     template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

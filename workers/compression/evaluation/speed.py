@@ -80,12 +80,11 @@ def _encode_chat(tokenizer: PreTrainedTokenizerBase, question: str) -> Any:
     """Return the encoded conversation of one user message, or None where the chat template fails on it."""
     messages = [{"role": "user", "content": question}]
     try:
-        return chat_template.written(
-            tokenizer, messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        text = chat_template.written(tokenizer, messages, add_generation_prompt=True)
     except chat_template.TemplateFailed:
         log.exception("the chat template fails on a single user message")
         return None
+    return tokenizer(text, add_special_tokens=False, return_tensors="pt")
 
 
 def _timed_run(model: PreTrainedModel, ids: Tensor, new_tokens: int) -> tuple[float, float]:
