@@ -7,10 +7,9 @@ claim comes from the report or from the original's card.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from modelpress.contract.job import Metrics
 from modelpress.contract.report import CompressionReport
@@ -19,26 +18,8 @@ from workers.report.making import how_it_was_made
 from workers.report.phrases import code, plain
 from workers.report.plots import Plot, measured_models
 
-CARD = "README.md"
 RELATION, ROUNDED = "finetune", "quantized"
 """The hub's relations to the base model: a complete checkpoint with changed weights, and one with rounded weights."""
-
-
-def front_matter_of(directory: Path) -> Mapping[str, Any]:
-    """Return the front matter of the card in a model's directory; empty if there is no card or it cannot be read."""
-    try:
-        card = ModelCard((directory / CARD).read_text(encoding="utf-8"), ignore_metadata_errors=True)
-        stated: dict[str, Any] = card.data.to_dict()
-        return stated | ({"language": languages(stated["language"])} if "language" in stated else {})
-    except Exception:  # noqa: BLE001 - the card is untrusted, and must not fail a job that is almost done
-        return {}
-
-
-def languages(stated: Any) -> Any:
-    """Return language codes as they were meant: YAML reads `no`, the code of Norwegian, as False."""
-    if isinstance(stated, list):
-        return [languages(each) for each in stated]
-    return "no" if stated is False else stated
 
 
 def model_card(report: CompressionReport, original: Mapping[str, Any], plots: Sequence[Plot], *, own_code: bool) -> str:

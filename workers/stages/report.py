@@ -37,7 +37,8 @@ REPORT = "compression_report.json"
 def write_report(context: Context, package: Path) -> None:
     """Write report, plots and model cards into `package`, which already holds the weights."""
     # Matplotlib takes memory that the model needs, and is needed once, at the end.
-    from workers.report.card import CARD, format_card, front_matter_of, model_card
+    from workers.report.card import format_card, model_card
+    from workers.report.original import CARD, front_matter_of
     from workers.report.plots import draw
 
     report = gather(context)

@@ -59,7 +59,7 @@ def directory_name(ratio: float) -> str:
 def write_report(report: SweepReport, original: Path, directory: Path) -> None:
     """Write the report, its plot, the model card and the checksums into `directory`."""
     # Matplotlib takes memory that the model needs, and is needed once, at the end.
-    from workers.report.card import CARD, front_matter_of
+    from workers.report.original import CARD, front_matter_of
     from workers.report.sweep import draw_tradeoff, sweep_card
 
     (directory / REPORT).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")

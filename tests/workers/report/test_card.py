@@ -1,5 +1,6 @@
 """The model card: what the hub reads of it, and what it promises people."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from modelpress.contract.recipe import Calibration
 from modelpress.contract.report import CompressionReport
 from modelpress.spec.steps import Narrow
 from tests.support.reports import TEXTS, distillation_report, factored_report, fused_report
-from workers.report.card import front_matter_of, model_card
+from workers.report.card import model_card
+from workers.report.original import front_matter_of
 from workers.report.plots import Plot
 
 
@@ -114,6 +116,30 @@ def test_norwegian_stays_a_language(stated: str, read_as: object, tmp_path: Path
 def test_a_card_of_the_original_is_read(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\nlanguage:\n- en\n---\n# The original\n")
     assert front_matter_of(tmp_path) == {"license": "apache-2.0", "language": ["en"]}
+
+
+def test_a_card_that_expands_beyond_all_memory_costs_nothing(tmp_path: Path) -> None:
+    tenfold = "\n".join(f"{name}: &{name} [{', '.join(10 * [f'*{before}'])}]" for before, name in pairwise("abcdefghi"))
+    (tmp_path / "README.md").write_text(f"---\na: &a [en]\n{tenfold}\nlanguage: *i\n---\n")
+    assert front_matter_of(tmp_path) == {}
+
+
+def test_of_a_card_with_endless_front_matter_only_the_beginning_is_read(tmp_path: Path) -> None:
+    fields = "".join(f"field_{number}: 1\n" for number in range(300_000))
+    (tmp_path / "README.md").write_text(f"---\n{fields}license: mit\n---\n")
+    assert front_matter_of(tmp_path) == {}
+
+
+@pytest.mark.parametrize("link", ["javascript:alert(1)", "l) <script>", "https://a.b/c d", "[x](y)"])
+def test_a_link_to_the_licence_that_is_none_is_left_out(link: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"---\nlicense_name: own\nlicense_link: '{link}'\n---\n")
+    assert front_matter_of(tmp_path) == {"license_name": "own"}
+
+
+@pytest.mark.parametrize("word", ['"\\ud800"', '"a\\nb"', "{a: b}", "7"])
+def test_a_licence_that_is_no_word_is_left_out(word: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"---\nlicense: {word}\nlanguage: [en, {word}]\n---\n")
+    assert front_matter_of(tmp_path) == {"language": ["en"]}
 
 
 def test_trust_is_asked_for_only_where_there_is_code() -> None:
