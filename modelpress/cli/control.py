@@ -86,7 +86,7 @@ def uploads(url: Url = None, as_json: Json = False) -> None:
     else:
         for each in found:
             arrived = "" if each.completed_at else f", of which {each.received:,} have arrived"
-            STDOUT.print(f"{each.id}  {each.name}  {each.bytes:,} bytes{arrived}", markup=False)
+            STDOUT.print(paragraph(f"{each.id}  {each.name}  {each.bytes:,} bytes{arrived}"))
 
 
 def delete_upload(upload_id: Annotated[str, typer.Argument(metavar="ID")], url: Url = None) -> None:
