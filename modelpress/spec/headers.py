@@ -168,9 +168,9 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def _announced(path: Path) -> int:
-    """Return the length of its header that a file states."""
+    """Return the length of its header that a file states, at most the file's own."""
     with path.open("rb") as file:
-        return int.from_bytes(file.read(LENGTH_BYTES), "little")
+        return min(int.from_bytes(file.read(LENGTH_BYTES), "little"), path.stat().st_size)
 
 
 def _header_length(file: BinaryIO, size: int, name: str) -> int:

@@ -54,7 +54,7 @@ def is_closed(connection: socket.socket) -> bool:
     return True
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nHo", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /li"])
+@pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nHo", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nGET /li"])
 def test_a_connection_without_a_whole_request_is_closed(
     address: str, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
@@ -68,7 +68,7 @@ def test_a_body_that_does_not_come_is_refused(address: str, monkeypatch: pytest.
     monkeypatch.setattr(requests, "BODY_SECONDS", 0.5)
     with connect(address) as connection:
         connection.sendall(
-            b"POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+            b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
         )
         answer = http.client.HTTPResponse(connection)
         answer.begin()
@@ -104,7 +104,7 @@ def test_a_download_that_is_broken_off_closes_its_file(address: str, large: str,
     try:
         for _ in range(5):
             with connect(address) as connection:
-                connection.sendall(f"GET {large}/{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                connection.sendall(f"GET {large}/{path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
                 assert connection.recv(1000)
                 wait_for(lambda: open_files("model.safetensors"))
         wait_for(lambda: not open_files("model.safetensors"), patience_seconds=20)
@@ -115,6 +115,6 @@ def test_a_download_that_is_broken_off_closes_its_file(address: str, large: str,
 def test_a_client_that_stops_reading_is_let_go(address: str, large: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "WRITE_SECONDS", 0.5)
     with connect(address) as connection:
-        connection.sendall(f"GET {large}/checkpoint HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        connection.sendall(f"GET {large}/checkpoint HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         wait_for(lambda: open_files("model.safetensors"))
         wait_for(lambda: not open_files("model.safetensors"), patience_seconds=20)

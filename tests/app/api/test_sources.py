@@ -29,7 +29,7 @@ def test_every_listed_model_and_text_can_be_posted(client: TestClient, tiny: dic
 
 
 def test_of_a_very_large_directory_only_a_part_is_looked_at(
-    client: TestClient, model_root: Path, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, tiny: dict[str, Any], model_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.sources.shelf.MOST_LOOKED_AT", 10)
     (model_root / "a").mkdir()
