@@ -3,9 +3,7 @@
 import re
 from collections.abc import Awaitable, Callable
 from functools import partial
-from ipaddress import ip_address
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from anyio import to_thread
 from fastapi import Depends, Path, Request
@@ -13,11 +11,12 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import AfterValidator, BaseModel
 
 from app.api.lookups import HubLookups
+from app.api.origins import refuse_foreign_pages
 from app.api.probes import Probes
 from app.api.rates import RateLimits
 from app.api.validation import printable
 from app.api.watch import Watch
-from app.errors import ForeignPage, JobNotFound, MissingScope
+from app.errors import JobNotFound, MissingScope
 from app.jobs.service import JobService
 from app.jobs.upload_service import UploadService
 from app.keys.callers import Caller
@@ -97,27 +96,6 @@ def require_scope(caller: Caller, scope: Scope) -> None:
     """Raise MissingScope unless the caller's key has the scope."""
     if scope not in caller.scopes:
         raise MissingScope(f"this needs a key with the scope '{scope}'")
-
-
-def refuse_foreign_pages(request: Request) -> None:
-    """Raise ForeignPage for a request that the page of another site makes a browser on this machine send.
-
-    Such a page has an origin of its own, or a name of its own that it lets lead to this machine.
-    """
-    host, origin = request.headers.get("host"), request.headers.get("origin")
-    if host is not None and not is_local(host):
-        raise ForeignPage(f"this service asks for no keys, so it answers requests to localhost alone, not to {host!r}")
-    if origin is not None and origin.partition("://")[2] != host:
-        raise ForeignPage(f"this service asks for no keys, so it answers no pages of other sites, such as {origin!r}")
-
-
-def is_local(host: str) -> bool:
-    """Return whether a Host header names this machine, as seen from itself."""
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-        return name == "localhost" or ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def count(request: Request, team: str) -> None:

@@ -4,11 +4,11 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Final
-from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 
 from app.api.deps import Keys, identify, require_scope
+from app.api.origins import is_own
 from app.errors import ForeignOrigin
 from app.jobs.service import JobService
 from app.keys.callers import Caller
@@ -55,21 +55,11 @@ async def refuse_foreign(request: Request) -> None:
     """
     if request.method in ("GET", "HEAD"):
         return
-    site = request.headers.get("sec-fetch-site")
-    if site is None and is_own(request, request.headers.get("origin")):
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if site is None and origin is not None and is_own(request, origin):
         return
     if site != "same-origin":
         raise ForeignOrigin("only a page of this service may ask for this; programs use the API")
-
-
-def is_own(request: Request, origin: str | None) -> bool:
-    """Return whether an origin is that of this service, under the name that the browser or its proxy has sent.
-
-    No browser lets a foreign page set X-Forwarded-Host without asking first, which the service never allows.
-    """
-    forwarded = request.headers.get("x-forwarded-host", "").split(",")[0].strip()
-    hosts = (request.headers.get("host"), forwarded or None)
-    return origin is not None and urlsplit(origin).netloc in hosts
 
 
 Reading = Annotated[JobService, Depends(visiting(Scope.READ))]

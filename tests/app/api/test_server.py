@@ -54,7 +54,9 @@ def is_closed(connection: socket.socket) -> bool:
     return True
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nHo", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nGET /li"])
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /livez HTTP/1.1\r\nHo", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nGET /li"]
+)
 def test_a_connection_without_a_whole_request_is_closed(
     address: str, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:

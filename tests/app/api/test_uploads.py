@@ -76,8 +76,8 @@ def test_an_upload_that_breaks_off_goes_on_where_it_was(
         announced = UploadRequest(name="fox.txt", format=TextFormat.TXT, bytes=len(TEXT), sha256=DIGEST)
         upload = client.begin_upload(announced).id
         with connect(url) as connection:
-            head = f"PATCH /uploads/{upload} HTTP/1.1\r\nHost: localhost\r\nUpload-Offset: 0\r\nContent-Length: {len(TEXT)}"
-            connection.sendall(f"{head}\r\n\r\n".encode() + TEXT[:500])
+            head = f"PATCH /uploads/{upload} HTTP/1.1\r\nHost: localhost\r\nUpload-Offset: 0"
+            connection.sendall(f"{head}\r\nContent-Length: {len(TEXT)}\r\n\r\n".encode() + TEXT[:500])
             wait_for(lambda: client.get_upload(upload).received == 500)
         assert client.upload(tmp_path / "fox.txt").sha256 == DIGEST
         assert [each.received for each in client.uploads()] == [len(TEXT)]

@@ -142,10 +142,10 @@ def test_a_link_on_another_site_leads_to_the_page_by_way_of_itself(house: House)
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
         {"Sec-Fetch-Site": "none"},
-        {"Sec-Fetch-Site": "cross-site", "Origin": "http://testserver"},
+        {"Sec-Fetch-Site": "cross-site", "Origin": "http://localhost"},
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
-        {"Origin": "http://testserver.evil.example"},
+        {"Origin": "http://localhost.evil.example"},
         {},
     ],
 )
@@ -160,7 +160,7 @@ def test_no_other_site_changes_anything(browser: TestClient, path: str, sent: di
 @pytest.mark.parametrize(
     "sent",
     [
-        {"Origin": "http://testserver"},
+        {"Origin": "http://localhost"},
         {"Origin": "https://ml.example", "X-Forwarded-Host": "ml.example"},
         {"Sec-Fetch-Site": "same-origin", "Origin": "https://ml.example"},
     ],
