@@ -52,6 +52,8 @@ REMOTE_SECONDS = 30.0
 class NeedsRemoteCode(UnsupportedArchitecture):
     """The checkpoint can only be opened by running code that it brings along."""
 
+    code = "unsupported_architecture"
+
 
 @dataclass(frozen=True)
 class Checkpoint:

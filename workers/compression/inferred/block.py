@@ -31,6 +31,8 @@ MOST_STACKED = 2
 class NotUnderstood(UnsupportedArchitecture):
     """The parts of a model cannot be told from its structure."""
 
+    code = "unsupported_architecture"
+
 
 @dataclass(frozen=True)
 class BlockFacts:
