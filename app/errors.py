@@ -111,14 +111,6 @@ class MissingScope(ModelpressError):
     title = "The key does not allow this"
 
 
-class ForeignOrigin(ModelpressError):
-    """A form or script of another site has asked for a change through the page. Use the page itself; programs send
-    their key to the API as `Authorization: Bearer …`."""
-
-    code = "foreign_origin"
-    title = "Another site has sent this"
-
-
 class QuotaExceeded(ModelpressError):
     """The team has as much as the operator allows it. GET /team shows what it uses and may use."""
 
@@ -154,11 +146,12 @@ class KeyNotFound(ModelpressError):
 
 
 class ForeignPage(ModelpressError):
-    """A service that asks for no keys answers requests to `localhost` alone, and none that the page of another site
-    makes: else any site that is looked at on this machine could use it. A proxy in front sends `Host: localhost`."""
+    """A form or script of another site has asked for a change through the page, or for anything where no keys are asked
+    for. Use the page itself; programs send their key to the API as `Authorization: Bearer …`. A service that asks for
+    no keys answers requests to `localhost` alone: a proxy in front of it sends `Host: localhost`."""
 
     code = "foreign_page"
-    title = "The request comes from elsewhere"
+    title = "Another site has sent this"
 
 
 class UploadNotFound(ModelpressError):

@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 
 from app.api.deps import Keys, identify, require_scope
 from app.api.origins import is_own
-from app.errors import ForeignOrigin
+from app.errors import ForeignPage
 from app.jobs.service import JobService
 from app.keys.callers import Caller
 from modelpress.contract.access import Scope
@@ -24,7 +24,7 @@ KEY: Final = re.compile(r"[A-Za-z0-9._~+/=-]+")
 
 @dataclass(frozen=True)
 class Visitor:
-    """Who looks at the page."""
+    """The caller who looks at the page."""
 
     caller: Caller
     asks_keys: bool
@@ -49,7 +49,7 @@ def visiting(scope: Scope) -> Callable[..., Awaitable[JobService]]:
 
 
 async def refuse_foreign(request: Request) -> None:
-    """Raise ForeignOrigin for a change that does not come from a page of this service.
+    """Raise ForeignPage for a change that does not come from a page of this service.
 
     `SameSite=Strict` keeps the cookie from foreign requests already; but where no keys are asked for, there is none.
     """
@@ -59,7 +59,7 @@ async def refuse_foreign(request: Request) -> None:
     if site is None and origin is not None and is_own(request, origin):
         return
     if site != "same-origin":
-        raise ForeignOrigin("only a page of this service may ask for this; programs use the API")
+        raise ForeignPage("only a page of this service may ask for this; programs use the API")
 
 
 Reading = Annotated[JobService, Depends(visiting(Scope.READ))]
