@@ -111,8 +111,14 @@ class Clock:
         return self.now
 
 
-def test_what_was_finished_before_does_not_count_as_pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the context, which stands until a test moves it."""
     monkeypatch.setattr(module, "time", clock := Clock())
+    return clock
+
+
+def test_what_was_finished_before_does_not_count_as_pace(tmp_path: Path, clock: Clock) -> None:
     assignment = Assignment(
         job_id="job", attempt=2, recipe=recipe(distillation={}), model_path=tmp_path, texts={}, work_dir=tmp_path,
         device="cpu", threads=1,
@@ -140,10 +146,7 @@ def timed(tmp_path: Path, reports: list[Any], expected: dict[str, float]) -> Con
     return Context(assignment, Workbench(tmp_path, 1, "inputs"), reports.append, schedule)
 
 
-def test_the_time_left_follows_from_what_jobs_like_this_one_have_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "time", clock := Clock())
+def test_the_time_left_follows_from_what_jobs_like_this_one_have_taken(tmp_path: Path, clock: Clock) -> None:
     stages = [stage.name for stage in Schedule.of(recipe(), STAGES).stages]
     truth = {stage: 3.0 if number % 2 else 40.0 for number, stage in enumerate(stages)}
     reports: list[Any] = []
@@ -159,10 +162,7 @@ def test_the_time_left_follows_from_what_jobs_like_this_one_have_taken(
         context.results[stage] = tmp_path
 
 
-def test_parts_of_a_stage_that_take_unequally_long_do_not_mislead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "time", clock := Clock())
+def test_parts_of_a_stage_that_take_unequally_long_do_not_mislead(tmp_path: Path, clock: Clock) -> None:
     stages = [stage.name for stage in Schedule.of(recipe(), STAGES).stages]
     reports: list[Any] = []
     context = timed(tmp_path, reports, dict.fromkeys(stages, 40.0))
@@ -182,10 +182,7 @@ def test_parts_of_a_stage_that_take_unequally_long_do_not_mislead(
         assert reports[-1].seconds_left == pytest.approx(40.0 - passed + 40.0 * len(later), rel=0.1)
 
 
-def test_a_stage_that_is_slower_than_those_before_it_makes_the_rest_slower(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "time", clock := Clock())
+def test_a_stage_that_is_slower_than_those_before_it_makes_the_rest_slower(tmp_path: Path, clock: Clock) -> None:
     stages = [stage.name for stage in Schedule.of(recipe(), STAGES).stages]
     reports: list[Any] = []
     context = timed(tmp_path, reports, dict.fromkeys(stages, 40.0))
@@ -199,8 +196,7 @@ def test_a_stage_that_is_slower_than_those_before_it_makes_the_rest_slower(
     assert reports[-1].seconds_left >= 40.0 * (len(stages) - 1)
 
 
-def test_no_time_left_is_told_while_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "time", clock := Clock())
+def test_no_time_left_is_told_while_nothing_is_known(tmp_path: Path, clock: Clock) -> None:
     reports: list[Any] = []
     context = timed(tmp_path, reports, {})
     context.stage, context.started = "compress", clock.now
