@@ -96,7 +96,7 @@ class SourceSettings(BaseModel):
 
 
 class OidcSettings(BaseModel):
-    """Whose tokens are accepted besides keys, and what they say."""
+    """The OpenID provider whose tokens are accepted besides keys, and the claims that are read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

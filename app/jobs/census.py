@@ -46,7 +46,7 @@ class Census:
 
 @dataclass(frozen=True)
 class Settled:
-    """What only grows, so that counting it means reading all of it."""
+    """Counts of what is over: ended jobs, stored bytes, deliveries. Counting them reads every row."""
 
     jobs: Mapping[State, int]
     failed: Mapping[str, int]

@@ -38,7 +38,7 @@ MAX_RING_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Glance:
-    """What tells, at little cost, whether a job looks as it did."""
+    """The few columns of a job that tell whether an answer about it is still true."""
 
     owner: str
     state: str

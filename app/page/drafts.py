@@ -34,7 +34,7 @@ class Faulty(Exception):
 
 @dataclass(frozen=True)
 class Draft:
-    """What somebody has typed into the form so far."""
+    """The fields of the form for a new job, as somebody has filled them in so far."""
 
     model: str = ""
     target_ratio: str = ""

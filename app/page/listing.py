@@ -20,7 +20,7 @@ FILTERS = ("state", "method", "model", "metadata", "created_after", "created_bef
 
 
 class ListQuery(JobQuery):
-    """What a list can be asked for. A form sends its empty fields, too; they ask for nothing."""
+    """The filters of the list of jobs. Empty fields, which a form sends, too, count as not sent."""
 
     @model_validator(mode="before")
     @classmethod

@@ -155,7 +155,7 @@ def read_remote_checkpoint(hub: Hub, repository: Repository) -> Checkpoint:
 
 
 class Allowance:
-    """What may be read of all headers of a remote model, and the time that there is for it."""
+    """Limits on reading the headers of a remote model, all files together: a number of bytes, and a deadline."""
 
     def __init__(self, seconds: float) -> None:
         self.deadline = monotonic() + seconds

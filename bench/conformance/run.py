@@ -20,7 +20,7 @@ PHASES = "examples,coverage,fuzzing,stateful"
 
 
 class Counts(BaseModel):
-    """How the requests were answered."""
+    """Numbers of requests by answer, by phase, and by whose things they were for."""
 
     operations: dict[str, dict[str, int]]
     """Answers by operation and status."""
@@ -32,7 +32,7 @@ class Counts(BaseModel):
 
 
 class Outcome(BaseModel):
-    """What schemathesis has found."""
+    """Result of a run of schemathesis: its counts, and the faults that it reports."""
 
     counts: Counts
     faults: tuple[str, ...]

@@ -52,7 +52,7 @@ class Team(BaseModel):
 
 
 class Cast(BaseModel):
-    """Who takes part: the model that jobs can name, the team that asks, and all teams by name."""
+    """The teams of a run by name, which of them asks, and the model that their jobs name."""
 
     model: str
     asking: str
@@ -61,7 +61,7 @@ class Cast(BaseModel):
 
 @dataclass(frozen=True)
 class Place:
-    """Where the API answers, and what lies behind it."""
+    """A running API: its address, and what lies behind it."""
 
     address: str
     settings: ServerSettings

@@ -29,7 +29,7 @@ class Asking(Case):
 
 
 class Held(Row):
-    """What was sent, and what was found."""
+    """Row of a run: how much was sent, and the faults that were found."""
 
     operations: int
     requests: int

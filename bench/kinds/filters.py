@@ -54,7 +54,7 @@ class Asked(Case):
 
 
 class Found(Row):
-    """How long the page took."""
+    """Row of a filter: the time that its first page took, and the indexes that served it."""
 
     jobs: int = Field(description="on the page")
     first_ms: float = Field(description="planning and execution the first time, after a restart of the server")

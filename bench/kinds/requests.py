@@ -52,7 +52,7 @@ class Load(Case):
 
 
 class Rate(Row):
-    """How fast it was answered."""
+    """Row of a load: answers a second, and those of the bare route in the same run."""
 
     rate: float = Field(description="answers a second; of a download, bytes a second")
     compared: float | None = Field(description="the same of the bare route, or of the copy over loopback, in turns")

@@ -33,7 +33,7 @@ class Posted(Case):
 
 
 class Look(Strict):
-    """What a job said at one moment, and what was true."""
+    """The time left that a job gave at one moment, and the time that it then took, in seconds."""
 
     stage: str
     said: float | None

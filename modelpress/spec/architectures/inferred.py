@@ -21,7 +21,7 @@ ARCHITECTURE = TypeAdapter(Architecture)
 
 @dataclass(frozen=True)
 class Inferred:
-    """What is known of the types that are not registered.
+    """Model types that are not registered: the descriptions that were inferred, and why others were not.
 
     Attributes:
         transformers: the release of transformers that was looked at.

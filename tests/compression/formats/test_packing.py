@@ -103,7 +103,7 @@ def test_every_architecture_opens_with_exactly_the_rounded_weights(
 
 @pytest.fixture(scope="module")
 def rounded_outside(tmp_path_factory: pytest.TempPathFactory) -> Outcomes[Verified]:
-    """What a fresh process finds in packages whose embedding and head are rounded, too."""
+    """The verdicts of a fresh process on packages whose embedding and head are rounded, too."""
 
     def written(name: str) -> Probe:
         place = tmp_path_factory.mktemp(name)

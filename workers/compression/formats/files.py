@@ -41,7 +41,7 @@ class Entry:
 
     @property
     def numbers(self) -> int:
-        """How many elements the tensor has."""
+        """Return the number of elements of the tensor."""
         return torch.Size(self.shape).numel()
 
 

@@ -36,7 +36,7 @@ class NotUnderstood(UnsupportedArchitecture):
 
 @dataclass(frozen=True)
 class BlockFacts:
-    """What was found of a block.
+    """The parts of a block as they were inferred from its structure.
 
     Attributes:
         mlp: its MLP.
