@@ -22,6 +22,8 @@ ALIGNMENT = 32
 VERSIONS = (2, 3)
 LARGEST_HEADER = 128 * 2**20
 MOST_ENTRIES = 100_000
+MOST_STRINGS = 2_000_000
+"""Of all arrays together: a vocabulary of 300,000 tokens with as many merges has 600,000."""
 LONGEST_STRING = 2**20
 LONGEST_NAME = 256
 MOST_DIMENSIONS = 4
@@ -123,6 +125,7 @@ class Reader:
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
         self.read_bytes = 0
+        self.strings = 0
 
     def header(self) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
         """Return the metadata, with an array's length in its place, and every tensor."""
@@ -169,6 +172,9 @@ class Reader:
         if kind in SCALARS:
             self.skip(length * struct.calcsize(SCALARS[kind]))
         elif kind == STRING:
+            self.strings += length
+            if self.strings > MOST_STRINGS:
+                raise MalformedGguf(f"The file lists more than {MOST_STRINGS} strings.")
             for _ in range(length):
                 self.skip(self.count(LONGEST_STRING))
         else:

@@ -11,6 +11,7 @@ from modelpress.spec.config import stated_size
 from modelpress.spec.errors import MalformedModel
 from modelpress.spec.headers import StoredTensor
 from modelpress.spec.inventory import Inventory, Site, weights
+from modelpress.spec.stated import check_stated
 
 FLOATING = ("F64", "F32", "F16", "BF16")
 
@@ -24,8 +25,6 @@ _FOREIGN = (
     (re.compile(r"^(mtp|model\.mtp)\."), "a module that predicts several tokens at once"),
     (re.compile(r"^(module|_orig_mod|model\.model)\."), "a wrapper around the model; save the model inside it"),
 )
-
-_ROPE_TYPES = frozenset({"default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional", "su"})
 
 
 def check_kinds(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> None:
@@ -60,15 +59,15 @@ def check_agreement(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, .
     """Check that the weights are those of the model that config.json describes, as far as that shows unbuilt.
 
     Raises:
-        MalformedModel: a matrix is missing, blocks differ in a shape, or a size in config.json is not that of the
-            weights.
+        MalformedModel: a matrix is missing, blocks differ in a shape, a size in config.json is not that of the
+            weights, or it states something that `check_stated` refuses.
     """
     _check_matrices(found)
     _check_alike(found, {name: tuple(shapes[stored]) for name, stored in weights(config, shapes).items()})
     _check_mlp(config, found)
     _check_heads(config, found)
     _check_padding(config, found)
-    _check_rotary(config)
+    check_stated(config)
 
 
 def _check_matrices(found: Inventory) -> None:
@@ -154,20 +153,6 @@ def _check_padding(config: Mapping[str, Any], found: Inventory) -> None:
         raise MalformedModel(
             f"config.json states the pad_token_id {padding!r}, but the embedding has {found.vocab_size} rows."
         )
-
-
-def _check_rotary(config: Mapping[str, Any]) -> None:
-    for field in ("rope_scaling", "rope_parameters"):
-        if (stated := config.get(field)) is None:
-            continue
-        if not isinstance(stated, dict):
-            raise MalformedModel(f"{field} of config.json is {stated!r}; an object is expected.")
-        for each in (stated, *(value for value in stated.values() if isinstance(value, dict))):
-            kind = each.get("rope_type", each.get("type"))
-            if kind is not None and kind not in _ROPE_TYPES:
-                raise MalformedModel(
-                    f"{field} of config.json states the rope_type {kind!r}; known are {', '.join(sorted(_ROPE_TYPES))}."
-                )
 
 
 def _named(site: Site, inner_names: Iterable[str]) -> bool:

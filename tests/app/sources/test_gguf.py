@@ -1,5 +1,6 @@
 """GGUF headers, checked against the `gguf` package: it writes the files, and knows the names."""
 
+import struct
 from pathlib import Path
 
 import gguf
@@ -7,7 +8,7 @@ import pytest
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from app.sources.gguf import BLOCKS, architecture_of, read_gguf, transformers_name
+from app.sources.gguf import ARRAY, BLOCKS, MOST_STRINGS, STRING, architecture_of, read_gguf, transformers_name
 from app.sources.gguf_errors import MalformedGguf, UnsupportedGguf
 from app.sources.gguf_rotary import llama3_divisors
 from modelpress.spec.architectures import ARCHITECTURES
@@ -61,6 +62,14 @@ def test_lengths_that_lie_cost_no_memory(tmp_path: Path) -> None:
     (tmp_path / "lie.gguf").write_bytes(content)
     with pytest.raises(MalformedGguf, match="count"):
         read_gguf(tmp_path / "lie.gguf")
+
+
+def test_a_vocabulary_of_millions_of_empty_strings_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    key = b"tokenizer.ggml.tokens"
+    header = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, len(key)) + key
+    (tmp_path / "bomb.gguf").write_bytes(header + struct.pack("<IIQ", ARRAY, STRING, MOST_STRINGS + 1))
+    with pytest.raises(MalformedGguf, match="lists more than"):
+        read_gguf(tmp_path / "bomb.gguf")
 
 
 def test_linear_scaling_of_rotary_positions_is_carried_over(tmp_path: Path) -> None:
