@@ -24,6 +24,7 @@ from app.storage.registry import open_storage
 from modelpress.errors import ModelpressError
 from workers import metrics
 from workers.labels import device_class
+from workers.orphans import BROOD
 from workers.presence import Presence
 from workers.supervisor import Supervisor
 from workers.sweeper import Sweeper
@@ -50,6 +51,7 @@ def run_worker(settings: ServerSettings) -> None:
     Raises:
         WorkerFailed: it ended without having been asked to.
     """
+    BROOD.adopt()
     engine = make_engine(settings.database_url, patience_seconds=patience(settings.lease_seconds))
     sessions = make_sessions(engine)
     stopping = threading.Event()

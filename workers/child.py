@@ -1,8 +1,9 @@
 """A child process that does one piece of work for the supervisor.
 
-It runs in a session of its own, so that it can be stopped together with everything it started. It is given its request
-as one line on its standard input, which stays open: when the supervisor dies the input ends and the child exits. It
-reports in JSON lines on its standard output. What it writes to its standard error is logged and its tail kept.
+It runs in a session of its own, so that it can be stopped together with everything it started; what has left that
+session is ended by `workers.orphans`. It is given its request as one line on its standard input, which stays open: when
+the supervisor dies the input ends and the child exits. It reports in JSON lines on its standard output. What it writes
+to its standard error is logged and its tail kept.
 """
 
 import json
@@ -24,6 +25,7 @@ from typing import IO, Any, Self
 
 from app.logs import in_this_context
 from workers.cage import Cage
+from workers.orphans import BROOD
 
 log = logging.getLogger(__name__)
 
@@ -79,17 +81,19 @@ class Child:
             cage: what the child may use; None: all that the worker may.
         """
         home.mkdir(parents=True, exist_ok=True)
-        self.process = subprocess.Popen(
-            replace(cage, listable=(str(ROOT),)).command(module) if cage else [sys.executable, "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            env=child_environment(home, environment),
-            cwd=home,
+        self.process = BROOD.start(
+            lambda: subprocess.Popen(
+                replace(cage, listable=(str(ROOT),)).command(module) if cage else [sys.executable, "-m", module],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                env=child_environment(home, environment),
+                cwd=home,
+            )
         )
         self.heard = heard
         self.events: queue.Queue[dict[str, Any] | None] = queue.Queue(MOST_WAITING)
@@ -193,6 +197,7 @@ class Child:
             self.signal(signal.SIGKILL)
             status = self.process.wait(END_SECONDS)
         self.signal(signal.SIGKILL)  # to what it has left behind, which may hold its output
+        BROOD.ended(self.process.pid)
         for reader in self.readers:
             reader.join(timeout=5)
         return status

@@ -37,8 +37,10 @@ def serve() -> None:
 
     settings = Settings()
     require("serve", *extras_for(settings))
+    from app.process import hide
     from app.serve import running_service
 
+    hide()
     with running_service(settings) as service:
         try:
             STDOUT.print(f"Modelpress listens on {service.address}; its documentation is at {service.address}/docs")
@@ -69,9 +71,11 @@ def api(
     from app.lifeline import end_with_parent
     from app.logs import configure_logs
     from app.main import create_app
+    from app.process import hide
     from app.serve import address_of, claim_if_possible, listen
     from app.settings import Settings
 
+    hide()
     settings = Settings().completed()
     configure_logs()
     log.info("api_starts", extra={"asks_for_keys": not is_open})
@@ -90,9 +94,11 @@ def worker(lifeline: Lifeline = None) -> None:
     require("worker", "server", "worker")
     from app.lifeline import end_with_parent
     from app.logs import configure_logs
+    from app.process import hide
     from app.settings import Settings
     from workers.celery_app import run_worker
 
+    hide()
     settings = Settings().completed()
     configure_logs()
     if lifeline is not None:
