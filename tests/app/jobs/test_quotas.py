@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.db import Sessions
-from app.errors import QuotaExceeded
+from app.errors import QueueFull, QuotaExceeded
 from app.jobs import store
 from app.jobs.service import JobService
 from app.keys.callers import operator
@@ -47,6 +47,21 @@ def test_of_fifty_posts_at_once_as_many_are_accepted_as_may_wait(
     with ThreadPoolExecutor(50) as pool:
         assert sum(pool.map(post, range(50))) == LIMIT
     assert service.team().queued.used == LIMIT
+
+
+def test_of_fifty_posts_at_once_as_many_are_accepted_as_the_service_lets_wait(
+    service: JobService, recipe: Recipe
+) -> None:
+    service.settings = service.settings.model_copy(update={"max_queued": LIMIT})
+
+    def post(_: int) -> bool:
+        try:
+            return bool(service.submit(recipe))
+        except QueueFull:
+            return False
+
+    with ThreadPoolExecutor(50) as pool:
+        assert sum(pool.map(post, range(50))) == LIMIT
 
 
 def test_of_many_claims_at_once_as_many_succeed_as_may_run(
