@@ -42,7 +42,8 @@ def descriptors() -> int:
 class PatientProtocol(H11Protocol):
     """A connection that is closed when a request's head takes too long, or nobody reads the answer.
 
-    When there are too many connections, the one that has been waiting for a request for longest makes room.
+    When there are too many connections, the one that has been waiting for a request for longest makes room; where none
+    waits, the one whose client has been reading nothing for longest.
     """
 
     most_connections: ClassVar[int] = 1 << 20
@@ -52,13 +53,17 @@ class PatientProtocol(H11Protocol):
         self.waiting_since: float | None = monotonic()
         self.head_limit: asyncio.TimerHandle | None = self.loop.call_later(HEAD_SECONDS, transport.abort)
         self.write_limit: asyncio.TimerHandle | None = None
+        self.unread_since: float | None = None
         if len(self.connections) > self.most_connections:
             self.make_room()
 
     def make_room(self) -> None:
-        """Close the connection that has been idle for longest; this one, where none is."""
-        idle = [each for each in self.connections if isinstance(each, PatientProtocol) and each.waiting_since]
-        oldest = min(idle, key=lambda each: each.waiting_since or 0, default=self)
+        """Close the connection that has been idle for longest, or that is not read; this one, where there is none."""
+        others = [each for each in self.connections if isinstance(each, PatientProtocol) and each is not self]
+        idle = {each: each.waiting_since for each in others if each.waiting_since is not None}
+        unread = {each: each.unread_since for each in others if each.unread_since is not None}
+        useless = idle or unread or {self: 0.0}
+        oldest = min(useless, key=useless.__getitem__)
         self.connections.discard(oldest)
         oldest.transport.abort()
 
@@ -87,11 +92,13 @@ class PatientProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self.unread_since = monotonic()
         if self.write_limit is None:
             self.write_limit = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self.unread_since = None
         if self.write_limit is not None:
             self.write_limit.cancel()
             self.write_limit = None

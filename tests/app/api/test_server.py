@@ -6,6 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
@@ -17,7 +18,7 @@ from app.db import Sessions
 from app.settings import ServerSettings
 from tests.support.api import CONTENTS, finish
 from tests.support.server import connect, serving
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
 DELAYED_ACKNOWLEDGEMENT_SECONDS = 0.04
 
@@ -29,7 +30,7 @@ def address(settings: ServerSettings, engine: Engine) -> Iterator[str]:
 
 
 def test_no_answer_on_a_connection_that_is_used_again_waits_for_an_acknowledgement(address: str) -> None:
-    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=10)
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=PATIENCE_SECONDS)
     seconds = []
     for _ in range(20):
         asked = time.perf_counter()
@@ -42,8 +43,8 @@ def test_no_answer_on_a_connection_that_is_used_again_waits_for_an_acknowledgeme
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Wait for the other side to close the connection, and return whether it does within seconds."""
-    connection.settimeout(20)
+    """Wait for the other side to close the connection, and return whether it does."""
+    connection.settimeout(PATIENCE_SECONDS)
     try:
         while connection.recv(1 << 16):
             pass
@@ -80,7 +81,7 @@ def test_a_body_that_does_not_come_is_refused(address: str, monkeypatch: pytest.
 def test_idle_connections_make_room_for_new_ones(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.PatientProtocol, "most_connections", 10)
     idle = [connect(address) for _ in range(40)]
-    with httpx2.Client(base_url=address) as client:
+    with httpx2.Client(base_url=address, timeout=PATIENCE_SECONDS) as client:
         assert client.get("/livez").status_code == 200
     assert is_closed(idle[0])
     for connection in idle:
@@ -89,8 +90,11 @@ def test_idle_connections_make_room_for_new_ones(address: str, monkeypatch: pyte
 
 def open_files(name: str) -> int:
     """Return how many descriptors of this process lead to a file of this name, deleted or not."""
-    links = Path("/proc/self/fd").iterdir()
-    return sum(name in str(link.readlink()) for link in links if link.is_symlink())
+    found = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found += name in str(link.readlink())
+    return found
 
 
 @pytest.fixture
@@ -109,7 +113,7 @@ def test_a_download_that_is_broken_off_closes_its_file(address: str, large: str,
                 connection.sendall(f"GET {large}/{path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
                 assert connection.recv(1000)
                 wait_for(lambda: open_files("model.safetensors"))
-        wait_for(lambda: not open_files("model.safetensors"), patience_seconds=20)
+        wait_for(lambda: not open_files("model.safetensors"))
     finally:
         gc.enable()
 
@@ -119,4 +123,19 @@ def test_a_client_that_stops_reading_is_let_go(address: str, large: str, monkeyp
     with connect(address) as connection:
         connection.sendall(f"GET {large}/checkpoint HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         wait_for(lambda: open_files("model.safetensors"))
-        wait_for(lambda: not open_files("model.safetensors"), patience_seconds=20)
+        wait_for(lambda: not open_files("model.safetensors"))
+
+
+def test_clients_that_do_not_read_their_downloads_make_room_for_new_ones(
+    address: str, large: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.PatientProtocol, "most_connections", 5)
+    unread = [connect(address) for _ in range(5)]
+    for connection in unread:
+        connection.sendall(f"GET {large}/checkpoint HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    wait_for(lambda: open_files("model.safetensors") == 5)
+    with httpx2.Client(base_url=address, timeout=PATIENCE_SECONDS) as client:
+        assert client.get("/livez").status_code == 200
+    for connection in unread:
+        connection.close()
+    wait_for(lambda: not open_files("model.safetensors"))
