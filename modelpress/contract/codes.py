@@ -156,8 +156,8 @@ FAILURES: Final[Mapping[FailureCode, FailureKind]] = MappingProxyType(
             "Ask for a smaller ratio, or name a method.",
         ),
         FailureCode.NOT_FINITE: FailureKind(
-            "A perplexity is not finite",
-            "The model named in the message computes infinite or undefined numbers (NaN) on the evaluation text.",
+            "The model's numbers are not finite",
+            "The model named in the message holds infinite or undefined numbers (NaN), or computes such on a text.",
             "If it is the original, its weights are damaged. If it is the result, ask for a smaller ratio.",
         ),
         FailureCode.DIVERGED: FailureKind(

@@ -16,6 +16,9 @@ def describe(error: BaseException, stage: str | None = None) -> ErrorReport:
             return error.report(stage)
         case CompressionError():
             return ErrorReport(code=FailureCode(error.code), message=str(error), stage=stage)
+        case torch.linalg.LinAlgError():  # type: ignore[attr-defined]  # documented, and not in __all__
+            message = f"the original computes numbers on the calibration text that cannot be worked with: {error}"[:500]
+            return ErrorReport(code=FailureCode.NOT_FINITE, message=message, stage=stage)
         case _ if is_out_of_memory(error):
             message = "the worker has too little memory for this model and recipe"
             return ErrorReport(code=FailureCode.OUT_OF_MEMORY, message=message, stage=stage)

@@ -25,6 +25,7 @@ from workers.stages.failures import describe
         (RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: not enough memory"), "out_of_memory"),
         (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "disk_full"),
         (RuntimeError("[enforce fail at inline_container.cc:659] . unexpected pos 64 vs 0"), "disk_full"),
+        (torch.linalg.LinAlgError("linalg.eigh: the input matrix is ill-conditioned"), "not_finite"),
         (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "disk_full"),
         (SafetensorError("a damaged header"), "internal_error"),
