@@ -183,6 +183,12 @@ class Settings(BaseSettings):
     stop_grace_seconds: float = Field(5.0, ge=0, description="from SIGTERM to SIGKILL for a computing child")
     job_timeout_seconds: float = Field(24 * 3600.0, gt=0, description="an attempt that computes for longer is failed")
     keep_work_seconds: float = Field(24 * 3600.0, ge=0, description="age at which work files of ended jobs are deleted")
+    keep_sources_seconds: float = Field(
+        30 * 24 * 3600.0,
+        ge=0,
+        description="how long what was fetched from the hub is kept after a job last used it; where jobs wait for a "
+        "full disk, the oldest goes earlier",
+    )
     keep_unknown_seconds: float = Field(
         7 * 24 * 3600.0,
         ge=0,

@@ -17,8 +17,12 @@ from app.deliveries import store as deliveries
 from app.jobs import ownership, reaper, repeats, roster, turns
 from app.jobs.doorbell import Rings
 from app.settings import Settings
+from app.sources import unused
 from app.storage import Storage
 from workers import metrics
+
+CLAIM_SECONDS = 600.0
+"""More than passes between the look into the database and the deletion, or between a claim and its fetch."""
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +95,7 @@ class Sweeper:
         self.collect_deleted()
         self.collect_work()
         self.collect_artifacts()
+        self.collect_sources()
 
     def collect_deleted(self) -> None:
         """Delete the files of jobs and uploads that were deleted."""
@@ -143,6 +148,23 @@ class Sweeper:
             aside.parent.mkdir(parents=True, exist_ok=True)
             (work / name).rename(aside)
             log.warning("unknown_work_set_aside", extra={"job_id": name, "path": str(aside)})
+
+    def collect_sources(self) -> None:
+        """Delete what was fetched and has not been used for long; where jobs wait for a full disk, the oldest as well.
+
+        Nothing that a running attempt may have opened is touched: it was marked as used after that attempt began.
+        """
+        found = sorted(unused.kept(self.settings.sources_dir), key=lambda each: -each.age_seconds)
+        if not found:
+            return
+        with self.sessions() as session:
+            idle_seconds = ownership.longest_run(session) + CLAIM_SECONDS
+            lacking = ownership.waits_for_disk(session)
+        for place, each in enumerate(found):
+            early = lacking and place == 0
+            age = idle_seconds if early else max(idle_seconds, self.settings.keep_sources_seconds)
+            if each.age_seconds >= age and unused.delete(each.final, age):
+                log.info("sources_collected", extra={"path": str(each.final), "age_seconds": round(each.age_seconds)})
 
 
 class Sightings:

@@ -7,7 +7,8 @@ from sqlalchemy.orm import Session
 
 from app.clock import clock, seconds
 from app.jobs.models import ArtifactRow, DeletionRow, InstallationRow, JobRow, UploadRow
-from app.jobs.states import ENDED
+from app.jobs.states import ENDED, LEASED
+from modelpress.contract.job import State
 
 
 def identity(session: Session) -> str:
@@ -47,3 +48,15 @@ def superseded(session: Session, attempts: Sequence[tuple[str, int]]) -> list[tu
     rows = select(ArtifactRow.job_id, ArtifactRow.attempt).where(ArtifactRow.job_id.in_(job_ids)).distinct()
     results = {(job_id, attempt) for job_id, attempt in session.execute(rows)}
     return [each for each in attempts if each[0] in ended and each not in results]
+
+
+def longest_run(session: Session) -> float:
+    """Return for how many seconds the attempt that runs for longest has been running; 0 where none runs."""
+    begun = select(func.min(JobRow.running_at)).where(JobRow.state.in_(LEASED)).scalar_subquery()
+    return float(session.scalar(select(func.extract("epoch", clock() - begun))) or 0.0)
+
+
+def waits_for_disk(session: Session) -> bool:
+    """Return whether a job waits because a worker's disk was full or failed."""
+    waiting = select(JobRow.id).where(JobRow.state == State.QUEUED, JobRow.waiting_since.is_not(None))
+    return session.scalar(waiting.limit(1)) is not None

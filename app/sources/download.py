@@ -6,9 +6,10 @@ another name, is held by one process at a time, and becomes it by one rename.
 
 import fcntl
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from app.disk import require_room
 from app.errors import DownloadCorrupted, HubUnavailable
 from app.sources.checkpoint import companion_files, read_checkpoint, weight_files
 from app.sources.hub import Hub, RemoteFile, Repository
+from app.sources.unused import lock_of
 from modelpress.spec.companions import check_companions, is_companion
 from modelpress.spec.files import file_sha256, sync
 from modelpress.spec.inventory import inventory
@@ -108,18 +110,18 @@ class Downloads:
 
     @contextmanager
     def claimed(self, final: Path) -> Iterator[bool]:
-        """Hold the right to make `final`; yields whether that is still to be done."""
-        if final.exists():
-            yield False
-            return
+        """Hold the right to make `final`, which counts as used now; yields whether it is still to be made."""
         final.parent.mkdir(parents=True, exist_ok=True)
-        with final.with_name(f"{final.name}.lock").open("w") as lock:
+        with lock_of(final).open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 self.progress(0.0, "waiting for another job that fetches the same")
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            yield not final.exists()
+            missing = not final.exists()
+            yield missing
+            with suppress(FileNotFoundError):
+                os.utime(final)
 
 
 class Meter:

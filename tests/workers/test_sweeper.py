@@ -1,6 +1,8 @@
 """One repair, one test: what crashes leave behind."""
 
+import fcntl
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from app.jobs import store
 from app.jobs.installation import claim_files
 from app.jobs.service import JobService
 from app.settings import Settings
+from app.sources.unused import lock_of
 from app.storage.registry import open_storage
 from modelpress.contract.job import State
 from modelpress.contract.recipe import Recipe
@@ -181,3 +184,67 @@ def test_the_files_of_a_deleted_job_are_deleted(
 
     assert storage.attempts() == []
     assert not (settings.work_dir / job_id).exists()
+
+
+@pytest.fixture
+def fetched(settings: Settings) -> Path:
+    """A model as it is kept once it was fetched, used for the last time a day ago."""
+    return keep(settings, "models/org--name/commit", 24 * 3600.0)
+
+
+def keep(settings: Settings, name: str, age_seconds: float) -> Path:
+    """Put something where it is kept, as if it had been used for the last time so long ago."""
+    final = settings.sources_dir / name
+    final.mkdir(parents=True)
+    (final / "model.safetensors").write_bytes(b"weights")
+    lock_of(final).touch()
+    used = time.time() - age_seconds
+    os.utime(final, (used, used))
+    return final
+
+
+def keeping(sweeper: Sweeper, seconds: float) -> Sweeper:
+    sweeper.settings = sweeper.settings.model_copy(update={"keep_sources_seconds": seconds})
+    return sweeper
+
+
+@pytest.mark.parametrize(("seconds", "left"), [(2 * 24 * 3600.0, True), (3600.0, False)])
+def test_what_was_fetched_is_deleted_when_it_was_not_used_for_long(
+    sweeper: Sweeper, fetched: Path, seconds: float, left: bool
+) -> None:
+    keeping(sweeper, seconds).collect()
+    assert fetched.exists() == left
+    assert [path for path in fetched.parent.iterdir() if path.suffix != ".lock"] == [fetched] * left
+
+
+def test_what_a_running_attempt_may_have_opened_is_kept(
+    sweeper: Sweeper, sessions: Sessions, job_id: str, fetched: Path
+) -> None:
+    with sessions.begin() as session:
+        store.claim(session, job_id, "worker", 60.0)
+        session.execute(text("UPDATE jobs SET running_at = clock_timestamp() - interval '2 days'"))
+    keeping(sweeper, 3600.0).collect()
+    assert fetched.exists()
+
+
+def test_what_is_being_fetched_is_kept_and_what_was_given_up_is_deleted(
+    sweeper: Sweeper, settings: Settings, fetched: Path
+) -> None:
+    fetched.rename(fetched.with_name("commit.partial"))
+    os.utime(fetched.with_name("commit.partial") / "model.safetensors", (0, 0))
+    with lock_of(fetched).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        keeping(sweeper, 3600.0).collect()
+        assert fetched.with_name("commit.partial").exists()
+    keeping(sweeper, 3600.0).collect()
+    assert not fetched.with_name("commit.partial").exists()
+
+
+def test_while_a_job_waits_for_the_disk_the_oldest_is_deleted_early(
+    sweeper: Sweeper, settings: Settings, sessions: Sessions, job_id: str, fetched: Path
+) -> None:
+    younger = keep(settings, "models/org--name/newer", 12 * 3600.0)
+    with sessions.begin() as session:
+        session.execute(text("UPDATE jobs SET waiting_since = clock_timestamp()"))
+    sweeper.collect()
+    assert (fetched.exists(), younger.exists()) == (False, True)
