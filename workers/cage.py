@@ -2,7 +2,7 @@
 
 CAGE is a `Cage` as JSON. Each part is taken where the system has it, and the log says which ones there are:
 
-- limits: no core dump, which would hold the model, and a bound on processes;
+- limits: no core dump, which would hold the model, a bound on processes, and for fetching one on memory;
 - network: a network of its own, in which there is nobody else; where that is not allowed, no sockets but local ones;
   or the worker's network, for a process whose work is to fetch;
 - user: where the worker is root, a user of its own that owns alone what is writable;
@@ -84,6 +84,7 @@ class Cage:
         loopback: whether its own children talk to each other over the loopback interface.
         network: whether it has the worker's network.
         user: number of the user and group as which it runs where the worker is root; None: as the worker.
+        memory: bytes that it may ask for; None: as many as there are.
     """
 
     writable: tuple[str, ...]
@@ -92,6 +93,7 @@ class Cage:
     loopback: bool = False
     network: bool = False
     user: int | None = COMPUTE_USER
+    memory: int | None = None
 
     def command(self, module: str) -> list[str]:
         """Return the command that runs a module in this cage."""
@@ -119,6 +121,8 @@ def package(name: str) -> Iterable[str]:
 def enter(cage: Cage, packages: Iterable[str] = ()) -> list[str]:
     """Enter the cage, and return the names of the parts that it has here."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if cage.memory is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (cage.memory, cage.memory))
     isolated = not cage.network and succeeds(isolate_network)
     other = cage.user if os.geteuid() == 0 else None
     user = other is not None and succeeds(lambda: become_user(other, cage.writable))

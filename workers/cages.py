@@ -23,6 +23,9 @@ CERTIFICATES = (
 NAMES = ("/etc/gai.conf", "/etc/services", "/etc/protocols", "/run/systemd/resolve", "/run/resolvconf")
 """What the C library looks up names and ports in, besides what every cage has."""
 
+FETCH_MEMORY = 4 << 30
+"""Bytes of memory for the process that fetches: far more than files take that are no bombs."""
+
 
 def fetch_cage(request: FetchRequest, home: Path) -> Cage:
     """Return the cage in which a request is fetched: it has the network, and writes what it fetches and its home."""
@@ -41,6 +44,7 @@ def fetch_cage(request: FetchRequest, home: Path) -> Cage:
         ),
         network=True,
         user=FETCH_USER,
+        memory=FETCH_MEMORY,
     )
 
 

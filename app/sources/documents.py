@@ -4,10 +4,14 @@ of a conversation.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
 JSON_LINES = ".jsonl"
+LONGEST_LINE = 16 * 2**20
+"""Characters of a document in a .jsonl file: reading one takes several times its size in memory."""
+READ_CHARACTERS = 2**20
 JSON_LINES_ENCODING = "utf-8-sig"
 """Windows programs begin a file with a byte order mark, which is no part of its first line."""
 
@@ -27,9 +31,22 @@ def read_documents(path: Path) -> Iterator[Document]:
         yield path.read_text(encoding="utf-8")
         return
     with path.open(encoding=JSON_LINES_ENCODING) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), ""), 1):
+            if len(line) > LONGEST_LINE:
+                raise ValueError(f"has more than {LONGEST_LINE:,} characters in line {number}; split its document")
             if line.strip():
                 yield parse_line(line, number)
+
+
+def read_through(path: Path) -> None:
+    """Read all of a file. Raises ValueError as `read_documents` does; a text is read in pieces."""
+    if is_json_lines(path):
+        for _ in read_documents(path):
+            pass
+        return
+    with path.open(encoding="utf-8") as file:
+        while file.read(READ_CHARACTERS):
+            pass
 
 
 def is_json_lines(path: Path) -> bool:

@@ -8,7 +8,14 @@ from typing import Literal
 
 from app.errors import UnknownDataset
 from app.settings import SourceSettings
-from app.sources.documents import JSON_LINES, JSON_LINES_ENCODING, is_json_lines, parse_line
+from app.sources.documents import (
+    JSON_LINES,
+    JSON_LINES_ENCODING,
+    LONGEST_LINE,
+    is_json_lines,
+    parse_line,
+    read_through,
+)
 from app.sources.hub import HUB_SECONDS, Hub, NotOnHub, RemoteFile, Repository
 from app.sources.local import locate
 
@@ -21,7 +28,6 @@ BEGINNINGS = {PARQUET: b"PAR1", JSON_LINES: b"{"}
 FIRST_READ = 64 * 1024
 FIRST_BYTES = 256
 FIRST_LINES = 1000
-LONGEST_LINE = 16 * 2**20
 HUB_NAME = re.compile(
     r"(?P<repository>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<config>[\w.-]+))?/(?P<split>[\w.-]+)", re.ASCII
 )
@@ -141,14 +147,7 @@ def complaint_about_whole(path: Path) -> str | None:
     if (complaint := complaint_about(path)) is not None:
         return complaint
     try:
-        with path.open(encoding=JSON_LINES_ENCODING) as lines:
-            number = 0
-            while line := lines.readline(LONGEST_LINE):
-                number += 1
-                if is_json_lines(path) and len(line) == LONGEST_LINE:
-                    return f"has more than {LONGEST_LINE:,} characters in line {number}"
-                if is_json_lines(path) and line.strip():
-                    parse_line(line, number)
+        read_through(path)
     except UnicodeDecodeError:
         return "is not UTF-8 text"
     except ValueError as error:

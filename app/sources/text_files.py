@@ -16,12 +16,14 @@ from app.errors import UnknownDataset
 from app.sources import python_docs
 from app.sources.documents import (
     JSON_LINES,
+    LONGEST_LINE,
     Document,
     characters,
     conversation,
     is_json_lines,
     join_lines,
     read_documents,
+    read_through,
     to_line,
 )
 from app.sources.download import Downloads, folder_name
@@ -29,11 +31,14 @@ from app.sources.hub import NotOnHub
 from app.sources.text import HUB, ResolvedText, TextSources, hub_parts
 from modelpress.spec.files import sync
 
-READ_CHARACTERS = 2**20
 FIELD = "dataset"
 LARGEST_TEXT = 256_000_000
 ROWS_LOOKED_AT = 1024
 LINES_TOGETHER = 1_000_000
+LONGEST_ROW = LONGEST_LINE // 2
+"""Characters of a row as a line of JSON, so that rows which are joined are no line that is too long, either."""
+ROWS_TOGETHER = 64
+"""Rows of a parquet file that are in memory at a time: a small file can hold one large text many times."""
 BUILTIN_TEXTS = {
     "builtin:python-docs": python_docs.training_documents,
     "builtin:python-docs-test": python_docs.evaluation_documents,
@@ -77,7 +82,9 @@ class TextFiles:
 
     def fetch_hub(self, reference: str, revision: str | None) -> tuple[Path, str | None]:
         if revision is not None and (final := self.place(reference, revision)).exists():
-            return final, revision
+            with self.downloads.claimed(final) as missing:
+                if not missing:
+                    return final, revision
         text = self.downloads.patiently(lambda: self.sources.check(reference, FIELD, revision))
         final = self.place(reference, text.revision or "")
         with self.downloads.claimed(final) as missing:
@@ -94,9 +101,13 @@ class TextFiles:
             try:
                 if text.repository is not None:
                     self.downloads.files(text.repository, (file,), directory)
-                yield from read_documents(path) if is_json_lines(path) else parquet_rows(path)
+                yield from bounded(read_documents(path) if is_json_lines(path) else parquet_rows(path))
             except NotOnHub as error:
                 raise UnknownDataset(FIELD, str(error)) from error
+            except MemoryError as error:
+                raise UnknownDataset(
+                    FIELD, f"'{file.name}' of '{text.reference}' takes more memory to read than a download may use"
+                ) from error
             except (pyarrow.ArrowException, KeyError) as error:
                 raise UnknownDataset(
                     FIELD,
@@ -116,15 +127,19 @@ class TextFiles:
 def check_local(reference: str, path: Path) -> None:
     """Read all of a file of the operator's, of which the beginning was checked when the job was posted."""
     try:
-        if is_json_lines(path):
-            for _ in read_documents(path):
-                pass
-        else:
-            check_utf8(path)
+        read_through(path)
     except UnicodeDecodeError as error:
         raise UnknownDataset(FIELD, f"'{reference}' is not UTF-8 text") from error
     except ValueError as error:
         raise UnknownDataset(FIELD, f"'{reference}' {error}") from error
+
+
+def bounded(documents: Iterable[Document]) -> Iterator[Document]:
+    """Yield the documents. Raises ValueError, which completes 'the file …', for one that is too long."""
+    for document in documents:
+        if len(to_line(document)) > LONGEST_ROW:
+            raise ValueError(f"has a document of more than {LONGEST_ROW:,} characters")
+        yield document
 
 
 def parquet_rows(path: Path) -> Iterator[Document]:
@@ -134,7 +149,7 @@ def parquet_rows(path: Path) -> Iterator[Document]:
         name = next((name for name in ("text", "messages") if name in table.schema_arrow.names), None)
         if name is None:
             raise KeyError("text")
-        for batch in table.iter_batches(batch_size=1024, columns=[name]):
+        for batch in table.iter_batches(batch_size=ROWS_TOGETHER, columns=[name]):
             column = batch.column(0)
             if name == "text":
                 yield from (text or "" for text in column.cast(pyarrow.string()).to_pylist())
@@ -164,9 +179,3 @@ def write_documents(documents: Iterable[Document], final: Path, most_characters:
                 break
     sync(incomplete)
     incomplete.rename(final)
-
-
-def check_utf8(path: Path) -> None:
-    with path.open(encoding="utf-8") as file:
-        while file.read(READ_CHARACTERS):
-            pass

@@ -38,6 +38,7 @@ print(json.dumps({
     "user": os.getuid(),
     "no new privileges": "NoNewPrivs:\\t1" in open("/proc/self/status").read(),
     "core": __import__("resource").getrlimit(4),
+    "asks for much memory": outcome(lambda: bytes(2 << 30)[:0]),
 }))
 """
 
@@ -106,7 +107,12 @@ def test_the_process_of_a_worker_that_is_root_has_a_user_of_its_own(found: dict[
 
 @pytest.fixture(scope="module")
 def fetching(tmp_path_factory: pytest.TempPathFactory, listener: int) -> dict[str, Any]:
-    return attempts(tmp_path_factory.mktemp("fetching"), listener, network=True, user=cage.FETCH_USER)
+    directory = tmp_path_factory.mktemp("fetching")
+    return attempts(directory, listener, network=True, user=cage.FETCH_USER, memory=1 << 30)
+
+
+def test_a_process_whose_memory_is_bounded_gets_no_more(fetching: dict[str, Any]) -> None:
+    assert fetching["asks for much memory"] == "MemoryError"
 
 
 @pytest.mark.parametrize(

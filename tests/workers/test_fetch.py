@@ -19,6 +19,7 @@ from app.errors import (
     UnsupportedModel,
 )
 from app.settings import Settings
+from app.sources import text_files
 from app.sources.documents import read_documents
 from modelpress.contract.job import Source
 from modelpress.contract.recipe import Recipe
@@ -281,6 +282,15 @@ def test_a_dataset_at_a_known_commit_is_fetched_once(
     asked = len(hub.requests)
     fetch_text(request_for, model_root, reference, text_revisions={reference: commit})
     assert len(hub.requests) == asked
+
+
+def test_a_row_that_is_too_long_for_a_document_is_refused(
+    hub: LoopbackHub, request_for: MakeRequest, model_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_files, "LONGEST_ROW", 100)
+    hub.add("acme/text", {"data/test-0.parquet": parquet_bytes(["x" * 100])}, kind="datasets")
+    with pytest.raises(UnknownDataset, match="more than 100 characters"):
+        fetch_text(request_for, model_root, "hub:acme/text/test")
 
 
 @pytest.mark.parametrize("content", [parquet_bytes(["x"], column="body"), b"PAR1 and nothing else"])

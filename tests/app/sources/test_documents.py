@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from app.sources import documents
 from app.sources.documents import Document, join_lines, read_documents, to_line
 
 TALK: Document = [{"role": "user", "content": "Wie geht's?"}, {"role": "assistant", "content": "Gut.\n"}]
@@ -43,3 +44,14 @@ def test_lines_become_documents_of_about_the_asked_size() -> None:
 def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('\ufeff{"text": "x"}\n', encoding="utf-8")
     assert list(read_documents(tmp_path / "a.jsonl")) == ["x"]
+
+
+def test_a_line_that_is_too_long_is_refused_before_it_is_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(documents, "LONGEST_LINE", 100)
+    (tmp_path / "a.jsonl").write_text(to_line("x" * 50) + to_line("x" * 100))
+    lines = read_documents(tmp_path / "a.jsonl")
+    assert next(lines) == "x" * 50
+    with pytest.raises(ValueError, match="more than 100 characters in line 2"):
+        next(lines)
