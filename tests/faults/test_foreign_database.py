@@ -14,6 +14,7 @@ from app.jobs.installation import claim_files
 from app.serve import environment
 from app.settings import ServerSettings
 from app.storage.registry import open_storage
+from tests.support.waiting import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_ends_at_once_and_leaves_every_file(
         env=environment(wrong),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_SECONDS,
     )
     assert ended.returncode == 1
     assert "belongs to the database" in ended.stderr

@@ -15,7 +15,7 @@ from modelpress.contract.job import State
 from modelpress.contract.recipe import Recipe
 from tests.support.processes import wait_until_ended, worker
 from tests.support.proxy import broker_address, broker_behind, database_address, database_behind, proxy
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_a_job_is_found_and_computed_while_the_broker_hangs(
             job = wait_until_ended(service, service.submit(Recipe.model_validate(tiny)).id)
             assert job.state is State.SUCCEEDED, job.error
             process.terminate()
-            assert process.wait(60) == 0
+            assert process.wait(PATIENCE_SECONDS) == 0
 
 
 def test_a_worker_whose_connections_to_the_database_lead_nowhere_makes_new_ones(

@@ -9,7 +9,7 @@ from app.api.server import make_server
 from app.main import create_app
 from app.serve import address_of, listen
 from app.settings import ServerSettings
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
 
 @contextmanager
@@ -24,10 +24,10 @@ def serving(settings: ServerSettings, *, is_open: bool = True) -> Iterator[str]:
             yield address_of(listener)
         finally:
             server.should_exit = True
-            thread.join(30)
+            thread.join(PATIENCE_SECONDS)
 
 
-def connect(address: str, timeout_seconds: float = 10.0) -> socket.socket:
+def connect(address: str, timeout_seconds: float = PATIENCE_SECONDS) -> socket.socket:
     """Return a fresh connection to the API."""
     host, _, port = address.removeprefix("http://").rpartition(":")
     return socket.create_connection((host, int(port)), timeout_seconds)

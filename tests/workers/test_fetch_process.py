@@ -16,6 +16,7 @@ from app.sources.download import Downloads
 from tests.support.checkpoints import single_file
 from tests.support.fetching import BIG_FILES, NAME, MakeRequest, contents, silent
 from tests.support.hub import LoopbackHub
+from tests.support.waiting import PATIENCE_SECONDS
 from workers.cages import fetch_cage
 from workers.fetch import FetchReport, FetchRequest, fetch, fetch_report, run
 
@@ -98,10 +99,10 @@ def test_the_process_ends_with_its_supervisor_and_the_next_one_goes_on(
     hub.add(NAME, BIG_FILES)
     hub.released.clear()
     orphan = Process(request_for())
-    assert hub.held.wait(30)
+    assert hub.held.wait(PATIENCE_SECONDS)
     assert orphan.process.stdin is not None
     orphan.process.stdin.close()
-    assert orphan.process.wait(10) != 0
+    assert orphan.process.wait(PATIENCE_SECONDS) != 0
     hub.released.set()
     assert contents(fetch(request_for(), silent).model_path) == BIG_FILES
 
@@ -110,14 +111,14 @@ def test_two_processes_share_one_download(hub: LoopbackHub, request_for: MakeReq
     hub.add(NAME, BIG_FILES)
     hub.released.clear()
     first = Process(request_for())
-    assert hub.held.wait(30)
+    assert hub.held.wait(PATIENCE_SECONDS)
     waiting = threading.Event()
     second = threading.Thread(target=fetch, args=(request_for(), lambda report: waiting.set()))
     second.start()
-    assert waiting.wait(30)
+    assert waiting.wait(PATIENCE_SECONDS)
     hub.released.set()
     assert first.result()[0] == 0
-    second.join(30)
+    second.join(PATIENCE_SECONDS)
     assert sum(seen.path.endswith("model.safetensors") and not seen.redirected for seen in hub.requests) == 1
 
 

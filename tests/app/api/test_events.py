@@ -23,7 +23,7 @@ from modelpress.contract.codes import FailureCode
 from modelpress.contract.event import EventKind
 from modelpress.contract.job import Failure, Job
 from tests.support.server import serving
-from tests.support.waiting import wait_for
+from tests.support.waiting import PATIENCE_SECONDS, wait_for
 
 Post = Callable[[], Job]
 CUTS = 50
@@ -101,7 +101,7 @@ def read(address: str, last: int | None, most: int | None = None) -> list[dict[s
     """Return the events of a stream, which is cut after `most` of them."""
     headers = {} if last is None else {"Last-Event-ID": str(last)}
     events: list[dict[str, Any]] = []
-    with httpx2.stream("GET", address, headers=headers, timeout=60) as answer:
+    with httpx2.stream("GET", address, headers=headers, timeout=PATIENCE_SECONDS) as answer:
         assert answer.headers["Content-Type"].startswith("text/event-stream")
         for line in answer.iter_lines():
             if line.startswith("data: "):
@@ -114,7 +114,7 @@ def read(address: str, last: int | None, most: int | None = None) -> list[dict[s
 def test_a_stream_that_is_cut_fifty_times_equals_the_table(
     service_address: str, sessions: Sessions, tiny: dict[str, Any]
 ) -> None:
-    job_id = httpx2.post(f"{service_address}/jobs", json=tiny).json()["id"]
+    job_id = httpx2.post(f"{service_address}/jobs", json=tiny, timeout=PATIENCE_SECONDS).json()["id"]
     claim(sessions, job_id)
     chance = random.Random(5)  # noqa: S311 - any cuts will do
 
@@ -132,7 +132,7 @@ def test_a_stream_that_is_cut_fifty_times_equals_the_table(
     seen += read(f"{service_address}/jobs/{job_id}/events/stream", seen[-1]["id"])
     worker.join()
 
-    table = httpx2.get(f"{service_address}/jobs/{job_id}/events?limit=1000").json()["events"]
+    table = httpx2.get(f"{service_address}/jobs/{job_id}/events?limit=1000", timeout=PATIENCE_SECONDS).json()["events"]
     assert seen == table
     assert len(table) == 202
 
@@ -155,8 +155,8 @@ def test_a_stream_that_is_taken_up_behind_the_last_event_ends(client: TestClient
 
 
 def test_the_head_of_a_stream_is_answered_and_done(service_address: str, tiny: dict[str, Any]) -> None:
-    job_id = httpx2.post(f"{service_address}/jobs", json=tiny).json()["id"]
-    with httpx2.Client(base_url=service_address, timeout=20) as http:
+    job_id = httpx2.post(f"{service_address}/jobs", json=tiny, timeout=PATIENCE_SECONDS).json()["id"]
+    with httpx2.Client(base_url=service_address, timeout=PATIENCE_SECONDS) as http:
         head = http.head(f"/jobs/{job_id}/events/stream")
         assert head.headers["Content-Type"].startswith("text/event-stream")
         wait_for(lambda: stream_is_counted(http))
@@ -170,11 +170,11 @@ def stream_is_counted(http: httpx2.Client) -> bool:
 def test_many_listeners_hold_no_database_connection(
     service_address: str, sessions: Sessions, tiny: dict[str, Any]
 ) -> None:
-    job_id = httpx2.post(f"{service_address}/jobs", json=tiny).json()["id"]
+    job_id = httpx2.post(f"{service_address}/jobs", json=tiny, timeout=PATIENCE_SECONDS).json()["id"]
     listeners = 40  # more than the pool and its overflow hold
     with ThreadPoolExecutor(listeners) as pool:
         streams = [pool.submit(read, f"{service_address}/jobs/{job_id}/events/stream", None) for _ in range(listeners)]
-        assert httpx2.get(f"{service_address}/jobs/{job_id}", timeout=30).status_code == 200
+        assert httpx2.get(f"{service_address}/jobs/{job_id}", timeout=PATIENCE_SECONDS).status_code == 200
         claim(sessions, job_id)
         fail(sessions, job_id)
         assert {len(stream.result()) for stream in streams} == {3}
@@ -188,10 +188,12 @@ def test_the_stream_of_an_unknown_job_is_not_found(client: TestClient) -> None:
 def test_a_request_that_may_wait_is_answered_when_the_job_ends(
     service_address: str, sessions: Sessions, tiny: dict[str, Any]
 ) -> None:
-    job_id = httpx2.post(f"{service_address}/jobs", json=tiny).json()["id"]
+    job_id = httpx2.post(f"{service_address}/jobs", json=tiny, timeout=PATIENCE_SECONDS).json()["id"]
     claim(sessions, job_id)
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(httpx2.get, f"{service_address}/jobs/{job_id}", headers={"Prefer": "wait=30"}, timeout=60)
+        waiting = pool.submit(
+            httpx2.get, f"{service_address}/jobs/{job_id}", headers={"Prefer": "wait=30"}, timeout=PATIENCE_SECONDS
+        )
         fail(sessions, job_id)
         answer = waiting.result()
     assert (answer.json()["state"], answer.headers["Preference-Applied"]) == ("failed", "wait=30")

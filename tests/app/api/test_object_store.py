@@ -13,6 +13,7 @@ from modelpress.client import Client
 from tests.support.api import CONTENTS, Finished, api, finish
 from tests.support.object_store import Store
 from tests.support.server import serving
+from tests.support.waiting import PATIENCE_SECONDS
 
 NAME = "model.safetensors"
 
@@ -40,7 +41,7 @@ def test_files_come_through_the_api_in_ranges(client: TestClient, finished: Fini
 def test_a_download_leads_to_the_store_where_the_operator_says_so(linking: TestClient, finished: Finished) -> None:
     answer = linking.get(f"/jobs/{finished.id}/artifacts/{NAME}", follow_redirects=False)
     assert answer.status_code == 307
-    assert httpx2.get(answer.headers["location"]).content == CONTENTS[NAME]
+    assert httpx2.get(answer.headers["location"], timeout=PATIENCE_SECONDS).content == CONTENTS[NAME]
     assert answer.headers["cache-control"] == "no-store"
 
 

@@ -10,6 +10,7 @@ from app.storage import Storage, objects
 from app.storage.objects import ObjectStorage
 from tests.support.artifacts import CONTENTS
 from tests.support.object_store import Store
+from tests.support.waiting import PATIENCE_SECONDS
 
 
 @pytest.fixture
@@ -70,6 +71,6 @@ def test_a_link_leads_to_the_file_for_whoever_has_it_and_nobody_else(
     storage.publish("job_1", 1, package)
     link = storage.link("job_1", 1, "plots/loss.svg", 60.0)
     assert link is not None
-    assert httpx2.get(link).content == CONTENTS["plots/loss.svg"]
+    assert httpx2.get(link, timeout=PATIENCE_SECONDS).content == CONTENTS["plots/loss.svg"]
     assert "X-Amz-Expires=60" in link
     assert "secret-of-the-store" not in link
