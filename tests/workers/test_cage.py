@@ -24,22 +24,23 @@ def outcome(act):
     except Exception as error:
         return type(error).__name__
 
-port, outside, parent = int(sys.stdin.readline()), sys.stdin.readline().strip(), os.getppid()
-inside = [sys.executable, "-I", "-c", "import os; open('by_a_child', 'w'); print(os.getuid())"]
-print(json.dumps({
-    "reads the secret": outcome(lambda: open(outside).read()),
-    "reads the environment of the worker": outcome(lambda: open(f"/proc/{parent}/environ", "rb").read().hex()),
-    "writes outside": outcome(lambda: open(outside + ".new", "w").close()),
-    "signals the worker": outcome(lambda: os.kill(parent, 0)),
-    "connects": outcome(lambda: socket.create_connection(("127.0.0.1", port), 5).close()),
-    "reads the model": outcome(lambda: open(os.path.dirname(outside) + "/model/weights").read()),
-    "writes inside": outcome(lambda: open("result", "w").close()),
-    "runs a program": outcome(lambda: subprocess.run(inside, capture_output=True, text=True).stdout.strip()),
-    "user": os.getuid(),
-    "no new privileges": "NoNewPrivs:\\t1" in open("/proc/self/status").read(),
-    "core": __import__("resource").getrlimit(4),
-    "asks for much memory": outcome(lambda: bytes(2 << 30)[:0]),
-}))
+def main():
+    port, outside, parent = int(sys.stdin.readline()), sys.stdin.readline().strip(), os.getppid()
+    inside = [sys.executable, "-I", "-c", "import os; open('by_a_child', 'w'); print(os.getuid())"]
+    print(json.dumps({
+        "reads the secret": outcome(lambda: open(outside).read()),
+        "reads the environment of the worker": outcome(lambda: open(f"/proc/{parent}/environ", "rb").read().hex()),
+        "writes outside": outcome(lambda: open(outside + ".new", "w").close()),
+        "signals the worker": outcome(lambda: os.kill(parent, 0)),
+        "connects": outcome(lambda: socket.create_connection(("127.0.0.1", port), 5).close()),
+        "reads the model": outcome(lambda: open(os.path.dirname(outside) + "/model/weights").read()),
+        "writes inside": outcome(lambda: open("result", "w").close()),
+        "runs a program": outcome(lambda: subprocess.run(inside, capture_output=True, text=True).stdout.strip()),
+        "user": os.getuid(),
+        "no new privileges": "NoNewPrivs:\\t1" in open("/proc/self/status").read(),
+        "core": __import__("resource").getrlimit(4),
+        "asks for much memory": outcome(lambda: bytes(2 << 30)[:0]),
+    }))
 """
 
 
