@@ -13,6 +13,7 @@ from app.settings import Settings
 from app.storage.registry import open_storage
 from modelpress.contract.job import Job, State
 from modelpress.contract.recipe import Recipe
+from tests.support.children import BEGUN, HANGS_ONCE, Put, begun
 from tests.support.processes import processes_of, wait_until_ended, worker
 from tests.support.text_models import write_tiny_model
 from tests.support.waiting import PATIENCE_SECONDS, wait_for
@@ -93,32 +94,33 @@ def test_a_killed_child_costs_an_attempt_and_not_the_worker_and_its_training_end
 
 
 def test_a_worker_that_is_told_to_end_hands_its_job_back_unharmed(
-    service: JobService, settings: Settings, larger: Recipe, log: Path
+    service: JobService, settings: Settings, tiny: dict[str, Any], log: Path, children: Put
 ) -> None:
     once = settings.model_copy(update={"max_attempts": 1})
     service.settings = once
-    job = service.submit(larger)
-    with worker(once, log) as first:
-        wait_for(lambda: finished_parts(settings, job) >= 1)
+    job = service.submit(Recipe.model_validate(tiny))
+    with worker(once, log, children(HANGS_ONCE)) as first:
+        running = begun(settings.work_dir, job.id)
         first.terminate()
         assert first.wait(PATIENCE_SECONDS) == 0
     handed_back = service.get(job.id)
     assert handed_back.state is State.QUEUED
     assert [attempt.outcome for attempt in handed_back.attempts] == ["released"]
-    assert finished_parts(settings, job) >= 1
+    assert (running / BEGUN).exists()
     assert not processes_of(settings.work_dir)
     with service.sessions.begin() as session:
         assert store.claim(session, job.id, "another", 60.0) is not None
 
 
 def test_a_frozen_worker_that_wakes_up_after_its_lease_writes_nothing(
-    service: JobService, settings: Settings, larger: Recipe, log: Path
+    service: JobService, settings: Settings, tiny: dict[str, Any], log: Path, children: Put
 ) -> None:
-    job = service.submit(larger)
-    with worker(settings, log) as frozen:
-        wait_for(lambda: finished_parts(settings, job) >= 1)
+    job = service.submit(Recipe.model_validate(tiny))
+    programs = children(HANGS_ONCE)
+    with worker(settings, log, programs) as frozen:
+        begun(settings.work_dir, job.id)
         frozen.send_signal(signal.SIGSTOP)
-        with worker(settings, log):
+        with worker(settings, log, programs):
             ended = wait_until_ended(service, job.id)
             frozen.send_signal(signal.SIGCONT)
             wait_for(lambda: '"outcome": "lost"' in log.read_text())
@@ -129,11 +131,11 @@ def test_a_frozen_worker_that_wakes_up_after_its_lease_writes_nothing(
 
 
 def test_a_running_job_is_cancelled_within_seconds_and_leaves_nothing(
-    service: JobService, settings: Settings, larger: Recipe, log: Path
+    service: JobService, settings: Settings, tiny: dict[str, Any], log: Path, children: Put
 ) -> None:
-    job = service.submit(larger)
-    with worker(settings, log):
-        wait_for(lambda: finished_parts(settings, job) >= 1)
+    job = service.submit(Recipe.model_validate(tiny))
+    with worker(settings, log, children(HANGS_ONCE)):
+        begun(settings.work_dir, job.id)
         assert service.cancel(job.id).state is State.CANCELLING
         wait_for(lambda: service.get(job.id).state is State.CANCELLED)
         wait_for(lambda: not (settings.work_dir / job.id).exists())

@@ -37,11 +37,15 @@ def wait_until_ended(service: JobService, job_id: str) -> Job:
 
 
 @contextmanager
-def worker(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker process with the recorded meter, ended by SIGTERM where the test has not ended it otherwise."""
+def worker(settings: Settings, log: Path, children: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker process, ended by SIGTERM where the test has not ended it otherwise.
+
+    Its children compute with the recorded meter, or run the programs in the directory `children`.
+    """
+    program = RECORDED if children is None else (sys.executable, "-m", "tests.support.staged_cli", str(children))
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [*RECORDED, "worker"],
+            [*program, "worker"],
             cwd=ROOT,
             env=serve.environment(settings) | {"PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
