@@ -24,6 +24,7 @@ from modelpress.contract.codes import FailureCode
 from modelpress.contract.job import AttemptOutcome, State
 from modelpress.contract.recipe import Recipe
 from tests.support.cages import has_landlock
+from tests.support.children import write_children
 from tests.support.results import COMPARISON
 from tests.support.supervising import supervisor_of
 from tests.support.unreliable import Demoted, Unreliable
@@ -65,12 +66,7 @@ def children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Puts programs in the place of the computing child and of the one that fetches."""
 
     def put(name: str, fetching: str = FETCHED) -> None:
-        package = tmp_path / "path" / "workers"
-        package.mkdir(parents=True)
-        (package / "__init__.py").touch()
-        for module, body in (("fetch", fetching), ("runner", CHILDREN[name])):
-            (package / f"{module}.py").write_text(f"import json, os, signal, sys, time\n{body}\n")
-        monkeypatch.setattr(child, "ROOT", package.parent)
+        monkeypatch.setattr(child, "ROOT", write_children(tmp_path / "path", CHILDREN[name], fetching))
 
     return put
 
