@@ -4,6 +4,7 @@ The card is `tests.support.card`'s. It finds tensors on the wrong device, and wh
 about CUDA's arithmetic, which `bench/gpu` compares on a real card.
 """
 
+from collections import Counter
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from modelpress.spec.methods import METHODS, planner_of
+from modelpress.spec.codes import CODES
+from modelpress.spec.methods import METHODS, PlanningMethod, planner_of
 from modelpress.spec.plan import Plan
 from modelpress.spec.steps import Quantise
 from tests.support.card import CARD, TO_HOST, card
 from tests.support.compression import TINY, calibration, open_initialised, sensitivities_of
 from tests.support.models import logits_of
 from workers.compression.evaluation.fidelity import compare
+from workers.compression.math.rounding import rounded
+from workers.compression.math.scales import Levels, search_scale, search_unit
 from workers.compression.math.sensitivity import measure_all, site_errors
 from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
@@ -32,14 +36,28 @@ METHODS_TRIED: dict[str, tuple[str, str, float, dict[str, Any]]] = {
     "width_low_rank": ("llama", "width_low_rank", 1.4, {}),
     "width-grouped": ("llama", "width", 1.3, {"key_value_heads": 1}),
     "fusion-distilled": ("gpt2", "fusion", 1.5, {"tokens": 64}),
+    "fusegpt": ("llama", "fusegpt", 1.5, {"tokens": 64}),
+    "svd": ("llama", "svd", 1.2, {}),
+    "tqcompressor": ("gpt2", "tqcompressor", 1.112, {}),
+    "experts": ("mixtral", "experts", 1.2, {}),
 }
 """Model, method, ratio and options."""
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4},
+}
+"""Sizes of models beside those of TINY."""
 
 
 @dataclass(frozen=True)
 class Made:
     plan: Plan
     parts: list[CompressedPart]
+
+
+def test_every_method_is_tried() -> None:
+    plans = {name for name, method in METHODS.items() if isinstance(method, PlanningMethod)}
+    assert plans == {method for _, method, _, _ in METHODS_TRIED.values()} | {"quantisation"}  # tried below
 
 
 def made(directory: Path, method: str, ratio: float, options: dict[str, Any], device: torch.device | str) -> Made:
@@ -71,7 +89,9 @@ def edited(directory: Path, found: Made) -> EditedModel:
 @pytest.mark.parametrize("case", METHODS_TRIED)
 def test_a_method_leaves_on_a_card_what_it_leaves_on_the_cpu(case: str, tmp_path: Path) -> None:
     model_type, *asked = METHODS_TRIED[case]
-    open_initialised(model_type, tmp_path, {**TINY[model_type], "num_hidden_layers": 2, "intermediate_size": 48})
+    open_initialised(
+        model_type, tmp_path, {**(TINY | SHAPES)[model_type], "num_hidden_layers": 2, "intermediate_size": 48}
+    )
     expected = made(tmp_path, *asked, "cpu")
     with card():
         found = made(tmp_path, *asked, CARD)
@@ -87,17 +107,39 @@ def test_matrices_are_rounded_on_a_card_as_on_the_cpu(tmp_path: Path) -> None:
         format="gguf", codes={site.name: "iq4_nl" for site in (model.inventory.embedding, *model.inventory.sites)}
     )
 
-    def rounded(original: StreamedModel) -> EditedModel:
+    def made_of(original: StreamedModel) -> EditedModel:
         edited = EditedModel(original)
         for part in RUNNERS[Quantise].run(step, Work(original, edited, calibration(), measured), ()):
             assert {tensor.device.type for tensor in part.tensors.values()} <= {"cpu"}
             edited.apply(part)
         return edited
 
-    expected = logits_of(rounded(model), calibration())
+    expected = logits_of(made_of(model), calibration())
     with card():
-        found = logits_of(rounded(StreamedModel.open(tmp_path, device=CARD)), calibration()).to("cpu")
+        found = logits_of(made_of(StreamedModel.open(tmp_path, device=CARD)), calibration()).to("cpu")
     assert (found - expected).norm() < 0.02 * expected.norm()
+
+
+def test_the_host_waits_for_a_rounding_as_often_however_many_columns_there_are() -> None:
+    def waits_of(columns: int) -> Counter[str]:
+        weight, second = torch.randn(4, columns), torch.eye(columns, dtype=torch.float64)
+        with card() as waits:
+            ours = weight.to(CARD), second.to(CARD)
+            waits.clear()
+            rounded(CODES["iq4_nl"], *ours, sweeps=0)
+            return waits.copy()
+
+    assert waits_of(32) == waits_of(96)
+
+
+def test_the_host_waits_for_no_search_for_scales() -> None:
+    code, groups, units = CODES["q6_k"], torch.randn(2, 16, 16), torch.rand(2)
+    with card() as waits:
+        levels, ours, theirs = Levels(code, CARD), groups.to(CARD), units.to(CARD)
+        waits.clear()
+        search_unit(levels, ours, torch.ones_like(ours), (-128, 127), torch.float16)
+        search_scale(levels, ours[:, 0], torch.ones_like(ours[:, 0]), (-128, 127), theirs)
+    assert not waits
 
 
 def test_text_is_compared_on_a_card_as_on_the_cpu(tmp_path: Path) -> None:

@@ -107,6 +107,9 @@ def _carried_out(func: Any, args: tuple[Any, ...], keywords: Mapping[str, Any], 
     masks = name in INDEXING and any(each.dtype == torch.bool for each in tensors[1:])
     if ours and (name in AWAITED or masks):
         waits[name] += 1
+    if name == "histc" and ours:
+        # The CPU counts no whole numbers, as CUDA does.
+        args = (args[0].float(), *args[1:])
     found = func(*tree_map(_held, args), **{key: tree_map(_held, each) for key, each in keywords.items()})
     if not to_card:
         return found

@@ -4,6 +4,7 @@ encoded = Encoded.read(part.tensors, "model.embed_tokens.weight", CODES["q8_0"])
 encoded.decoded()                     # [out, in], float32: exactly what an engine computes with
 """
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -39,8 +40,8 @@ class Encoded:
         steps = self.units.float()
         if self.scales is not None:
             steps = steps.repeat_interleave(self.code.groups, dim=1) * self.scales.float()
-        table = torch.tensor(self.code.levels, dtype=torch.float32, device=self.levels.device)
-        values = table[self.levels.long()].view(rows, -1, self.code.group or columns)
+        table = _table(self.code, self.levels.device)
+        values = table.index_select(0, self.levels.flatten().int()).view(rows, -1, self.code.group or columns)
         return values.mul_(steps.unsqueeze(-1)).view(rows, columns)
 
     def with_units(self, units: Tensor) -> Self:
@@ -70,6 +71,13 @@ class Encoded:
         """Return the matrix whose tensors `tensors` holds in place of the tensor `name`. Raises KeyError."""
         scales = tensors[f"{name}{SCALES}"] if code.scales is not None else None
         return cls(code, tensors[f"{name}{LEVELS}"], tensors[f"{name}{UNITS}"], scales)
+
+
+@functools.cache
+def _table(code: Code, device: torch.device) -> Tensor:
+    """Return the levels of a code on a device. They are copied there once: each copy makes the host wait."""
+    with torch.inference_mode(False):
+        return torch.tensor(code.levels, dtype=torch.float32, device=device)
 
 
 class DecodedTensors(Mapping[str, Tensor]):

@@ -28,7 +28,7 @@ from workers.compression.encoded import Encoded
 from workers.compression.math.degenerate import relative
 from workers.compression.math.scales import (
     Levels,
-    in_steps,
+    inverse,
     search_group_unit,
     search_scale,
     search_unit,
@@ -41,8 +41,9 @@ WIDTH = 32
 SWEEPS = 1
 """Passes over the columns that change single levels after the feedback."""
 
-ROWS = 4096
-"""Rows that are rounded at a time."""
+ROWS, CARD_ROWS = 4096, 65_536
+"""Rows that are rounded at a time on a CPU, and on a card, where an operation on few rows is over before the next one
+is launched."""
 
 FITTED = 2**24
 """Numbers in the equations of the units that are solved at a time."""
@@ -70,7 +71,8 @@ def rounded(
     if not code.fits(columns):
         raise ValueError(f"rows of {columns} weights are not a whole number of {code.name}'s blocks of {code.block}")
     metric = _Metric.of(second.to(weight.device), _order(second.diagonal().to(weight.device), code))
-    parts = [_Rows(code, metric, rows, units).encoded(sweeps) for rows in torch.split(weight.detach().float(), ROWS)]
+    together = torch.split(weight.detach().float(), ROWS if weight.device.type == "cpu" else CARD_ROWS)
+    parts = [_Rows(code, metric, rows, units).encoded(sweeps) for rows in together]
     return parts[0] if len(parts) == 1 else Encoded.stacked(parts)
 
 
@@ -139,6 +141,7 @@ class _Rows:
         self.levels = torch.zeros_like(self.weight, dtype=torch.uint8)
         self.units = self.weight.new_zeros(rows, columns // self.block)
         self.scales = self.weight.new_ones(rows, columns // self.group)
+        self._present: tuple[int, Tensor, Tensor] | None = None
 
     def encoded(self, sweeps: int) -> Encoded:
         """Choose all levels, and return them with the columns back in their places."""
@@ -155,9 +158,15 @@ class _Rows:
             self.code, levels, units.to(self.dtype), None if self.code.scales is None else scales.to(torch.int8)
         )
 
-    def _steps(self, group: int) -> Tensor:
-        """Return the steps [rows] between the levels of a group."""
-        return self.units[:, group * self.group // self.block] * self.scales[:, group]
+    def _steps(self, group: int) -> tuple[Tensor, Tensor]:
+        """Return the steps [rows] between the levels of a group, and their inverses.
+
+        Those of the last group are kept: its columns follow one another, and a card waits for each small operation.
+        """
+        if self._present is None or self._present[0] != group:
+            steps = self.units[:, group * self.group // self.block] * self.scales[:, group]
+            self._present = group, steps, inverse(steps)
+        return self._present[1:]
 
     def _feed_back(self) -> None:
         """Choose scales and levels in order, each column making up for the errors of those before it."""
@@ -189,16 +198,18 @@ class _Rows:
             groups = targets.reshape(len(targets), -1, self.group)
             units = search_unit(self.table, groups, weights.view(-1, self.group), self.code.scales, self.dtype)
         self.units[:, column // self.block] = units
+        self._present = None
 
     def _choose_scale(self, column: int, targets: Tensor, limits: tuple[int, int]) -> None:
         """Choose the scale of the group that begins at a column, in steps of its block's unit."""
         weights, units = self.metric.weights[column : column + self.group], self.units[:, column // self.block]
         self.scales[:, column // self.group] = search_scale(self.table, targets, weights, limits, units)
+        self._present = None
 
     def _round(self, column: int, target: Tensor) -> Tensor:
         """Choose the level of a column that is nearest to `target` [rows], and return the error of its weights."""
-        steps = self._steps(column // self.group)
-        numbers = self.table.numbers(in_steps(target, steps))
+        steps, inverses = self._steps(column // self.group)
+        numbers = self.table.numbers(target * inverses)
         self.levels[:, column] = numbers
         return self.weight[:, column] - self.table.values(numbers) * steps
 
@@ -208,6 +219,7 @@ class _Rows:
         some = max(1, FITTED // blocks**2)
         for start in range(0, rows, some):
             self._refit_rows(slice(start, min(start + some, rows)))
+        self._present = None
 
     def _refit_rows(self, rows: slice) -> None:
         """Fit the units of some rows to their levels, where that lowers a row's cost."""

@@ -22,13 +22,20 @@ NEARBY = 2
 """How many scales below and above the rounded one a group of a block of several groups tries."""
 
 
+AT_A_TIME = 2**26
+"""The most weights, each counted once for every candidate of its scale, that a card tries together. A CPU tries one
+candidate after another, which its cache holds."""
+
 POWERS = (-1, 0, 1)
 """Candidates for the unit of a group where units are powers of two: half, all and twice the one that brings its largest
 weight nearest to the outermost level."""
 
 
 class Levels:
-    """The levels of a code as tensors on one device."""
+    """The levels of a code, and the candidates for scales, as tensors on one device.
+
+    They are copied to a card once: each copy makes the host wait.
+    """
 
     def __init__(self, code: Code, device: torch.device) -> None:
         self.code = code
@@ -39,6 +46,8 @@ class Levels:
         self._numbers = torch.bucketize(halves, (self._table[1:] + self._table[:-1]) / 2).to(torch.uint8)
         self._nearest = self._table[self._numbers.long()]
         self._even = len(code.levels) == self.highest - self.lowest + 1
+        self.reaches, self.unit_reaches = (torch.tensor(each, device=device) for each in (REACHES, UNIT_REACHES))
+        self.nearby = torch.arange(-NEARBY, NEARBY + 1, device=device)
 
     def numbers(self, steps: Tensor) -> Tensor:
         """Return the number of the level nearest to each weight, which is given in steps of its scale."""
@@ -66,7 +75,12 @@ class Levels:
 
 def in_steps(weights: Tensor, scales: Tensor) -> Tensor:
     """Return weights / scales, and 0 where the scale is 0 or too small to divide by."""
-    return weights * torch.where(scales.abs() < torch.finfo(scales.dtype).tiny, 0.0, 1 / scales)
+    return weights * inverse(scales)
+
+
+def inverse(scales: Tensor) -> Tensor:
+    """Return 1 / scales, and 0 where the scale is 0 or too small to divide by."""
+    return torch.where(scales.abs() < torch.finfo(scales.dtype).tiny, 0.0, 1 / scales)
 
 
 def search(levels: Levels, weights: Tensor, h: Tensor, *, signed: bool) -> Tensor:
@@ -76,7 +90,7 @@ def search(levels: Levels, weights: Tensor, h: Tensor, *, signed: bool) -> Tenso
     levels are then fixed, and the scale becomes the best one for them.
     """
     anchor = weights.gather(-1, weights.abs().argmax(-1, keepdim=True))
-    reaches = anchor.new_tensor(REACHES)
+    reaches = levels.reaches.to(anchor)
     if signed:
         candidates = torch.cat((anchor / (levels.lowest * reaches), anchor / (levels.highest * reaches)), -1)
     else:
@@ -84,15 +98,30 @@ def search(levels: Levels, weights: Tensor, h: Tensor, *, signed: bool) -> Tenso
     best_gain = torch.full_like(anchor.squeeze(-1), -1.0)
     best = torch.zeros_like(best_gain)
     weighted = h * weights
-    for scale in candidates.unbind(-1):
-        chosen = levels.nearest(in_steps(weights, scale.unsqueeze(-1)))
-        along, energy = (chosen * weighted).sum(-1), chosen.square_().mul_(h).sum(-1)
-        # Infinitesimal weights make these ratios overflow; a scale of 0 is as good for them.
-        fitted = torch.where(energy > 0, along / energy, 0.0).nan_to_num(0.0, 0.0, 0.0)
-        gain = along * fitted
-        better = (gain > best_gain) & ((fitted >= 0) | signed)
-        best_gain, best = torch.where(better, gain, best_gain), torch.where(better, fitted, best)
+    together = 1 if weights.device.type == "cpu" else max(1, AT_A_TIME // weights.numel())
+    for scales in torch.split(candidates, together, -1):
+        gains, fitted = _fitted(levels, (weights, weighted, h), scales, signed=signed)
+        gain, place = gains.max(-1, keepdim=True)
+        better = gain.squeeze(-1) > best_gain
+        best_gain = torch.where(better, gain.squeeze(-1), best_gain)
+        best = torch.where(better, fitted.gather(-1, place).squeeze(-1), best)
     return best
+
+
+def _fitted(
+    levels: Levels, group: tuple[Tensor, Tensor, Tensor], scales: Tensor, *, signed: bool
+) -> tuple[Tensor, Tensor]:
+    """Return by how much the error falls [..., n], and the best scale [..., n], for the levels of n scales [..., n].
+
+    `group` has the weights w, h · w, and h.
+    """
+    weights, weighted, h = group
+    chosen = levels.nearest(in_steps(weights.unsqueeze(-2), scales.unsqueeze(-1)))
+    along = (chosen * weighted.unsqueeze(-2)).sum(-1)
+    energy = chosen.square_().mul_(h.unsqueeze(-2)).sum(-1)
+    # Infinitesimal weights make these ratios overflow; a scale of 0 is as good for them.
+    fitted = torch.where(energy > 0, along / energy, 0.0).nan_to_num(0.0, 0.0, 0.0)
+    return torch.where((fitted >= 0) | signed, along * fitted, -1.0), fitted
 
 
 def dtype_of_units(code: Code, plain: torch.dtype) -> torch.dtype:
@@ -135,7 +164,7 @@ def search_unit(levels: Levels, weights: Tensor, h: Tensor, limits: tuple[int, i
     chosen = levels.nearest(in_steps(weights, scales.unsqueeze(-1)))
     along, energy = (chosen * h * weights).sum(-1), (chosen.square() * h).sum(-1)
     largest = scales.gather(-1, scales.abs().argmax(-1, keepdim=True))
-    units = stored(levels.code, largest / (limits[0] * largest.new_tensor(UNIT_REACHES)), dtype)
+    units = stored(levels.code, largest / (limits[0] * levels.unit_reaches.to(largest)), dtype)
     rounded = in_steps(scales.unsqueeze(1), units.unsqueeze(-1)).round_().clamp_(*limits) * units.unsqueeze(-1)
     lost = (rounded.square() * energy.unsqueeze(1) - 2 * rounded * along.unsqueeze(1)).sum(-1)
     return units.gather(-1, lost.argmin(-1, keepdim=True)).squeeze(-1)
@@ -144,7 +173,7 @@ def search_unit(levels: Levels, weights: Tensor, h: Tensor, limits: tuple[int, i
 def search_scale(levels: Levels, weights: Tensor, h: Tensor, limits: tuple[int, int], units: Tensor) -> Tensor:
     """Return the scale [rows], in steps of the given units [rows], of one group each, weights [rows, group]."""
     ideal = in_steps(search(levels, weights, h, signed=True), units).round_()
-    tried = (ideal.unsqueeze(-1) + torch.arange(-NEARBY, NEARBY + 1).to(ideal)).clamp_(*limits)
+    tried = (ideal.unsqueeze(-1) + levels.nearby.to(ideal)).clamp_(*limits)
     steps = (tried * units.unsqueeze(-1)).unsqueeze(-1)
     lost = (weights.unsqueeze(1) - levels.nearest(in_steps(weights.unsqueeze(1), steps)) * steps).square_()
     return tried.gather(-1, lost.mul_(h.unsqueeze(-2)).sum(-1).argmin(-1, keepdim=True)).squeeze(-1)

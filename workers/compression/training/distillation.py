@@ -145,8 +145,9 @@ class _MicroBatches:
         loss = torch.zeros((), device=device)
         # One autocast context per step: weights are cast once, not anew for each micro-batch.
         with _autocast(device, self.compute_dtype):
-            for ids in torch.split(self.windows[chosen], self.together):
-                loss += self.objective.backward(ids.to(device))
+            # The whole batch at once, while the device has nothing to do: the host waits for each copy.
+            for ids in torch.split(self.windows[chosen].to(device), self.together):
+                loss += self.objective.backward(ids)
         return loss
 
     def _halve(self) -> None:
