@@ -15,17 +15,22 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
-from bench.gpu.weights import HALF, HALVES, TOKENS
+from bench.gpu.setting import TOKENS
+from bench.gpu.weights import HALF, HALVES
 
 WHEELS = (
     *("pydantic", "pydantic-core", "annotated-types", "typing-inspection"),
     *("compressed-tensors", "loguru", "gguf"),
+    *("accelerate", "psutil"),
 )
-"""What the compression library needs and that machine does not have; the rest it has."""
+"""What the library needs besides torch, transformers and safetensors, as far as that machine may lack it."""
 
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 PYTHON = "3.12"
+
+LIMIT = 64 * 2**20
+"""The most bytes that a call carries: the tree and the folder that it names."""
 
 
 def main(arguments: list[str]) -> None:
@@ -43,10 +48,28 @@ def main(arguments: list[str]) -> None:
     cut = len(content) * 11 // 20
     (first / HALF).write_bytes(content[:cut])
     (second / HALF).write_bytes(content[cut:])
-    save_file(tokenised(asked.model, asked.data), second / TOKENS)
+    save_file(tokenised(asked.model, asked.data), asked.to / TOKENS)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True).stdout
     (second / "commit").write_text(commit)
     download_wheels(second / "wheels")
+    check_sizes(asked.to, size_of_tree())
+
+
+def check_sizes(carried: Path, tree: int) -> None:
+    """Raise ValueError where a folder is too large for a call that also carries a tree of so many bytes."""
+    for half in HALVES:
+        size = tree + sum(file.stat().st_size for file in (carried / half).rglob("*") if file.is_file())
+        if size > LIMIT:
+            raise ValueError(f"{half} and the tree have {size} bytes, and a call carries at most {LIMIT}")
+
+
+def size_of_tree() -> int:
+    """Return the bytes of the files that git tracks or does not ignore."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], check=True, capture_output=True
+    )
+    files = (Path(name.decode()) for name in listed.stdout.split(b"\0") if name)
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def tokenised(model: Path, data: Path) -> dict[str, torch.Tensor]:

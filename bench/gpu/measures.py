@@ -1,17 +1,16 @@
 """How fast a GPU is at what the service does, against its own matrix product and against bare loops."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.gpu.results import Figures
-from bench.gpu.setting import Setting, Shape
+from bench.gpu.setting import Setting
 from bench.gpu.work import Compressed, Timed, compressed_by, peak_of
 from bench.race import Turns, bare_loop, now, student_without
-from modelpress.spec.inventory import Inventory
 from modelpress.spec.steps import Quantise
 from workers.compression.evaluation.fidelity import compare
 from workers.compression.lane import lane_for
@@ -20,6 +19,7 @@ from workers.compression.models.edited import EditedModel
 from workers.compression.models.streamed import StreamedModel
 from workers.compression.steps import RUNNERS
 from workers.compression.steps.work import Work
+from workers.compression.training.checkpoint import TrainingCheckpoint
 from workers.compression.training.distillation import distil
 from workers.compression.training.settings import DistillationSettings
 
@@ -48,9 +48,9 @@ def product_tflops(setting: Setting, dtype: torch.dtype, rows: int) -> float:
     return 2 * rows**3 / seconds_of(lambda: one @ other) / TERA
 
 
-def ceilings(setting: Setting) -> Figures:
+def ceilings(setting: Setting, found: Figures) -> None:
     """Measure what the device can do: matrix products, copies, decompositions, one by one and batched."""
-    rows, found = setting.sizes.matrix, Figures()
+    rows = setting.sizes.matrix
     for dtype in (torch.bfloat16, torch.float32):
         found[f"{dtype}_product_tflops"] = product_tflops(setting, dtype, rows)
     found["torch.float64_product_tflops"] = product_tflops(setting, torch.float64, rows // 2)
@@ -61,12 +61,11 @@ def ceilings(setting: Setting) -> Figures:
     found["copy_to_the_device_gb_per_second"] = here.nbytes / seconds_of(lambda: lane.to_device({"": here})()) / 1e9
     for size in setting.sizes.decomposed:
         for dtype in (torch.float64, torch.float32):
-            found |= _decompositions(setting, size, dtype)
-    return found
+            _decompositions(setting, size, dtype, found)
 
 
-def _decompositions(setting: Setting, size: int, dtype: torch.dtype) -> Figures:
-    """Return the seconds of the decompositions of one positive matrix [size, size], and of five together."""
+def _decompositions(setting: Setting, size: int, dtype: torch.dtype, found: Figures) -> None:
+    """Measure the seconds of the decompositions of one positive matrix [size, size], and of five together."""
     square = torch.randn(size, size, device=setting.device, dtype=dtype)
     gram = square @ square.T + torch.eye(size, device=setting.device, dtype=dtype)
     five = gram.expand(5, size, size).contiguous()
@@ -77,33 +76,34 @@ def _decompositions(setting: Setting, size: int, dtype: torch.dtype) -> Figures:
     }
     if size < BATCHED:
         works["eigvalsh_of_5"] = lambda: torch.linalg.eigvalsh(five)
-    return {f"{name}_{size}_{dtype}_seconds": seconds_of(work, repeats=2) for name, work in works.items()}
+    for name, work in works.items():
+        found[f"{name}_{size}_{dtype}_seconds"] = seconds_of(work, repeats=2)
 
 
-def job(setting: Setting) -> Figures:
+def job(setting: Setting, found: Figures) -> None:
     """Time the stages of a job at 1.3 without training, on SmolLM2-135M."""
-    timed, begun = Timed(), now()
+    timed, begun = Timed(found), now()
     model, ids = _opened(setting, timed)
-    with peak_of(setting.device, timed.seconds, "peak_bytes"):
+    with peak_of(setting.device, found, "peak_bytes"):
         made = compressed_by(model, "low_rank", setting.sizes.ratio, ids, timed=timed)
     with timed("write"):
         made.write(setting.scratch / "job")
-    return _judged(setting, model, made.edited(setting.device, setting.dtype), timed, begun)
+    _judge(setting, model, made.edited(setting.device, setting.dtype), timed, begun)
 
 
-def job_in_four_bits(setting: Setting) -> Figures:
+def job_in_four_bits(setting: Setting, found: Figures) -> None:
     """Time the stages of a job that rounds every matrix to 4.5 bits, about 3.6 times fewer bytes."""
-    timed, begun = Timed(), now()
+    timed, begun = Timed(found), now()
     model, ids = _opened(setting, timed)
     inventory = model.inventory
     with timed("sensitivities"):
         measured = measure_all(model, ids)
     codes = {site.name: FOUR_BITS for site in (inventory.embedding, *inventory.sites) if site.in_features % 32 == 0}
     step, edited = Quantise(format="gguf", codes=codes), EditedModel(model)
-    with peak_of(setting.device, timed.seconds, "peak_bytes"), timed("round"):
+    with peak_of(setting.device, found, "peak_bytes"), timed("round"):
         for part in RUNNERS[Quantise].run(step, Work(model, edited, ids, measured), ()):
             edited.apply(part)
-    return _judged(setting, model, edited, timed, begun)
+    _judge(setting, model, edited, timed, begun)
 
 
 def _opened(setting: Setting, timed: Timed) -> tuple[StreamedModel, Tensor]:
@@ -113,115 +113,19 @@ def _opened(setting: Setting, timed: Timed) -> tuple[StreamedModel, Tensor]:
     return model, setting.windows(*setting.sizes.calibration, model.inventory.vocab_size)
 
 
-def _judged(setting: Setting, model: StreamedModel, edited: EditedModel, timed: Timed, begun: float) -> Figures:
-    """Compare a result with its original, and return the seconds of all stages and since `begun`."""
+def _judge(setting: Setting, model: StreamedModel, edited: EditedModel, timed: Timed, begun: float) -> None:
+    """Compare a result with its original, and note the seconds since `begun`."""
     _, length = setting.sizes.calibration
     with timed("evaluate"):
         windows = setting.windows(setting.sizes.judged, length, model.inventory.vocab_size, first=200)
         _, found = compare(model, [edited], windows)
-    figures: Figures = {"seconds": now() - begun, "divergence": found.divergence, "agreement": found.agreement}
-    return timed.seconds | figures
+    timed.seconds.add({"seconds": now() - begun, "divergence": found.divergence, "agreement": found.agreement})
 
 
-def streamed_middle(setting: Setting) -> Figures:
-    """Measure block streaming of a model of 1.1 billion parameters."""
-    return _streamed(setting, setting.sizes.middle)
-
-
-def streamed_large(setting: Setting) -> Figures:
-    """Measure block streaming of some blocks of a model of 7 billion parameters."""
-    return _streamed(setting, setting.sizes.large)
-
-
-@torch.no_grad()
-def _streamed(setting: Setting, shape: Shape) -> Figures:
-    found: Figures = {}
-    directory = setting.random_model(shape)
-    ids = setting.windows(*setting.sizes.calibration, shape.vocabulary)
-    ceiling = product_tflops(setting, setting.dtype, setting.sizes.matrix)
-    model = StreamedModel.open(directory, device=setting.device, dtype=setting.dtype)
-    block_parameters = _parameters(model.inventory)
-    found["block_bytes"] = block_parameters * setting.dtype.itemsize
-    forward = 2 * block_parameters * ids.numel() * model.inventory.blocks
-    _pass(model, ids)
-    with peak_of(setting.device, found, "forward_peak_bytes"):
-        started = now()
-        busy = _pass(model, ids)
-        wall = now() - started
-    found |= {
-        "tokens_per_second_and_block": ids.numel() * model.inventory.blocks / wall,
-        "tflops": forward / wall / TERA,
-        "share_of_the_product": forward / wall / TERA / ceiling,
-        "busy_share": busy / wall,
-    }
-    model.ahead = None
-    started = now()
-    _pass(model, ids)
-    found["seconds_without_reading_ahead_over_with"] = (now() - started) / wall
-    found |= _compression(setting, directory, ids)
-    found["one_block_and_moments_bytes"] = _block_and_moments(model.inventory, setting.dtype)
-    return found
-
-
-def _pass(model: StreamedModel, ids: Tensor) -> float:
-    """Pass token ids through all blocks; return the seconds in which blocks computed."""
-    with model.embedder() as embed:
-        states = [embed(some) for some in torch.split(ids, 8)]
-    spans = []
-    for index in model.kept:
-        with model.block(index) as block:
-            begun = _mark(model.device)
-            states = [model.run(block, index, hidden) for hidden in states]
-            spans.append((begun, _mark(model.device)))
-    now()
-    return float(sum(begun.elapsed_time(ended) for begun, ended in spans)) / 1e3
-
-
-class _HostMark:
-    """A moment on the clock of a CPU, with the method of CUDA's events."""
-
-    def __init__(self) -> None:
-        self.at = now()
-
-    def elapsed_time(self, other: "_HostMark") -> float:
-        return 1e3 * (other.at - self.at)
-
-
-def _mark(device: torch.device) -> Any:
-    """Return the moment in which the device has done all that it was given so far."""
-    if device.type != "cuda":
-        return _HostMark()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def _compression(setting: Setting, directory: Any, ids: Tensor) -> Figures:
-    """Time the compression by low rank, block by block."""
-    timed = Timed()
-    model = StreamedModel.open(directory, device=setting.device, dtype=setting.dtype)
-    with peak_of(setting.device, timed.seconds, "compression_peak_bytes"):
-        compressed_by(model, "low_rank", setting.sizes.ratio, ids, timed=timed)
-    per_block = float(timed.seconds["compress_seconds"]) / model.inventory.blocks
-    return {**timed.seconds, "calibration_tokens_per_second_and_block": ids.numel() / per_block}
-
-
-def _block_and_moments(inventory: Inventory, dtype: torch.dtype) -> int:
-    """Return the bytes of a block and of both moments of the inputs of its sites, those of one input counted once."""
-    sites = inventory.sites_of(0)
-    widths = {(site.name.rpartition(".")[0], site.in_features) for site in sites}
-    return _parameters(inventory) * dtype.itemsize + sum(2 * 4 * width**2 for _, width in widths)
-
-
-def _parameters(inventory: Inventory) -> int:
-    """Return the weights of the matrices of one block."""
-    return sum(site.out_features * site.in_features for site in inventory.sites_of(0))
-
-
-def distillation(setting: Setting) -> Figures:
+def distillation(setting: Setting, found: Figures) -> None:
     """Measure the distillation of SmolLM2-135M against a bare loop, in turns, and as a share of the product's rate."""
     batch, length = setting.sizes.batch
-    directory, found = setting.small, Figures()
+    directory = setting.small
     compute = setting.dtype if setting.device.type == "cuda" else None
     teacher = StreamedModel.open(directory, device=setting.device, dtype=setting.dtype).whole()
     removed = max(1, len(StreamedModel.open(directory).kept) // 4)
@@ -230,7 +134,7 @@ def distillation(setting: Setting) -> Figures:
     turns = 4
     tokens = setting.sizes.steps * batch * length
     settings = DistillationSettings(tokens=turns * tokens, batch_size=batch, interval=setting.sizes.steps)
-    race = Turns(bare_loop(teacher, theirs, windows, settings, compute))
+    race = _Noted(found, tokens, bare_loop(teacher, theirs, windows, settings, compute))
     with peak_of(setting.device, found, "peak_bytes"):
         distil(teacher, ours, windows, settings, compute_dtype=compute, observer=race)
     counted = race.turns[1:]
@@ -239,19 +143,35 @@ def distillation(setting: Setting) -> Figures:
     rate = len(counted) * tokens / our
     operations = 2 * sizes[0] + 6 * sizes[1]
     ceiling = product_tflops(setting, setting.dtype, setting.sizes.matrix)
-    return found | {
-        "tokens_per_second": rate,
-        "bare_tokens_per_second": len(counted) * tokens / bare,
-        "over_the_bare_loop": bare / our,
-        "tflops": rate * operations / TERA,
-        "share_of_the_product": rate * operations / TERA / ceiling,
-    }
+    found.add(
+        {
+            "tokens_per_second": rate,
+            "bare_tokens_per_second": len(counted) * tokens / bare,
+            "over_the_bare_loop": bare / our,
+            "tflops": rate * operations / TERA,
+            "share_of_the_product": rate * operations / TERA / ceiling,
+        }
+    )
+
+
+class _Noted(Turns):
+    """Turns that are noted as they end, each as tokens per second of ours and of the bare loop."""
+
+    def __init__(self, found: Figures, tokens: int, bare: Iterator[None]) -> None:
+        super().__init__(bare)
+        self._found, self._tokens = found, tokens
+
+    def save(self, checkpoint: TrainingCheckpoint) -> TrainingCheckpoint:
+        kept = super().save(checkpoint)
+        ours, bare = (self._tokens / seconds for seconds in self.turns[-1])
+        turn = f"turn_{len(self.turns)}"
+        self._found.add({f"{turn}_tokens_per_second": ours, f"{turn}_bare_tokens_per_second": bare})
+        return kept
 
 
 @torch.no_grad()
-def decoding(setting: Setting) -> Figures:
+def decoding(setting: Setting, found: Figures) -> None:
     """Measure prefill and decoding of compressed models of SmolLM2-135M against the original."""
-    found: Figures = {}
     model = StreamedModel.open(setting.small, device=setting.device, dtype=setting.dtype)
     ids = setting.windows(*setting.sizes.calibration, model.inventory.vocab_size)
     made: dict[str, Compressed] = {
@@ -261,13 +181,18 @@ def decoding(setting: Setting) -> Figures:
         name: each.edited(setting.device, setting.dtype).whole() for name, each in made.items()
     }
     for rows, prompt, new in setting.sizes.decoded:
-        paces = {name: _pace(whole, rows, prompt, new) for name, whole in wholes.items()}
-        for name, (prefill, decode) in paces.items():
-            found[f"{name}_{rows}_prefill_tokens_per_second"] = prefill
-            found[f"{name}_{rows}_decode_tokens_per_second"] = decode
-            found[f"{name}_{rows}_prefill_over_dense"] = prefill / paces["dense"][0]
-            found[f"{name}_{rows}_decode_over_dense"] = decode / paces["dense"][1]
-    return found
+        dense = None
+        for name, whole in wholes.items():
+            prefill, decode = _pace(whole, rows, prompt, new)
+            dense = dense or (prefill, decode)
+            found.add(
+                {
+                    f"{name}_{rows}_prefill_tokens_per_second": prefill,
+                    f"{name}_{rows}_decode_tokens_per_second": decode,
+                    f"{name}_{rows}_prefill_over_dense": prefill / dense[0],
+                    f"{name}_{rows}_decode_over_dense": decode / dense[1],
+                }
+            )
 
 
 def _pace(model: Any, rows: int, prompt: int, new: int) -> tuple[float, float]:

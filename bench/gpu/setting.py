@@ -1,14 +1,21 @@
 """What every step is given: the device, the sizes, a place to write, and the models and the text that it may use."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-SMOLLM2 = "smollm2"
+CHECKPOINT = "smollm2"
+"""Directory of the weights that were carried."""
+
+TOKENS = "second/tokens.safetensors"
+"""File of the texts in token ids, among what was carried."""
 
 
 @dataclass(frozen=True)
@@ -113,19 +120,33 @@ class Setting:
         device: where to compute.
         sizes: how large.
         scratch: a directory to write to.
-        weights: the checkpoint of SmolLM2-135M; None: a model of random weights takes its place.
-        texts: texts in the token ids of these weights, [tokens] each, by name; random tokens stand in for one that
-            is missing.
+        carried: what was carried here; None: nothing.
         out: where further files of results go.
+        kept: where the checkpoint that is made of it stays for a later run; None: in `scratch`.
     """
 
     device: torch.device
     sizes: Sizes
     scratch: Path
-    weights: Path | None = None
-    texts: Mapping[str, Tensor] = field(default_factory=dict)
+    carried: Path | None = None
     out: Path | None = None
-    _written: dict[Shape, Path] = field(default_factory=dict)
+    kept: Path | None = None
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the checkpoint of SmolLM2-135M lies once it is made."""
+        return (self.kept or self.scratch) / CHECKPOINT
+
+    @property
+    def weights(self) -> Path | None:
+        """The checkpoint of SmolLM2-135M; None: a model of random weights takes its place."""
+        return self.checkpoint if self.checkpoint.exists() else None
+
+    @cached_property
+    def texts(self) -> dict[str, Tensor]:
+        """Texts in the token ids of these weights, [tokens] each, by name; random tokens stand in for a missing one."""
+        path = None if self.carried is None else self.carried / TOKENS
+        return load_file(path) if path is not None and path.exists() else {}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -139,14 +160,16 @@ class Setting:
 
     def random_model(self, shape: Shape) -> Path:
         """Return the directory of a model of random weights in bfloat16, which is written once."""
-        if shape not in self._written:
-            directory = self.scratch / f"model-{len(self._written)}"
+        name = sha256(json.dumps(asdict(shape), sort_keys=True).encode()).hexdigest()[:12]
+        directory = self.scratch / f"random-{name}"
+        if not directory.exists():
             torch.manual_seed(0)
             with torch.device(self.device):
                 model = LlamaForCausalLM(shape.config()).bfloat16()
-            model.cpu().save_pretrained(directory)
-            self._written[shape] = directory
-        return self._written[shape]
+            unfinished = self.scratch / f"writing-{name}"
+            model.cpu().save_pretrained(unfinished)
+            unfinished.replace(directory)
+        return directory
 
     def windows(
         self, count: int, length: int, vocabulary: int, *, first: int = 0, text: str = "state-of-the-union"

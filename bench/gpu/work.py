@@ -26,7 +26,7 @@ from workers.compression.pipeline import compress
 class Timed:
     """Seconds by name, each after the device has finished its work."""
 
-    seconds: Figures = field(default_factory=dict)
+    seconds: Figures = field(default_factory=Figures)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
