@@ -9,6 +9,8 @@ import secrets
 import socket
 import threading
 import time
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 
 from celery.signals import setup_logging, worker_shutting_down
@@ -23,7 +25,8 @@ from app.storage import Storage
 from app.storage.registry import open_storage
 from modelpress.errors import ModelpressError
 from workers import metrics
-from workers.labels import device_class
+from workers.gpu import look
+from workers.labels import GPU, device_class
 from workers.orphans import BROOD
 from workers.presence import Presence
 from workers.supervisor import Supervisor
@@ -64,7 +67,7 @@ def run_worker(settings: ServerSettings) -> None:
     metrics.BUSY.set_function(lambda: float(supervisor.turn.locked()))
     if settings.metrics_port is not None:
         metrics.serve(settings.host, settings.metrics_port)
-    presence = Presence(sessions, introduction, supervisor.draining, supervisor.turn)
+    presence = Presence(sessions, introduction, supervisor.draining, supervisor.turn, look=partial(with_gpu, settings))
     threads = [
         threading.Thread(target=repairs.run, args=(stopping,), name="sweeper", daemon=True),
         threading.Thread(target=presence.run, args=(stopping,), name="presence", daemon=True),
@@ -96,6 +99,12 @@ def run_worker(settings: ServerSettings) -> None:
 def own_name() -> str:
     """Return a name that no other worker has: in containers, hosts and processes are often numbered alike."""
     return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
+
+
+def with_gpu(settings: Settings, worker: Introduction) -> Introduction:
+    """Return the introduction with the GPU on which the worker computes, if it computes on one that torch sees."""
+    found = look(settings.device) if device_class(settings) == GPU else None
+    return worker if found is None else replace(worker, gpu=found.name, gpu_memory_bytes=found.memory_bytes)
 
 
 def listen(settings: ServerSettings, supervisor: Supervisor) -> None:

@@ -30,16 +30,20 @@ class Presence:
         draining: threading.Event,
         turn: threading.Lock,
         end: Callable[[], None] = end_process,
+        look: Callable[[Introduction], Introduction] = lambda worker: worker,
     ) -> None:
-        """Speak for `worker`, which holds `turn` while it computes; `end` ends it."""
+        """Speak for `worker`, which holds `turn` while it computes; `end` ends it, `look` adds its GPU."""
         self.sessions = sessions
         self.worker = worker
         self.draining = draining
         self.turn = turn
         self.end = end
+        self.look = look
 
     def run(self, stopping: threading.Event) -> None:
         """Beat again and again, and leave the list at the end."""
+        # Beside the beats: torch takes its time to see a GPU.
+        threading.Thread(target=self.see, name="gpu", daemon=True).start()
         while not stopping.is_set():
             self.beat()
             stopping.wait(BEAT_SECONDS)
@@ -48,6 +52,10 @@ class Presence:
                 roster.leave(session, self.worker.id)
         except SQLAlchemyError:
             log.warning("not_taken_from_list", extra={"worker": self.worker.id})
+
+    def see(self) -> None:
+        """Find the worker's GPU; the next beat writes it."""
+        self.worker = self.look(self.worker)
 
     def beat(self) -> None:
         """Write that the worker lives, and end it if it was asked to end and computes nothing."""

@@ -134,6 +134,9 @@ class WorkerRow(Base):
     version: Mapped[str]
     device: Mapped[str]
     labels: Mapped[list[str]] = mapped_column(JSONB)
+    gpu: Mapped[str | None]
+    """Name of the GPU; null for a CPU, and until the worker has seen it."""
+    gpu_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
     started_at: Mapped[datetime]
     beat_at: Mapped[datetime]
     draining: Mapped[bool]

@@ -23,12 +23,14 @@ FORGET_SECONDS = 24 * 3600.0
 
 @dataclass(frozen=True)
 class Introduction:
-    """Name, device and labels that a worker reports when it starts."""
+    """Name, device and labels that a worker reports when it starts, and its GPU once it has seen it."""
 
     id: str
     version: str
     device: str
     labels: tuple[str, ...]
+    gpu: str | None = None
+    gpu_memory_bytes: int | None = None
 
 
 def beat(session: Session, worker: Introduction) -> bool:
@@ -38,14 +40,15 @@ def beat(session: Session, worker: Introduction) -> bool:
         version=worker.version,
         device=worker.device,
         labels=list(worker.labels),
+        gpu=worker.gpu,
+        gpu_memory_bytes=worker.gpu_memory_bytes,
         started_at=clock(),
         beat_at=clock(),
         draining=False,
     )
+    present = {"beat_at": clock(), "gpu": worker.gpu, "gpu_memory_bytes": worker.gpu_memory_bytes}
     return session.execute(
-        statement.on_conflict_do_update(index_elements=[WorkerRow.id], set_={"beat_at": clock()}).returning(
-            WorkerRow.draining
-        )
+        statement.on_conflict_do_update(index_elements=[WorkerRow.id], set_=present).returning(WorkerRow.draining)
     ).scalar_one()
 
 
@@ -106,6 +109,8 @@ def as_worker(row: WorkerRow, alive: bool, job_id: str | None, *, ours: bool) ->
         state=state,
         device=row.device,
         labels=tuple(row.labels),
+        gpu=row.gpu,
+        gpu_memory_bytes=row.gpu_memory_bytes,
         job=job_id if ours else None,
         started_at=row.started_at,
         beat_at=row.beat_at,

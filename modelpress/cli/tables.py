@@ -156,10 +156,12 @@ def job_table(jobs: Iterable[JobSummary]) -> Table:
 
 def worker_table(workers: Iterable[Worker]) -> Table:
     """Return a table with a row for each worker."""
-    table = plain_table(Column("worker", no_wrap=True), "state", "device", "labels", "job", "heard of")
+    table = plain_table(Column("worker", no_wrap=True), "state", "device", "memory", "labels", "job", "heard of")
     for worker in workers:
         labels = ", ".join(worker.labels)
-        table.add_row(worker.id, worker.state, worker.device, labels, worker.job or "", moment(worker.beat_at))
+        memory = "" if worker.gpu_memory_bytes is None else f"{worker.gpu_memory_bytes / 2**30:.0f} GiB"
+        device = worker.gpu or worker.device
+        table.add_row(worker.id, worker.state, device, memory, labels, worker.job or "", moment(worker.beat_at))
     return table
 
 

@@ -26,6 +26,10 @@ class Worker(Answer):
     state: WorkerState
     device: str = Field(description="cpu or gpu")
     labels: tuple[str, ...] = Field(description="what a recipe may name as its `device` to be computed here")
+    gpu: str | None = Field(None, description="its GPU, or the slice of one; null for a CPU, and until it is known")
+    gpu_memory_bytes: int | None = Field(
+        None, description="all memory of that GPU or slice, also what others on it take; null where `gpu` is null"
+    )
     job: str | None = Field(description="the job that it computes, if it is one of the caller's team")
     started_at: datetime
     beat_at: datetime = Field(description="when it was last heard of")

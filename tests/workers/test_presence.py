@@ -1,6 +1,8 @@
 """A worker in the list of workers, and its end when an operator asks for it."""
 
 import threading
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +16,12 @@ from app.settings import ServerSettings
 from modelpress.contract.job import State
 from modelpress.contract.recipe import Recipe
 from tests.support.supervising import supervisor_of
-from workers import labels
+from workers import celery_app, child, gpu, labels
 from workers.celery_app import own_name
+from workers.gpu import Gpu
 from workers.presence import Presence
 
+LONG = 60.0
 WORKER = Introduction("host:1", "0.1", "cpu", ("cpu",))
 
 
@@ -69,6 +73,50 @@ def test_a_worker_that_ends_leaves_the_list(engine: Engine, sessions: Sessions, 
     stopping.set()
     presence.run(stopping)
     assert service.workers().workers == ()
+
+
+def test_a_worker_tells_its_gpu_and_memory_once_it_has_seen_it(
+    sessions: Sessions, service: JobService, settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(celery_app, "look", lambda _: Gpu("NVIDIA H200 MIG 1g.18gb", 2**34))
+    on_a_gpu = settings.model_copy(update={"device": "cuda"})
+    looking = partial(celery_app.with_gpu, on_a_gpu)
+    presence = Presence(sessions, WORKER, threading.Event(), threading.Lock(), end, looking)
+    presence.beat()
+    before = service.workers().workers[0]
+    presence.see()
+    presence.beat()
+    after = service.workers().workers[0]
+    assert (before.gpu, before.gpu_memory_bytes) == (None, None)
+    assert (after.gpu, after.gpu_memory_bytes) == ("NVIDIA H200 MIG 1g.18gb", 2**34)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_worker_without_a_gpu_that_torch_sees_tells_none(
+    settings: ServerSettings, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setattr(celery_app, "look", lambda device: {"cuda": None}[device])
+    assert celery_app.with_gpu(settings.model_copy(update={"device": device}), WORKER) == WORKER
+
+
+@pytest.mark.parametrize(
+    ("program", "found"),
+    [
+        ('print(\'{"name": "%s", "memory_bytes": 16}\' % input())', Gpu("cuda:1", 16)),
+        ("print('{\"name\": 1}')", None),
+        ("print('no json')", None),
+        ("raise SystemExit(1)", None),
+        ("import time; time.sleep(60)", None),
+    ],
+)
+def test_what_torch_says_of_a_gpu_is_believed_only_if_it_is_whole(
+    program: str, found: Gpu | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "program_gpu.py").write_text(program)
+    monkeypatch.setattr(child, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu, "ASKED", "program_gpu")
+    monkeypatch.setattr(gpu, "PATIENCE_SECONDS", 0.5 if "sleep" in program else LONG)
+    assert gpu.look("cuda:1") == found
 
 
 @pytest.mark.parametrize(

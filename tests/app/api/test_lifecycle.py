@@ -16,7 +16,7 @@ from modelpress.contract.job import Failure, Job
 from tests.support.api import Finished
 
 Post = Callable[[], Job]
-WORKER = Introduction("host:1", "0.1", "gpu", ("gpu", "h200"))
+WORKER = Introduction("host:1", "0.1", "gpu", ("gpu", "h200"), "NVIDIA H200", 150_000_000_000)
 
 
 def fail(sessions: Sessions, job_id: str) -> None:
@@ -84,6 +84,7 @@ def test_workers_are_listed_with_their_device_and_job(client: TestClient, post: 
 
     assert (idle["id"], idle["state"], idle["job"]) == ("host:1", "idle", None)
     assert (idle["device"], idle["labels"]) == ("gpu", ["gpu", "h200"])
+    assert (idle["gpu"], idle["gpu_memory_bytes"]) == ("NVIDIA H200", 150_000_000_000)
     assert (busy["state"], busy["job"]) == ("busy", job.id)
 
 
