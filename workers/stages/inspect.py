@@ -13,7 +13,7 @@ from workers.compression.companions import open_tokenizer
 from workers.compression.inferred.check import check_inferred
 from workers.compression.models.checked import check_model, check_structure
 from workers.compression.models.gguf import convert_gguf
-from workers.stages import names
+from workers.stages import admission, names
 from workers.stages.context import Context
 from workers.stages.stage import Stage
 
@@ -32,6 +32,7 @@ def run(context: Context, directory: Path) -> None:
     context.progress(0.5, "reading the weights once")
     check_model(path)
     found = inventory_of(path)
+    admission.admit(context, found, admission.fewest_parameters(found, context.assignment.recipe.ratios))
     if not is_registered(found.model_type):
         context.progress(0.9, "trying out what its architecture was inferred to be")
         check_inferred(path)

@@ -54,7 +54,7 @@ def run(context: Context, directory: Path) -> None:
         tried = try_methods(context, found, directory / TRIALS)
         chosen = best_of(context, tried)
     plan = planned(context, chosen)
-    admission.admit(context, inventory, plan)
+    admission.admit(context, inventory, plan.parameters_after)
     (directory / PLAN).write_text(plan.model_dump_json(indent=1))
     perplexities = {trial.candidate.method.name: trial.perplexity for trial in tried}
     (directory / CHOICE).write_text(json.dumps(perplexities, indent=1))

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.jobs import last_report, small_job
 from workers.messages import ErrorReport
+from workers.stages import compute, memory
 
 
 @pytest.mark.parametrize(
@@ -26,3 +28,14 @@ def test_a_broken_config_is_not_taken_for_a_broken_tokenizer(
     report = last_report(job)
     assert isinstance(report, ErrorReport)
     assert (report.code, report.stage) == (code, "inspect")
+
+
+def test_a_model_that_no_card_holds_is_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compute, "device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(compute, "dtype", lambda _: torch.bfloat16)
+    monkeypatch.setattr(memory, "left_on_gpu", lambda _: 1000)
+    report = last_report(small_job(tmp_path))
+    assert isinstance(report, ErrorReport)
+    assert (report.code, report.stage) == ("out_of_memory", "inspect")
