@@ -181,3 +181,12 @@ def test_a_line_that_is_too_long_is_not_kept(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(child_module, "LONGEST_LINE", 40)
     with start("endless", tmp_path) as child:
         assert first(child) == {"after": True}
+
+
+def test_a_child_sees_the_cards_of_its_worker_in_the_same_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert told.items() <= child_module.child_environment(tmp_path, {}).items()
