@@ -56,7 +56,7 @@ def exit_with_parent() -> None:
 def peak(device: str) -> int:
     """Return the peak memory in bytes: GPU allocation on CUDA, otherwise the resident memory of this process."""
     if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNIT
 
 
