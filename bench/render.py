@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.chaos.record import RESULTS as SOAKS
+from bench.chaos.record import Soaks
+from bench.chaos.record import table_of as table_of_soaks
 from bench.experiment import Experiment, Table
 from bench.kinds import read_experiment
 from bench.pictures import draw
@@ -30,6 +33,17 @@ Perplexities are multiples of the original's, whose own stands in the first row:
 leads from before to after training. Each row is one run, so that differences of a hundredth or two say nothing.
 """
 
+SOAK = """\
+## The service under random faults
+
+Clients post small jobs while workers, children, API, PostgreSQL and Valkey are killed and frozen at random; then the
+jobs end in peace, and a checker goes over everything that was recorded (see
+[docs/reliability.md](../docs/reliability.md#the-soak)). The jobs compute nothing. "Moves" are the changes of a job's
+state or attempt as PostgreSQL wrote them down, "violations" those of a promise.
+
+    python -m bench.chaos --minutes 30 --seed 1 --keep
+"""
+
 
 def main() -> None:
     """Write bench/RESULTS.md and the pictures in docs/."""
@@ -40,7 +54,7 @@ def main() -> None:
 
 def results_page() -> str:
     """Return bench/RESULTS.md."""
-    return "\n".join([HEAD, *(section(path) for path in experiment_files())])
+    return "\n".join([HEAD, *(section(path) for path in experiment_files()), soak_section()])
 
 
 def pictures() -> Iterator[tuple[Path, bytes]]:
@@ -70,6 +84,11 @@ def section(path: Path) -> str:
     if experiment.picture is not None:
         lines += [f"![{experiment.title}](../{experiment.picture})", ""]
     return "\n".join(lines)
+
+
+def soak_section() -> str:
+    """Return the section of the soaks."""
+    return "\n".join([SOAK, *markdown(table_of_soaks(Soaks.read(SOAKS))), ""])
 
 
 def labelled(result: Result[Any]) -> list[tuple[Run[Any], str]]:

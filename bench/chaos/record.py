@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import Field
 
 from bench.chaos.history import History
-from bench.experiment import Strict
+from bench.experiment import Strict, Table
 from bench.machine import Machine, commit, dirty, this_machine
 
 RESULTS = Path(__file__).parents[1] / "results" / "chaos.json"
@@ -45,6 +45,26 @@ class Soaks(Strict):
     def write(self, path: Path) -> None:
         """Write the runs, indented."""
         path.write_text(f"{self.model_dump_json(indent=1)}\n", encoding="utf-8")
+
+
+def table_of(soaks: Soaks) -> Table:
+    """Return a row for each run."""
+    header = (
+        "seed", "minutes", "faults", "jobs", "succeeded", "failed", "cancelled", "attempts", "moves", "requests",
+        "downloads", "violations", "run",
+    )  # fmt: skip
+    return Table(header, tuple(cells_of(run) for run in soaks.runs))
+
+
+def cells_of(run: Soak) -> tuple[str, ...]:
+    """Return what a table shows of a run."""
+    ends = (run.jobs.get(state, 0) for state in ("succeeded", "failed", "cancelled"))
+    counts = (
+        sum(run.faults.values()), sum(run.jobs.values()), *ends, run.attempts, run.moves, sum(run.requests.values()),
+        run.downloads, len(run.violations),
+    )  # fmt: skip
+    where = f"{run.date}, commit {run.commit}{' with changes' if run.dirty else ''}"
+    return (str(run.seed), f"{run.minutes:g}", *(f"{count:,}" for count in counts), where)
 
 
 def keep(soak: Soak, path: Path = RESULTS) -> None:
