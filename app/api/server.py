@@ -19,7 +19,7 @@ RESERVED_DESCRIPTORS = 200
 
 def make_server(app: ASGIApp) -> uvicorn.Server:
     """Return a server for `app` that has yet to be run; it writes no logs of its own but warnings."""
-    PatientProtocol.most_connections = descriptors() - RESERVED_DESCRIPTORS
+    PatientProtocol.most_connections = (descriptors() - RESERVED_DESCRIPTORS) // DESCRIPTORS_A_CONNECTION
     return uvicorn.Server(
         uvicorn.Config(
             app,
@@ -39,11 +39,16 @@ def descriptors() -> int:
     return allowed if allowed != resource.RLIM_INFINITY else 1 << 20
 
 
+DESCRIPTORS_A_CONNECTION = 2
+"""A socket, and the file that is sent or received over it."""
+
+
 class PatientProtocol(H11Protocol):
     """A connection that is closed when a request's head takes too long, or nobody reads the answer.
 
     When there are too many connections, the one that has been waiting for a request for longest makes room; where none
-    waits, the one whose client has been reading nothing for longest.
+    waits, the one whose client has been reading nothing for longest; where all read, the one whose answer takes
+    longest, such as a stream of events, which its client takes up again.
     """
 
     most_connections: ClassVar[int] = 1 << 20
@@ -54,18 +59,21 @@ class PatientProtocol(H11Protocol):
         self.head_limit: asyncio.TimerHandle | None = self.loop.call_later(HEAD_SECONDS, transport.abort)
         self.write_limit: asyncio.TimerHandle | None = None
         self.unread_since: float | None = None
+        self.answering_since = monotonic()
         if len(self.connections) > self.most_connections:
             self.make_room()
 
     def make_room(self) -> None:
-        """Close the connection that has been idle for longest, or that is not read; this one, where there is none."""
+        """Close the most useless connection but this one."""
         others = [each for each in self.connections if isinstance(each, PatientProtocol) and each is not self]
-        idle = {each: each.waiting_since for each in others if each.waiting_since is not None}
-        unread = {each: each.unread_since for each in others if each.unread_since is not None}
-        useless = idle or unread or {self: 0.0}
-        oldest = min(useless, key=useless.__getitem__)
+        oldest = min(others, key=PatientProtocol.usefulness, default=self)
         self.connections.discard(oldest)
         oldest.transport.abort()
+
+    def usefulness(self) -> tuple[int, float]:
+        """Return a rank that is smaller for a connection that is idle, not read, or longer so than another."""
+        times = (self.waiting_since, self.unread_since, self.answering_since)
+        return min((rank, since) for rank, since in enumerate(times) if since is not None)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -76,7 +84,8 @@ class PatientProtocol(H11Protocol):
 
     def head_came(self) -> None:
         """Stop waiting for a request."""
-        self.waiting_since = None
+        if self.waiting_since is not None:
+            self.waiting_since, self.answering_since = None, monotonic()
         if self.head_limit is not None:
             self.head_limit.cancel()
             self.head_limit = None

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -139,3 +140,24 @@ def test_clients_that_do_not_read_their_downloads_make_room_for_new_ones(
     for connection in unread:
         connection.close()
     wait_for(lambda: not open_files("model.safetensors"))
+
+
+def test_streams_make_room_for_new_connections(
+    address: str, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = httpx2.post(f"{address}/jobs", json=tiny, timeout=PATIENCE_SECONDS).json()["links"]["self"]
+    monkeypatch.setattr(server.PatientProtocol, "most_connections", 5)
+    streams = [connect(address) for _ in range(5)]
+    for stream in streams:
+        stream.sendall(f"GET {job}/events/stream HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        assert stream.recv(1000)
+    with httpx2.Client(base_url=address, timeout=PATIENCE_SECONDS) as client:
+        assert client.get("/livez").status_code == 200
+    assert is_closed(streams[0])
+    for stream in streams:
+        stream.close()
+
+
+def test_downloads_over_every_connection_leave_descriptors_for_the_rest(address: str) -> None:
+    sockets_and_files = 2 * server.PatientProtocol.most_connections
+    assert sockets_and_files + server.RESERVED_DESCRIPTORS <= server.descriptors()
