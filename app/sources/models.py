@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any, Literal
 
-from app.errors import InvalidModel, UnknownModel
+from app.errors import InvalidModel, StorageUnavailable, UnknownModel
 from app.settings import SourceSettings
 from app.sources.checkpoint import read_checkpoint, read_remote_checkpoint
 from app.sources.gguf import read_gguf
@@ -28,6 +29,10 @@ REFUSALS: dict[str, type[Refused]] = {kind.code: kind for kind in Refused.__subc
 """The refusal of each code that an error of the compression library may carry: direct subclasses in `app.errors`."""
 MOST_KNOWN = 64
 """Models whose headers are kept. Those of a large GGUF file take tens of milliseconds to read."""
+
+READ_AT_ONCE = 3
+"""Models whose files are read at a time: the largest headers and tokenizers that are read take a gigabyte of memory."""
+TURN_SECONDS = 10.0
 
 Identity = tuple[tuple[str, int, int, int, int], ...]
 
@@ -57,7 +62,8 @@ class ModelSources:
         self.roots = settings.model_roots
         self.hub_enabled = settings.hub_enabled
         self.hub = Hub(settings.hub_endpoint, settings.hub_token, hub_seconds)
-        self.read = lru_cache(MOST_KNOWN)(read_local)
+        self.turns = BoundedSemaphore(READ_AT_ONCE)
+        self.read = lru_cache(MOST_KNOWN)(self.read_in_turn)
 
     def resolve(self, reference: str) -> ResolvedModel:
         """Find the model of 'org/name[@revision]' or 'local:NAME' and read its headers.
@@ -77,6 +83,15 @@ class ModelSources:
         path = locate(name, self.roots, field=FIELD, unknown=UnknownModel, setting=ROOTS_SETTING)
         return self.read(reference, path, self.roots, identity(path))
 
+    def read_in_turn(self, reference: str, path: Path, roots: tuple[Path, ...], identity: Identity) -> ResolvedModel:
+        """Return the model at a path. Raises StorageUnavailable where others are read for too long."""
+        if not self.turns.acquire(timeout=TURN_SECONDS):
+            raise StorageUnavailable("the files of other models are being read; post this again in a moment")
+        try:
+            return read_local(reference, path, roots)
+        finally:
+            self.turns.release()
+
     def resolve_hub(self, reference: str) -> ResolvedModel:
         if not self.hub_enabled:
             raise UnknownModel(FIELD, "this service does not use a model hub; send 'local:NAME' of a model it has")
@@ -90,8 +105,8 @@ class ModelSources:
         return resolved_model(reference, "hub", checkpoint.config, checkpoint.shapes, repository=repository)
 
 
-def read_local(reference: str, path: Path, roots: tuple[Path, ...], identity: Identity) -> ResolvedModel:
-    """Return the model of a directory or a .gguf file. What is read twice of one `identity` is the same."""
+def read_local(reference: str, path: Path, roots: tuple[Path, ...]) -> ResolvedModel:
+    """Return the model of a directory or a .gguf file."""
     if path.is_dir():
         checkpoint = read_checkpoint(path, roots)
         model = resolved_model(reference, "directory", checkpoint.config, checkpoint.shapes, path=path)

@@ -5,8 +5,17 @@ from typing import Any
 
 import pytest
 
-from app.errors import InvalidModel, NoSafetensors, NoTokenizer, OutsideRoots, UnknownModel, UnsupportedModel
+from app.errors import (
+    InvalidModel,
+    NoSafetensors,
+    NoTokenizer,
+    OutsideRoots,
+    StorageUnavailable,
+    UnknownModel,
+    UnsupportedModel,
+)
 from app.settings import SourceSettings
+from app.sources import models
 from app.sources.models import REFUSALS, ModelSources, explained
 from modelpress.errors import Refused
 from modelpress.spec.errors import AlreadyQuantised, CompressionError, MalformedModel, UnsupportedArchitecture
@@ -280,3 +289,17 @@ def test_a_folder_that_is_a_link_out_is_refused(sources: ModelSources, model_roo
 
 def test_a_name_in_capitals_is_that_of_a_gguf_file_too(sources: ModelSources, model_root: Path) -> None:
     assert sources.resolve(f"local:{write_gguf(model_root / 'TINY.GGUF').name}").kind == "gguf"
+
+
+def test_few_models_are_read_at_once_and_others_are_told_to_wait(
+    sources: ModelSources, model_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_files(model_root / "tiny", single_file())
+    monkeypatch.setattr(models, "TURN_SECONDS", 0.01)
+    for _ in range(models.READ_AT_ONCE):
+        assert sources.turns.acquire(blocking=False)
+    with pytest.raises(StorageUnavailable, match="other models"):
+        sources.resolve("local:tiny")
+    sources.turns.release()
+    assert sources.resolve("local:tiny").kind == "directory"
+    sources.resolve("local:tiny")
