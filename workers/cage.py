@@ -2,9 +2,11 @@
 
 CAGE is a `Cage` as JSON. Each part is taken where the system has it, and the log says which ones there are:
 
-- limits: no core dump, which would hold the model, a bound on processes, and for fetching one on memory;
-- network: a network of its own, in which there is nobody else; where that is not allowed, no sockets but local ones;
-  or the worker's network, for a process whose work is to fetch;
+- limits: no core dump, which would hold the model, a bound on processes, and for fetching one on memory; where memory
+  runs out, the system ends it before others;
+- network: a network of its own, in which there is nobody else, or the worker's for a process whose work is to fetch;
+- sockets: none but those to itself, or those of the Internet for a process that fetches: other processes of the
+  machine, such as a user's own bus, would do for a local socket what the cage forbids;
 - user: where the worker is root, a user of its own that owns alone what is writable;
 - capabilities: none, but to read what that user may not where Landlock says what may be read;
 - privileges: no program gives it new ones;
@@ -59,6 +61,8 @@ SCOPES = 0b11
 SOCKET_CALL = {"x86_64": (0xC000003E, 41), "aarch64": (0xC00000B7, 198)}
 """By machine: its number in an audit record, and that of the system call `socket`."""
 IO_URING_SETUP = 425
+INTERNET = (socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_NETLINK", socket.AF_INET))
+"""The families of sockets by which a process reaches the Internet; by the last it learns which addresses it has."""
 FIRST_FOREIGN_CALL = 0x40000000
 
 SYSTEM = (
@@ -136,6 +140,7 @@ def package(name: str) -> Iterable[str]:
 def enter(cage: Cage, packages: Iterable[str] = ()) -> list[str]:
     """Enter the cage, and return the names of the parts that it has here."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    succeeds(volunteer)
     if cage.memory is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (cage.memory, cage.memory))
     isolated = not cage.network and succeeds(isolate_network)
@@ -147,11 +152,13 @@ def enter(cage: Cage, packages: Iterable[str] = ()) -> list[str]:
     capable = succeeds(lambda: keep_capabilities(kept & permitted()))
     check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     landlocked = succeeds(lambda: restrict_files(cage, packages))
-    filtered = not (isolated or cage.loopback or cage.network) and succeeds(refuse_sockets)
+    families = INTERNET if cage.network else ()
+    filtered = not cage.loopback and succeeds(lambda: refuse_sockets(families))
     parts = {
         "limits": True,
         "network of its own": isolated,
-        "no sockets": filtered,
+        "no sockets": filtered and not cage.network,
+        "no local sockets": filtered and cage.network,
         "user of its own": user,
         "no capabilities": capable,
         "no new privileges": True,
@@ -176,6 +183,11 @@ def check(result: int) -> int:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return result
+
+
+def volunteer() -> None:
+    """Ask the system to end this process before others where memory runs out, such as the database."""
+    Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def isolate_network() -> None:
@@ -284,19 +296,22 @@ def allow(ruleset: int, path: str, rights: int) -> None:
         os.close(place)
 
 
-def refuse_sockets() -> None:
-    """Let no socket be opened but those between processes of this machine, by a filter of system calls."""
+def refuse_sockets(but: Iterable[int] = ()) -> None:
+    """Let no socket be opened but of some families, by a filter of system calls. A pair of sockets is none of them."""
     try:
         machine, call = SOCKET_CALL[platform.machine()]
     except KeyError:
         raise OSError(f"the system calls of {platform.machine()} are not known") from None
     load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
     allowed, refused = 0x7FFF0000, 0x00050001  # errno 1: not permitted
+    families = tuple(but)
+    more = len(families)
     program = [
-        (load, 0, 0, 4), (equal, 0, 7, machine),
-        (load, 0, 0, 0), (at_least, 5, 0, FIRST_FOREIGN_CALL), (equal, 4, 0, IO_URING_SETUP), (equal, 0, 2, call),
-        (load, 0, 0, 16), (equal, 0, 1, socket.AF_UNIX),
-        (answer, 0, 0, allowed), (answer, 0, 0, refused),
+        (load, 0, 0, 4), (equal, 0, more + 5, machine),
+        (load, 0, 0, 0), (at_least, more + 3, 0, FIRST_FOREIGN_CALL), (equal, more + 2, 0, IO_URING_SETUP),
+        (equal, 0, more + 2, call),
+        (load, 0, 0, 16), *((equal, more - place, 0, family) for place, family in enumerate(families)),
+        (answer, 0, 0, refused), (answer, 0, 0, allowed),
     ]  # fmt: skip
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
     pointer = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(program), ctypes.addressof(code)))

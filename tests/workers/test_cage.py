@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -39,12 +40,17 @@ def main():
         "user": os.getuid(),
         "no new privileges": "NoNewPrivs:\\t1" in open("/proc/self/status").read(),
         "core": __import__("resource").getrlimit(4),
+        "uses a local socket": outcome(lambda: socket.socket(socket.AF_UNIX).close()),
+        "makes a pair of sockets": outcome(lambda: [each.close() for each in socket.socketpair()] and None),
+        "ended first": open("/proc/self/oom_score_adj").read().strip(),
         "asks for much memory": outcome(lambda: bytes(2 << 30)[:0]),
     }))
 """
 
 
 needs_landlock = pytest.mark.skipif(not has_landlock(), reason="this kernel has no Landlock")
+
+needs_filter = pytest.mark.skipif(platform.machine() not in cage.SOCKET_CALL, reason="no filter for this machine")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +98,15 @@ def test_nobody_outside_is_reached_over_the_network(found: dict[str, Any]) -> No
     assert found["connects"] in ("ConnectionRefusedError", "PermissionError")
 
 
+@needs_filter
+@pytest.mark.parametrize("kind", ["found", "fetching"])
+def test_no_other_process_of_the_machine_is_asked_over_a_local_socket(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    done = request.getfixturevalue(kind)
+    assert (done["uses a local socket"], done["makes a pair of sockets"]) == ("PermissionError", "allowed")
+
+
 def test_the_model_is_read_and_the_work_directory_written_by_its_programs_too(found: dict[str, Any]) -> None:
     assert (found["reads the model"], found["writes inside"]) == ("numbers", "allowed")
     assert found["runs a program"] == str(found["user"])
@@ -99,6 +114,10 @@ def test_the_model_is_read_and_the_work_directory_written_by_its_programs_too(fo
 
 def test_there_are_no_new_privileges_and_no_core_dumps(found: dict[str, Any]) -> None:
     assert (found["no new privileges"], found["core"]) == (True, [0, 0])
+
+
+def test_where_memory_runs_out_the_process_is_ended_before_others(found: dict[str, Any]) -> None:
+    assert found["ended first"] == "1000"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
