@@ -14,10 +14,11 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from psycopg.abc import PQGen
+from psycopg.errors import UndefinedColumn, UndefinedTable
 from pydantic import SecretStr
 from sqlalchemy import DateTime, Engine, Text, create_engine, event, make_url
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.exc import InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
@@ -164,6 +165,11 @@ def upgrade(engine: Engine) -> None:
         config = migrations_config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def lacks_migrations(error: ProgrammingError) -> bool:
+    """Return whether a statement failed for want of a table or column, as on the schema of an older version."""
+    return isinstance(error.orig, UndefinedTable | UndefinedColumn)
 
 
 def at_head(engine: Engine) -> bool:

@@ -14,9 +14,11 @@ from functools import partial
 from importlib.metadata import version
 
 from celery.signals import setup_logging, worker_shutting_down
+from sqlalchemy import Engine
 
-from app.db import OUTAGES, Sessions, make_engine, make_sessions
+from app.db import OUTAGES, at_head, make_engine, make_sessions
 from app.deliveries.courier import Courier
+from app.errors import NotMigrated
 from app.jobs.doorbell import BackgroundDoorbell, Doorbell, make_celery, queue_of
 from app.jobs.installation import claim_files
 from app.jobs.roster import Introduction
@@ -61,7 +63,7 @@ def run_worker(settings: ServerSettings) -> None:
     name = own_name()
     storage = open_storage(settings.artifacts_url)
     supervisor = Supervisor(settings, sessions, storage, name, stopping)
-    identity = wait_for_files(settings, sessions, storage)
+    identity = wait_for_files(settings, engine, storage)
     repairs = Sweeper(settings, sessions, BackgroundDoorbell(Doorbell(settings)), storage, identity)
     introduction = Introduction(name, version("modelpress"), device_class(settings), supervisor.labels)
     metrics.BUSY.set_function(lambda: float(supervisor.turn.locked()))
@@ -141,16 +143,18 @@ def patience(lease_seconds: float) -> float:
     return min(max(lease_seconds / 3, SHORTEST_PATIENCE_SECONDS), LONGEST_PATIENCE_SECONDS)
 
 
-def wait_for_files(settings: ServerSettings, sessions: Sessions, storage: Storage) -> str:
+def wait_for_files(settings: ServerSettings, engine: Engine, storage: Storage) -> str:
     """Return the identity of the database once it answers; until then there is nothing that a worker may touch.
 
     Raises:
         ForeignDataDirectory: data directory or storage belong to another database.
-        NotMigrated: the database has no identity yet.
+        NotMigrated: the schema is that of an older version.
     """
     while True:
         try:
-            return claim_files(settings, sessions, storage)
+            if not at_head(engine):
+                raise NotMigrated("The database lacks migrations. Run `modelpress migrate`.")
+            return claim_files(settings, make_sessions(engine), storage)
         except OUTAGES as error:
             log.warning("waits_for_database", extra={"reason": type(error).__name__})
             time.sleep(DATABASE_PAUSE_SECONDS)

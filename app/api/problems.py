@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import ProgrammingError
 from starlette.exceptions import HTTPException as FrameworkError
 from starlette.routing import Match
 from starlette.types import Scope
@@ -16,7 +17,7 @@ from starlette.types import Scope
 from app.api.addresses import address, path_below
 from app.api.documentation import PROBLEM_TYPE
 from app.api.validation import MOST_ERRORS, field_errors
-from app.db import OUTAGES
+from app.db import OUTAGES, lacks_migrations
 from app.disk import is_disk_failure
 from app.errors import (
     ArtifactNotFound,
@@ -158,6 +159,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(FrameworkError, answer_framework_error)
     for error in OUTAGES:
         app.add_exception_handler(error, answer_database_error)
+    app.add_exception_handler(ProgrammingError, answer_statement_error)
     app.add_exception_handler(OSError, answer_disk_error)
 
 
@@ -201,6 +203,14 @@ async def answer_domain_error(request: Request, error: Exception) -> Response:
 async def answer_database_error(request: Request, error: Exception) -> Response:
     log.error("database_unavailable", exc_info=error)
     return answer(request, kind_of(DatabaseUnavailable), "the database does not answer; try again in a moment")
+
+
+async def answer_statement_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ProgrammingError)  # noqa: S101 - registered for these only
+    if not lacks_migrations(error):
+        raise error
+    log.error("database_not_migrated", exc_info=error)
+    return answer(request, kind_of(NotMigrated), "the database lacks migrations; run 'modelpress migrate'")
 
 
 async def answer_disk_error(request: Request, error: Exception) -> Response:

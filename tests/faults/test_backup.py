@@ -13,6 +13,7 @@ from app.db import Sessions, at_head, make_engine, make_sessions
 from app.embedded.wheels import in_wheel
 from app.jobs import store
 from app.jobs.installation import claim_files
+from app.jobs.verification import verify
 from app.settings import ServerSettings
 from app.storage.registry import open_storage
 from tests.support.api import CONTENTS, finish
@@ -72,3 +73,5 @@ def test_a_restored_database_serves_what_it_knows_and_deletes_nothing_of_what_it
     for row in rows:
         content = b"".join(storage.open("job_done", row.attempt, row.name, 0, row.bytes))
         assert hashlib.sha256(content).hexdigest() == row.sha256
+    found = verify(restored, storage)
+    assert (found.damages, found.unknown) == ((), (LATER,))

@@ -4,18 +4,22 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from alembic import command
 from celery import Celery
 from sqlalchemy import Engine, text
 
-from app.db import Sessions, at_head, newest_migration, upgrade
+from app.db import Sessions, at_head, migrations_config, newest_migration, upgrade
+from app.errors import NotMigrated
 from app.jobs.doorbell import TASK
 from app.jobs.models import AttemptRow, JobRow
 from app.jobs.service import JobService
 from app.jobs.views import read_outcome, read_state
-from app.settings import Settings
+from app.settings import ServerSettings, Settings
 from modelpress.contract.job import AttemptOutcome, State
 from modelpress.contract.recipe import Recipe
+from tests.support.api import api
 from tests.support.supervising import supervisor_of
+from workers.celery_app import run_worker
 from workers.tasks import register
 
 NEWER = [
@@ -91,3 +95,34 @@ def test_a_newer_schema_is_used_and_left_as_it_is(newer_schema: Engine) -> None:
     upgrade(newer_schema)
     with newer_schema.connect() as connection:
         assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "9999"
+
+
+@pytest.fixture(params=["-1", "-4", "base"])
+def older_schema(engine: Engine, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """A database that an older version has left, before somebody has run `modelpress migrate`."""
+    config = migrations_config()
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, request.param)
+    engine.dispose()  # what its connections have prepared is of the newer schema
+    yield engine
+    upgrade(engine)
+    engine.dispose()
+
+
+def test_an_api_on_an_older_schema_says_so_in_place_of_failing(
+    settings: ServerSettings, older_schema: Engine, tiny: dict[str, Any]
+) -> None:
+    with api(settings) as client:
+        posted = client.post("/jobs", json=tiny)
+        answers = [client.get(path) for path in ("/jobs", "/jobs/job_a", "/team", "/uploads", "/webhooks", "/workers")]
+        hook = client.post("/webhooks", json={"url": "https://example.com/hook"})
+    found = {(answer.request.url.path, answer.status_code) for answer in (posted, hook, *answers)}
+    assert ("/webhooks", 503) in found
+    assert not [each for each in found if each[1] >= 500 and each[1] != 503]
+    assert hook.json()["type"] == "/problems/not_migrated"
+
+
+def test_a_worker_on_an_older_schema_does_not_begin(settings: ServerSettings, older_schema: Engine) -> None:
+    with pytest.raises(NotMigrated, match="modelpress migrate"):
+        run_worker(settings)
