@@ -56,7 +56,6 @@ def run_worker(settings: ServerSettings) -> None:
     Raises:
         WorkerFailed: it ended without having been asked to.
     """
-    BROOD.adopt()
     engine = make_engine(settings.database_url, patience_seconds=patience(settings.lease_seconds))
     sessions = make_sessions(engine)
     stopping = threading.Event()
@@ -64,6 +63,7 @@ def run_worker(settings: ServerSettings) -> None:
     storage = open_storage(settings.artifacts_url)
     supervisor = Supervisor(settings, sessions, storage, name, stopping)
     identity = wait_for_files(settings, engine, storage)
+    BROOD.adopt()
     repairs = Sweeper(settings, sessions, BackgroundDoorbell(Doorbell(settings)), storage, identity)
     introduction = Introduction(name, version("modelpress"), device_class(settings), supervisor.labels)
     metrics.BUSY.set_function(lambda: float(supervisor.turn.locked()))
