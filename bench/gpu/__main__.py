@@ -7,6 +7,7 @@ The steps run in a process of their own. One that dies, or whose card answers no
 which goes on with the next step.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,16 @@ GRACE = 20.0
 """Seconds after the end of the budget in which the process may still end by itself."""
 
 KILLED = -9
+
+ENVIRONMENT = {
+    # Nothing outside can be reached there, and a name that is looked up is waited for.
+    "HF_HUB_OFFLINE": "1",
+    "TQDM_DISABLE": "1",
+    "PYTHONFAULTHANDLER": "1",
+    # Read when cuBLAS is used first: `checks.resume` needs it.
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
+"""What the process that computes finds in its environment."""
 
 
 def main(arguments: list[str]) -> int:
@@ -65,7 +76,8 @@ def supervise(command: Sequence[str], path: Path, ends: float) -> int:
 def _ended(command: Sequence[str], seconds: float) -> int:
     """Return the exit status of a process, which is killed after so many seconds."""
     try:
-        return subprocess.run(command, timeout=max(seconds, 1.0), check=False).returncode
+        environment = os.environ | ENVIRONMENT
+        return subprocess.run(command, timeout=max(seconds, 1.0), env=environment, check=False).returncode
     except subprocess.TimeoutExpired:
         return KILLED
 

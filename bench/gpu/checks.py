@@ -4,7 +4,6 @@ Each function is a step: it takes the setting, and adds figures. It raises where
 """
 
 import gc
-import os
 from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -129,7 +128,6 @@ class Kept(Observer):
 
 @contextmanager
 def _deterministic() -> Any:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield

@@ -3,7 +3,6 @@
 import faulthandler
 import gc
 import logging
-import os
 import platform
 import signal
 import sys
@@ -161,8 +160,6 @@ def main(arguments: list[str]) -> int:
     found.add_argument("--scratch", type=Path, required=True)
     found.add_argument("--ends", type=float, required=True)
     asked = found.parse_args(arguments)
-    # Read when cuBLAS is used first: `checks.resume` needs it.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     device = torch.device("cpu" if asked.rehearse else "cuda")
     results = begun(asked.out / "results.json", device, rehearsal=asked.rehearse)
     steps: Sequence[Step] = STEPS

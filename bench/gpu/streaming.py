@@ -42,11 +42,9 @@ def _stream(setting: Setting, shape: Shape, found: Figures) -> None:
     block_parameters = _parameters(model.inventory)
     found["block_bytes"] = block_parameters * setting.dtype.itemsize
     forward = 2 * block_parameters * ids.numel() * model.inventory.blocks
-    found["first_pass_busy_seconds"] = _pass(model, ids)
+    found["first_pass_busy_seconds"], found["first_pass_seconds"] = _pass(model, ids)
     with peak_of(setting.device, found, "forward_peak_bytes"):
-        started = now()
-        busy = _pass(model, ids)
-        wall = now() - started
+        busy, wall = _pass(model, ids)
     found.add(
         {
             "tokens_per_second_and_block": ids.numel() * model.inventory.blocks / wall,
@@ -57,9 +55,7 @@ def _stream(setting: Setting, shape: Shape, found: Figures) -> None:
     )
     found["reading_gb_per_second"] = _reading(model) / 1e9
     model.ahead = None
-    started = now()
-    _pass(model, ids)
-    found["seconds_without_reading_ahead_over_with"] = (now() - started) / wall
+    found["seconds_without_reading_ahead_over_with"] = _pass(model, ids)[1] / wall
 
 
 def _reading(model: StreamedModel) -> float:
@@ -72,18 +68,22 @@ def _reading(model: StreamedModel) -> float:
     return size / (now() - started)
 
 
-def _pass(model: StreamedModel, ids: Tensor) -> float:
-    """Pass token ids through all blocks; return the seconds in which blocks computed."""
+def _pass(model: StreamedModel, ids: Tensor) -> tuple[float, float]:
+    """Pass token ids through all blocks; return the seconds in which blocks computed, and those from first to last.
+
+    The embedding, which a whole model would read once for many blocks, is not counted.
+    """
     with model.embedder() as embed:
         states = [embed(some) for some in torch.split(ids, 8)]
     spans = []
+    started = now()
     for index in model.kept:
         with model.block(index) as block:
             begun = _mark(model.device)
             states = [model.run(block, index, hidden) for hidden in states]
             spans.append((begun, _mark(model.device)))
-    now()
-    return float(sum(begun.elapsed_time(ended) for begun, ended in spans)) / 1e3
+    wall = now() - started
+    return float(sum(begun.elapsed_time(ended) for begun, ended in spans)) / 1e3, wall
 
 
 class _HostMark:

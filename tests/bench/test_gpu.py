@@ -27,7 +27,7 @@ for name in ("first", "second", "third"):
     if results.has(name):
         continue
     step = results.begin(name)
-    step.figures["known"] = 1
+    step.figures["offline"] = os.environ["HF_HUB_OFFLINE"]
     if name == "second":
         os._exit(int(how)) if how.isdigit() else os.abort()
     step.end("done")
@@ -95,7 +95,7 @@ def test_a_process_that_dies_in_a_step_leaves_the_others_to_the_next_one(how: st
     assert supervise([sys.executable, "-c", WORKER, str(path), how], path, time.time() + LONG) == 0
     steps = Results.load(path).steps
     assert [(step.name, step.status) for step in steps] == [("first", "done"), ("second", "failed"), ("third", "done")]
-    assert steps[1].figures == {"known": 1}
+    assert steps[1].figures == {"offline": "1"}
     assert "ended with status" in str(steps[1].error)
 
 
