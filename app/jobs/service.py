@@ -14,19 +14,20 @@ from sqlalchemy.orm import Session
 
 from app.db import Sessions, reading
 from app.errors import CannotRetry, JobEnded, NotEnded, WorkerNotFound
-from app.jobs import estimates, events, listing, quotas, repeats, roster, store, turns, uploads
+from app.jobs import estimates, events, listing, posting, quotas, repeats, roster, store, turns, uploads
 from app.jobs.checks import Checked, check, look_over
 from app.jobs.doorbell import Rings
 from app.jobs.glances import job_not_found
 from app.jobs.listing import JobFilter
 from app.jobs.models import JobRow
+from app.jobs.posting import NewJob
 from app.jobs.states import ENDED
-from app.jobs.store import NewJob
 from app.jobs.turns import Glance
 from app.jobs.uploads import TeamTexts
 from app.jobs.views import as_event, as_job, as_summary, read_cursor, write_cursor
 from app.keys import store as keys
 from app.keys.callers import Caller, anyone
+from app.keys.store import Entry
 from app.settings import Settings
 from app.sources.models import ModelSources
 from app.sources.text import TextSources
@@ -136,10 +137,8 @@ class JobService:
         """Keep a job, if the team may have a further one, and return it as it is then."""
         quotas.check_submission(session, self.caller.team, self.settings.max_queued)
         uploads.hold(session, self.caller.team, job.recipe)
-        row = store.submit(session, job)
-        keys.record(session, self.caller, action, job.id, **detail)
-        seen = turns.glance(session, job.id)
-        return as_job(row, (), None if seen is None else seen.waiting)
+        row = posting.submit(session, job, Entry(self.caller, action, job.id, detail))
+        return as_job(row, (), posting.waiting_of(row))
 
     def ring(self, job: NewJob) -> None:
         """Ring for a job that was accepted."""

@@ -11,17 +11,15 @@ from typing import Any
 
 import sqlalchemy as sql
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, Row, Select, bindparam, func, literal, select, update
-from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.clock import clock, seconds
-from app.jobs import events, listing, quotas
-from app.jobs.announcements import announce
+from app.jobs import events, quotas
 from app.jobs.events import Happening
-from app.jobs.models import ArtifactRow, AttemptRow, DeletionRow, EventRow, JobRow
+from app.jobs.models import ArtifactRow, AttemptRow, DeletionRow, JobRow
 from app.jobs.states import LEASED, TRANSITIONS, Event, destination, origins
-from app.keys.models import DEFAULT_TEAM
 from app.storage import StoredFile
 from modelpress.contract.job import AttemptOutcome, Comparison, Failure, Resumed, Source, State, SweepResult
 from modelpress.contract.recipe import Recipe
@@ -71,72 +69,6 @@ class Progress:
         return replace(
             self, seconds_left=self.seconds_left - passed, stage_seconds_left=self.stage_seconds_left - passed
         )
-
-
-@dataclass(frozen=True)
-class NewJob:
-    """A job that is about to be accepted."""
-
-    id: str
-    recipe: Recipe
-    source: Source
-    max_attempts: int
-    owner: str = DEFAULT_TEAM
-    retry_of: str | None = None
-    request_id: str | None = None
-    attempt: int = 0
-    """Number of the attempt before its first one; more than 0 where it goes on with another job's work."""
-
-
-def submitting() -> Select[Any]:
-    """Return the statement that keeps a job and its first event, and finds its row."""
-    job = (
-        insert(JobRow)
-        .values(
-            id=bindparam("new_id"),
-            owner=bindparam("new_owner"),
-            state=State.QUEUED,
-            progress=0.0,
-            attempt=bindparam("new_attempt"),
-            attempts_left=bindparam("new_attempts_left"),
-            run_after=clock(),
-            rung_at=clock(),
-            recipe=bindparam("new_recipe"),
-            source=bindparam("new_source"),
-            retry_of=bindparam("new_retry_of"),
-            request_id=bindparam("new_request_id"),
-            created_at=clock(),
-            queued_at=clock(),
-        )
-        .returning(JobRow)
-        .cte("job")
-    )
-    queued = events.entered(State.QUEUED)
-    columns = [EventRow.job_id, EventRow.attempt, EventRow.kind, EventRow.data, EventRow.at]
-    values = select(job.c.id, job.c.attempt, literal(queued.kind), literal(queued.data, JSONB), clock())
-    return select(job).add_cte(insert(EventRow).from_select(columns, values).cte("event"))
-
-
-SUBMIT = submitting()
-"""Made once: to make such a statement takes longer than to send it."""
-
-
-def submit(session: Session, job: NewJob) -> Row[Any]:
-    """Keep the job, with its metadata by which it can be found, and return its row, with the columns of JobRow."""
-    values = {
-        "new_id": job.id,
-        "new_owner": job.owner,
-        "new_attempt": job.attempt,
-        "new_attempts_left": job.max_attempts,
-        "new_recipe": job.recipe.model_dump(mode="json"),
-        "new_source": job.source.model_dump(mode="json"),
-        "new_retry_of": job.retry_of,
-        "new_request_id": job.request_id,
-    }
-    row = session.connection().execute(SUBMIT, values).one()
-    listing.note_metadata(session, job.id, job.owner, job.recipe, row.created_at)
-    announce(session, job.id, State.QUEUED)
-    return row
 
 
 def get(session: Session, job_id: str) -> JobRow | None:

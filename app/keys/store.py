@@ -1,7 +1,9 @@
 """Every statement on teams, keys and the record of changes. The caller of a function commits."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import bindparam, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
@@ -91,17 +93,31 @@ RECORD = insert(AuditRow).values(
 """Made once: to make such a statement takes longer than to send it."""
 
 
+@dataclass(frozen=True)
+class Entry:
+    """What the caller changes, for the audit."""
+
+    caller: Caller
+    action: str
+    subject: str
+    detail: Mapping[str, str | int | None] = field(default_factory=dict)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Return the parameters of RECORD."""
+        return {
+            "of_team": self.caller.team,
+            "by_key": self.caller.key_id,
+            "done": self.action,
+            "to": self.subject,
+            "by_request": self.caller.request_id,
+            "with_detail": dict(self.detail),
+        }
+
+
 def record(session: Session, caller: Caller, action: str, subject: str, **detail: str | int | None) -> None:
     """Write down what the caller changes in this transaction."""
-    values = {
-        "of_team": caller.team,
-        "by_key": caller.key_id,
-        "done": action,
-        "to": subject,
-        "by_request": caller.request_id,
-        "with_detail": detail,
-    }
-    session.connection().execute(RECORD, values)
+    session.connection().execute(RECORD, Entry(caller, action, subject, detail).values)
 
 
 def audit(session: Session, team: str, before: int | None, limit: int) -> Sequence[AuditRow]:

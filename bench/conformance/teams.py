@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from sqlalchemy import text
 
 from app.db import Sessions
-from app.jobs import store
-from app.jobs.store import NewJob
+from app.jobs import posting, store
+from app.jobs.posting import NewJob
 from app.keys.setup import issue_key
 from app.settings import ServerSettings
 from app.storage.registry import open_storage
@@ -115,7 +115,7 @@ def keep_jobs(place: Place, team: str, word: str, jobs: list[str]) -> None:
     files = open_storage(place.settings.artifacts_url).publish(done, 1, package)
     with place.sessions.begin() as session:
         for job in jobs:
-            store.submit(session, NewJob(job, recipe, source, 1, owner=team))
+            posting.submit(session, NewJob(job, recipe, source, 1, owner=team))
         store.claim(session, done, "nobody", 60.0)
         store.finish(session, done, 1, 1.3, Comparison(before=FIGURES, after=FIGURES), files)
 

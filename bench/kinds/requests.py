@@ -22,7 +22,7 @@ import psutil
 from pydantic import Field
 
 from app.db import make_engine, make_sessions
-from app.jobs import store
+from app.jobs import posting, store
 from app.keys.models import DEFAULT_TEAM
 from app.keys.setup import issue_key
 from app.lifeline import Lifeline
@@ -277,7 +277,7 @@ def finished_job(service: Service, settings: Settings, scratch: Path, size: int)
         parameters=1, bytes=2, perplexity={}, prefill_tokens_per_second=None, decode_tokens_per_second=None, sample=None
     )
     with make_sessions(engine).begin() as session:
-        store.submit(session, store.NewJob("job_bench", recipe, source, 1))
+        posting.submit(session, posting.NewJob("job_bench", recipe, source, 1))
         store.claim(session, "job_bench", "bench", 60.0)
         store.finish(session, "job_bench", 1, 1.3, Comparison(before=figures, after=figures), files)
     engine.dispose()

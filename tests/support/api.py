@@ -8,8 +8,8 @@ from pathlib import Path
 from fastapi.testclient import TestClient
 
 from app.db import Sessions
-from app.jobs import store
-from app.jobs.store import NewJob
+from app.jobs import posting, store
+from app.jobs.posting import NewJob
 from app.main import create_app
 from app.settings import ServerSettings
 from app.storage.registry import open_storage
@@ -51,7 +51,7 @@ def finish(settings: ServerSettings, sessions: Sessions, tmp_path: Path, failure
         (package / name).write_bytes(content)
     files = open_storage(settings.artifacts_url).publish("job_done", 1, package)
     with sessions.begin() as session:
-        store.submit(session, NewJob("job_done", recipe, source, max_attempts=3))
+        posting.submit(session, NewJob("job_done", recipe, source, max_attempts=3))
         assert store.claim(session, "job_done", "worker", lease_seconds=60) is not None
         assert store.finish(session, "job_done", 1, 1.2, COMPARISON, files, failure)
     return Finished("job_done", CONTENTS)

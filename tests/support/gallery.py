@@ -11,10 +11,11 @@ from sqlalchemy import delete, insert, update
 from sqlalchemy.orm import Session
 
 from app.db import Sessions
-from app.jobs import store
+from app.jobs import posting, store
 from app.jobs.models import AttemptRow, EventRow, JobRow, MetadataRow
+from app.jobs.posting import NewJob
 from app.jobs.roster import Introduction, beat
-from app.jobs.store import NewJob, Progress
+from app.jobs.store import Progress
 from app.settings import ServerSettings
 from app.storage.registry import open_storage
 from modelpress.contract.codes import FailureCode
@@ -99,7 +100,7 @@ class Gallery:
         at = datetime.now(UTC) - timedelta(seconds=seconds_ago)
         job_id = f"job_{abs(hash((team, str(recipe), seconds_ago))) % 16**12:012x}{int(at.timestamp()) % 16**12:012x}"
         with self.sessions.begin() as session:
-            store.submit(session, NewJob(job_id, wanted, source, max_attempts=3, owner=team))
+            posting.submit(session, NewJob(job_id, wanted, source, max_attempts=3, owner=team))
             session.execute(update(JobRow).where(JobRow.id == job_id).values(created_at=at, queued_at=at))
             session.execute(update(MetadataRow).where(MetadataRow.job_id == job_id).values(created_at=at))
         return job_id

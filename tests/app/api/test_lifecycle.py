@@ -57,7 +57,7 @@ def test_a_deleted_job_is_gone_with_its_files(client: TestClient, finished: Fini
     assert client.get(f"/jobs/{finished.id}/artifacts/config.json").status_code == 404
     assert open_storage(settings.artifacts_url).attempts() == []
     assert client.delete(f"/jobs/{finished.id}").status_code == 404
-    assert [entry["action"] for entry in client.get("/audit").json()["entries"]] == ["job.deleted"]
+    assert [entry["action"] for entry in client.get("/audit").json()["entries"]] == ["job.deleted", "job.submitted"]
 
 
 def test_a_job_that_has_not_ended_is_not_deleted(client: TestClient, post: Post) -> None:

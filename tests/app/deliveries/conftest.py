@@ -9,8 +9,8 @@ from sqlalchemy import text
 from app.db import Sessions
 from app.deliveries.courier import Courier
 from app.deliveries.service import WebhookService
-from app.jobs import store
-from app.jobs.store import NewJob
+from app.jobs import posting, store
+from app.jobs.posting import NewJob
 from app.keys.callers import operator
 from app.settings import ServerSettings
 from modelpress.contract.codes import FailureCode
@@ -64,7 +64,7 @@ def run_job(sessions: Sessions) -> RunJob:
         recipe = Recipe(model="local:tiny", target_ratio=1.2, metadata={"run": "nightly"})
         source = Source(reference="local:tiny", model_type="llama", parameters=1000)
         with sessions.begin() as session:
-            store.submit(session, NewJob(job_id, recipe, source, max_attempts=1))
+            posting.submit(session, NewJob(job_id, recipe, source, max_attempts=1))
         with sessions.begin() as session:
             assert store.claim(session, job_id, "worker", 60.0) is not None
         with sessions.begin() as session:

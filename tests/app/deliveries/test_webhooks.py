@@ -14,8 +14,7 @@ from app.db import Sessions
 from app.deliveries import store
 from app.deliveries.courier import Courier
 from app.deliveries.service import WebhookService
-from app.jobs import store as jobs
-from app.jobs.store import NewJob
+from app.jobs import posting
 from app.keys.callers import operator
 from modelpress.contract.codes import FailureCode
 from modelpress.contract.job import Source
@@ -117,7 +116,7 @@ def test_what_did_not_happen_after_all_is_not_told(
     subscribe(events=[EventName.QUEUED])
     source = Source(reference="local:tiny", model_type="llama", parameters=1000)
     with sessions() as session:
-        jobs.submit(session, NewJob("job_1", Recipe(model="local:tiny", target_ratio=1.2), source, 1))
+        posting.submit(session, posting.NewJob("job_1", Recipe(model="local:tiny", target_ratio=1.2), source, 1))
         session.rollback()
     assert courier.send_due() == 0
     assert receiver.received == []

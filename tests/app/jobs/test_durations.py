@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import insert, update
 
 from app.db import Sessions
-from app.jobs import durations, store
+from app.jobs import durations, posting, store
 from app.jobs.models import AttemptRow, EventRow
 from modelpress.contract.event import EventKind
 from modelpress.contract.job import Source
@@ -25,7 +25,7 @@ def recipe(**changes: Any) -> Recipe:
 def submit(sessions: Sessions, job_id: str, **changes: Any) -> str:
     source = Source(reference="local:tiny", model_type="llama", parameters=1000)
     with sessions.begin() as session:
-        store.submit(session, store.NewJob(job_id, recipe(**changes), source, 3))
+        posting.submit(session, posting.NewJob(job_id, recipe(**changes), source, 3))
     return job_id
 
 

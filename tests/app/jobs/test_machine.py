@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from app.db import Sessions
-from app.jobs import outages, reaper, store
+from app.jobs import outages, posting, reaper, store
 from modelpress.contract.codes import FailureCode
 from modelpress.contract.job import Failure, Source, State
 from modelpress.contract.recipe import Recipe
@@ -66,7 +66,7 @@ class Jobs(RuleBasedStateMachine):
     @rule(target=jobs)
     def submit(self) -> str:
         job_id = f"job_{len(self.expected)}"
-        self.call(store.submit, store.NewJob(job_id, RECIPE, SOURCE, ATTEMPTS))
+        self.call(posting.submit, posting.NewJob(job_id, RECIPE, SOURCE, ATTEMPTS))
         self.expected[job_id] = Expected()
         return job_id
 

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from app.db import Sessions
-from app.jobs import listing, ownership, reaper, store, turns
+from app.jobs import listing, ownership, posting, reaper, store, turns
 from app.jobs.models import AttemptRow, JobRow
 from app.jobs.service import JobService
 from app.jobs.store import Progress
@@ -25,7 +25,7 @@ FAILURE = Failure.of(FailureCode.INTERNAL_ERROR, "it broke", attempt=1)
 
 def submit(sessions: Sessions, job_id: str = "job_a", max_attempts: int = 3) -> str:
     with sessions.begin() as session:
-        store.submit(session, store.NewJob(job_id, RECIPE, SOURCE, max_attempts))
+        posting.submit(session, posting.NewJob(job_id, RECIPE, SOURCE, max_attempts))
     return job_id
 
 
