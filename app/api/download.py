@@ -11,7 +11,8 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.api.conditional import requested_range, unchanged
-from app.storage import Chunks
+from app.api.sending import EXTENSION
+from app.storage import Chunks, LocalChunks
 
 CHUNKS_AT_ONCE = 4
 """Chunks of a file that are read by one visit to a thread, and that a client that has stalled keeps in memory."""
@@ -77,10 +78,20 @@ class ClosingResponse(StreamingResponse):
     def __init__(self, content: Chunks, status_code: int, headers: dict[str, str], media_type: str) -> None:
         super().__init__(several_at_once(content), status_code, headers, media_type)
         self.content = content
+        self.by_kernel = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.by_kernel = EXTENSION in (scope.get("extensions") or {})
         try:
             await super().__call__(scope, receive, send)
         finally:
             # No thread reads by now: a cancelled answer ends after the chunk that it was waiting for.
             self.content.close()
+
+    async def stream_response(self, send: Send) -> None:
+        if not self.by_kernel or not isinstance(self.content, LocalChunks):
+            await super().stream_response(send)
+            return
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "file": self.content.part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -10,6 +10,8 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from app.api.sending import with_files
+
 DRAIN_SECONDS = 5
 HEAD_SECONDS = 10.0
 WRITE_SECONDS = 30.0
@@ -55,6 +57,7 @@ class PatientProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn types it wider
         super().connection_made(transport)
+        self.app = with_files(self.app, self)
         self.waiting_since: float | None = monotonic()
         self.head_limit: asyncio.TimerHandle | None = self.loop.call_later(HEAD_SECONDS, transport.abort)
         self.write_limit: asyncio.TimerHandle | None = None

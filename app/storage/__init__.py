@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 NAME_LIMIT = 200
 NAME_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
@@ -44,6 +44,25 @@ class Chunks(Protocol):
 
     def close(self) -> None:
         """Let go of what the bytes are read from. Idempotent."""
+        ...
+
+
+@dataclass(frozen=True)
+class FilePart:
+    """The bytes of an open file on this machine from `start` up to, not including, `stop`."""
+
+    descriptor: int
+    start: int
+    stop: int
+
+
+@runtime_checkable
+class LocalChunks(Chunks, Protocol):
+    """Bytes that lie in a file on this machine, which the kernel can send."""
+
+    @property
+    def part(self) -> FilePart:
+        """Where they lie; valid until `close`."""
         ...
 
 

@@ -13,7 +13,7 @@ from typing import BinaryIO, Self
 from urllib.parse import unquote, urlsplit
 
 from app.errors import ArtifactNotFound
-from app.storage import Chunks, InvalidNameError, StoredFile, check_name, list_names, media_type
+from app.storage import Chunks, FilePart, InvalidNameError, StoredFile, check_name, list_names, media_type
 from modelpress.spec.files import file_sha256, mark, sync
 
 MANIFEST = ".manifest.json"
@@ -143,6 +143,11 @@ class FileRange:
         self.file = file
         self.left = stop - start
         file.seek(start)
+
+    @property
+    def part(self) -> FilePart:
+        position = self.file.tell()
+        return FilePart(self.file.fileno(), position, position + self.left)
 
     def __iter__(self) -> Self:
         return self

@@ -3,6 +3,7 @@
 import gc
 import http.client
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -101,7 +102,7 @@ def open_files(name: str) -> int:
 @pytest.fixture
 def large(settings: ServerSettings, sessions: Sessions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The address of a file that fits into no buffer of the network."""
-    monkeypatch.setitem(CONTENTS, "model.safetensors", bytes(64 << 20))
+    monkeypatch.setitem(CONTENTS, "model.safetensors", os.urandom(64 << 20))
     return f"/jobs/{finish(settings, sessions, tmp_path).id}"
 
 
@@ -119,21 +120,36 @@ def test_a_download_that_is_broken_off_closes_its_file(address: str, large: str,
         gc.enable()
 
 
-def test_a_client_that_stops_reading_is_let_go(address: str, large: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_and_its_ranges_arrive_whole_over_one_connection(address: str, large: str) -> None:
+    whole = CONTENTS["model.safetensors"]
+    first, last = 1_000_003, len(whole) - 7
+    with httpx2.Client(base_url=address, timeout=PATIENCE_SECONDS) as client:
+        for _ in range(2):
+            assert client.get(f"{large}/artifacts/model.safetensors").content == whole
+            ranged = client.get(f"{large}/artifacts/model.safetensors", headers={"Range": f"bytes={first}-{last}"})
+            assert (ranged.status_code, ranged.content) == (206, whole[first : last + 1])
+            assert client.head(f"{large}/artifacts/model.safetensors").headers["content-length"] == str(len(whole))
+
+
+@pytest.mark.parametrize("path", ["artifacts/model.safetensors", "checkpoint"])
+def test_a_client_that_stops_reading_is_let_go(
+    address: str, large: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server, "WRITE_SECONDS", 0.5)
     with connect(address) as connection:
-        connection.sendall(f"GET {large}/checkpoint HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        connection.sendall(f"GET {large}/{path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         wait_for(lambda: open_files("model.safetensors"))
         wait_for(lambda: not open_files("model.safetensors"))
 
 
+@pytest.mark.parametrize("path", ["artifacts/model.safetensors", "checkpoint"])
 def test_clients_that_do_not_read_their_downloads_make_room_for_new_ones(
-    address: str, large: str, monkeypatch: pytest.MonkeyPatch
+    address: str, large: str, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server.PatientProtocol, "most_connections", 5)
     unread = [connect(address) for _ in range(5)]
     for connection in unread:
-        connection.sendall(f"GET {large}/checkpoint HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        connection.sendall(f"GET {large}/{path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     wait_for(lambda: open_files("model.safetensors") == 5)
     with httpx2.Client(base_url=address, timeout=PATIENCE_SECONDS) as client:
         assert client.get("/livez").status_code == 200
