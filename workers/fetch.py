@@ -19,7 +19,7 @@ from app.lifeline import end_with_parent
 from app.settings import Settings, SourceSettings
 from app.sources.download import Downloads
 from app.sources.hub import Hub
-from app.sources.models import ModelSources, explained
+from app.sources.models import ModelSources, explained, read_local
 from app.sources.text import TextSources
 from app.sources.text_files import TextFiles
 from modelpress.contract.codes import FailureCode
@@ -27,8 +27,11 @@ from modelpress.contract.job import Source
 from modelpress.contract.recipe import Recipe
 from modelpress.contract.upload import UPLOAD
 from modelpress.errors import ModelpressError
+from modelpress.spec.errors import CompressionError
+from modelpress.spec.inventory import Inventory
+from workers import expected
 from workers.disk import storage_failure
-from workers.messages import FETCH_STAGE, ErrorReport, Message
+from workers.messages import FETCH_STAGE, ErrorReport, Expected, Message
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,7 @@ class FetchRequest(Message):
     text_revisions: dict[str, str] = Field(default_factory=dict, description="commits of hub datasets, where known")
     sources_dir: Path = Field(description="where what is fetched is kept")
     sources: SourceSettings
+    recipe: Recipe = Field(description="tells, with the model's headers, how long the job takes")
     reserved_bytes: int = Field(0, description="what stays free on the disk")
     retry_delays: tuple[float, ...] = Field((1, 2, 4, 8, 16), description="seconds before each further try at the hub")
 
@@ -69,6 +73,7 @@ class FetchDone(Message):
     model_path: Path = Field(description="a directory with config.json and safetensors, or a .gguf file")
     texts: dict[str, Path] = Field(description="dataset -> a .txt file, or a .jsonl file with a document a line")
     text_revisions: dict[str, str] = Field(description="dataset of the hub -> the commit that was fetched")
+    expected: Expected = Field(Expected(), description="how long the stages take, as the headers tell")
 
 
 FetchReport = Annotated[FetchProgress | FetchDone | ErrorReport, Field(discriminator="event")]
@@ -84,6 +89,7 @@ def fetch_request(settings: Settings, recipe: Recipe, source: Source) -> FetchRe
         text_revisions=source.text_revisions,
         sources_dir=settings.sources_dir,
         sources=settings.sources,
+        recipe=recipe,
         reserved_bytes=settings.reserved_disk_bytes,
     )
 
@@ -116,7 +122,7 @@ def fetch(request: FetchRequest, report: Callable[[FetchReport], None]) -> Fetch
 
         return Downloads(hub, request.sources_dir, request.retry_delays, progress, request.reserved_bytes)
 
-    model_path = fetch_model(request, ModelSources(request.sources, TIMEOUT_SECONDS), downloads(0.0, MODEL_SHARE))
+    place = fetch_model(request, ModelSources(request.sources, TIMEOUT_SECONDS), downloads(0.0, MODEL_SHARE))
     texts: dict[str, Path] = {}
     revisions: dict[str, str] = {}
     share = (1 - MODEL_SHARE) / max(len(request.texts), 1)
@@ -125,7 +131,8 @@ def fetch(request: FetchRequest, report: Callable[[FetchReport], None]) -> Fetch
         texts[reference], revision = files.fetch(reference, request.text_revisions.get(reference))
         if revision is not None:
             revisions[reference] = revision
-    return FetchDone(model_path=model_path, texts=texts, text_revisions=revisions)
+    told = expected.of_stages(request.recipe, inventory_at(place, request))
+    return FetchDone(model_path=place, texts=texts, text_revisions=revisions, expected=told)
 
 
 def fetch_model(request: FetchRequest, sources: ModelSources, downloads: Downloads) -> Path:
@@ -137,6 +144,15 @@ def fetch_model(request: FetchRequest, sources: ModelSources, downloads: Downloa
     if model.path is None:
         raise UnknownModel("model", f"'{request.model}' was not resolved to a commit; post the job again")
     return model.path
+
+
+def inventory_at(place: Path, request: FetchRequest) -> Inventory | None:
+    """Return what a fetched model holds, or None where that cannot be told here: the stage `inspect` says why."""
+    roots = (*request.sources.model_roots, request.sources_dir)
+    try:
+        return read_local(request.model, place, roots).inventory
+    except (CompressionError, ModelpressError, ArithmeticError, LookupError, OSError, TypeError, ValueError):
+        return None
 
 
 def main() -> int:

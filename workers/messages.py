@@ -40,6 +40,23 @@ def storable(text: str) -> str:
 Text = Annotated[str, AfterValidator(storable)]
 
 
+class Expected(Message):
+    """How long the stages of a job are expected to take."""
+
+    seconds: dict[str, float] = Field(default_factory=dict, description="of each stage, over all ratios")
+    measured: bool = Field(False, description="whether jobs like this one have taken them; else the recipe tells")
+
+    @property
+    def starting(self) -> float:
+        """The seconds until the first stage of the computing child."""
+        return self.seconds.get(START_STAGE, 0.0)
+
+    @property
+    def left(self) -> float | None:
+        """The seconds behind the fetching; None where nothing is known."""
+        return sum(seconds for stage, seconds in self.seconds.items() if stage != FETCH_STAGE) or None
+
+
 class Assignment(Message):
     """One attempt at a job, with everything that the child may know."""
 
@@ -56,9 +73,7 @@ class Assignment(Message):
     processes: int | None = Field(None, description="processes that train together; None: one for each GPU, or one")
     tasks_dir: Path | None = Field(None, description="the operator's own tasks for lm-eval")
     memory_bytes: int | None = Field(None, description="memory limit of the child in bytes; None: the machine's memory")
-    expected_seconds: dict[str, float] = Field(
-        default_factory=dict, description="seconds that each stage has taken in jobs like this one; empty: unknown"
-    )
+    expected: Expected = Field(Expected(), description="how long the stages take; empty: as the recipe alone tells")
 
 
 class ProgressReport(Message):

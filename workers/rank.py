@@ -78,7 +78,7 @@ def train(request: RankRequest, report: Callable[[BaseModel], None]) -> None:
         assignment,
         Workbench(assignment.work_dir, assignment.attempt, request.fingerprint),
         report if rank == 0 else lambda message: None,
-        Schedule.of(assignment.recipe, STAGES, assignment.expected_seconds),
+        Schedule.of(assignment.recipe, STAGES, assignment.expected),
     ).at(request.turn)
     context.results, context.stage = dict(request.results), names.DISTILL
     parallel = strategy_of(training.requested(context))

@@ -10,11 +10,13 @@ import random
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
 import numpy
+import psutil
 import torch
 from pydantic import BaseModel
 
@@ -48,7 +50,8 @@ def main(meter: Meter = MEASURED) -> int:
         reports.write(message.model_dump_json() + "\n")
         reports.flush()
 
-    return 0 if walk(assignment, report, meter) else 1
+    starting = time.time() - psutil.Process().create_time()
+    return 0 if walk(assignment, report, meter, starting=starting) else 1
 
 
 def take_standard_output() -> IO[str]:
@@ -65,12 +68,19 @@ def exit_with_supervisor() -> None:
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-def walk(assignment: Assignment, report: Callable[[BaseModel], None], meter: Meter = MEASURED) -> bool:
-    """Run one attempt through every unfinished stage and report its end; return whether it succeeded."""
+def walk(
+    assignment: Assignment, report: Callable[[BaseModel], None], meter: Meter = MEASURED, *, starting: float = 0.0
+) -> bool:
+    """Run one attempt through every unfinished stage and report its end; return whether it succeeded.
+
+    `starting` is how many seconds the process took until now.
+    """
     prepare_torch(assignment)
-    schedule = Schedule.of(assignment.recipe, STAGES, assignment.expected_seconds)
+    schedule = Schedule.of(assignment.recipe, STAGES, assignment.expected)
     bench = Workbench(assignment.work_dir, assignment.attempt, identity(assignment))
-    context = Context(assignment, bench, report, schedule, stage=schedule.stages[0].name, meter=meter)
+    context = Context(
+        assignment, bench, report, schedule, stage=schedule.stages[0].name, starting=starting, meter=meter
+    )
     try:
         write.require_libraries(assignment.recipe)
         tasks.require_library(assignment.recipe)

@@ -48,6 +48,7 @@ from workers.messages import (
     AttemptFailed,
     DoneReport,
     ErrorReport,
+    Expected,
     MetricReport,
     ProgressReport,
     ResumedReport,
@@ -288,8 +289,8 @@ class Supervisor:
         )
         assignment = self.assign(claim, self.fetch(claim, lease, home, deadline), uploaded)
         failpoint(Point.FETCHED)
-        took = assignment.expected_seconds
-        lease.report(Progress(START_STAGE, FETCH_SHARE, None, sum(took.values()) or None, took.get(START_STAGE, 0.0)))
+        told = assignment.expected
+        lease.report(Progress(START_STAGE, FETCH_SHARE, None, told.left, told.starting))
         environment = OFFLINE | (ROOMY if assignment.memory_bytes is None else SPARING)
         cage = compute_cage(assignment)
         with Child(RUNNER, assignment.model_dump_json(), home, environment, lease.hear, cage) as child:
@@ -348,18 +349,18 @@ class Supervisor:
             processes=self.settings.processes,
             tasks_dir=self.settings.tasks_dir,
             memory_bytes=self.memory_bytes(claim),
-            expected_seconds=self.expected_seconds(claim),
+            expected=self.expected(claim, fetched.expected),
         )
 
-    def expected_seconds(self, claim: Claim) -> dict[str, float]:
-        """Return how long each stage after the fetching has taken in jobs like this one."""
+    def expected(self, claim: Claim, told: Expected) -> Expected:
+        """Return how long each stage has taken in jobs like this one, or else what was `told`."""
         try:
             with self.sessions.begin() as session:
                 seconds = durations.of_stages(session, claim.job_id, claim.recipe, device_class(self.settings))
         except SQLAlchemyError:
             log.exception("durations_not_read", extra={"job_id": claim.job_id})
-            return {}
-        return {stage: taken for stage, taken in seconds.items() if stage != FETCH_STAGE}
+            return told
+        return Expected(seconds=seconds, measured=True) if seconds else told
 
     def memory_bytes(self, claim: Claim) -> int | None:
         """Return what the computing child should stay below: less than at first where that ran out of memory."""

@@ -249,7 +249,9 @@ class Job(Answer):
     )
     progress: float = Field(0.0, ge=0, le=1, description="finished fraction of the whole job")
     detail: str | None = Field(None, description="what the stage is doing, such as 'block 12 of 30'")
-    seconds_left: float | None = Field(None, description="estimate from the pace of this attempt")
+    seconds_left: float | None = Field(
+        None, description="estimate from earlier jobs like this one, or recipe and model, and the pace of this attempt"
+    )
     waiting: Waiting | None = Field(None, description="null unless the job is queued")
     retry_of: str | None = Field(None, description="the job whose work this one goes on with")
     attempt: int = Field(description="number of the latest attempt; 0 while no worker has claimed the job")

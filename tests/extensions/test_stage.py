@@ -22,7 +22,7 @@ def run(context: Context, directory: Path) -> None:
     (directory / "count.txt").write_text(str(files))
 
 
-STAGE = Stage(NAME, run, lambda recipe, turn: 0.01)
+STAGE = Stage(NAME, run)
 '''
 
 ASK = """

@@ -8,6 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from app.settings import SourceSettings
+from modelpress.contract.recipe import Recipe
 from tests.support.fetching import NAME, MakeRequest
 from tests.support.hub import LoopbackHub, running_hub
 from workers.fetch import FetchRequest
@@ -27,6 +28,7 @@ def request_for(hub: LoopbackHub, tmp_path: Path, model_root: Path, data_root: P
             "model": model,
             "revision": repository.commit if repository else None,
             "texts": (),
+            "recipe": Recipe(model="local:model", target_ratio=1.3),
             "sources_dir": tmp_path / "sources",
             "sources": SourceSettings(
                 model_roots=(model_root,),

@@ -35,6 +35,7 @@ from tests.support.checkpoints import (
 )
 from tests.support.fetching import BIG_FILES, NAME, MakeRequest, contents, silent
 from tests.support.hub import LoopbackHub
+from workers import expected
 from workers.fetch import FetchReport, FetchRequest, fetch, fetch_environment, fetch_request
 
 
@@ -167,6 +168,18 @@ def test_local_models_stay_where_they_are(request_for: MakeRequest, model_root: 
     path = write_gguf(model_root / "tiny.gguf")
     assert fetch(request_for("local:tiny"), silent).model_path == directory
     assert fetch(request_for("local:tiny.gguf"), silent).model_path == path
+
+
+def test_the_headers_of_any_model_tell_how_long_its_stages_take(
+    request_for: MakeRequest, hub: LoopbackHub, model_root: Path
+) -> None:
+    write_files(model_root / "tiny", single_file())
+    hub.add(NAME, single_file())
+    write_gguf(model_root / "tiny.gguf")
+    for reference in ("local:tiny", "local:tiny.gguf", NAME):
+        request = request_for(reference)
+        told = fetch(request, silent).expected
+        assert told.seconds["inspect"] < expected.of_stages(request.recipe).seconds["inspect"]
 
 
 def test_a_local_model_that_became_a_link_out_is_refused(

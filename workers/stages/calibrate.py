@@ -14,7 +14,6 @@ from app.sources.documents import Document, read_documents
 from modelpress.contract.codes import FailureCode
 from modelpress.contract.distillation import Distillation
 from modelpress.contract.fields import TEACHER
-from modelpress.contract.recipe import Recipe
 from workers.compression import chat_template
 from workers.messages import AttemptFailed
 from workers.stages import inspect, names, tasks, teacher_text
@@ -27,9 +26,6 @@ CALIBRATION = "calibration"
 DISTILLATION = "distillation"
 EVALUATION = "evaluation:"
 BETWEEN = "\n\n"
-WRITTEN_LIKE_THE_REST = 131_072
-"""The original writes this many tokens in the time that all stages of a plain job take together."""
-
 MOST_UNKNOWN = 0.5
 """Part of a text that may be unknown to the tokenizer."""
 LETTER = "a"
@@ -245,10 +241,4 @@ def evaluations(context: Context) -> dict[str, Tensor]:
     return {name.removeprefix(EVALUATION): ids for name, ids in tokens.items() if name.startswith(EVALUATION)}
 
 
-def weight(recipe: Recipe, turn: int) -> float:
-    """Return how long this stage takes: mostly, the text that the original writes."""
-    written = 0 if recipe.teacher_text is None else math.prod(recipe.teacher_text)
-    return 0.01 + written / WRITTEN_LIKE_THE_REST
-
-
-STAGE = Stage(names.CALIBRATE, run, weight, once=True)
+STAGE = Stage(names.CALIBRATE, run, once=True)

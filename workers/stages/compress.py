@@ -5,7 +5,6 @@ If the recipe asks for a distillation in several phases, this stage makes only t
 
 from pathlib import Path
 
-from modelpress.contract.recipe import Recipe
 from workers.compression.phases import Phase, phases
 from workers.compression.pipeline import compress
 from workers.compression.training.checkpoint import TrainingCheckpoint
@@ -74,13 +73,4 @@ def _end(context: Context) -> int:
     return planned[-1].trained + 1 if names.DISTILL in context.results else planned[0].trained
 
 
-WEIGHT = 0.43
-"""Relative time of compressing all parts."""
-
-
-def weight(recipe: Recipe, turn: int) -> float:
-    """Return the relative time that this stage takes; the stage `distill` compresses the groups of later phases."""
-    return WEIGHT if recipe.distillation is None else WEIGHT / recipe.distillation.phases
-
-
-STAGE = Stage(names.COMPRESS, run, weight)
+STAGE = Stage(names.COMPRESS, run)

@@ -13,13 +13,12 @@ from workers.messages import FETCH_SHARE, Assignment, MetricReport, ProgressRepo
 from workers.stages.meter import Meter
 from workers.stages.workbench import Workbench
 
-PACE_NEEDS = 0.02
-PACE_NEEDS_SECONDS = 30.0
-"""The least progress and the least time of this attempt from which alone the remaining time is estimated.
-
-What is sooner over consists of starting processes, which the shares of the stages do not count."""
-TRUST = 0.25
-"""How much of a job has to be done for the pace of this attempt to count as much as that of earlier jobs."""
+TRUST, TRUST_UNMEASURED = 0.25, 0.02
+"""How much of a job has to be done for the pace of this attempt to count as much as what was expected, where jobs like
+this one have taken it, and where its recipe alone tells."""
+BELIEVED, BELIEVED_REPORTS = 0.2, 20
+"""The part of a stage, and the reports of it, after which its progress alone tells how long it takes, if no job like
+this one has been here. What reports seldom has parts that are not alike."""
 
 MOST_SLOWER = 2.0
 """By what factor a stage is thought to be slower than those before it, at most, if its own progress says so."""
@@ -29,10 +28,11 @@ Held = TypeVar("Held")
 
 @dataclass(frozen=True)
 class Entered:
-    """A stage of one of the ratios, and when it was entered, in seconds of the monotonic clock."""
+    """A stage of one of the ratios, when it was entered, on the monotonic clock, and how often it has reported."""
 
     place: tuple[str, int]
     at: float
+    reports: int = 0
 
 
 class Shares(Protocol):
@@ -43,8 +43,16 @@ class Shares(Protocol):
         """Return the names of the stages that run once, whatever the number of ratios."""
 
     @property
-    def seconds(self) -> float | None:
-        """Return the seconds that all stages have taken in jobs like this one, or None if none is known."""
+    def seconds(self) -> float:
+        """Return the seconds that all stages are expected to take."""
+
+    @property
+    def starting(self) -> float:
+        """Return the seconds that the process is expected to take until the first stage."""
+
+    @property
+    def measured(self) -> bool:
+        """Return whether jobs like this one have taken them."""
 
     def before(self, turn: int, finished: Collection[str]) -> float:
         """Return the fraction of the job that is done once `finished` stages of `recipe.ratios[turn]` are."""
@@ -64,6 +72,7 @@ class Context:
         turn: index into the recipe's ratios.
         span: the part of the running stage, as fractions of it, to which progress is scaled.
         held: values that several stages read, cached by `hold`.
+        starting: the seconds that the process took until the first stage; 0 if that is not known.
         started: when the pace began to be measured, in seconds of the monotonic clock.
         fraction_at_start: the fraction of the job that was done then.
         entered: the running stage, and when it was entered.
@@ -79,6 +88,7 @@ class Context:
     turn: int = 0
     span: tuple[float, float] = (0.0, 1.0)
     held: dict[str, Any] = field(default_factory=dict)
+    starting: float = 0.0
     started: float = field(default_factory=time.monotonic)
     fraction_at_start: float | None = None
     entered: Entered | None = None
@@ -132,14 +142,13 @@ class Context:
                 stage=self.stage,
                 fraction=whole,
                 detail=detail,
-                seconds_left=None if here is None else here + later,
-                stage_seconds_left=here or 0.0,
+                seconds_left=here + later,
+                stage_seconds_left=here,
             )
         )
 
-    def seconds_left(self, before: float, whole: float, after: float) -> tuple[float | None, float]:
-        """Return the estimated seconds until the running stage ends, None while too little is done to tell, and the
-        seconds that the stages behind it take.
+    def seconds_left(self, before: float, whole: float, after: float) -> tuple[float, float]:
+        """Return the estimated seconds until the running stage ends, and those that the stages behind it take.
 
         The arguments are fractions of the whole job: what was done when the stage began, is done now, and will be done
         when it ends.
@@ -148,20 +157,23 @@ class Context:
         start = self.fraction_at_start or 0.0
         if self.entered is None or self.entered.place != (self.stage, self.turn):
             self.entered = Entered((self.stage, self.turn), now)
-        if self.shares.seconds is None:
-            gained, elapsed = whole - start, now - self.started
-            if gained < PACE_NEEDS or elapsed < PACE_NEEDS_SECONDS:
-                return None, 0.0
-            return elapsed / gained * max(after - whole, 0.0), elapsed / gained * (1.0 - after)
+        self.entered = replace(self.entered, reports=self.entered.reports + 1)
         unit = self.shares.seconds / (1.0 - FETCH_SHARE)
-        trusted = TRUST * self.shares.seconds
+        trusted = (TRUST if self.shares.measured else TRUST_UNMEASURED) * self.shares.seconds
         begun, spent = max(before, start), now - self.entered.at
-        pace = (self.entered.at - self.started + trusted) / ((begun - start) * unit + trusted)
+        # How long the process took to start is the first that is known of the machine.
+        ran, should = trusted + self.starting, trusted + (self.shares.starting if self.starting else 0.0)
+        pace = (self.entered.at - self.started + ran) / ((begun - start) * unit + should)
         stage = pace * unit * (after - begun)
         done = (whole - begun) / (after - begun) if after > begun else 1.0
-        if 0.0 < done < 1.0:
+        if 0.0 < done < 1.0 and self.shares.measured:
             # The parts of a stage need not take equally long, so what they say is believed within bounds.
             stage = max(stage, min(spent / done, MOST_SLOWER * stage))
+        elif 0.0 < done < 1.0 and spent > 0.0:
+            belief = min(done / BELIEVED, 1.0) * min(self.entered.reports / BELIEVED_REPORTS, 1.0)
+            stage = stage ** (1.0 - belief) * (spent / done) ** belief
+            until_now = (now - self.started + ran) / ((whole - start) * unit + should)
+            pace = pace ** (1.0 - belief) * until_now**belief
         if spent > stage > 0.0:
             pace *= spent / stage
         return max(stage - spent, 0.0) if done < 1.0 else 0.0, pace * unit * (1.0 - after)

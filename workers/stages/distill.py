@@ -8,7 +8,6 @@ With several GPUs, several processes train together.
 import logging
 from pathlib import Path
 
-from modelpress.contract.recipe import Recipe
 from workers.compression.models.edited import EditedModel
 from workers.compression.phases import Phase
 from workers.compression.pipeline import compress as compression
@@ -21,9 +20,6 @@ from workers.stages.ranks import train_in_processes
 from workers.stages.stage import Stage
 
 log = logging.getLogger(__name__)
-
-TOKENS_LIKE_THE_REST = 65_536
-"""Number of tokens whose training takes about as long as all stages of a plain job together."""
 
 NAME = names.DISTILL
 
@@ -106,11 +102,4 @@ def curves(context: Context) -> tuple[Curve, ...]:
     return tuple(read_curve(context.bench.part(NAME, file)) for file in files)
 
 
-def weight(recipe: Recipe, turn: int) -> float:
-    """Return the relative time that this stage takes, including the compression between its trainings."""
-    if recipe.distillation is None:
-        return 0.0
-    return recipe.distillation.tokens / TOKENS_LIKE_THE_REST + compress.WEIGHT - compress.weight(recipe, turn)
-
-
-STAGE = Stage(names.DISTILL, run, weight, wanted=lambda recipe: recipe.distillation is not None)
+STAGE = Stage(names.DISTILL, run, wanted=lambda recipe: recipe.distillation is not None)

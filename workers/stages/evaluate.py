@@ -23,7 +23,6 @@ from transformers import AutoConfig, PreTrainedModel
 
 from modelpress.contract.codes import FailureCode
 from modelpress.contract.job import Comparison, EvaluationProtocol, Metrics
-from modelpress.contract.recipe import Recipe
 from modelpress.spec.formats import FORMATS, MAIN, Format
 from workers.compression.evaluation.fidelity import Fidelity, compare, final_states
 from workers.compression.evaluation.protocol import protocol_of
@@ -124,7 +123,7 @@ def measured_beside_original(context: Context, result: Path, baseline: Path) -> 
     """
     measured = [inspect.model_dir(context), result]
     if context.assignment.recipe.evaluation.baseline:
-        context.progress(0.1, "dropping blocks for the baseline")
+        context.progress(0.0, "dropping blocks for the baseline")
         shutil.rmtree(baseline, ignore_errors=True)
         write_baseline(context, result, baseline)
         measured.append(baseline)
@@ -156,10 +155,10 @@ def comparison_of(context: Context, directories: Sequence[Path]) -> Comparison:
     predictions = predictions_of(context, directories)
     measured = []
     for number, directory in enumerate(directories):
-        context.progress(0.6 + 0.3 * number / len(directories), "measuring speed")
+        context.progress(0.2 + 0.4 * number / len(directories), "measuring speed")
         found = {dataset: fidelities[number] for dataset, fidelities in predictions.items()}
         measured.append(metrics_of(context, directory, found, is_original=number == 0))
-    context.progress(0.9, "measuring memory")
+    context.progress(0.6, "measuring memory")
     peaks = peaks_of(context, directories)
     if is_rounded(context, FORMATS[MAIN]):
         # The copy with decoded weights takes more memory than the checkpoint that it stands for.
@@ -184,7 +183,7 @@ def predictions_of(context: Context, directories: Sequence[Path]) -> dict[str, t
     evaluations = calibrate.evaluations(context)
     found = {}
     for number, (dataset, windows) in enumerate(evaluations.items()):
-        context.progress(0.15 + 0.45 * number / len(evaluations), f"comparing predictions on {dataset}")
+        context.progress(0.2 * number / len(evaluations), f"comparing predictions on {dataset}")
         found[dataset] = compare(original, others, windows)
         require_numbers(dataset, found[dataset])
     return found
@@ -301,9 +300,4 @@ def probe(context: Context, form: Format) -> Path:
     return context.bench.part(NAME, probe_file(form.name if is_rounded(context, form) else MAIN))
 
 
-def weight(recipe: Recipe, turn: int) -> float:
-    """Return the relative time that this stage takes; each further format that may be rounded adds to it."""
-    return 0.16 + 0.1 * sum(name != MAIN and FORMATS[name].codes is not None for name in recipe.formats)
-
-
-STAGE = Stage(names.EVALUATE, run, weight)
+STAGE = Stage(names.EVALUATE, run)

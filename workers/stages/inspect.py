@@ -63,4 +63,4 @@ def is_gguf(path: Path) -> bool:
     return path.suffix.lower() == ".gguf"
 
 
-STAGE = Stage(names.INSPECT, run, lambda recipe, turn: 0.08, once=True)
+STAGE = Stage(names.INSPECT, run, once=True)

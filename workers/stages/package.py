@@ -46,4 +46,4 @@ def place_of(package: Path, name: str) -> Path:
     return package if name == MAIN else package / name
 
 
-STAGE = Stage(names.PACKAGE, run, lambda recipe, turn: 0.02)
+STAGE = Stage(names.PACKAGE, run)

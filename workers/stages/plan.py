@@ -12,7 +12,6 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from modelpress.contract.codes import FailureCode
-from modelpress.contract.recipe import Recipe
 from modelpress.spec.families import KroneckerFamily
 from modelpress.spec.formats import FORMATS, Format
 from modelpress.spec.methods import METHODS, Need, method_of, planner_of
@@ -34,8 +33,6 @@ CHOICE = "choice.json"
 TRIALS = "trials"
 TRIED = 0.8
 """Fraction of this stage that trials take, if the method needs them."""
-TRIALS_WEIGHT = 1.2
-"""Relative time of trying methods."""
 SENSITIVITIES = "sensitivities"
 SENSITIVITIES_FILE = "sensitivities.safetensors"
 
@@ -175,12 +172,4 @@ def sensitivities_of(context: Context) -> dict[str, Sensitivity]:
     return measured_once(context, method.tiled(options)) if Need.SENSITIVITIES in method.needs else {}
 
 
-def weight(recipe: Recipe, turn: int) -> float:
-    """Return the relative time that this stage takes; all ratios share the measurement, but each has its own trials."""
-    needs = method_of(recipe.method).needs
-    trying = TRIALS_WEIGHT if Need.TRIALS in needs else 0.0
-    measuring = 0.0 if turn > 0 and Need.SENSITIVITIES in needs else 0.22
-    return measuring + trying
-
-
-STAGE = Stage(names.PLAN, run, weight)
+STAGE = Stage(names.PLAN, run)

@@ -10,7 +10,6 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load_file, save_file
 
-from modelpress.contract.recipe import Recipe
 from modelpress.spec.codes import CODES
 from modelpress.spec.formats import FORMATS, Format
 from modelpress.spec.inventory import Inventory
@@ -35,15 +34,19 @@ from workers.stages.stage import Stage
 SENSITIVITIES = "sensitivities.safetensors"
 CHOSEN = "chosen.json"
 
-MEASURING = 0.3
-"""Fraction of a format's time that the measuring of the codes' costs takes."""
+MEASURING = 0.22
+"""Fraction of this stage in which sensitivities are measured, for all formats."""
+CHOOSING = 0.2
+"""Fraction of a format's time in which the costs of its codes are measured."""
 
 
 def run(context: Context, directory: Path) -> None:
     """Round the model for each format, unless the plan rounds nothing."""
     forms = rounded_formats(context)
+    share = (1 - MEASURING) / max(len(forms), 1)
     for number, form in enumerate(forms):
-        round_for(context.within(number / len(forms), (number + 1) / len(forms)), form)
+        begun = MEASURING + number * share
+        round_for(context.within(begun, begun + share), form, sensitivities_of(context.within(0.0, MEASURING)))
 
 
 def rounded_formats(context: Context) -> tuple[Format, ...]:
@@ -54,13 +57,11 @@ def rounded_formats(context: Context) -> tuple[Format, ...]:
     return tuple(form for form in every if form.codes is not None)
 
 
-def round_for(context: Context, form: Format) -> None:
+def round_for(context: Context, form: Format, sensitivities: Mapping[str, Sensitivity]) -> None:
     """Choose the codes of a format and round the model to them, part by part."""
-    original = compute.open_model(context, inspect.model_dir(context))
-    edited = EditedModel(original, compress.finished_parts(context))
-    sensitivities = sensitivities_of(context, edited)
+    edited = edited_model(context)
     step = chosen(context, form, edited, sensitivities).step
-    labels = step.labels(original.inventory, len(edited.overlay.removed))
+    labels = step.labels(inspect.model_inventory(context), len(edited.overlay.removed))
     parts = PartFiles(context.bench, [StagePlace(result_of(form), range(len(labels)))], place_of(context, form))
     if parts:
         context.resumed()
@@ -69,8 +70,13 @@ def round_for(context: Context, form: Format) -> None:
     for done in pipeline.compress(
         edited, plan, calibrate.calibration(context), parts, sensitivities=sensitivities, seed=seed
     ):
-        fraction = MEASURING + (1 - MEASURING) * done / len(labels)
+        fraction = CHOOSING + (1 - CHOOSING) * done / len(labels)
         context.progress(fraction, f"{form.name}: {labels[min(done, len(labels) - 1)].text}")
+
+
+def edited_model(context: Context) -> EditedModel:
+    """Return the model as structure and training have left it."""
+    return EditedModel(compute.open_model(context, inspect.model_dir(context)), compress.finished_parts(context))
 
 
 class Rounding(BaseModel):
@@ -89,12 +95,11 @@ def chosen(context: Context, form: Format, edited: EditedModel, sensitivities: M
         return Rounding.model_validate_json(kept.read_bytes())
     inventory, limits = edited.inventory, plan_of(context).limits
     offered = {site.name: choices(form, inventory, site, limits) for site in matrices(inventory)}
-    context.progress(MEASURING, f"{form.name}: choosing the bits of each matrix")
-    costs = {
-        site: cost
-        for part in code_costs(edited, calibrate.calibration(context), sensitivities, offered)
-        for site, cost in part.items()
-    }
+    costs: dict[str, dict[str, float]] = {}
+    parts = len(edited.kept) + 1
+    for done, part in enumerate(code_costs(edited, calibrate.calibration(context), sensitivities, offered), 1):
+        costs |= part
+        context.progress(min(done / parts, 1.0) * CHOOSING, f"{form.name}: choosing the bits of each matrix")
     before = bytes_before(inspect.model_inventory(context))
     left = int(before / context.ratio) - writer_of(form.name).overhead(edited.overlay)
     budget = Budget(left, edited.overlay.dtype.itemsize)
@@ -119,17 +124,17 @@ def require_size(form: Format, inventory: Inventory, codes: Mapping[str, str], b
         )
 
 
-def sensitivities_of(context: Context, edited: EditedModel) -> dict[str, Sensitivity]:
+def sensitivities_of(context: Context) -> dict[str, Sensitivity]:
     """Return the sensitivities of the model as structure and training have left it; they are measured once."""
     kept = context.bench.finished_part(names.QUANTISE, SENSITIVITIES)
     if kept is not None:
         return from_tensors(load_file(kept))
     found: dict[str, Sensitivity] = {}
-    ids, seed = calibrate.calibration(context), context.assignment.recipe.seed
+    edited, ids, seed = edited_model(context), calibrate.calibration(context), context.assignment.recipe.seed
     parts = len(edited.kept) + 1
     for done, some in enumerate(measure(edited, ids, seed=seed), 1):
         found |= some
-        context.progress(min(1.0, done / parts) * MEASURING, "measuring what rounding costs")
+        context.progress(min(1.0, done / parts), "measuring what rounding costs")
     path = context.bench.begin(names.QUANTISE) / SENSITIVITIES
     save_file(to_tensors(found), path)
     context.bench.finish_part(path)
@@ -177,9 +182,4 @@ def place_of(context: Context, form: Format) -> Path:
     return context.bench.begin(result_of(form))
 
 
-def weight(recipe: Recipe, turn: int) -> float:
-    """Return the relative time that this stage takes."""
-    return 0.6 * sum(FORMATS[name].codes is not None for name in recipe.formats)
-
-
-STAGE = Stage(names.QUANTISE, run, weight, wanted=lambda recipe: recipe.precision != PLAIN_BITS)
+STAGE = Stage(names.QUANTISE, run, wanted=lambda recipe: recipe.precision != PLAIN_BITS)

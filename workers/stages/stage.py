@@ -1,11 +1,12 @@
 """The stage of a job as a value, and the fraction of a job that each stage takes."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from modelpress.contract.recipe import Recipe
-from workers.messages import FETCH_SHARE
+from workers import expected
+from workers.messages import FETCH_SHARE, Expected
 from workers.stages.context import Context
 
 
@@ -16,15 +17,12 @@ class Stage:
     Attributes:
         name: the stage's name in results, reports and the API.
         run: `run(context, directory)` writes the result into an empty directory.
-        weight: `weight(recipe, turn)` returns the relative time for `recipe.ratios[turn]`; the stages of a plain job
-            add up to about 1. Only the progress bar depends on it.
         wanted: `wanted(recipe)` returns whether the recipe has this stage.
         once: whether it runs once for all ratios, before the stages that run for each of them.
     """
 
     name: str
     run: Callable[[Context, Path], None]
-    weight: Callable[[Recipe, int], float]
     wanted: Callable[[Recipe], bool] = lambda recipe: True
     once: bool = False
 
@@ -35,15 +33,20 @@ class Schedule:
 
     recipe: Recipe
     stages: tuple[Stage, ...]
-    taken: Mapping[str, float] = field(default_factory=dict)
-    """Seconds that each stage has taken, over all ratios, in jobs like this one; empty where none is known."""
+    each: Mapping[str, float]
+    """Seconds that each stage is expected to take, over all ratios."""
+    starting: float
+    """Seconds that the process is expected to take until the first one."""
+    measured: bool
+    """Whether jobs like this one have taken them."""
 
     @classmethod
-    def of(cls, recipe: Recipe, stages: Sequence[Stage], taken: Mapping[str, float] | None = None) -> "Schedule":
-        """Return the schedule of those `stages` that the recipe has, by the seconds `taken` if all are known."""
+    def of(cls, recipe: Recipe, stages: Sequence[Stage], told: Expected | None = None) -> "Schedule":
+        """Return the schedule of those `stages` that the recipe has, by the seconds that were `told`."""
+        told = told if told and told.seconds else expected.of_stages(recipe)
         wanted = tuple(stage for stage in stages if stage.wanted(recipe))
-        known = {stage.name: taken[stage.name] for stage in wanted if taken and stage.name in taken}
-        return cls(recipe, wanted, known if len(known) == len(wanted) else {})
+        each = {stage.name: told.seconds.get(stage.name, expected.UNKNOWN_SECONDS) for stage in wanted}
+        return cls(recipe, wanted, each, told.starting, told.measured)
 
     def share(self, name: str, turn: int = 0) -> float:
         """Return the fraction of the job that a stage takes for `recipe.ratios[turn]`; 0 if it is not scheduled.
@@ -59,9 +62,9 @@ class Schedule:
         return FETCH_SHARE + (earlier + now) * self._unit
 
     @property
-    def seconds(self) -> float | None:
-        """Return the seconds that all stages have taken in jobs like this one, or None if none is known."""
-        return sum(self.taken.values()) or None
+    def seconds(self) -> float:
+        """Return the seconds that all stages are expected to take."""
+        return sum(self.each.values())
 
     @property
     def once(self) -> frozenset[str]:
@@ -76,6 +79,4 @@ class Schedule:
     def _weight(self, stage: Stage, turn: int) -> float:
         if stage.once and turn > 0:
             return 0.0
-        if not self.taken:
-            return stage.weight(self.recipe, turn)
-        return self.taken[stage.name] / (1 if stage.once else len(self.recipe.ratios))
+        return self.each[stage.name] / (1 if stage.once else len(self.recipe.ratios))

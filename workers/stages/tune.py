@@ -6,8 +6,7 @@ The result is one more part for each format. Checkpoints are durable, as in the 
 
 from pathlib import Path
 
-from modelpress.contract.recipe import Recipe
-from modelpress.spec.formats import FORMATS, Format
+from modelpress.spec.formats import Format
 from modelpress.spec.precision import PLAIN_BITS
 from workers.compression.models.edited import EditedModel
 from workers.compression.training.parallel import SingleProcess
@@ -15,7 +14,6 @@ from workers.compression.training.rounded import rounded_student, tuned_part
 from workers.stages import calibrate, names, quantise, training
 from workers.stages.context import Context
 from workers.stages.curve import Curve, read_curve
-from workers.stages.distill import TOKENS_LIKE_THE_REST
 from workers.stages.part_files import file_name
 from workers.stages.stage import Stage
 
@@ -60,15 +58,4 @@ def curve(context: Context, form: Format) -> Curve | None:
     return read_curve(context.bench.part(quantise.tuned(form), training.curve_name(0)))
 
 
-def weight(recipe: Recipe, turn: int) -> float:
-    """Return the relative time that this stage takes, as far as the recipe tells: whether structure goes is not
-    known."""
-    if recipe.distillation is None:
-        return 0.0
-    share = training.ROUNDED_SHARE * recipe.distillation.tokens / TOKENS_LIKE_THE_REST
-    return share * sum(FORMATS[name].codes is not None for name in recipe.formats)
-
-
-STAGE = Stage(
-    names.TUNE, run, weight, wanted=lambda recipe: recipe.distillation is not None and recipe.precision != PLAIN_BITS
-)
+STAGE = Stage(names.TUNE, run, wanted=lambda recipe: recipe.distillation is not None and recipe.precision != PLAIN_BITS)

@@ -103,4 +103,4 @@ def directory_of(context: Context, name: str = MAIN) -> Path:
     return context.results[names.WRITE] / name
 
 
-STAGE = Stage(names.WRITE, run, lambda recipe, turn: 0.02)
+STAGE = Stage(names.WRITE, run)

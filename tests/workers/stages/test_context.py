@@ -7,7 +7,7 @@ import pytest
 
 from modelpress.contract.recipe import Recipe
 from tests.support.jobs import context_of
-from workers.messages import FETCH_SHARE, Assignment
+from workers.messages import FETCH_SHARE, Assignment, Expected
 from workers.stages import context as module
 from workers.stages.context import Context
 from workers.stages.registry import STAGES
@@ -19,56 +19,18 @@ def recipe(**sections: Any) -> Recipe:
     return Recipe.model_validate({"model": "local:model", "target_ratio": 1.3, **sections})
 
 
-def shares_of(recipe: Recipe, turn: int = 0) -> dict[str, float]:
-    schedule = Schedule.of(recipe, STAGES)
-    return {stage.name: schedule.share(stage.name, turn) for stage in STAGES}
-
-
-@pytest.mark.parametrize("sections", [{}, {"distillation": {}}])
+@pytest.mark.parametrize("sections", [{}, {"distillation": {}}, {"target_ratio": [1.2, 1.3, 1.5], "method": "fusion"}])
 def test_all_stages_and_the_fetching_are_the_whole(sections: dict[str, Any]) -> None:
-    assert sum(shares_of(recipe(**sections)).values()) + FETCH_SHARE == pytest.approx(1)
+    asked = recipe(**sections)
+    schedule = Schedule.of(asked, STAGES)
+    shares = (schedule.share(stage.name, turn) for stage in STAGES for turn in range(len(asked.ratios)))
+    assert sum(shares) + FETCH_SHARE == pytest.approx(1)
 
 
-@pytest.mark.parametrize("method", ["low_rank", "fusion", "auto"])
-def test_the_stages_of_all_ratios_and_the_fetching_are_the_whole(method: str) -> None:
-    asked = recipe(target_ratio=[1.2, 1.3, 1.5], method=method, distillation={})
-    shares = [shares_of(asked, turn) for turn in range(3)]
-    assert sum(sum(share.values()) for share in shares) + FETCH_SHARE == pytest.approx(1)
-
-
-def test_nothing_is_set_aside_for_what_an_earlier_ratio_has_done() -> None:
-    first, second = (shares_of(recipe(target_ratio=[1.2, 1.3], method="low_rank"), turn) for turn in range(2))
-    assert all(second[stage] == 0 < first[stage] for stage in ("inspect", "calibrate", "plan"))
-    assert second["compress"] == first["compress"]
-    assert shares_of(recipe(target_ratio=[1.2, 1.3], method="fusion"), 1)["plan"] > 0
-
-
-def test_without_distillation_nothing_is_set_aside_for_it() -> None:
-    assert shares_of(recipe())["distill"] == 0
-
-
-def test_distillation_dominates_where_it_is_asked_for() -> None:
-    shares = shares_of(recipe(method="low_rank", distillation={}))
-    assert shares["distill"] > 0.5
-    assert shares_of(recipe(method="low_rank", distillation={"tokens": 10_000_000}))["distill"] > shares["distill"]
-
-
-def test_trying_methods_is_most_of_the_planning() -> None:
-    assert shares_of(recipe(method="auto"))["plan"] > 2 * shares_of(recipe(method="low_rank"))["plan"]
-
-
-def test_the_more_text_the_original_writes_the_longer_it_takes() -> None:
-    none, few, many = (
-        shares_of(recipe(calibration={"datasets": [text], "sequences": sequences}))["calibrate"]
-        for text, sequences in (("builtin:python-docs", 8), ("teacher:", 8), ("teacher:", 64))
-    )
-    assert none < few < many
-
-
-def test_what_is_compressed_between_trainings_is_part_of_the_distillation() -> None:
-    once, twice = (shares_of(recipe(method="low_rank", distillation={"phases": phases})) for phases in (1, 2))
-    assert twice["compress"] == pytest.approx(once["compress"] / 2)
-    assert sum(twice.values()) == pytest.approx(sum(once.values()))
+def test_stages_that_run_once_take_nothing_for_a_second_ratio() -> None:
+    schedule = Schedule.of(recipe(target_ratio=[1.2, 1.3]), STAGES)
+    assert all(schedule.share(stage.name, 1) == 0 for stage in STAGES if stage.once)
+    assert schedule.share("compress", 1) == schedule.share("compress", 0) > 0
 
 
 def test_progress_begins_with_the_fetching_and_ends_with_the_last_stage() -> None:
@@ -130,19 +92,19 @@ def test_what_was_finished_before_does_not_count_as_pace(tmp_path: Path, clock: 
     context.progress(0.0)
     context.resumed()
     context.progress(0.5)
-    clock.now = 100.0
-    context.progress(0.6)
-    first, last = reports[-2:]
-    assert last.seconds_left == pytest.approx(100.0 * (1 - last.fraction) / (last.fraction - first.fraction))
+    for step in range(1, 26):
+        clock.now = 4.0 * step
+        context.progress(0.5 + 0.004 * step)
+    assert reports[-1].stage_seconds_left == pytest.approx(400.0)
 
 
-def timed(tmp_path: Path, reports: list[Any], expected: dict[str, float]) -> Context:
+def timed(tmp_path: Path, reports: list[Any], seconds: dict[str, float], *, measured: bool = True) -> Context:
     """Return the context of the first attempt at a job whose stages are expected to take these seconds."""
     assignment = Assignment(
         job_id="job", attempt=1, recipe=recipe(), model_path=tmp_path, texts={}, work_dir=tmp_path, device="cpu",
-        threads=1, expected_seconds=expected,
+        threads=1, expected=Expected(seconds=seconds, measured=measured),
     )  # fmt: skip
-    schedule = Schedule.of(assignment.recipe, STAGES, assignment.expected_seconds)
+    schedule = Schedule.of(assignment.recipe, STAGES, assignment.expected)
     return Context(assignment, Workbench(tmp_path, 1, "inputs"), reports.append, schedule)
 
 
@@ -196,11 +158,24 @@ def test_a_stage_that_is_slower_than_those_before_it_makes_the_rest_slower(tmp_p
     assert reports[-1].seconds_left >= 40.0 * (len(stages) - 1)
 
 
-def test_no_time_left_is_told_while_nothing_is_known(tmp_path: Path, clock: Clock) -> None:
+def test_what_a_recipe_alone_tells_gives_way_to_the_progress_of_the_stage(tmp_path: Path, clock: Clock) -> None:
+    stages = [stage.name for stage in Schedule.of(recipe(), STAGES).stages]
     reports: list[Any] = []
-    context = timed(tmp_path, reports, {})
-    context.stage, context.started = "compress", clock.now
+    context = timed(tmp_path, reports, dict.fromkeys(stages, 10.0), measured=False)
+    context.stage, context.started = stages[0], clock.now
     context.progress(0.0)
-    clock.now = 5.0
-    context.progress(0.9)
-    assert [report.seconds_left for report in reports] == [None, None]
+    assert reports[-1].seconds_left == pytest.approx(10.0 * len(stages))
+    for step in range(1, 26):
+        clock.now = 0.8 * step
+        context.progress(0.01 * step)
+    assert reports[-1].stage_seconds_left == pytest.approx(60.0)
+    assert reports[-1].seconds_left > 60.0 + 2 * 10.0 * (len(stages) - 1)
+
+
+def test_a_process_that_was_slow_to_start_is_on_a_slow_machine(tmp_path: Path, clock: Clock) -> None:
+    stages = [stage.name for stage in Schedule.of(recipe(), STAGES).stages]
+    reports: list[Any] = []
+    context = timed(tmp_path, reports, {"start": 6.0, **dict.fromkeys(stages, 10.0)}, measured=False)
+    context.stage, context.started, context.starting = stages[0], clock.now, 18.0
+    context.progress(0.0)
+    assert reports[-1].seconds_left > 2 * 10.0 * len(stages)
