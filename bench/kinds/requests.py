@@ -190,7 +190,8 @@ def cells(row: Rate) -> tuple[str, ...]:
 
 def request(method: str, path: str, body: str = "", key: str | None = None) -> bytes:
     """Return a request as it is sent."""
-    head = f"{method} {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json"
+    head += f"\r\nContent-Length: {len(body)}"
     if key is not None:
         head += f"\r\nAuthorization: Bearer {key}"
     return f"{head}\r\n\r\n{body}".encode()
@@ -309,7 +310,7 @@ def received(address: str, path: str) -> float:
     host, _, port = address.removeprefix("http://").rpartition(":")
     with socket.create_connection((host, int(port))) as connection:
         started = time.perf_counter()
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n".encode())
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         assert connection.recv(READ_BYTES).split(b" ", 2)[1] == b"200"
         while connection.recv(READ_BYTES):
             pass
