@@ -61,13 +61,13 @@ def narrowed(inventory: Inventory, size: int) -> Inventory:
     present = intermediate_size(inventory)
 
     def resized(site: Site) -> Site:
-        if site not in changing:
+        if site.name not in changing:
             return site
         if _leaves(inventory, site):
             return replace(site, in_features=size)
         return replace(site, out_features=site.out_features // present * size)
 
-    changing = _mlp_sites(inventory)
+    changing = {site.name for site in _mlp_sites(inventory)}
     total = resized_parameters(inventory, (), size)
     return replace(inventory, sites=tuple(resized(site) for site in inventory.sites), total_parameters=total)
 

@@ -1,5 +1,6 @@
 """What fewer blocks and narrower MLPs store, and what config.json says of them. Torch-free."""
 
+import time
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from modelpress.spec.dimensions import (
     block_of,
     intermediate_size,
     intermediate_size_for,
+    narrowed,
     renumbered,
     resized_config,
     resized_parameters,
@@ -107,3 +109,11 @@ def test_names_follow_their_blocks() -> None:
     assert renumbered("model.norm.weight", "model.layers", (1, 12)) == "model.norm.weight"
     assert block_of("model.layers.12.mlp.down_proj", "model.layers") == 12
     assert block_of("model.layers_norm.weight", "model.layers") is None
+
+
+def test_as_many_blocks_as_a_model_may_have_are_narrowed_within_seconds() -> None:
+    deep = wide(units=8, blocks=2000, width=8, vocabulary=32)
+    begun = time.process_time()
+    found = narrowed(deep, 4)
+    assert time.process_time() - begun < 10.0
+    assert (intermediate_size(found), found.total_parameters) == (4, resized_parameters(deep, (), 4))
