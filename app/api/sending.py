@@ -6,6 +6,7 @@ ASGI has no message for that, so the server of this API offers one as an extensi
 
 import asyncio
 import os
+import select
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,8 @@ from app.storage import FilePart
 EXTENSION = "modelpress.file"
 AT_ONCE_BYTES = 1 << 23
 """What one visit to a thread sends at most; it ends sooner when the client does not keep up."""
+KEEPS_UP_MILLISECONDS = 1
+"""A client that makes room within this time is sent more in the same visit."""
 LOOK_SECONDS = 0.005
 
 
@@ -79,12 +82,15 @@ def own_descriptor(protocol: H11Protocol) -> Iterator[int]:
 
 
 def push(connection: int, file: int, start: int, size: int) -> int:
-    """Send bytes of a file until the connection takes no more; return how many. Raises OSError."""
-    sent = 0
+    """Send bytes of a file until the client does not keep up; return how many. Raises OSError."""
+    sent, room = 0, select.poll()
+    room.register(connection, select.POLLOUT)
     while sent < size:
         try:
             count = os.sendfile(connection, file, start + sent, size - sent)
         except BlockingIOError:
+            if room.poll(KEEPS_UP_MILLISECONDS):
+                continue
             break
         if count == 0:
             raise OSError("the file is shorter than it was")
