@@ -66,6 +66,9 @@ MAX_BODY_BYTES = 1 << 17
 """What the largest recipe takes several times. A body is parsed on the event loop, which answers nobody meanwhile."""
 DATABASE_SECONDS = 5.0
 CONNECTION_TRUSTED_SECONDS = 1.0
+POSTING_THREADS = 8
+"""Threads that keep posted jobs. More of them only take turns at the interpreter and the connections to the database,
+which makes all of them slower."""
 PROVIDER_THREADS = 4
 """Threads in which a slow OpenID provider may be waited for."""
 FIRST_LOOK_SECONDS = 5.0
@@ -114,6 +117,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.probes = probes = Probes.of(settings, looking, app.state.storage, doorbell)
     app.state.lookups = HubLookups()
     app.state.answers = JobAnswers()
+    app.state.posting_threads = CapacityLimiter(POSTING_THREADS)
     app.state.provider_threads = CapacityLimiter(PROVIDER_THREADS)
     reader = QuickReader(settings.database_url, patience_seconds=DATABASE_SECONDS)
     app.state.glances = Glances(reader)

@@ -63,7 +63,8 @@ async def submit_job(
     """Post a model and a target ratio. Once this has answered 202, the job survives any crash."""
     refuse_unstorable(recipe)
     submit = partial(service.submit, recipe, idempotency_key)
-    job = await (lookups.run(submit) if asks_hub(recipe) else to_thread.run_sync(submit))
+    threads = request.app.state.posting_threads
+    job = await (lookups.run(submit) if asks_hub(recipe) else to_thread.run_sync(submit, limiter=threads))
     headers = {"Location": address(request, f"/jobs/{job.id}"), "Retry-After": str(pause_seconds(job))}
     body = placed(request, job).model_dump_json()
     return Response(body, status.HTTP_202_ACCEPTED, headers=headers, media_type="application/json")
