@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from app.db import Sessions, make_engine, make_sessions, upgrade
 from app.embedded import embedded_servers
+from app.embedded.postgres import OPTIONS
 from app.jobs.service import JobService
 from app.settings import ServerSettings, Settings
 from app.sources.models import ModelSources
@@ -52,8 +53,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerSettings]:
     """Settings with the URLs of a running database and broker."""
     base = tmp_path_factory.mktemp("servers")
-    with embedded_servers(Settings(data_dir=base, database_url=None, redis_url=None)) as settings:
-        yield settings
+    with pytest.MonkeyPatch.context() as patch:
+        # No test pulls the plug of the machine, and a disk that others write to makes each commit wait.
+        patch.setitem(OPTIONS, "fsync", "off")
+        with embedded_servers(Settings(data_dir=base, database_url=None, redis_url=None)) as settings:
+            yield settings
 
 
 @pytest.fixture(scope="session")
