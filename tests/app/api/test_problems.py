@@ -1,15 +1,12 @@
 """Every error is a problem document, and says what to send instead."""
 
-import html
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
-from app.api.problems import all_kinds
 from app.errors import HubUnavailable
 from app.main import MAX_BODY_BYTES
-from modelpress.contract.codes import FailureCode
 from modelpress.contract.job import Problem
 
 VALID = {"model": "local:tiny", "target_ratio": 1.3}
@@ -196,38 +193,6 @@ def test_an_unexpected_failure_tells_nothing_but_a_request_id(
     (failure,) = [record for record in caplog.records if record.message == "request_failed"]
     assert failure.__dict__["request_id"] == "trace-7"
     assert failure.exc_info is not None
-
-
-@pytest.mark.parametrize("code", sorted(all_kinds().keys() - set(FailureCode)))
-def test_every_kind_of_problem_has_a_page(client: TestClient, code: str) -> None:
-    response = client.get(f"/problems/{code}")
-
-    assert response.status_code == 200
-    assert all_kinds()[code].title in html.unescape(response.text)
-
-
-def test_the_problems_are_listed(client: TestClient) -> None:
-    page = client.get("/problems").text
-
-    assert all(f'href="/problems/{code}"' in page for code in (*all_kinds(), *FailureCode))
-
-
-@pytest.mark.parametrize("code", FailureCode)
-def test_every_code_that_a_job_can_fail_with_has_a_page(client: TestClient, code: FailureCode) -> None:
-    response = client.get(f"/problems/{code}")
-
-    assert response.status_code == 200
-    page = html.unescape(response.text)
-    assert all(text in page for text in (code.kind.title, code.kind.explanation, code.kind.way_out))
-    assert ("is not tried again" in page) is not code.kind.retryable
-
-
-@pytest.mark.parametrize("code", sorted(all_kinds()))
-def test_every_page_explains_its_problem(client: TestClient, code: str) -> None:
-    kind = all_kinds()[code]
-    failure = next((known.kind for known in FailureCode if known == code), None)
-    assert kind.explanation or failure
-    assert client.get(f"/problems/{code}").text.count("<p>") >= 2
 
 
 def test_an_address_that_looks_like_an_id_knows_its_own_methods_alone(client: TestClient) -> None:
