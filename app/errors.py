@@ -269,6 +269,14 @@ class DatabaseUnavailable(ModelpressError):
     title = "The database does not answer"
 
 
+class TooManyModelsRead(ModelpressError):
+    """The service reads the files of as many other models as it can at once. Nothing was posted: post the job again
+    when the header Retry-After says."""
+
+    code = "too_many_models_read"
+    title = "Other models are being read"
+
+
 class StorageUnavailable(ModelpressError, OSError):
     """The store of finished files cannot be used at the moment. Nothing is lost: wait as long as the header Retry-After
     says, then ask again. A job whose result is ready waits for the store."""

@@ -38,6 +38,7 @@ from app.errors import (
     QueueFull,
     QuotaExceeded,
     StorageUnavailable,
+    TooManyModelsRead,
     TooManyRequests,
     Unauthenticated,
     UploadBusy,
@@ -81,6 +82,7 @@ STATUS: Final[Mapping[type[ModelpressError], int]] = {
     IdentityProviderUnavailable: 503,
     DatabaseUnavailable: 503,
     StorageUnavailable: 503,
+    TooManyModelsRead: 503,
     NotMigrated: 503,
     ForeignDataDirectory: 503,
 }

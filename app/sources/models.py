@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import BoundedSemaphore
 from typing import Any, Literal
 
-from app.errors import InvalidModel, StorageUnavailable, UnknownModel
+from app.errors import InvalidModel, TooManyModelsRead, UnknownModel
 from app.settings import SourceSettings
 from app.sources.checkpoint import read_checkpoint, read_remote_checkpoint
 from app.sources.gguf import read_gguf
@@ -84,9 +84,9 @@ class ModelSources:
         return self.read(reference, path, self.roots, identity(path))
 
     def read_in_turn(self, reference: str, path: Path, roots: tuple[Path, ...], identity: Identity) -> ResolvedModel:
-        """Return the model at a path. Raises StorageUnavailable where others are read for too long."""
+        """Return the model at a path. Raises TooManyModelsRead where others are read for too long."""
         if not self.turns.acquire(timeout=TURN_SECONDS):
-            raise StorageUnavailable("the files of other models are being read; post this again in a moment")
+            raise TooManyModelsRead("the files of other models are being read; post this again in a moment")
         try:
             return read_local(reference, path, roots)
         finally:

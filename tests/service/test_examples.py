@@ -49,7 +49,7 @@ ELSEWHERE = {
     "python -m bench.gpu --rehearse --out DIRECTORY": "tests/bench/test_gpu.py runs its steps",
     "python -m bench.gpu --out DIRECTORY": GPU,
     "python -m bench.gpu.carry smollm2.gguf --data ../shared/data": "needs weights and texts that do not come along",
-    "python -m bench.chaos --minutes 10 --seed 1": "takes ten minutes; tests/bench/test_chaos.py checks its checker",
+    "python -m bench.chaos --minutes 30 --seed 1": "takes half an hour; tests/bench/test_chaos.py checks its checker",
     "python -m tests.support.screenshots DIRECTORY": "takes pictures for people; tests/app/page opens the same pages",
     "docker compose --profile cpu up --build": "needs Docker; tests/test_deployment.py checks the composition",
     "pip install modelpress": "needs a package registry; the fixture installs the wheel",

@@ -10,7 +10,7 @@ from app.errors import (
     NoSafetensors,
     NoTokenizer,
     OutsideRoots,
-    StorageUnavailable,
+    TooManyModelsRead,
     UnknownModel,
     UnsupportedModel,
 )
@@ -298,7 +298,7 @@ def test_few_models_are_read_at_once_and_others_are_told_to_wait(
     monkeypatch.setattr(models, "TURN_SECONDS", 0.01)
     for _ in range(models.READ_AT_ONCE):
         assert sources.turns.acquire(blocking=False)
-    with pytest.raises(StorageUnavailable, match="other models"):
+    with pytest.raises(TooManyModelsRead, match="other models"):
         sources.resolve("local:tiny")
     sources.turns.release()
     assert sources.resolve("local:tiny").kind == "directory"
