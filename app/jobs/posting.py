@@ -14,7 +14,7 @@ from app.clock import clock
 from app.deliveries.models import SubscriptionRow
 from app.jobs import events, listing, roster
 from app.jobs.announcements import announce
-from app.jobs.models import EventRow, JobRow, WorkerRow
+from app.jobs.models import EventRow, JobRow
 from app.keys.callers import operator
 from app.keys.models import DEFAULT_TEAM
 from app.keys.store import RECORD, Entry
@@ -70,11 +70,6 @@ def submitting() -> Select[Any]:
         or_(JobRow.device.is_(None), JobRow.device == job.c.device),
         JobRow.priority >= job.c.priority,
     )
-    workers = select(func.count()).where(
-        roster.lives(),
-        WorkerRow.draining.is_(False),
-        or_(job.c.device.is_(None), WorkerRow.labels.has_key(job.c.device)),
-    )
     told = exists().where(
         or_(SubscriptionRow.team == job.c.owner, SubscriptionRow.team.is_(None)),
         SubscriptionRow.events.contains([EventName.QUEUED]),
@@ -83,7 +78,7 @@ def submitting() -> Select[Any]:
     return select(
         job,
         ahead.scalar_subquery().label("ahead"),
-        workers.scalar_subquery().label("workers"),
+        roster.serving_column(job.c.device).scalar_subquery().label("workers"),
         told.label("told"),
     ).add_cte(insert(EventRow).from_select(columns, values).cte("event"), RECORD.cte("entry"))
 

@@ -6,8 +6,9 @@ Every function takes a session and never commits.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import ColumnElement, delete, func, select, update
+from sqlalchemy import ColumnElement, Select, SQLColumnExpression, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -71,6 +72,12 @@ def forget(session: Session) -> None:
 def lives() -> ColumnElement[bool]:
     """Return the condition that a worker has been heard of lately."""
     return WorkerRow.beat_at > clock() - seconds(LOST_SECONDS)
+
+
+def serving_column(device: SQLColumnExpression[Any]) -> Select[int]:
+    """Return the query for how many workers take jobs for the device in a column; null there stands for any device."""
+    serves = or_(device.is_(None), WorkerRow.labels.has_key(device))
+    return select(func.count()).where(lives(), WorkerRow.draining.is_(False), serves)
 
 
 def serving(session: Session, device: str | None) -> int:

@@ -26,8 +26,8 @@ from sqlalchemy.orm import Session, aliased
 
 from app.clock import clock, seconds
 from app.jobs import store
-from app.jobs.models import AttemptRow, JobRow, WorkerRow
-from app.jobs.roster import lives, serving
+from app.jobs.models import AttemptRow, JobRow
+from app.jobs.roster import serving, serving_column
 from app.jobs.states import LEASED
 from app.jobs.store import Claim
 from app.keys.models import TeamRow
@@ -143,11 +143,6 @@ def glancing() -> Select[Any]:
             ),
         ),
     )
-    workers = select(func.count()).where(
-        lives(),
-        WorkerRow.draining.is_(False),
-        or_(JobRow.device.is_(None), WorkerRow.labels.has_key(JobRow.device)),
-    )
     changed: ColumnElement[str] = literal_column("attempts.xmin::text")
     comma: ColumnElement[str] = literal_column("','")
     attempts = select(func.string_agg(changed, aggregate_order_by(comma, AttemptRow.number))).where(
@@ -160,7 +155,7 @@ def glancing() -> Select[Any]:
         literal_column("jobs.xmin::text").label("changed"),
         attempts.scalar_subquery().label("attempts"),
         case((waits, ahead.scalar_subquery())).label("ahead"),
-        case((waits, workers.scalar_subquery())).label("workers"),
+        case((waits, serving_column(JobRow.device).scalar_subquery())).label("workers"),
     ).where(JobRow.id == bindparam("job_id"))
 
 
