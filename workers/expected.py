@@ -28,7 +28,7 @@ UNKNOWN_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to compute for one ratio."""
+    """The recipe, the model and the candidate methods from which the seconds of one ratio are told."""
 
     recipe: Recipe
     parameters: int
@@ -51,24 +51,24 @@ class Work:
 
     @property
     def rounded(self) -> list[str]:
-        """The formats for which weights are rounded."""
+        """Return the formats for which weights are rounded."""
         rounds = any(way.rounds for way in self.ways) or (not self.ways and self.recipe.precision != PLAIN_BITS)
         return [name for name in self.recipe.formats if rounds and FORMATS[name].codes is not None]
 
     @property
     def tried(self) -> int:
-        """How many methods are tried."""
+        """Return how many methods are tried."""
         return len(self.ways) if len(self.ways) > 1 else 0
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What the methods that may be taken need."""
+        """Return what the methods that may be taken need: calibration, sensitivities, or neither."""
         methods = [way.method for way in self.ways] or [self.recipe.method]
         return frozenset().union(*(method_of(method).needs for method in methods))
 
     @property
     def structural(self) -> bool:
-        """Whether structure may go."""
+        """Return whether structure may go."""
         return not self.ways or any(way.structure > 1.0 for way in self.ways)
 
 

@@ -27,7 +27,7 @@ LOOK_SECONDS = 0.005
 
 
 class Size:
-    """What h11 counts in place of bytes that it never sees."""
+    """A stand-in for bytes that the kernel sends: h11 asks for their number alone."""
 
     def __init__(self, size: int) -> None:
         self.size = size

@@ -95,7 +95,7 @@ RECORD = insert(AuditRow).values(
 
 @dataclass(frozen=True)
 class Entry:
-    """What the caller changes, for the audit."""
+    """An entry of the audit: the caller, what they did, and to what."""
 
     caller: Caller
     action: str

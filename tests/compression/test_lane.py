@@ -38,7 +38,7 @@ class Stream:
 
 
 class Memory:
-    """What a tensor holds: who has written and read it, and for which streams it is kept once it is let go."""
+    """A tensor's memory that knows who has written and read it, and for which streams it is kept once it is let go."""
 
     shape, dtype, nbytes = torch.Size((2, 3)), torch.float32, 24
 

@@ -217,7 +217,7 @@ def test_the_python_runs(reader: Reader, page: str, number: int) -> None:
 
 
 def test_a_part_of_a_recipe_that_a_page_shows_has_the_fields_of_one(reader: Reader) -> None:
-    """Whether it fits the model here is another matter: an unknown field would be refused with 422."""
+    """An unknown field would be refused with 422; that it fits the model here is not asked."""
     for part in parts_of_recipes():
         body = {"model": MODEL, "target_ratio": 1.3} | json.loads(f"{{{part}}}")
         command = f"curl -fsS {HOST}/jobs/estimate -H 'Content-Type: application/json' -d '{json.dumps(body)}'"

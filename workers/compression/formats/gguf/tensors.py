@@ -43,7 +43,7 @@ class FileTensor:
 
     @property
     def in_code(self) -> bool:
-        """Whether its numbers are stored in a code."""
+        """Return whether the numbers of the tensor are stored in a code."""
         return self.type in TYPES.values()
 
     @property
