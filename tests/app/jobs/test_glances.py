@@ -60,6 +60,18 @@ def test_who_asks_while_a_job_is_looked_at_gets_the_next_look() -> None:
     assert {version[0] for version in second} == {"2"}
 
 
+def test_those_that_ask_one_after_another_while_a_job_is_looked_at_share_the_next_look() -> None:
+    async def ask() -> int:
+        reader = Reader()
+        glances = Glances(reader)  # type: ignore[arg-type]
+        tasks = [task for _ in range(5) for task in await asking(glances, 1)]
+        reader.gate.set()
+        await asyncio.gather(*tasks)
+        return reader.asked
+
+    assert asyncio.run(ask()) == 2
+
+
 def test_who_goes_away_leaves_the_look_to_the_others() -> None:
     async def ask() -> str:
         reader = Reader()
